@@ -1,0 +1,55 @@
+"""The run notebooks, as a person runs them."""
+import json
+import pytest
+
+
+@pytest.fixture(scope='module')
+def smoke(papermill, tmp_path_factory):
+    "A finished smoke run."
+    home = tmp_path_factory.mktemp('smoke')
+    done = papermill('train', home/'train.ipynb', '-p', 'preset', 'smoke', '-p', 'out', home/'run')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return home/'run'
+
+
+def test_train_leaves_a_complete_record(smoke):
+    record = json.loads((smoke/'run.json').read_text())
+    assert {'commit', 'dirty', 'torch', 'device', 'threads', 'dataset', 'finished', 'seconds', 'checkpoints', 'failures'} <= set(record)
+    assert (smoke/'figures'/'curves.png').stat().st_size > 5_000
+    assert json.loads((smoke/'config.json').read_text())['steps'] == 12
+
+
+def test_evaluate_writes_metrics_and_figures(smoke, papermill):
+    done = papermill('evaluate', smoke.parent/'evaluate.ipynb', '-p', 'run', smoke)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((smoke/'metrics.json').read_text())
+    assert {p.name for p in (smoke/'figures').iterdir()} >= {'curves.png', 'disk.png', 'radii.png', 'similarity.png'}
+    assert metrics['controls'] and metrics['run']
+
+
+def test_the_same_command_again_changes_nothing(smoke, papermill):
+    before = (smoke/'last.safetensors').read_bytes(), (smoke/'run.json').read_text()
+    done = papermill('train', smoke.parent/'again.ipynb', '-p', 'preset', 'smoke', '-p', 'out', smoke)
+    assert done.returncode == 0 and 'is finished' in (smoke.parent/'again.ipynb').read_text()
+    assert before == ((smoke/'last.safetensors').read_bytes(), (smoke/'run.json').read_text())
+
+
+@pytest.mark.parametrize('args, says', [
+    (['-p', 'stepps', '3'], "unknown parameter 'stepps'; known are: preset, out"),
+    (['-p', 'steps', 'many'], 'not of type int'),
+    (['-p', 'preset', 'demmo'], "unknown preset 'demmo'; known are: smoke"),
+    (['-p', 'preset', 'smoke', '-p', 'data', 'data/nowhere'], 'data/nowhere'),
+    (['-p', 'preset', 'smoke', '-p', 'init', 'outputs/nowhere'], 'outputs/nowhere')])
+def test_bad_parameters_end_the_run(args, says, papermill, tmp_path):
+    done = papermill('train', tmp_path/'t.ipynb', '-p', 'out', tmp_path/'run', *args)
+    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
+
+
+def test_another_config_is_refused(smoke, papermill):
+    done = papermill('train', smoke.parent/'other.ipynb', '-p', 'preset', 'smoke', '-p', 'out', smoke, '-p', 'seed', '7')
+    assert done.returncode != 0 and 'seed (there 0, asked 7)' in done.stderr
+
+
+def test_evaluate_without_a_run_says_so(papermill, tmp_path):
+    done = papermill('evaluate', tmp_path/'e.ipynb', '-p', 'run', tmp_path/'nowhere')
+    assert done.returncode != 0 and 'holds no run' in done.stderr

@@ -1,0 +1,65 @@
+"""The config refuses what it does not know; a run's folder has one owner; checkpoints are whole or not there."""
+import json
+from dataclasses import asdict, replace
+import pytest, torch
+from meru import run as R
+
+
+@pytest.mark.parametrize('given, says', [
+    (dict(stepps=1), "unknown parameter 'stepps'"), (dict(steps='1'), 'steps'), (dict(steps=1.5), 'steps'),
+    (dict(steps=True), 'steps'), (dict(cache=1), 'cache'), (dict(lr=float('inf')), 'lr'), (dict(betas=[.9]), 'betas'),
+    (dict(crop_scale=[.5, 'x']), 'crop_scale'), (dict(seed=-1), 'seed'), (dict(batch_size=0), 'batch_size'),
+    (dict(level_probs=[.5, .2]), 'level_probs'), (dict(geometry='torus'), 'geometry'), (dict(amp='fp64'), 'amp')])
+def test_bad_values_are_named(given, says):
+    with pytest.raises(ValueError, match=says): R.make_config('smoke', **given)
+
+
+def test_every_preset_survives_json():
+    for name, cfg in R.presets.items():
+        again = R.TrainConfig(**R.checked(R.TrainConfig, json.loads(json.dumps(asdict(cfg)))))
+        assert again == cfg, name
+
+
+def test_twins_differ_only_in_geometry_and_cones():
+    for name in ('smoke', 'demo', 'vit_s', 'vit_b', 'vit_l'):
+        for twin in ('clip', 'euclid', 'poincare'):
+            a, b = asdict(R.presets[name]), asdict(R.presets[f'{name}_{twin}'])
+            assert {k for k in a if a[k] != b[k]} <= {'geometry', 'entail_weight'}
+
+
+def test_folder_refuses_another_config(tmp_path):
+    R.Run(tmp_path, R.make_config('smoke'))
+    with pytest.raises(ValueError, match='seed .there 0, asked 1.'): R.Run(tmp_path, R.make_config('smoke', seed=1))
+
+
+def test_checkpoint_of_another_model_is_named(tmp_path):
+    R.save_checkpoint(tmp_path/'a.safetensors', torch.nn.Linear(2, 3), step=1)
+    with pytest.raises(ValueError, match='a.safetensors holds another model.*weight'):
+        R.load_checkpoint(tmp_path/'a.safetensors', torch.nn.Linear(3, 2))
+
+
+def test_damaged_checkpoint_is_not_read(tmp_path):
+    path = tmp_path/'a.safetensors'
+    R.save_checkpoint(path, torch.nn.Linear(2, 3), step=1)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(Exception): R.load_checkpoint(path, torch.nn.Linear(2, 3))
+
+
+def test_checkpoint_bytes_depend_on_content_alone(tmp_path):
+    layer = torch.nn.Linear(4, 4)
+    for n in 'ab': R.save_checkpoint(tmp_path/n, layer, step=1, best=.5)
+    assert (tmp_path/'a').read_bytes() == (tmp_path/'b').read_bytes()
+
+
+def test_write_that_fails_leaves_the_old_file(tmp_path):
+    R.write_json(tmp_path/'a.json', dict(x=1))
+    with pytest.raises(ValueError): R.write_json(tmp_path/'a.json', dict(x=float('nan')))
+    assert json.loads((tmp_path/'a.json').read_text()) == dict(x=1)
+
+
+def test_rewind_drops_a_torn_line(tmp_path):
+    run = R.Run(tmp_path, R.make_config('smoke'))
+    for i in range(4): run.log(dict(step=i))
+    with open(tmp_path/'metrics.jsonl', 'a') as f: f.write('{"step": 4')
+    run.rewind(2)
+    assert [r['step'] for r in run.rows()] == [0, 1, 2]

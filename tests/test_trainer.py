@@ -1,0 +1,98 @@
+"""A run that is killed at any moment and started again ends with the same bits."""
+import os, random, signal, subprocess, sys, time
+from dataclasses import replace
+import pytest, torch
+from meru.run import Run, load_checkpoint, make_config, sha256
+from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
+
+pytestmark = pytest.mark.usefixtures('in_root')
+SCRIPT = """
+import os, sys
+os.environ['OMP_NUM_THREADS'] = '1'
+import torch; torch.set_num_threads(1)
+from meru.run import Run, make_config
+from meru.trainer import fit
+fit(Run(sys.argv[1], make_config('smoke', steps=40, save_every=1, val_every=8)))
+"""
+
+
+def start(folder): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def wait_for(condition, process):
+    "Poll until `condition` holds or the process ends."
+    while process.poll() is None and not condition(): time.sleep(.0005)
+
+
+def test_killed_twenty_times_and_bit_identical(tmp_path):
+    "Half of the kills come at a random step, half while a checkpoint is being written."
+    whole, broken = tmp_path/'whole', tmp_path/'broken'
+    assert start(whole).wait() == 0
+    rng, kills, inside = random.Random(0), 0, 0
+    for i in range(20):
+        target, process, began = i * 2, start(broken), time.time()
+        steps = lambda: len((broken/'metrics.jsonl').read_bytes().splitlines()) * 2 if (broken/'metrics.jsonl').exists() else 0
+        wait_for(lambda: steps() >= target, process)
+        if i % 2: wait_for((broken/'last.safetensors.tmp').exists, process)
+        else: time.sleep(rng.random() * .05)
+        inside += (broken/'last.safetensors.tmp').exists()
+        process.kill(); kills += process.wait() == -signal.SIGKILL
+    assert start(broken).wait() == 0
+    assert kills >= 15 and inside >= 3, (kills, inside)
+    for name in ('last', 'best'): assert sha256(whole/f'{name}.safetensors') == sha256(broken/f'{name}.safetensors')
+    drop = ('pairs_per_s', 'seconds')
+    rows = [[{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', steps=40, save_every=1, val_every=8)).rows()] for f in (whole, broken)]
+    assert rows[0] == rows[1]
+
+
+def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
+    import meru.trainer as T
+    real = T.Loader.batches
+    def poisoned(self, start):
+        for i, b in enumerate(real(self, start), start):
+            yield b._replace(images=b.images.float() * float('nan')) if i == 6 else b
+    monkeypatch.setattr(T.Loader, 'batches', poisoned)
+    run = Run(tmp_path, make_config('smoke', val_every=100))
+    with pytest.raises(NonFinite, match='at step 6.*bad_batch.json'): fit(run)
+    model, opt, state = begin(run, 'cpu')
+    assert state['step'] == 4 and all(p.isfinite().all() for p in model.parameters())
+    assert len(eval((tmp_path/'bad_batch.json').read_text())) == 32
+
+
+def test_init_starts_from_an_earlier_run(tmp_path):
+    first = Run(tmp_path/'a', make_config('smoke'))
+    trained = fit(first)
+    model, _, state = begin(Run(tmp_path/'b', make_config('smoke', init=str(tmp_path/'a'), seed=5)), 'cpu')
+    assert state['step'] == 0
+    assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(ValueError, match='another model'):
+        begin(Run(tmp_path/'c', make_config('smoke', init=str(tmp_path/'a'), embed_dim=64)), 'cpu')
+
+
+@pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
+def test_every_geometry_trains(preset, tmp_path):
+    run = Run(tmp_path, make_config(preset))
+    fit(run)
+    last = run.rows()[-1]
+    assert last['step'] == 12 and last['loss'] > 0 and 0 <= last['val_top1'] <= 1
+    assert (last['entailment'] > 0) == (run.config.entail_weight > 0)
+    assert run.finished and run.read('run.json')['checkpoints']['last'] == sha256(run.last)
+
+
+def test_lorentz_and_poincare_are_the_same_model(tmp_path):
+    "The two hyperbolic twins differ in numerics alone: the first losses agree to seven digits or so."
+    cfgs = [make_config(p) for p in ('smoke', 'smoke_poincare')]
+    pairs, _ = open_data(cfgs[0])
+    batch, losses = next(make_loader(cfgs[0], pairs).batches(0)), []
+    for i, cfg in enumerate(cfgs):
+        model, opt, _ = begin(Run(tmp_path/str(i), cfg), 'cpu')
+        losses.append(float(update(model, opt, batch, cfg, 0)['loss'].detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_curvature_moves_and_stays_in_bounds(tmp_path):
+    run = Run(tmp_path, make_config('smoke', lr=1.0, warmup=0, grad_clip=0.))
+    try: fit(run)
+    except NonFinite: pass
+    curvs = [r['curv'] for r in run.rows() if 'curv' in r]
+    assert len(set(curvs)) > 1 and all(.1 - 1e-6 <= c <= 10 + 1e-5 for c in curvs)
