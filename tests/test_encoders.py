@@ -1,0 +1,114 @@
+"The towers: shapes, positions, where the text feature is read, the paper's sizes."
+from types import SimpleNamespace
+import pytest, torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from meru.encoders import ConvNet, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
+from conftest import ROOT
+
+
+def vit(): return ViT(image_size=24, patch_size=8, width=32, depth=2, heads=4)
+def text(): return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
+def conv(): return ConvNet(widths=(8, 16), blocks=(1, 2))
+PICTURES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.tensor([[62, 5, 6, 63, 0, 0], [62, 63, 0, 0, 0, 0], [62, 9, 8, 7, 6, 63]])
+TOWERS = [(vit, PICTURES), (conv, PICTURES), (text, TOKENS)]
+
+
+def test_positions_are_the_released_ones():
+    released = torch.load(ROOT/'tests/parity/meru_tiny.pth', weights_only=True)['model']['visual.pos_embed']
+    assert torch.allclose(ViT(32, 8, 48, 1, 4).pos_embed, released, atol=1e-6)
+
+
+def test_rows_come_first():
+    table = sincos_positions(64, 5).view(5, 5, 2, 32)
+    assert torch.equal(table[2, 1, 0], table[2, 4, 0]) and torch.equal(table[1, 2, 1], table[4, 2, 1])
+    assert not torch.equal(table[2, 1, 0], table[1, 2, 0])
+
+
+def test_positions_are_fixed_and_saved():
+    tower = vit()
+    assert 'pos_embed' not in dict(tower.named_parameters()) and 'pos_embed' in tower.state_dict()
+    assert (tower.pos_embed[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize('make, x', TOWERS)
+def test_one_feature_per_sample_and_every_weight_learns(make, x):
+    torch.manual_seed(0)
+    tower = make()
+    features = tower(x)
+    assert features.shape == (3, tower.width)
+    features.square().sin().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in tower.parameters())
+
+
+@pytest.mark.parametrize('make, x', TOWERS)
+def test_a_sample_does_not_depend_on_its_batch(make, x):
+    torch.manual_seed(0)
+    tower = make().eval()
+    assert torch.allclose(tower(x)[1], tower(x[1:2])[0], atol=1e-5)
+    assert not torch.allclose(tower(x)[1], tower(x)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize('make, x', TOWERS)
+def test_bfloat16_autocast_stays_near(make, x):
+    torch.manual_seed(0)
+    tower = make().eval()
+    with torch.autocast('cpu', torch.bfloat16): low = tower(x)
+    assert F.cosine_similarity(low.float(), tower(x)).min() > 0.99
+
+
+@pytest.mark.parametrize('make, x', TOWERS[:2])
+def test_double_precision_goes_through(make, x): assert make().double()(x.double()).dtype == torch.float64
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 61), min_size=0, max_size=8), st.integers(0, 2), st.integers(0, 61))
+def test_padding_never_reaches_the_feature(words, pad, filler):
+    torch.manual_seed(0)
+    tower, ids = text(), torch.tensor([[62, *words, 63]])
+    padded = F.pad(ids, (0, pad), value=filler)
+    assert torch.allclose(tower(ids), tower(padded), atol=1e-6)
+
+
+def test_word_order_matters():
+    torch.manual_seed(0)
+    a, b = text()(torch.tensor([[62, 5, 6, 63], [62, 6, 5, 63]]))
+    assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('size, total, table', [
+    ((384, 12, 12), 85_290_372, 75_648), ((768, 12, 12), 149_619_972, 151_296), ((1024, 24, 16), 367_254_020, 201_728)])
+def test_paper_sizes(size, total, table):
+    with torch.device('meta'): image, words = ViT(224, 16, *size), TextTransformer()
+    trained = sum(p.numel() for tower in (image, words) for p in tower.parameters())
+    assert image.pos_embed.numel() == table and trained + table + 512*(size[0] + 512) + 4 == total
+
+
+def test_initial_deviations():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        words, image = TextTransformer(512, 16, 128, 4, 2), ViT(32, 8, 128, 2, 2)
+        for weight, std in ((words.blocks[1].fc1.weight, 256**-0.5), (words.blocks[1].fc2.weight, 1024**-0.5), (words.token_embed.weight, 0.02),
+                            (words.blocks[0].attn.qkv.weight, 128**-0.5), (words.blocks[0].attn.proj.weight, 1024**-0.5), (image.blocks[0].fc1.weight, 0.02)):
+            assert abs(weight.std()/std - 1) < 0.05
+
+
+def test_built_by_name():
+    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_widths=(4, 8), conv_blocks=(1, 1),
+                          vocab_size=50, context_length=9, text_width=16, text_depth=1, text_heads=2)
+    assert isinstance(build_image_tower(cfg), ViT) and build_text_tower(cfg).context_length == 9
+    cfg.image_tower = 'conv'
+    assert build_image_tower(cfg).width == 8
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: ViT(30, 8), '30 is not a multiple of patch_size 8'),
+    (lambda: ViT(32, 8, 30, 1, 3), 'width 30 is not a multiple of 4'),
+    (lambda: ViT(32, 8, 32, 1, 5), 'width 32 cannot be split into 5 heads'),
+    (lambda: vit()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
+    (lambda: text()(torch.ones(1, 13, dtype=torch.long)), '13 tokens'),
+    (lambda: ConvNet((8, 16), (1,)), '2 widths but 1'),
+    (lambda: build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv")])
+def test_wrong_sizes_are_named(make, says):
+    with pytest.raises(ValueError, match=says): make()
