@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reasons', 'magic', 'foreign', 'n_draws', 'yiq', 'ImageError', 'sniff', 'open_image', 'to_rgb', 'decode_image',
            'crop_resize', 'resize_image', 'random_boxes', 'random_affine', 'warp', 'colour_matrices', 'recolour',
-           'ImageAugment', 'random_colours', 'augment_images']
+           'ImageAugment', 'random_colours', 'augment_chunk', 'augment_images']
 
 # %% ../nbs/03_images.ipynb #12024770
 import io
@@ -138,12 +138,14 @@ def random_affine(
     return torch.from_numpy(theta.reshape(-1, 2, 3)).float()
 
 def warp(
-    images:Float32[Tensor, "b 3 s s"], # pictures
+    images:Float32[Tensor, "b 3 t t"], # pictures
     theta:Float32[Tensor, "b 2 3"],    # from `random_affine`
+    size:int,                          # side of the result, pixels
 ) -> Float32[Tensor, "b 3 s s"]:
     "Move the pictures; what comes in from outside repeats the border."
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
-    return F.grid_sample(images, grid, mode='bicubic', padding_mode='border', align_corners=False)
+    at = (2*torch.arange(size) + 1)/size - 1
+    grid = theta[:, :, 0, None, None]*at + theta[:, :, 1, None, None]*at[:, None] + theta[:, :, 2, None, None]
+    return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode='bilinear', padding_mode='border', align_corners=False)
 
 # %% ../nbs/03_images.ipynb #f24aa980
 yiq = np.array([[.299, .587, .114], [.5959, -.2746, -.3213], [.2115, -.5227, .3112]]) # NTSC 1953
@@ -167,11 +169,11 @@ def recolour(
     M:Float32[Tensor, "b 3 3"],        # colour map
     share:Float32[Tensor, "b"],        # of the mean grey to add
 ) -> Float32[Tensor, "b 3 s s"]:
-    "Apply x' = Mx + share · mean grey, by elementwise sums: the same bits in any batch, on any number of threads."
-    grey = (images * torch.tensor(yiq[0]).float()[:, None, None]).sum(1).flatten(1)
-    offset = share * grey.round().to(torch.int64).sum(1) / grey.shape[1]
-    r, g, b = (M[..., i, None, None] * images[:, None, i] for i in range(3))
-    return r + g + b + offset[:, None, None, None]
+    "x' = Mx + share · mean grey, one picture independent of the others to the last bit."
+    grey = images.mean((2, 3), dtype=torch.float64) @ torch.tensor(yiq[0])
+    out = M[:, :, 0, None, None] * images[:, None, 0]
+    for i in (1, 2): out.addcmul_(M[:, :, i, None, None], images[:, None, i])
+    return out.add_((share*grey.float())[:, None, None, None])
 
 # %% ../nbs/03_images.ipynb #59a19566
 @dataclass(frozen=True)
@@ -214,20 +216,28 @@ def random_colours(
     b, c, s = (1 + (2*u[:, :3] - 1) * [aug.brightness, aug.contrast, aug.saturation]).T
     return colour_matrices(b, c, np.where(u[:, 4] < aug.grey, 0, s), (2*u[:, 3] - 1)*aug.hue)
 
+def augment_chunk(
+    images:list,                   # of UInt8[3 h w], any sizes
+    size:int,                      # side of the result, pixels
+    u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
+    aug:ImageAugment,              # the settings
+) -> UInt8[Tensor, "b 3 s s"]:
+    "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
+    moved = aug.degrees or aug.shear or aug.translate
+    boxes = random_boxes(u[:, :4], np.array([o.shape[1:] for o in images]), aug.scale, aug.ratio).tolist()
+    out = torch.stack([crop_resize(*o, size*3//2 if moved else size) for o in zip(images, boxes)])
+    flip = torch.from_numpy(u[:, 4] < aug.flip)
+    if flip.any(): out[flip] = out[flip].flip(-1)
+    if moved: out = warp(out.float(), random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate), size)
+    if aug.brightness or aug.contrast or aug.saturation or aug.hue or aug.grey:
+        out = recolour(out.float(), *random_colours(u[:, 9:], aug))
+    return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).byte()
+
 def augment_images(
     images:list,                   # of UInt8[3 h w], any sizes
     size:int,                      # side of the result, pixels
     u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
     aug:ImageAugment,              # the settings
 ) -> UInt8[Tensor, "b 3 s s"]:
-    "Augment a batch: picture i depends on row i of `u` only."
-    hw = np.array([o.shape[1:] for o in images])
-    boxes = random_boxes(u[:, :4], hw, aug.scale, aug.ratio).tolist()
-    out = torch.stack([crop_resize(*o, size) for o in zip(images, boxes)])
-    flip = torch.from_numpy(u[:, 4] < aug.flip)
-    if flip.any(): out[flip] = out[flip].flip(-1)
-    if aug.degrees or aug.shear or aug.translate:
-        out = warp(out.float(), random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate))
-    if aug.brightness or aug.contrast or aug.saturation or aug.hue or aug.grey:
-        out = recolour(out.float(), *random_colours(u[:, 9:], aug))
-    return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).byte()
+    "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
+    return torch.cat([augment_chunk(images[i:i+32], size, u[i:i+32], aug) for i in range(0, len(images), 32)])
