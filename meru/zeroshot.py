@@ -7,7 +7,8 @@ __all__ = ['templates', 'image_suffixes', 'check_finite', 'best_rank', 'one_hot'
            'encode_texts', 'encode_images', 'class_points', 'parent_index', 'mean_per_class', 'naming_metrics',
            'read_class_folder']
 
-# %% ../nbs/12_zeroshot.ipynb #2ac129ac
+# %% ../nbs/12_zeroshot.ipynb #80ef2851
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -87,7 +88,7 @@ def evaluating(model:nn.Module):
     finally: model.train(was)
 
 def in_batches(
-    f,                  # a batch of items to a tensor with one row each
+    f:Callable,         # a batch of items to a tensor with one row each
     items,              # list or tensor
     batch_size:int=256, # items at once
 ) -> Float[Tensor, "n d"]:

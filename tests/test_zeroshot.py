@@ -1,0 +1,164 @@
+"""Naming: counts with ties and NaN, prompts, parents, class folders."""
+import math
+import numpy as np
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from meru.geometry import geometries, get_geometry
+from meru.zeroshot import *
+
+c = torch.tensor(1.)
+
+
+class Fake(torch.nn.Module):
+    "A model of known vectors: text k is row k of a table, an image is its mean colour."
+    def __init__(self, geometry, d=3):
+        super().__init__()
+        self.geometry = get_geometry(geometry)
+        self.table = torch.nn.Parameter(torch.randn(64, d, generator=torch.Generator().manual_seed(0)))
+        self.log_curv = torch.nn.Parameter(torch.tensor(.3))
+    curv = property(lambda self: self.log_curv.exp())
+    def project_text(self, tokens): return self.table[tokens[:, 0]]
+    def lift_text(self, v): return self.geometry.exp_map0(v * .5, self.curv)
+    def encode_text(self, tokens): return self.lift_text(self.project_text(tokens))
+    def encode_image(self, x): return self.geometry.exp_map0(x.float().mean((2, 3)), self.curv)
+
+
+def tokenizer(texts): return torch.tensor([[sum(map(ord, t)) % 64] for t in texts])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 9), st.integers(0, 10**6), st.integers(1, 4))
+def test_rank_is_the_pessimistic_place_in_a_sorted_list(b, n, seed, values):
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randint(values, (b, n), generator=g).float()  # few values: many ties
+    positive = torch.rand(b, n, generator=g) < .4
+    positive[:, 0] = True
+    got = best_rank(scores, positive)
+    for s, p, r in zip(scores.tolist(), positive.tolist(), got.tolist()):
+        order = sorted(range(n), key=lambda i: (-s[i], p[i]))  # among equals the wrong ones first
+        first = next(k for k, i in enumerate(order) if p[i])
+        assert r == 1 + first
+
+
+def test_constant_scores_win_nothing():
+    res = naming_metrics(torch.zeros(20, 7), torch.arange(20) % 7, {'kind': torch.tensor([0, 0, 0, 1, 1, 2, 2])})
+    assert (res['top1'], res['top5'], res['per_class'], res['kind']) == (0, 0, 0, 0)
+
+
+def test_nan_is_refused_not_first():
+    scores = torch.zeros(3, 4); scores[1, 2] = math.nan
+    with pytest.raises(ValueError, match='1 of 3 rows hold NaN or infinity: row 1'): naming_metrics(scores, torch.zeros(3).long())
+    with pytest.raises(ValueError, match='image points .* owl, rat'):
+        check_finite(torch.tensor([[0.], [math.inf], [math.nan]]), ['cat', 'owl', 'rat'], 'image points')
+    with pytest.raises(ValueError, match=r'7 of 9 rows .*row 0, row 1, row 2, row 3, row 4, \.\.\.'):
+        check_finite(torch.tensor([math.nan] * 7 + [0.] * 2))
+    with pytest.raises(ValueError, match='row 3, row 4$'): check_finite(torch.full((5,), math.nan))
+
+
+def test_encoders_name_the_text_that_breaks():
+    model = Fake('lorentz')
+    with torch.no_grad(): model.table[tokenizer(['dog'])[0, 0]] = math.nan
+    for f in (encode_texts, lambda m, t, x: class_points(m, t, x, ['{}'])):
+        with pytest.raises(ValueError, match='1 of 3 .*dog'): f(model, tokenizer, ['cat', 'dog', 'owl'])
+
+
+def test_hand_worked_naming():
+    scores = torch.tensor([[3., 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3], [0, 3, 2, 1]])
+    res = naming_metrics(scores, torch.tensor([0, 1, 0, 1]), {'half': torch.tensor([0, 0, 1, 1])})
+    assert res['top1'] == 2/4 and res['per_class'] == 2/4 and res['half'] == 3/4
+    assert res['chance'] == 1/4 and res['half_chance'] == 1/2 and res['top5'] == 1
+    assert res['top1_low'] <= res['top1'] <= res['top1_high']
+    assert all(isinstance(v, (int, float)) for v in res.values())
+
+
+def test_top5_ends_at_five():
+    scores = torch.arange(8.).flip(0).expand(8, -1)
+    assert naming_metrics(scores, torch.arange(8))['top5'] == 5/8
+
+
+def test_per_class_differs_from_plain_where_classes_are_uneven():
+    hits, targets = torch.tensor([1., 1, 1, 0]), torch.tensor([0, 0, 0, 5])
+    assert mean_per_class(hits, targets) == .5
+
+
+@pytest.mark.parametrize('bad', [-1, 4])
+def test_class_index_out_of_range(bad):
+    with pytest.raises(ValueError, match=r'0\.\.3'): naming_metrics(torch.rand(2, 4), torch.tensor([0, bad]))
+
+
+def test_coarse_level_of_right_answers_is_right():
+    g = torch.Generator().manual_seed(0)
+    scores, targets = torch.rand(300, 12, generator=g), torch.randint(12, (300,), generator=g)
+    fine, coarse = torch.arange(12) // 2, torch.arange(12) // 6
+    res = naming_metrics(scores, targets, dict(fine=fine, coarse=coarse))
+    assert res['top1'] < res['fine'] < res['coarse']
+    predicted = scores.argmax(1)  # no ties here: the same as looking up the parent of the named class
+    assert res['fine'] == pytest.approx((fine[predicted] == fine[targets]).double().mean().item())
+
+
+def test_interval_is_the_binomials():
+    p, n = .3, 500
+    low, high = interval(torch.arange(n) < p * n)
+    wide = 1.96 * math.sqrt(p * (1 - p) / n)
+    assert (low, high) == pytest.approx((p - wide, p + wide), abs=.004)
+    assert interval(torch.arange(n), 0) != interval(torch.arange(n), 1)
+    with pytest.raises(ValueError, match='at least one'): interval(torch.ones(0))
+
+
+def test_prompts():
+    assert fill(['a', 'b'], ['{}', 'x {}']) == ['a', 'x a', 'b', 'x b']
+    for bad in ('no place', '{} and {}'):
+        with pytest.raises(ValueError, match='must hold one'): fill(['a'], [bad])
+    assert fill(['{x} 100%'], ['a {}']) == ['a {x} 100%']
+    assert all(t.count('{}') == 1 for t in templates)
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_ensemble_is_averaged_before_the_lift(name):
+    model, prompts = Fake(name), ['{}', 'a {}', '{}!']
+    got = class_points(model, tokenizer, ['cat', 'dog'], prompts)
+    with torch.no_grad():
+        for row, word in zip(got, ['cat', 'dog']):
+            v = model.table[tokenizer([p.format(word) for p in prompts])[:, 0]]
+            if name == 'sphere': v = torch.nn.functional.normalize(v, dim=-1)
+            torch.testing.assert_close(row, model.lift_text(v.mean(0)))
+            if name == 'lorentz': assert not torch.allclose(row, model.lift_text(v).mean(0), atol=1e-3)
+
+
+def test_batches_do_not_matter():
+    model, texts = Fake('poincare'), [f'text {i}' for i in range(10)]
+    whole = encode_texts(model, tokenizer, texts)
+    assert torch.equal(whole, torch.cat([encode_texts(model, tokenizer, texts[:3]), encode_texts(model, tokenizer, texts[3:])]))
+    images = torch.randint(256, (600, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).float() / 255
+    torch.testing.assert_close(encode_images(model, images), torch.cat([encode_images(model, images[i:i+1]) for i in range(600)]))
+
+
+def test_model_comes_back_in_its_mode():
+    for mode in (True, False):
+        model = Fake('lorentz').train(mode)
+        assert not encode_texts(model, tokenizer, ['a']).requires_grad and model.training == mode
+        with pytest.raises(RuntimeError):
+            with evaluating(model): raise RuntimeError
+        assert model.training == mode and torch.is_grad_enabled()
+
+
+def test_parents():
+    index, parents = parent_index(['cat', 'rose', 'dog'], dict(cat='animal', dog='animal', rose='plant', fern='plant'))
+    assert index.tolist() == [0, 1, 0] and parents == ['animal', 'plant']
+    with pytest.raises(KeyError, match="2 of 3 .*'wasp'"): parent_index(['cat', 'wasp', 'bee'], dict(cat='animal'))
+
+
+def test_class_folder(tmp_path):
+    for name, count in [('two_words', 2), ('one', 1)]:
+        (tmp_path/name).mkdir()
+        for i in range(count): Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path/name/f'{i}.PNG')
+    (tmp_path/'one'/'notes.txt').write_text('not a picture')
+    (tmp_path/'.hidden').mkdir()
+    names, files, targets = read_class_folder(tmp_path)
+    assert names == ['one', 'two words'] and targets.tolist() == [0, 1, 1]
+    assert [f.parent.name for f in files] == ['one', 'two_words', 'two_words']
+    (tmp_path/'none').mkdir()
+    with pytest.raises(ValueError, match='none holds no image'): read_class_folder(tmp_path)
+    with pytest.raises(ValueError, match='no class folders'): read_class_folder(tmp_path/'one')
+    with pytest.raises(FileNotFoundError, match='absent'): read_class_folder(tmp_path/'absent')
