@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['contrastive_loss', 'same_text', 'check_pairs', 'entailment_loss']
 
-# %% ../nbs/07_losses.ipynb #5ad7653c
+# %% ../nbs/07_losses.ipynb #e80bd181
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .geometry import Geometry
 
@@ -22,14 +22,14 @@ def contrastive_loss(
 ) -> Float[Tensor, ""]: # nats
     "Symmetric cross entropy over the scores of all pairs (CLIP, section 2.3; MERU, section 3.2)."
     check_pairs(image_points, text_points, text_ids)
-    logits = logit_scale.to(torch.promote_types(logit_scale.dtype, torch.float32)) * geometry.scores(image_points, text_points, curv)
+    logits = logit_scale * geometry.scores(image_points, text_points, curv)
     if text_ids is not None:
         logits = logits.masked_fill(same_text(text_ids), -torch.inf)
     return ((logits.logsumexp(1) + logits.logsumexp(0))/2 - logits.diagonal()).mean()
 
 def same_text(
     text_ids:Int[Tensor, "b"], # equal ids mark equal texts
-) -> Float[Tensor, "b b"]: # true for two different pairs with the same text
+) -> Bool[Tensor, "b b"]: # true for two different pairs with the same text
     "Which pairs are not each other's negatives."
     equal = text_ids[:, None] == text_ids
     return equal & ~torch.eye(len(text_ids), dtype=torch.bool, device=text_ids.device)
