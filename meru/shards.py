@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['image_types', 'persons', 'Sample', 'SampleError', 'root', 'sample_members', 'write_shard', 'file_sha256',
-           'dataset_id', 'make_manifest', 'write_shards', 'tar_members', 'index_shard', 'emoji_levels', 'hash_order',
-           'emoji_splits', 'without_person', 'emoji_sample', 'embedded_data', 'packed_ids', 'pack_emoji',
+           'dataset_id', 'make_manifest', 'write_shards', 'tar_members', 'index_shard', 'emoji_rows', 'emoji_levels',
+           'hash_order', 'emoji_splits', 'without_person', 'emoji_sample', 'embedded_data', 'packed_ids', 'pack_emoji',
            'read_manifest', 'checked_index', 'read_sample', 'Shards', 'sample_rng', 'epoch_order', 'Source', 'Batch',
            'choose_text', 'pictures', 'to_batch', 'Steps', 'first', 'Walks', 'Loader']
 
@@ -175,7 +175,13 @@ def index_shard(
         last, rows[-1][at:at+2] = stem, (first, size)
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
 
-# %% ../nbs/04_shards.ipynb #b0714469
+# %% ../nbs/04_shards.ipynb #8145ee5e
+def emoji_rows(
+    home:Path, # data/emoji
+) -> list[dict]:
+    "The lines of emoji.jsonl: file, style, license, name, tags, subgroup, group."
+    with open(home/'emoji.jsonl', encoding='utf-8') as f: return [json.loads(o) for o in f]
+
 def emoji_levels(
     row:dict, # a line of emoji.jsonl
 ) -> list[str]:
@@ -257,10 +263,9 @@ def pack_emoji(
     ids:dict,  # split to dataset id, as it must come out
 ):
     "Write every split beside its place, check the ids, move it there."
-    rows = [json.loads(o) for o in open(home/'emoji.jsonl', encoding='utf-8')]
     with zipfile.ZipFile(home/'drawings.zip') as z, tempfile.TemporaryDirectory(dir=home, suffix='.tmp') as tmp:
         new, place = Path(tmp)/'shards', home/'shards'
-        for split, members in emoji_splits(rows).items():
+        for split, members in emoji_splits(emoji_rows(home)).items():
             write_shards((emoji_sample(o, split, z) for o in members), new/split, 2000, f'emoji_{split}')
         if (made := packed_ids(new, ids)) != ids:
             raise ValueError(f"Packing {home} gave the ids {made}, not those of dataset_ids.json: its files were changed; check them out again.")
