@@ -28,7 +28,7 @@ from torch.linalg import vector_norm
 from .geometry import Geometry, get_geometry, poincare_to_lorentz, lorentz_to_poincare, sinhc, unit
 
 # %% ../nbs/01_plots.ipynb #39fe41c4
-palette = dict(blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#7F7F7F')
+palette = dict(blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#4D4D4D')
 
 def _small_png(fig):
     "The figure as a PNG of 128 colours."
