@@ -87,11 +87,12 @@ def _fits(v, t) -> bool:
 def checked(
     cls:type,       # a config dataclass
     given:dict,     # field name -> value, as it came from a person
+    also:str='',    # names that the caller knows beside the fields, for the error's sake
 ) -> dict:          # the same, tuples and floats made of what stood for them
     "Refuse an unknown name or a wrong type in one sentence."
     types, docs = get_type_hints(cls), field_docs(cls)
     if bad := [k for k in given if k not in docs]:
-        raise ValueError(f"unknown parameter {', '.join(map(repr, bad))}; known are: preset, out, {', '.join(docs)}")
+        raise ValueError(f"unknown parameter {', '.join(map(repr, bad))}; known are: {also}{', '.join(docs)}")
     for k, v in given.items():
         if not _fits(v, types[k]):
             raise ValueError(f"{k} = {v!r} is not of type {getattr(types[k], '__name__', types[k])}: {docs[k]}")
@@ -102,7 +103,7 @@ vit_s = TrainConfig(image_width=384, image_depth=12, image_heads=12)
 vit_b = replace(vit_s, image_width=768)
 vit_l = replace(vit_s, image_width=1024, image_depth=24, image_heads=16)
 
-# %% ../nbs/10_run.ipynb #51aa0791
+# %% ../nbs/10_run.ipynb #3c8e7081
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
 # two CPU cores, about eight minutes; names a drawing of the unseen style among all names: see outputs/reference
 demo = TrainConfig(
@@ -112,7 +113,7 @@ demo = TrainConfig(
     log_every=20, val_every=250, save_every=250)
 # papermill nbs/train.ipynb outputs/smoke/train.ipynb -p preset smoke
 # two CPU cores, seconds; learns nothing that is worth a number
-smoke = replace(demo, steps=12, batch_size=32, warmup=2, log_every=2, val_every=6, save_every=4)
+smoke = replace(demo, steps=12, batch_size=32, warmup=2, log_every=2, val_every=6, save_every=4, cache=False)
 
 # %% ../nbs/10_run.ipynb #6e34645b
 def twins(
@@ -133,7 +134,7 @@ def make_config(
 ) -> TrainConfig: # the resolved config
     "A preset and its changes, checked."
     if preset not in presets: raise ValueError(f"unknown preset {preset!r}; known are: {', '.join(presets)}")
-    return replace(presets[preset], **checked(TrainConfig, given))
+    return replace(presets[preset], **checked(TrainConfig, given, 'preset, out, '))
 
 # %% ../nbs/10_run.ipynb #726aa5ad
 def injected(

@@ -1,48 +1,77 @@
 """A run that is killed at any moment and started again ends with the same bits."""
 import os, random, signal, subprocess, sys, time
-from dataclasses import replace
+from pathlib import Path
 import pytest, torch
-from meru.run import Run, load_checkpoint, make_config, sha256
+from meru.run import Run, make_config, sha256
 from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
 
 pytestmark = pytest.mark.usefixtures('in_root')
-SCRIPT = """
-import os, sys
-os.environ['OMP_NUM_THREADS'] = '1'
-import torch; torch.set_num_threads(1)
+CONFIG = dict(steps=40, save_every=1, val_every=8)
+LAUNCHER = f"""
+import os, sys, torch
+torch.set_num_threads(1)
 from meru.run import Run, make_config
 from meru.trainer import fit
-fit(Run(sys.argv[1], make_config('smoke', steps=40, save_every=1, val_every=8)))
+for folder in map(str.strip, sys.stdin):
+    if pid := os.fork():
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+    else:
+        os.dup2(2, 1)
+        fit(Run(folder, make_config('smoke', **{CONFIG})))
+        os._exit(0)
 """
 
 
-def start(folder): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+class Launcher:
+    "Imports torch once, then starts each run in a process of its own."
+    def __init__(self):
+        env = os.environ | dict(OMP_NUM_THREADS='1')
+        self.process = subprocess.Popen([sys.executable, '-c', LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    def start(self, folder):
+        print(folder, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+    def status(self): return int(self.process.stdout.readline())
 
 
-def wait_for(condition, process):
-    "Poll until `condition` holds or the process ends."
-    while process.poll() is None and not condition(): time.sleep(.0005)
+@pytest.fixture
+def launcher():
+    one = Launcher()
+    yield one
+    one.process.stdin.close(); one.process.stdout.close(); one.process.wait()
 
 
-def test_killed_twenty_times_and_bit_identical(tmp_path):
-    "Half of the kills come at a random step, half while a checkpoint is being written."
+def wait_for(condition, seconds=60):
+    "Poll until `condition` holds."
+    end = time.time() + seconds
+    while not condition() and time.time() < end: time.sleep(.0005)
+
+
+def alive(pid): return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+
+
+def test_killed_twenty_times_and_bit_identical(tmp_path, launcher):
+    "Half of the kills come at a random moment, half while a checkpoint is being written."
     whole, broken = tmp_path/'whole', tmp_path/'broken'
-    assert start(whole).wait() == 0
-    rng, kills, inside = random.Random(0), 0, 0
+    launcher.start(whole)
+    assert launcher.status() == 0
+    rng, kills, inside, tmp = random.Random(0), 0, 0, broken/'last.safetensors.tmp'
+    lines = lambda: (broken/'metrics.jsonl').read_bytes().count(b'\n') if (broken/'metrics.jsonl').exists() else 0
     for i in range(20):
-        target, process, began = i * 2, start(broken), time.time()
-        steps = lambda: len((broken/'metrics.jsonl').read_bytes().splitlines()) * 2 if (broken/'metrics.jsonl').exists() else 0
-        wait_for(lambda: steps() >= target, process)
-        if i % 2: wait_for((broken/'last.safetensors.tmp').exists, process)
+        pid, goal = launcher.start(broken), lines() + 1
+        wait_for(lambda: lines() >= goal or not alive(pid))
+        if i % 2: wait_for(lambda: tmp.exists() or not alive(pid))
         else: time.sleep(rng.random() * .05)
-        inside += (broken/'last.safetensors.tmp').exists()
-        process.kill(); kills += process.wait() == -signal.SIGKILL
-    assert start(broken).wait() == 0
+        inside += tmp.exists()
+        if alive(pid): os.kill(pid, signal.SIGKILL)
+        kills += launcher.status() == signal.SIGKILL
+    launcher.start(broken)
+    assert launcher.status() == 0
     assert kills >= 15 and inside >= 3, (kills, inside)
     for name in ('last', 'best'): assert sha256(whole/f'{name}.safetensors') == sha256(broken/f'{name}.safetensors')
     drop = ('pairs_per_s', 'seconds')
-    rows = [[{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', steps=40, save_every=1, val_every=8)).rows()] for f in (whole, broken)]
-    assert rows[0] == rows[1]
+    rows = [[{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', **CONFIG)).rows()] for f in (whole, broken)]
+    assert rows[0] == rows[1] and len(rows[0]) == 20
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
