@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['levels', 'splits', 'questions', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam', 'name_metrics',
            'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics', 'untrained', 'evaluate_emoji',
-           'chance_of', 'summary']
+           'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'EvalConfig']
 
-# %% ../nbs/18_evaluation.ipynb #640446c5
+# %% ../nbs/18_evaluation.ipynb #b335e554
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -29,6 +30,7 @@ class Drawings(NamedTuple):
     keys:list[str]                  # which sample each is
     chains:list[tuple]              # its texts, one per level, general to special
     damaged:int                     # samples that could not be read
+    id:str                          # of the dataset: a hash of its shards
 
 def read_split(
     folder:str|Path, # shards of one split
@@ -39,7 +41,7 @@ def read_split(
     samples = [s for i in range(len(source.shards)) if (s := source.try_get(i))]
     if not samples: raise ValueError(f"none of the {len(source.shards)} samples of {folder} can be read")
     chains = [tuple(s.meta["levels"]) for s in samples]
-    return Drawings(pictures(samples, image_size), [s.key for s in samples], chains, len(source.damaged))
+    return Drawings(pictures(samples, image_size), [s.key for s in samples], chains, len(source.damaged), source.shards.id)
 
 # %% ../nbs/18_evaluation.ipynb #a5295238
 class Exam(NamedTuple):
@@ -166,8 +168,8 @@ def evaluate_emoji(
     parts = {"": model_metrics(model.geometry, exam, emb, model.cfg.min_radius),
         "untrained_": model_metrics(fresh.geometry, exam, embed(fresh, tokenizer, exam), model.cfg.min_radius),
         "pixel_": pixel_metrics(exam)}
-    damaged = sum(d.damaged for d in exam.drawings.values())
-    return {"damaged": damaged} | {f"{who}{k}": v for who, m in parts.items() for k, v in m.items()}, emb, exam
+    res = {f"{s}_id": d.id for s, d in exam.drawings.items()} | {"damaged": sum(d.damaged for d in exam.drawings.values())}
+    return res | {f"{who}{k}": v for who, m in parts.items() for k, v in m.items()}, emb, exam
 
 # %% ../nbs/18_evaluation.ipynb #e9c0880e
 questions = {
@@ -200,3 +202,48 @@ def summary(
         for question, key in questions.items()]
     head = ["", "model", "untrained", "pixels", "chance"]
     return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * 5] + rows)
+
+# %% ../nbs/18_evaluation.ipynb #0c1e4758
+def given_names(
+    geometry,    # of the model
+    exam:Exam,
+    emb:Embeddings,
+    rows:Int64[Tensor, "n"],  # drawings
+    split:str="test_style",   # theirs
+) -> list[str]:               # with a tick where right
+    "What the model calls some drawings."
+    scores = geometry.scores(emb.image_points[split][rows], emb.text_points[exam.names], emb.curv)
+    answer, truth = scores.argmax(1), exam.targets(split)[rows]
+    return [("✓ " if a == t else "") + exam.texts[exam.names[a]] for a, t in zip(answer, truth)]
+
+def spread_rows(
+    exam:Exam,
+    n:int,                  # how many
+    split:str="test_style", # of which drawings
+) -> Int64[Tensor, "n"]:
+    "Drawings at equal steps through the tree."
+    order = exam.chains[split][:, 2].argsort()
+    order = order[exam.chains[split][order, 1].argsort(stable=True)]
+    order = order[exam.chains[split][order, 0].argsort(stable=True)]
+    return order[torch.linspace(0, len(order) - 1, n).long()]
+
+def level_radii(
+    geometry,    # of the model
+    exam:Exam,
+    emb:Embeddings,
+) -> dict[str, Float[Tensor, "n"]]:
+    "Radii of the texts by level and of the unseen style's drawings."
+    images, texts, chains = unseen_style(exam, emb)
+    above = {name: geometry.radius(texts[c.unique()], emb.curv) for name, c in zip(levels, chains.T)}
+    return above | {"image": geometry.radius(images, emb.curv)}
+
+# %% ../nbs/18_evaluation.ipynb #de7736fa
+@dataclass(frozen=True)
+class EvalConfig:
+    "What `nbs/evaluate.ipynb` takes."
+    run:str = 'outputs/demo'  # folder of a run, from the project's root
+    checkpoint:str = 'last'   # 'last' or 'best'
+    seed:int = 0              # of the untrained control's weights
+
+    def __post_init__(self):
+        if self.checkpoint not in ('last', 'best'): raise ValueError(f"checkpoint {self.checkpoint!r} is neither 'last' nor 'best'")
