@@ -8,10 +8,10 @@ __all__ = ['how', 'readers', 'nat64', 'fates', 'passing', 'FetchConfig', 'make_f
            'Timed', 'tls', 'connect', 'read_body', 'opted_out', 'one_answer', 'fetch_bytes', 'clean_picture',
            'add_member', 'write_tar', 'seal', 'check_raw', 'seal_raw', 'Tally', 'write_text_atomic', 'guarded_download',
            'guarded_resize', 'Guarded', 'need', 'spark_session', 'done_shards', 'distribute', 'watch_family', 'engine',
-           'engine_process', 'progress', 'tell', 'follow', 'run_engine', 'folder_rows', 'own_caption', 'pack_rows',
-           'read_file', 'pack_own', 'hub_files', 'fetch_mirror_file', 'mirror_rows', 'pack_mirror', 'shard_entry',
-           'close_books', 'only_one', 'own_source', 'prepare', 'write_table_whole', 'pack_here', 'fetch', 'fate_table',
-           'plot_reasons', 'plot_sizes', 'pair_sheet']
+           'engine_process', 'progress', 'tell', 'follow', 'reason_in', 'run_engine', 'folder_rows', 'own_caption',
+           'pack_rows', 'read_file', 'pack_own', 'hub_files', 'fetch_mirror_file', 'mirror_rows', 'pack_mirror',
+           'shard_entry', 'close_books', 'only_one', 'own_source', 'prepare', 'write_table_whole', 'pack_here', 'fetch',
+           'fate_table', 'plot_reasons', 'plot_sizes', 'pair_sheet']
 
 # %% ../nbs/16_download.ipynb #d7e7a79b
 import csv, fcntl, fnmatch, hashlib, http.client, importlib.util, io, ipaddress, json, multiprocessing, os, re, shutil, signal, socket, ssl
@@ -197,10 +197,10 @@ def split_url(
     "The parts of a URL, or a refusal."
     try:
         parts = urlsplit(url.strip())
-        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+        scheme, host, port = parts.scheme.lower(), parts.hostname or '', parts.port
         if scheme not in ('http', 'https'): raise Refused('forbidden_scheme', scheme)
         host = host if ':' in host else host.encode('idna').decode()
-    except (ValueError, AttributeError, UnicodeError) as e: raise Refused('bad_url', str(e)) from None
+    except (ValueError, UnicodeError) as e: raise Refused('bad_url', str(e)) from None
     target = (parts.path or '/') + ('?' + parts.query if parts.query else '')
     if not host or not re.fullmatch(r'[\w.:-]+', host): raise Refused('bad_url', host)
     return scheme, host, (443 if scheme == 'https' else 80) if port is None else port, quote(target, safe="%/:=&?~#+!$,;'@()*[]|")
@@ -551,7 +551,7 @@ def engine(
 def engine_process(work:Path, log:deque):
     "The engine in a session of its own; nothing of it outlives the block."
     env = os.environ | dict(NO_ALBUMENTATIONS_UPDATE='1', PYTHONUNBUFFERED='1')
-    p = subprocess.Popen([sys.executable, '-c', 'import sys; from meru.download import engine; engine(sys.argv[1])', str(work)],
+    p = subprocess.Popen([sys.executable, '-c', 'import importlib, sys; importlib.import_module("meru.download").engine(sys.argv[1])', str(work)],
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', env=env, start_new_session=True)
     listen = threading.Thread(target=log.extend, args=(p.stdout,), daemon=True)
     listen.start()
@@ -573,6 +573,7 @@ def progress(
     live = [tuple(map(int, p.read_text().split())) for p in (work/'progress').glob('*.txt') if int(p.stem) not in known]
     return tuple(map(sum, zip((0, 0), *known.values(), *live)))
 
+# %% ../nbs/16_download.ipynb #e0566b30
 def tell(bar:tqdm, rows:int, stored:int):
     "Success rate and pairs a second, beside what the bar says itself."
     pace = stored/max(time.time() - bar.start_t, 1e-3)
@@ -589,6 +590,12 @@ def follow(p:subprocess.Popen, bar:tqdm, folder:Path, work:Path, patience:float)
         if code is not None: return code
         if time.monotonic() - moved > patience: return -1
         time.sleep(.3)
+
+# %% ../nbs/16_download.ipynb #107cc793
+def reason_in(log:deque) -> str:
+    "The last line of the engine's output that says what went wrong."
+    lines = [o.strip() for o in log if re.match(r'shard \d+ failed|a worker ended|[\w.]*(Error|Exception)\b', o)]
+    return f': {lines[-1]}' if lines else ''
 
 def run_engine(
     cfg:FetchConfig, # how
@@ -607,21 +614,21 @@ def run_engine(
             with engine_process(work, log) as p: code = follow(p, bar, folder, work, patience)
             if len(done_shards(folder)) == shards: return
             if code == 1: break
+            print(f'\nthe engine ended with exit code {code}{reason_in(log)}; finished shards are kept')
     missing = sorted({*range(shards)} - done_shards(folder))
-    why = [o.strip() for o in log if re.match(r'shard \d+ failed|a worker ended|\w*(Error|Exception)\b', o)][-1:] or [f'the engine ended with exit code {code}']
-    raise RuntimeError(f'{len(missing)} of {shards} shards are incomplete, the first is {missing[0]:05d} ({why[0]}); {shutil.disk_usage(folder).free/1e9:.1f} GB are free in {folder}. '
+    raise RuntimeError(f'{len(missing)} of {shards} shards are incomplete, the first is {missing[0]:05d}{reason_in(log)}; {shutil.disk_usage(folder).free/1e9:.1f} GB are free in {folder}. '
                        'Finished shards are kept: run the same command again.')
 
 # %% ../nbs/16_download.ipynb #e39635a9
 def folder_rows(
     folder:Path, # of pictures and .txt files, at any depth
-) -> Iterator[tuple[str, str]]: # caption, path; a caption that is missing is empty
+) -> Iterator[tuple[str, str]]: # caption, path from the folder; a caption that is missing is a blank
     "Pictures with their captions, in the order of their names."
     files = sorted(p for p in folder.rglob('*') if p.is_file())
     texts = {p.with_suffix(''): p for p in files if p.suffix.lower() == '.txt'}
     for p in files:
-        if p.suffix[1:].lower() in image_types: yield own_caption(texts.pop(p.with_suffix(''), None)), str(p.resolve())
-    for p in texts.values(): yield own_caption(p), str(p.resolve())
+        if p.suffix[1:].lower() in image_types: yield own_caption(texts.pop(p.with_suffix(''), None)), p.relative_to(folder).as_posix()
+    for p in texts.values(): yield own_caption(p), p.relative_to(folder).as_posix()
 
 def own_caption(path:Path | None) -> str:
     "The text of a caption file; a blank stands for none."
@@ -647,19 +654,19 @@ def pack_rows(
         except (Refused, ImageError) as e: r['reason'] = e.reason
     return seal(folder, number, rows, pictures.__getitem__)
 
-def read_file(path:str, limit:int) -> bytes:
+def read_file(path:str, at:Path, limit:int) -> bytes:
     "A file's bytes, or a refusal."
     try:
-        if not os.path.isfile(path): raise Refused('missing_file', path)
-        if os.path.getsize(path) > limit: raise Refused('too_large', path)
-        with open(path, 'rb') as f: return f.read()
+        if not (at/path).is_file(): raise Refused('missing_file', path)
+        if (at/path).stat().st_size > limit: raise Refused('too_large', path)
+        return (at/path).read_bytes()
     except OSError as e: raise Refused('missing_file', str(e)) from None
 
-def pack_own(number:int, cfg:FetchConfig, folder:Path, work:Path) -> dict:
-    "One shard of one's own pairs."
+def pack_own(number:int, at:Path, cfg:FetchConfig, folder:Path, work:Path) -> dict:
+    "One shard of one's own pairs; paths begin at `at`."
     import pyarrow.parquet as pq
     rows = pq.read_table(work/'table.parquet').slice(number*cfg.shard_size, cfg.shard_size).to_pylist()
-    return pack_rows(number, rows, cfg, folder, partial(read_file, limit=cfg.max_bytes))
+    return pack_rows(number, rows, cfg, folder, partial(read_file, at=at, limit=cfg.max_bytes))
 
 # %% ../nbs/16_download.ipynb #65264b50
 def hub_files(
@@ -762,9 +769,8 @@ def own_source(path:Path, cfg:FetchConfig) -> tuple[Iterator, str]:
     "Rows of one's own pairs, and a hash of what was there."
     if path.is_dir():
         rows = list(folder_rows(path))
-        return iter(rows), hashlib.sha256(json.dumps([(c, p, os.path.getsize(p)) for c, p in rows]).encode()).hexdigest()
-    at = lambda p: str((path.parent/p).resolve())
-    return (r and (r[0], at(r[1])) for r in read_pairs(path, 'path', cfg.caption_col, cfg.columns.replace('url', 'path'))), sha256(path)
+        return iter(rows), hashlib.sha256(json.dumps([(c, p, (path/p).stat().st_size) for c, p in rows]).encode()).hexdigest()
+    return read_pairs(path, 'path', cfg.caption_col, cfg.columns.replace('url', 'path')), sha256(path)
 
 def prepare(
     cfg:FetchConfig,  # which door
@@ -829,7 +835,10 @@ def fetch(
         shards = len(source['files']) if cfg.mirror else -(-usable//cfg.shard_size)
         missing = sorted({*range(shards)} - done_shards(folder))
         if missing and cfg.url_list: run_engine(cfg, folder, work, usable, shards)
-        elif missing: pack_here(pack_mirror if cfg.mirror else pack_own, missing, cfg, folder, work)
+        elif missing:
+            at = (base/cfg.pairs).resolve()
+            job = pack_mirror if cfg.mirror else partial(pack_own, at=at if at.is_dir() else at.parent)
+            pack_here(job, missing, cfg, folder, work)
         manifest = close_books(folder, cfg, source, shards)
         run.record(**machine(), dataset=manifest['id'], seconds=round(time.time() - began), finished=time.strftime('%Y-%m-%d'), source=source.get('commit') or source['sha256'])
         shutil.rmtree(work)
