@@ -139,47 +139,50 @@ def init_scaled(
 
 # %% ../nbs/05_encoders.ipynb #6b6c4d9d
 class ConvBlock(nn.Module):
-    "Pre-activation residual block (He et al. 2016, identity mappings)."
+    "Residual block of two 3 x 3 convolutions (He et al. 2016), zero at the start (Goyal et al. 2017)."
     def __init__(self,
         n_in:int, # channels in
         n_out:int, # channels out
         stride:int=1, # 2 halves the picture
     ):
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(n_in), nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(n_out), nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        shortcut = [nn.AvgPool2d(stride)] if stride > 1 else []
-        if n_in != n_out: shortcut.append(nn.Conv2d(n_in, n_out, 1, bias=False))
+        self.conv1, self.norm1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv2, self.norm2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
+        nn.init.zeros_(self.norm2.weight)
+        shortcut = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
+        if n_in != n_out: shortcut += [nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out)]
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, x:Float[Tensor, "b c h w"]) -> Float[Tensor, "b e k m"]:
-        y = self.conv1(F.relu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.relu(self.norm2(y)))
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
 
 # %% ../nbs/05_encoders.ipynb #74954b01
 class ConvNet(nn.Module):
-    "Small residual network for pictures of 32 to 64 pixels; any even size goes through."
+    "Small residual network for pictures of 24 to 64 pixels; any size goes through."
     def __init__(self,
-        widths:tuple[int, ...]=(64, 128, 256), # channels of each stage; each after the first halves the picture
+        widths:tuple[int, ...]=(48, 96, 192), # channels of each stage; each after the first halves the picture
         blocks:tuple[int, ...]=(1, 1, 1), # residual blocks in each stage
+        grid:int=4, # cells along each side of the last map; 1 averages over all of it
     ):
         super().__init__()
         if len(widths) != len(blocks): raise ValueError(f"{len(widths)} widths but {len(blocks)} block counts: give one of each per stage")
-        self.width = widths[-1]
-        layers, n_in = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False)], widths[0]
+        self.grid, self.width = grid, widths[-1]*grid**2
+        layers, n_in = [nn.Conv2d(3, widths[0], 3, 2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()], widths[0]
         for stage, (n_out, n_blocks) in enumerate(zip(widths, blocks)):
             for i in range(n_blocks):
                 layers.append(ConvBlock(n_in, n_out, stride=2 if stage and i == 0 else 1))
                 n_in = n_out
-        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(self.width), nn.ReLU())
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        return self.layers(images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+        maps = self.layers(images.contiguous(memory_format=torch.channels_last))
+        return F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
 
 # %% ../nbs/05_encoders.ipynb #f305e31c
 image_towers = dict(
     vit=lambda cfg: ViT(cfg.image_size, cfg.patch_size, cfg.image_width, cfg.image_depth, cfg.image_heads),
-    conv=lambda cfg: ConvNet(cfg.conv_widths, cfg.conv_blocks))
+    conv=lambda cfg: ConvNet(cfg.conv_widths, cfg.conv_blocks, cfg.conv_grid))
 
 def build_image_tower(
     cfg, # a `ModelConfig`

@@ -31,8 +31,9 @@ class ModelConfig:
     image_width:int=768 # channels (vit)
     image_depth:int=12 # blocks (vit)
     image_heads:int=12 # attention heads (vit)
-    conv_widths:tuple[int, ...]=(64, 128, 256) # channels of each stage (conv)
+    conv_widths:tuple[int, ...]=(48, 96, 192) # channels of each stage (conv)
     conv_blocks:tuple[int, ...]=(1, 1, 1) # residual blocks of each stage (conv)
+    conv_grid:int=4 # cells along each side to which the last map is averaged (conv)
     text_width:int=512 # channels
     text_depth:int=12 # blocks
     text_heads:int=8 # attention heads, 64 channels each
@@ -40,6 +41,7 @@ class ModelConfig:
     vocab_size:int=49408 # token ids (CLIP's byte pairs)
     curv_init:float=1.0 # curvature magnitude c at the start, within 0.1 to 10
     learn_curv:bool=True # is the curvature trained? (flat geometries have none)
+    logit_scale_init:float=1/0.07 # inverse temperature at the start (CLIP), at most 100
     entail_weight:float=0.2 # of the entailment loss, radians to nats (MERU); 0 where there are no cones
     min_radius:float=0.1 # the cones' constant K (MERU)
 
@@ -51,6 +53,8 @@ class ModelConfig:
             raise ValueError(f"geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}")
         if not curv_range[0] <= self.curv_init <= curv_range[1]:
             raise ValueError(f"curv_init {self.curv_init} is outside {curv_range[0]} to {curv_range[1]}")
+        if not 0 < self.logit_scale_init <= max_logit_scale:
+            raise ValueError(f"logit_scale_init {self.logit_scale_init} is not above 0 and at most {max_logit_scale}")
 
 curv_range = (0.1, 10.) # bounds of the curvature magnitude (MERU)
 max_logit_scale = 100. # bound of the inverse temperature (CLIP)
@@ -76,7 +80,7 @@ class Scalars(nn.Module):
         has_curv, has_radius = self.geometry.has_curv, self.geometry.has_radius
         self._scalar('log_curv', cfg.curv_init if has_curv else 1., learn=has_curv and cfg.learn_curv)
         for name in ('log_image_alpha', 'log_text_alpha'): self._scalar(name, cfg.embed_dim**-0.5 if has_radius else 1., has_radius)
-        self._scalar('log_logit_scale', 1/0.07)
+        self._scalar('log_logit_scale', cfg.logit_scale_init)
 
     def _scalar(self, name, value, learn=True):
         log = torch.tensor(math.log(value))

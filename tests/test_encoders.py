@@ -3,13 +3,17 @@ from types import SimpleNamespace
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from meru.encoders import ConvNet, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
+from meru.encoders import ConvBlock, ConvNet, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
 from conftest import ROOT
 
 
 def vit(): return ViT(image_size=24, patch_size=8, width=32, depth=2, heads=4)
 def text(): return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
-def conv(): return ConvNet(widths=(8, 16), blocks=(1, 2))
+def conv():
+    tower = ConvNet(widths=(8, 16), blocks=(1, 2), grid=2)
+    for m in tower.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.ones_(m.weight)  # as if trained: blocks start switched off
+    return tower
 PICTURES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[62, 5, 6, 63, 0, 0], [62, 63, 0, 0, 0, 0], [62, 9, 8, 7, 6, 63]])
 TOWERS = [(vit, PICTURES), (conv, PICTURES), (text, TOKENS)]
@@ -85,6 +89,21 @@ def test_paper_sizes(size, total, table):
     assert image.pos_embed.numel() == table and trained + table + 512*(size[0] + 512) + 4 == total
 
 
+def test_residual_blocks_start_as_their_shortcut():
+    torch.manual_seed(0)
+    block, x = ConvBlock(4, 6, stride=2), torch.rand(2, 4, 9, 9)
+    assert torch.equal(block(x), F.relu(block.shortcut(x)))
+
+
+@pytest.mark.parametrize('size', [17, 24, 32, 40])
+def test_conv_keeps_the_layout_at_any_size(size):
+    torch.manual_seed(0)
+    tower, x = conv().eval(), torch.rand(1, 3, size, size)
+    half = torch.cat([x[..., :size//2], x[..., -1:].expand(-1, -1, -1, size - size//2)], dim=-1)  # its right half wiped
+    whole, wiped = (tower(o).view(16, 2, 2) for o in (x, half))
+    assert whole.numel() == tower.width and (whole - wiped)[..., 1].norm() > 2*(whole - wiped)[..., 0].norm()
+
+
 def test_initial_deviations():
     torch.manual_seed(0)
     with torch.no_grad():
@@ -95,11 +114,11 @@ def test_initial_deviations():
 
 
 def test_built_by_name():
-    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_widths=(4, 8), conv_blocks=(1, 1),
+    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_widths=(4, 8), conv_blocks=(1, 1), conv_grid=2,
                           vocab_size=50, context_length=9, text_width=16, text_depth=1, text_heads=2)
     assert isinstance(build_image_tower(cfg), ViT) and build_text_tower(cfg).context_length == 9
     cfg.image_tower = 'conv'
-    assert build_image_tower(cfg).width == 8
+    assert build_image_tower(cfg).width == 4*8
 
 
 @pytest.mark.parametrize('make, says', [

@@ -9,7 +9,7 @@ from meru.model import Model, ModelConfig, build_model, load_released, our_name,
 from conftest import ROOT
 
 PARITY, NAMES = ROOT/'tests/parity', list(geometries)
-SMALL = ModelConfig(embed_dim=16, image_tower='conv', image_size=16, conv_widths=(8, 16), conv_blocks=(1, 1),
+SMALL = ModelConfig(embed_dim=16, image_tower='conv', image_size=16, conv_widths=(8, 16), conv_blocks=(1, 1), conv_grid=2,
                     text_width=32, text_depth=1, text_heads=2, context_length=8, vocab_size=64)
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[62, 1, 63, 0], [62, 2, 3, 63], [62, 4, 63, 0], [62, 4, 63, 0]])
@@ -82,7 +82,7 @@ def test_start(name):
     model = small(name, embed_dim=512)
     norms = (model.image_alpha*model.project_image(IMAGES)).norm(dim=-1) if geometries[name].has_radius else model.encode_image(IMAGES).norm(dim=-1)
     assert 0.3 < norms.min() and norms.max() < 1.6
-    assert abs(model.logit_scale*0.07 - 1) < 1e-5 and abs(model.text_alpha - (512**-0.5 if geometries[name].has_radius else 1)) < 1e-6
+    assert abs(small(name, logit_scale_init=30.).logit_scale - 30) < 1e-4 and abs(model.logit_scale*0.07 - 1) < 1e-5 and abs(model.text_alpha - (512**-0.5 if geometries[name].has_radius else 1)) < 1e-6
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -153,7 +153,8 @@ def test_channels_last_leaves_no_trace_in_the_weights(tmp_path):
 
 @pytest.mark.parametrize('changes, says', [
     (dict(geometry='torus'), 'torus'), (dict(geometry='sphere'), "'sphere' has no entailment cones: set entail_weight=0, not 0.2"),
-    (dict(image_tower='cnn'), "'cnn' is not one of vit, conv"), (dict(curv_init=0.), 'curv_init 0.0 is outside 0.1 to 10'), (dict(curv_init=11.), '11.0 is outside')])
+    (dict(image_tower='cnn'), "'cnn' is not one of vit, conv"), (dict(curv_init=0.), 'curv_init 0.0 is outside 0.1 to 10'), (dict(curv_init=11.), '11.0 is outside'),
+    (dict(logit_scale_init=0.), 'logit_scale_init 0.0'), (dict(logit_scale_init=101.), 'at most 100')])
 def test_config_refuses(changes, says):
     with pytest.raises(ValueError, match=says): ModelConfig(**changes)
 
