@@ -340,9 +340,12 @@ def clean_picture(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         im = open_image(data, max_pixels)
+        before = im.size
+        im.draft(None, (2*size, 2*size)) # a JPEG decodes at 1/2, 1/4 or 1/8, never below twice the size asked
+        drafted = im.size
         try: im = to_rgb(im)
         except Exception as e: raise ImageError('truncated', f'{len(data)} bytes ({type(e).__name__})') from None
-    before, least = im.size, min(im.size)
+    before, least = before if im.size == drafted else before[::-1], min(im.size)
     if least > size: im = im.resize([max(round(o*size/least), 1) for o in im.size], Image.Resampling.LANCZOS)
     if max(im.size) > 65_500: raise ImageError('too_many_pixels', f'{im.size[0]} x {im.size[1]}: no JPEG can be so long')
     out = io.BytesIO()
