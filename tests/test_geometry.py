@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from meru.geometry import (acosh1p, ball_gap, cone_aperture, geometries, get_geometry, lorentz_to_poincare,
-                           poincare_to_lorentz, products, square_dists, time_component, unit)
+from meru.geometry import (acosh1p, asinhc, ball_gap, cone_aperture, geometries, get_geometry, lorentz_to_poincare,
+                           poincare_to_lorentz, products, sinhc, square_dists, time_component, unit)
 
 mpmath.mp.dps = 50
 lorentz, poincare, euclidean, sphere = (get_geometry(n) for n in ('lorentz', 'poincare', 'euclidean', 'sphere'))
@@ -297,8 +297,21 @@ def test_ball_stays_inside_however_long_the_vector(dtype):
         v = unit(torch.randn(50, 16, generator=torch.Generator().manual_seed(0))).to(dtype)*80/c**.5
         curv = tensor(c, dtype)
         p = poincare.exp_map0(v, curv)
-        assert (ball_gap(p.double(), curv.double()) > 0).all()
+        assert (c*p.double().square().sum(-1) < 1).all() and (poincare.radius(p, curv)*c**.5 > (14 if dtype == torch.float32 else 33)).all()
         assert poincare.dist(p, -p, curv).isfinite().all() and poincare.log_map0(p, curv).isfinite().all()
+
+def test_points_rounded_out_of_the_ball_do_no_harm():
+    p, c = torch.tensor([[1., .001], [.9999, .02]], requires_grad=True), tensor(1.)
+    for out in (poincare.dist(p, -p, c), poincare.scores(p, -p, c), ball_gap(p, c), poincare.half_aperture(p, c)):
+        assert out.isfinite().all() and (out != 0).all()
+        assert torch.autograd.grad(out.sum(), p, retain_graph=True)[0].isfinite().all()
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_quotients_through_zero(dtype):
+    t = torch.cat([torch.zeros(1, dtype=dtype), torch.logspace(-30, 1.6, 400, dtype=dtype)])
+    for f, exact in ((sinhc, mpmath.sinh), (asinhc, mpmath.asinh)):
+        true = [exact(mpmath.mpf(a))/mpmath.mpf(a) if a else mpmath.mpf(1) for a in t.tolist()]
+        assert max(abs(mpmath.mpf(a)/b - 1) for a, b in zip(f(t).tolist(), true)) < 4*torch.finfo(dtype).eps
 
 def test_the_isometry_and_its_inverse():
     for c in curvatures:
