@@ -155,7 +155,6 @@ def tar_members(
             try: size, right = int(head[124:135], 8), int(head[148:155].strip(b' \0'), 8) == sum(head) - sum(head[148:156]) + 256
             except ValueError: right = False
             if not right: raise ValueError(f"Shard {path} is damaged: there is no valid tar header at byte {pos - 512}.")
-            if pos + size > end: break
             if head[156:157] in b'0\0': yield head[:100].rstrip(b'\0').decode('utf-8', 'replace'), pos, size
             pos += -(-size//512)*512
     raise ValueError(f"Shard {path} is truncated: it ends at byte {end}, in the middle of the archive.")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from meru.images import ImageAugment, ImageError, augment_images, colour_matrices, decode_image, n_draws, random_boxes, recolour, resize_image
+from meru.images import ImageAugment, ImageError, augment_images, colour_matrices, decode_image, n_draws, random_affine, random_boxes, recolour, resize_image, warp
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)
@@ -151,6 +151,34 @@ def test_flips_come_at_their_rate():
     half = torch.zeros(3, 8, 8, dtype=torch.uint8); half[:, :, 4:] = 255
     out = augment_images([half]*400, 8, u, ImageAugment(scale=(1., 1.), ratio=(1., 1.), flip=.25))
     assert 70 < (out[:, 0, 0, 0] == 255).sum() < 130
+
+
+def test_a_flip_is_a_mirror_image_and_nothing_else():
+    u = np.random.default_rng(5).random((40, n_draws))
+    left, right = u.copy(), u.copy()
+    left[:, 4], right[:, 4] = .49, .51
+    aug = ImageAugment(flip=.5, brightness=.3)
+    assert torch.equal(augment_images(IMAGES, 16, left, aug).flip(-1), augment_images(IMAGES, 16, right, aug))
+
+
+def test_warps_against_exact_turns_and_shifts():
+    x = resize_image(IMAGES[0], 32).float()[None]
+    top, middle = np.ones((1, 4)), np.full((1, 4), .5)
+    def moved(**kw):
+        u = middle.copy(); u[0, kw.pop('draw')] = 1
+        return warp(x, random_affine(u, **(dict(degrees=0, shear=0, translate=0) | kw)), 32)
+    assert torch.allclose(moved(draw=0), x, atol=1e-3)
+    assert torch.allclose(moved(draw=0, degrees=90), x.rot90(1, (2, 3)), atol=1e-2)
+    assert torch.allclose(moved(draw=2, translate=.25)[..., :24], x[..., 8:], atol=1e-3)
+    assert torch.allclose(moved(draw=3, translate=.25)[..., :24, :], x[..., 8:, :], atol=1e-3)
+    assert torch.allclose(random_affine(top, 0, 45, 0), torch.tensor([[[1., 1, 0], [0, 1, 0]]]), atol=1e-6)
+
+
+def test_hue_turns_the_colour_circle():
+    turn = lambda t: colour_matrices(*np.ones((3, 1)), np.array([t]))[0][0]
+    assert torch.allclose(turn(.2) @ turn(.3), turn(.5), atol=1e-5) and torch.allclose(turn(1.), torch.eye(3), atol=1e-5)
+    red = turn(1/3) @ torch.tensor([1., 0, 0])
+    assert red.argmax() != 0 and torch.allclose(turn(.37) @ torch.ones(3), torch.ones(3), atol=1e-3)
 
 
 def test_crops_keep_to_area_and_shape():
