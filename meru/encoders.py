@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 # %% ../nbs/05_encoders.ipynb #170fc376
 class ViT(nn.Module):
-    "Vision transformer with a class token and fixed positions (MERU, section 4.1)."
+    "Vision transformer with a class token and fixed positions (the image tower of MERU)."
     def __init__(self,
         image_size:int=224, # side of the picture in pixels
         patch_size:int=16, # side of a patch in pixels, a divisor of image_size
@@ -98,7 +98,7 @@ def init_linear(
 
 # %% ../nbs/05_encoders.ipynb #1be1ee6a
 class TextTransformer(nn.Module):
-    "Causal transformer whose feature is read at the end token (CLIP, section 2.4)."
+    "Causal transformer whose feature is read at the end token (CLIP)."
     def __init__(self,
         vocab_size:int=49408, # token ids; the highest is the end token
         context_length:int=77, # longest text, in tokens

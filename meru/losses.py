@@ -20,7 +20,7 @@ def contrastive_loss(
     logit_scale:Float[Tensor, ""], # inverse temperature > 0
     text_ids:Int[Tensor, "b"]|None=None, # equal ids mark equal texts; None: all texts differ
 ) -> Float[Tensor, ""]: # nats
-    "Symmetric cross entropy over the scores of all pairs (CLIP, section 2.3; MERU, section 3.2)."
+    "Symmetric cross entropy over the scores of all pairs (CLIP; MERU)."
     check_pairs(image_points, text_points, text_ids)
     logits = logit_scale * geometry.scores(image_points, text_points, curv)
     if text_ids is not None:
@@ -55,7 +55,7 @@ def entailment_loss(
     curv:Float[Tensor, ""], # curvature magnitude c > 0
     min_radius:float=0.1, # K: cones are half-spaces at texts nearer to the root than about 2K/sqrt(c)
 ) -> Float[Tensor, ""]: # radians
-    "Mean angle by which images miss the cones of their texts (MERU, eq. 10)."
+    "Mean angle by which images miss the cones of their texts (MERU)."
     if not geometry.has_cones:
         raise ValueError(f"geometry {geometry.name!r} has no entailment cones: train it with entail_weight=0")
     check_pairs(image_points, text_points)

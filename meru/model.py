@@ -71,7 +71,7 @@ def widen(
 
 # %% ../nbs/08_model.ipynb #2157bbe9
 class Scalars(nn.Module):
-    "Curvature, the scales of images and texts, and the inverse temperature (MERU, section 3.3)."
+    "Curvature, the scales of images and texts, and the inverse temperature (MERU)."
     def __init__(self,
         cfg:ModelConfig, # says the geometry, and where to start
     ):
@@ -101,7 +101,7 @@ class Scalars(nn.Module):
 
 # %% ../nbs/08_model.ipynb #257254f3
 class Model(Scalars):
-    "Images and texts as points of one space (MERU, section 3; CLIP is its case on the sphere)."
+    "Images and texts as points of one space (MERU; CLIP is its case on the sphere)."
     def __init__(self,
         image_tower:nn.Module, # images [b 3 s s] -> [b width]
         text_tower:nn.Module, # tokens [b l] -> [b width]
