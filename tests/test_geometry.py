@@ -301,8 +301,9 @@ def test_ball_stays_inside_however_long_the_vector(dtype):
         assert poincare.dist(p, -p, curv).isfinite().all() and poincare.log_map0(p, curv).isfinite().all()
 
 def test_points_rounded_out_of_the_ball_do_no_harm():
-    p, c = torch.tensor([[1., .001], [.9999, .02]], requires_grad=True), tensor(1.)
-    for out in (poincare.dist(p, -p, c), poincare.scores(p, -p, c), ball_gap(p, c), poincare.half_aperture(p, c)):
+    p, c = torch.tensor([[1., 0.], [1., .001], [.9999, .02]], requires_grad=True), tensor(1.)
+    root = torch.zeros(1, 2)
+    for out in (poincare.dist(p, -p, c), poincare.dist(p, root, c), poincare.scores(p, root, c), ball_gap(p, c), poincare.half_aperture(p, c)):
         assert out.isfinite().all() and (out != 0).all()
         assert torch.autograd.grad(out.sum(), p, retain_graph=True)[0].isfinite().all()
 
@@ -330,8 +331,10 @@ def test_sphere():
         with pytest.raises(NotImplementedError, match='no entailment cones'): f()
 
 def test_euclidean_scores_and_cones():
-    x, y, c = torch.randn(6, 4), torch.randn(5, 4), tensor(1.)
+    x, y, c = points(6, 4, 1., dtype=torch.float32), points(5, 4, 2., dtype=torch.float32, seed=1), tensor(1.)
+    x = x*torch.linspace(.5, 4, 6)[:, None]
     torch.testing.assert_close(euclidean.scores(x, y, c), -torch.cdist(x, y)**2)
+    torch.testing.assert_close(euclidean.half_aperture(x/20, c), torch.asin((.1/(x/20).norm(dim=-1)).clamp(max=1)))
     torch.testing.assert_close(euclidean.exterior_angle(x[:5], y, c),
                                torch.acos(torch.cosine_similarity(x[:5], y - x[:5], dim=-1)), atol=1e-5, rtol=1e-5)
 
