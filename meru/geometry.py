@@ -77,7 +77,7 @@ def time_component(
     x:Float[Tensor, "*b d"], # space components
     curv:Float[Tensor, ""],  # curvature magnitude c > 0
 ) -> Float[Tensor, "*b"]:
-    "The component that puts `x` on the hyperboloid (MERU, eq. 2)."
+    "The component that puts `x` on the hyperboloid (MERU)."
     return (1/curv + x.square().sum(-1)).sqrt()
 
 # %% ../nbs/00_geometry.ipynb #e4952171
@@ -245,7 +245,7 @@ def cone_aperture(
     s:Float[Tensor, "*b"], # size of a point, >= 0: √c|x| on the hyperboloid, |x| in flat space
     edge:float,            # size up to which the cone is a half-space, in the same unit
 ) -> Float[Tensor, "*b"]:
-    "asin(edge/s), exactly π/2 and with gradient 0 for s <= edge (MERU, eq. 4)."
+    "asin(edge/s), exactly π/2 and with gradient 0 for s <= edge (MERU)."
     inside = s <= edge
     far = torch.where(inside, edge + 1, s)
     opening = torch.atan2(torch.full_like(far, edge), ((far - edge)*(far + edge)).sqrt())
@@ -263,7 +263,7 @@ def lorentz_exterior_angle(
     y:Float[Tensor, "*b d"], # where to look; y = x counts as straight ahead, 0
     curv:Float[Tensor, ""],  # curvature magnitude c > 0
 ) -> Float[Tensor, "*b"]:
-    "Angle at `x` between the ray away from the root and the ray to `y`, radians (MERU, eq. 5)."
+    "Angle at `x` between the ray away from the root and the ray to `y`, radians (MERU)."
     h, ray = y - x, unit(x)
     xt, yt = time_component(x, curv), time_component(y, curv)
     ahead = (ray*h).sum(-1)
@@ -273,7 +273,7 @@ def lorentz_exterior_angle(
 
 # %% ../nbs/00_geometry.ipynb #d76ef848
 class Lorentz(Geometry):
-    "The hyperboloid of curvature −c; points are space components (MERU, section 3)."
+    "The hyperboloid of curvature −c; points are space components (MERU)."
     name = 'lorentz'
     dist = staticmethod(lorentz_dist)
     scores = staticmethod(lorentz_scores)
@@ -281,7 +281,7 @@ class Lorentz(Geometry):
 
     @at_least(torch.float32)
     def exp_map0(self, v, curv):
-        "sinh(√c|v|) v/(√c|v|) (MERU, eq. 6)."
+        "sinh(√c|v|) v/(√c|v|) (MERU)."
         return v*sinhc(curv.sqrt()*vector_norm(v, dim=-1, keepdim=True))
 
     @at_least(torch.float32)
@@ -296,7 +296,7 @@ class Lorentz(Geometry):
 
     @at_least(torch.float64)
     def half_aperture(self, x, curv, min_radius=0.1):
-        "asin(2K/(√c|x|)) (MERU, eq. 4)."
+        "asin(2K/(√c|x|)) (MERU)."
         return cone_aperture(curv.sqrt()*vector_norm(x, dim=-1), 2*min_radius)
 
 # %% ../nbs/00_geometry.ipynb #3356b108
