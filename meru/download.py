@@ -13,12 +13,13 @@ __all__ = ['how', 'readers', 'nat64', 'fates', 'passing', 'FetchConfig', 'make_f
            'shard_entry', 'close_books', 'only_one', 'own_source', 'prepare', 'write_table_whole', 'pack_here', 'fetch',
            'fate_table', 'plot_reasons', 'plot_sizes', 'pair_sheet']
 
-# %% ../nbs/16_download.ipynb #d7e7a79b
+# %% ../nbs/16_download.ipynb #4c79375f
 import csv, fcntl, fnmatch, hashlib, http.client, importlib.util, io, ipaddress, json, multiprocessing, os, re, shutil, signal, socket, ssl
 import subprocess, sys, tarfile, threading, time, traceback, warnings, zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -814,6 +815,7 @@ def pack_here(job, numbers:list[int], cfg:FetchConfig, folder:Path, work:Path):
             for stats in bar:
                 rows, stored = rows + stats['count'], stored + stats['successes']
                 tell(bar, rows, stored)
+    except BrokenProcessPool: raise RuntimeError('a worker was killed (or could not import the script that called it: guard it with `if __name__ == "__main__"`); finished shards are kept: run the same command again') from None
     finally:
         if pool: pool.shutdown(cancel_futures=True)
 
