@@ -886,5 +886,6 @@ def pair_sheet(shards, n:int=24, columns:int=8, seed:int=0):
     for ax in axes.flat: ax.axis('off')
     for ax, i in zip(axes.flat, pick):
         ax.imshow(Image.open(io.BytesIO(shards[int(i)].image)))
-        ax.set_title(re.sub(r'\s+', ' ', shards[int(i)].caption).replace('$', r'\$')[:22], fontsize=7)
+        words = re.sub('[^ -\u024f]', '\u25a1', ' '.join(shards[int(i)].caption.split())) # a box for what the font lacks
+        ax.set_title(words[:22].replace('$', r'\$'), fontsize=7)
     return fig

@@ -249,9 +249,10 @@ def foreign_tar(first, n=12):
         def add(name, data):
             info = tarfile.TarInfo(name); info.size = len(data); tar.addfile(info, io.BytesIO(data))
         for i in range(first, first + n):
-            add(f'{i:09d}.jpg', encoded(Image.new('RGB', (600, 300), (i, 80, 160)), 'JPEG'))
+            add(f'{i:09d}.jpg', encoded(Image.new('RGB', (600, 300), (4*i % 256, 80, 160)), 'JPEG'))
             add(f'{i:09d}.json', b'{}'); add(f'{i:09d}.txt', f'caption {i}'.encode())
             add(f'{i:09d}.pyd', b'import os'); add(f'../../{i:09d}.pth', b'evil')
+        add(f'{first + n + 2:09d}.png', encoded(Image.effect_noise((400, 400), 90), 'PNG')); add(f'{first + n + 2:09d}.txt', b'more bytes than allowed')
         add(f'{first + n:09d}.jpg', b'<html>'); add(f'{first + n:09d}.txt', b'not a picture'); add(f'{first + n + 1:09d}.txt', b'no picture')
         link = tarfile.TarInfo('000000099.jpg'); link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'; tar.addfile(link)
     return out.getvalue()
@@ -267,13 +268,13 @@ def hub():
     s.shutdown(); s.server_close()
 
 
-def mirror(hub, **kw): return D.make_fetch_config(**dict(mirror='some/mirror', revision=COMMIT, pattern='x-train-*.tar', processes=1, endpoint=f'http://127.0.0.1:{hub.server_port}') | kw)
+def mirror(hub, **kw): return D.make_fetch_config(**dict(mirror='some/mirror', revision=COMMIT, pattern='x-train-*.tar', processes=1, max_bytes=100_000, endpoint=f'http://127.0.0.1:{hub.server_port}') | kw)
 
 
 def test_the_mirror_is_resumed_checked_and_made_ours(hub, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE', 4096)
     manifest = D.fetch(tmp_path/'m', mirror(hub), tmp_path)
-    assert manifest['books'] == dict(rows=28, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, missing_file=2), equal_images=manifest['books']['equal_images'])
+    assert manifest['books'] == dict(rows=30, malformed=0, repeated=0, stored=24, failed=dict(too_large=2, not_an_image=2, missing_file=2), equal_images=0)
     assert any(r and not r.startswith('bytes=0-') for _, _, r in hub.log), 'the broken download was begun anew'
     assert all(COMMIT in p for _, p, _ in hub.log), 'something was asked of another revision'
     shards = Shards(tmp_path/'m', 'hashes')

@@ -120,7 +120,7 @@ def test_pictures_and_captions_are_right(world, fetched):
 
 def test_a_killed_worker_was_told_and_survived(world, fetched):
     text = (world['home']/'fetch.ipynb').read_text()
-    assert 'a worker ended with exit code -9' in text and {'reasons.png', 'pairs.png', 'sizes.png'} == {p.name for p in (fetched/'figures').iterdir()}
+    assert 'a worker ended with exit code -9' in text and 'row/s, ' in text and 'pairs stored of' in text and {'reasons.png', 'pairs.png', 'sizes.png'} == {p.name for p in (fetched/'figures').iterdir()}
 
 
 def test_a_full_disk_is_loud_and_a_kill_leaves_no_process(pieces):
