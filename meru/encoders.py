@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_towers', 'sincos_positions', 'Attention', 'Block', 'ViT', 'init_linear', 'TextTransformer', 'init_scaled',
-           'ConvBlock', 'ConvNet', 'build_image_tower', 'build_text_tower']
+           'ConvMLP', 'conv_layer', 'linear_layer', 'build_image_tower', 'build_text_tower']
 
 # %% ../nbs/05_encoders.ipynb #6cf28c77
 import torch
@@ -137,52 +137,49 @@ def init_scaled(
         nn.init.normal_(linear.weight, std=std)
         nn.init.zeros_(linear.bias)
 
-# %% ../nbs/05_encoders.ipynb #6b6c4d9d
-class ConvBlock(nn.Module):
-    "Residual block of two 3 x 3 convolutions (He et al. 2016), zero at the start (Goyal et al. 2017)."
+# %% ../nbs/05_encoders.ipynb #bcd938c5
+class ConvMLP(nn.Module):
+    "Two strided convolutions, then a residual perceptron that sees every cell in its place."
     def __init__(self,
-        n_in:int, # channels in
-        n_out:int, # channels out
-        stride:int=1, # 2 halves the picture
+        image_size:int=32, # side of the picture in pixels, a multiple of 4
+        conv_width:int=32, # channels after the first convolution; the second doubles them
+        width:int=1024, # of the perceptron and of the feature
+        depth:int=2, # residual layers
+        dropout:float=0., # share of each residual layer's input that is dropped in training
     ):
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(n_out)
-        self.conv2, self.norm2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
-        nn.init.zeros_(self.norm2.weight)
-        shortcut = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
-        if n_in != n_out: shortcut += [nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out)]
-        self.shortcut = nn.Sequential(*shortcut)
-
-    def forward(self, x:Float[Tensor, "b c h w"]) -> Float[Tensor, "b e k m"]:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
-
-# %% ../nbs/05_encoders.ipynb #74954b01
-class ConvNet(nn.Module):
-    "Small residual network for pictures of 24 to 64 pixels; any size goes through."
-    def __init__(self,
-        widths:tuple[int, ...]=(48, 96, 192), # channels of each stage; each after the first halves the picture
-        blocks:tuple[int, ...]=(1, 1, 1), # residual blocks in each stage
-        grid:int=4, # cells along each side of the last map; 1 averages over all of it
-    ):
-        super().__init__()
-        if len(widths) != len(blocks): raise ValueError(f"{len(widths)} widths but {len(blocks)} block counts: give one of each per stage")
-        self.grid, self.width = grid, widths[-1]*grid**2
-        layers, n_in = [nn.Conv2d(3, widths[0], 3, 2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()], widths[0]
-        for stage, (n_out, n_blocks) in enumerate(zip(widths, blocks)):
-            for i in range(n_blocks):
-                layers.append(ConvBlock(n_in, n_out, stride=2 if stage and i == 0 else 1))
-                n_in = n_out
-        self.layers = nn.Sequential(*layers)
+        if image_size % 4: raise ValueError(f"image_size {image_size} is not a multiple of 4, by which this tower shrinks a picture")
+        self.image_size, self.width = image_size, width
+        self.stem = nn.Sequential(conv_layer(3, conv_width), conv_layer(conv_width, 2*conv_width), nn.Flatten())
+        self.mix = linear_layer(2*conv_width*(image_size//4)**2, width)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Dropout(dropout), linear_layer(width, width)) for _ in range(depth))
 
     def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        maps = self.layers(images.contiguous(memory_format=torch.channels_last))
-        return F.adaptive_avg_pool2d(maps, self.grid).flatten(1)
+        if images.shape[-2:] != (self.image_size,)*2:
+            raise ValueError(f"pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}")
+        pictures = F.group_norm(images, 1)  # mean 0 and deviation 1, each picture by itself
+        x = self.mix(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
+        for layer in self.layers: x = x + layer(x)
+        return x
+
+def conv_layer(
+    n_in:int, # channels in
+    n_out:int, # channels out
+) -> nn.Sequential: # halves the picture
+    "3 x 3 convolution of stride 2, normalised over the batch (Ioffe and Szegedy 2015), rectified."
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+
+def linear_layer(
+    n_in:int, # channels in
+    n_out:int, # channels out
+) -> nn.Sequential:
+    "Linear map, normalised over the batch, rectified."
+    return nn.Sequential(nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU())
 
 # %% ../nbs/05_encoders.ipynb #f305e31c
 image_towers = dict(
     vit=lambda cfg: ViT(cfg.image_size, cfg.patch_size, cfg.image_width, cfg.image_depth, cfg.image_heads),
-    conv=lambda cfg: ConvNet(cfg.conv_widths, cfg.conv_blocks, cfg.conv_grid))
+    conv=lambda cfg: ConvMLP(cfg.image_size, cfg.conv_width, cfg.image_width, cfg.image_depth, cfg.dropout))
 
 def build_image_tower(
     cfg, # a `ModelConfig`

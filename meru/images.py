@@ -180,8 +180,8 @@ def recolour(
 @dataclass(frozen=True)
 class ImageAugment:
     "Random crop, flip, rotation, shear, shift and colours; MERU itself uses crop and flip."
-    scale:tuple[float, float] = (.5, 1.)      # range of the crop's area, share of the picture (MERU's recipe)
-    ratio:tuple[float, float] = (3/4, 4/3)    # range of the crop's width / height
+    crop_scale:tuple[float, float] = (.5, 1.)      # range of the crop's area, share of the picture (MERU's recipe)
+    crop_ratio:tuple[float, float] = (3/4, 4/3)    # range of the crop's width / height
     flip:float = 0.             # chance of a mirror image; 0 where left and right mean something
     brightness:float = 0.       # largest relative change, 0 to 1
     contrast:float = 0.         # largest relative change, 0 to 1
@@ -197,8 +197,8 @@ class ImageAugment:
         for name in [f.name for f in fields(ImageAugment)][2:]:
             v, most = getattr(self, name), top.get(name, 1)
             if not 0 <= v <= most: raise ValueError(f"{name} is {v}; it must lie between 0 and {most}.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1: raise ValueError(f"scale is {self.scale}; it must be a range within (0, 1].")
-        if not 0 < self.ratio[0] <= self.ratio[1]: raise ValueError(f"ratio is {self.ratio}; it must be a range of positive numbers.")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1: raise ValueError(f"crop_scale is {self.crop_scale}; it must be a range within (0, 1].")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]: raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be a range of positive numbers.")
 
     def __call__(self,
         img:UInt8[Tensor, "3 h w"], # a picture
@@ -225,7 +225,7 @@ def augment_chunk(
 ) -> UInt8[Tensor, "b 3 s s"]:
     "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
     moved = aug.degrees or aug.shear or aug.translate
-    boxes = random_boxes(u[:, :4], np.array([o.shape[1:] for o in images]), aug.scale, aug.ratio).tolist()
+    boxes = random_boxes(u[:, :4], np.array([o.shape[1:] for o in images]), aug.crop_scale, aug.crop_ratio).tolist()
     out = torch.stack([crop_resize(*o, size*3//2 if moved else size) for o in zip(images, boxes)])
     flip = torch.from_numpy(u[:, 4] < aug.flip)
     if flip.any(): out[flip] = out[flip].flip(-1)

@@ -28,12 +28,11 @@ class ModelConfig:
     image_tower:str='vit' # vit, or conv for small pictures on a CPU
     image_size:int=224 # side of a picture in pixels
     patch_size:int=16 # side of a patch in pixels (vit)
-    image_width:int=768 # channels (vit)
-    image_depth:int=12 # blocks (vit)
+    image_width:int=768 # channels
+    image_depth:int=12 # blocks (vit), residual layers (conv)
     image_heads:int=12 # attention heads (vit)
-    conv_widths:tuple[int, ...]=(48, 96, 192) # channels of each stage (conv)
-    conv_blocks:tuple[int, ...]=(1, 1, 1) # residual blocks of each stage (conv)
-    conv_grid:int=4 # cells along each side to which the last map is averaged (conv)
+    conv_width:int=32 # channels after the first of two convolutions (conv)
+    dropout:float=0. # in the perceptron, in training, 0 to 1 (conv)
     text_width:int=512 # channels
     text_depth:int=12 # blocks
     text_heads:int=8 # attention heads, 64 channels each
@@ -46,13 +45,14 @@ class ModelConfig:
     min_radius:float=0.1 # the cones' constant K (MERU)
 
     def __post_init__(self):
-        for name in ('conv_widths', 'conv_blocks'): object.__setattr__(self, name, tuple(getattr(self, name)))
+        space = get_geometry(self.geometry)
         if self.image_tower not in image_towers:
             raise ValueError(f"image_tower {self.image_tower!r} is not one of {', '.join(image_towers)}")
-        if self.entail_weight and not get_geometry(self.geometry).has_cones:
+        if self.entail_weight and not space.has_cones:
             raise ValueError(f"geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}")
         if not curv_range[0] <= self.curv_init <= curv_range[1]:
             raise ValueError(f"curv_init {self.curv_init} is outside {curv_range[0]} to {curv_range[1]}")
+        if not 0 <= self.dropout < 1: raise ValueError(f"dropout {self.dropout} is not at least 0 and below 1")
         if not 0 < self.logit_scale_init <= max_logit_scale:
             raise ValueError(f"logit_scale_init {self.logit_scale_init} is not above 0 and at most {max_logit_scale}")
 

@@ -36,8 +36,8 @@ def make_optimizer(
     betas:tuple[float, float], # decay of the two running moments, each in [0, 1)
     decay_all:bool=False,      # see `param_groups`
 ) -> optim.AdamW:              # the optimiser, with two groups
-    "AdamW on the two groups (Loshchilov and Hutter 2019)."
-    return optim.AdamW(param_groups(model, weight_decay, decay_all), lr=lr, betas=tuple(betas))
+    "AdamW on the two groups (Loshchilov and Hutter 2019), one kernel for all parameters."
+    return optim.AdamW(param_groups(model, weight_decay, decay_all), lr=lr, betas=tuple(betas), fused=True)
 
 # %% ../nbs/09_optim.ipynb #6722f52e
 def lr_at(

@@ -6,12 +6,12 @@
 __all__ = ['check_ids', 'retrieval_ranks', 'recall', 'chance_recall', 'direction_metrics', 'retrieval_metrics', 'nearest',
            'query_vector', 'gallery_vector', 'pixel_features', 'pixel_scores', 'pixel_nn']
 
-# %% ../nbs/13_retrieval.ipynb #a583871e
+# %% ../nbs/13_retrieval.ipynb #54dd7a82
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from .geometry import get_geometry, time_component
+from .geometry import time_component
 from .zeroshot import best_rank, check_finite, in_batches, interval
 
 # %% ../nbs/13_retrieval.ipynb #781759bf
@@ -125,10 +125,10 @@ def gallery_vector(
 def pixel_features(
     images:UInt8[Tensor, "b 3 s s"], # drawings
     size:int=16,                     # side in pixels after averaging
-) -> Float[Tensor, "b f"]:           # 3 * size * size numbers in [0, 1]
-    "Drawings averaged down to `size` pixels and flattened."
+) -> Float[Tensor, "b f"]:           # 3 * size * size numbers, of mean 0 and length 1
+    "Drawings averaged down to `size` pixels, flattened, centred and normalised: products are correlations."
     shrink = lambda x: F.adaptive_avg_pool2d(x.float() / 255, size).flatten(1)
-    return in_batches(shrink, images)
+    return in_batches(lambda x: F.normalize(shrink(x) - shrink(x).mean(1, keepdim=True), dim=1), images)
 
 def pixel_scores(
     train_images:UInt8[Tensor, "n 3 s s"], # drawings whose class is known
@@ -137,10 +137,10 @@ def pixel_scores(
     n_classes:int,                         # classes, drawn or not
     size:int=16,                           # side in pixels
 ) -> Float[Tensor, "b k"]:                 # one column per class
-    "Minus the squared pixel distance to the nearest drawing of each class."
+    "The correlation of pixels with the nearest drawing of each class."
     train, test = pixel_features(train_images, size), pixel_features(test_images, size)
-    scores = get_geometry("euclidean").scores(test, train, torch.tensor(1., device=test.device))
-    never = torch.full((len(test), n_classes), scores.min().item() - 1, device=test.device)
+    scores = test @ train.T
+    never = torch.full((len(test), n_classes), -2., device=test.device)
     return never.scatter_reduce(1, train_labels.expand(len(test), -1), scores, "amax")
 
 def pixel_nn(

@@ -6,14 +6,13 @@
 __all__ = ['Part', 'open_data', 'make_loader', 'pick_device', 'NonFinite', 'update', 'describe', 'validate', 'begin', 'fit',
            'due']
 
-# %% ../nbs/11_trainer.ipynb #e89d386d
+# %% ../nbs/11_trainer.ipynb #983c8be1
 import json, math, resource, time
 from dataclasses import fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-import numpy as np, torch
-from jaxtyping import Float, Int
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .images import ImageAugment
@@ -22,7 +21,7 @@ from .model import Model, build_model, curv_range
 from .optim import lr_at, make_optimizer
 from .run import Run, TrainConfig, load_checkpoint, machine, save_checkpoint, sha256
 from .shards import Batch, Loader, Shards, embedded_data, root
-from .text import Tokenizer
+from .text import Tokenizer, augment_caption
 
 # %% ../nbs/11_trainer.ipynb #18bd066f
 class Part:
@@ -56,8 +55,9 @@ def make_loader(
 ) -> Loader:         # batches in an order that (seed, epoch, index) decides
     "The loader of a config."
     augment = ImageAugment(**{f.name: getattr(cfg, f.name) for f in fields(ImageAugment)})
+    say = partial(augment_caption, mask=cfg.word_mask, shuffle=cfg.word_shuffle, drop=cfg.word_drop)
     tokenizer = Tokenizer(cfg.vocab_size, cfg.context_length)
-    kw = dict(image_size=cfg.image_size, batch_size=cfg.batch_size, seed=cfg.seed, augment=augment,
+    kw = dict(image_size=cfg.image_size, batch_size=cfg.batch_size, seed=cfg.seed, augment=augment, augment_text=say,
               level_probs=cfg.level_probs or None, workers=cfg.workers, cache=cfg.cache)
     return Loader(shards, tokenizer, **kw | changes)
 
@@ -163,7 +163,8 @@ def fit(
         print(f'{run.folder} is finished: {cfg.steps} steps were made. Nothing was changed.')
         return model.eval()
     pairs, held_out = open_data(cfg)
-    loader, val_loader = make_loader(cfg, pairs), make_loader(cfg, held_out, workers=0, cache=True)
+    loader = make_loader(cfg, pairs)
+    val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
     if state['step']: print(f"{run.folder} goes on after step {state['step']} of {cfg.steps}.")
     run.rewind(state['step'])
     run.record(**machine(device), dataset=dict(train=pairs.id, val=held_out.id), pairs=len(pairs), params=model.param_count, started=_now())

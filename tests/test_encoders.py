@@ -3,14 +3,14 @@ from types import SimpleNamespace
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from meru.encoders import ConvBlock, ConvNet, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
+from meru.encoders import ConvMLP, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
 from conftest import ROOT
 
 
 def vit(): return ViT(image_size=24, patch_size=8, width=32, depth=2, heads=4)
 def text(): return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
 def conv():
-    tower = ConvNet(widths=(8, 16), blocks=(1, 2), grid=2)
+    tower = ConvMLP(image_size=24, conv_width=8, width=32, depth=2)
     for m in tower.modules():
         if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.ones_(m.weight)  # as if trained: blocks start switched off
     return tower
@@ -89,19 +89,21 @@ def test_paper_sizes(size, total, table):
     assert image.pos_embed.numel() == table and trained + table + 512*(size[0] + 512) + 4 == total
 
 
-def test_residual_blocks_start_as_their_shortcut():
+def test_conv_keeps_the_layout():
+    "Cells beside each other: a change in one corner reaches that corner's cells alone."
     torch.manual_seed(0)
-    block, x = ConvBlock(4, 6, stride=2), torch.rand(2, 4, 9, 9)
-    assert torch.equal(block(x), F.relu(block.shortcut(x)))
+    stem, x = conv().eval().stem, torch.rand(1, 3, 24, 24)
+    y = x.clone(); y[..., -4:, -4:] = 0
+    moved = (stem(x) - stem(y)).view(16, 6, 6).abs().sum(0)
+    assert (moved[4:, 4:] > 0).all() and (moved[:4] == 0).all() and (moved[:, :4] == 0).all()
 
 
-@pytest.mark.parametrize('size', [17, 24, 32, 40])
-def test_conv_keeps_the_layout_at_any_size(size):
+def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    tower, x = conv().eval(), torch.rand(1, 3, size, size)
-    half = torch.cat([x[..., :size//2], x[..., -1:].expand(-1, -1, -1, size - size//2)], dim=-1)  # its right half wiped
-    whole, wiped = (tower(o).view(16, 2, 2) for o in (x, half))
-    assert whole.numel() == tower.width and (whole - wiped)[..., 1].norm() > 2*(whole - wiped)[..., 0].norm()
+    tower, x = ConvMLP(24, 8, 32, 1, dropout=.5), torch.rand(8, 3, 24, 24)
+    assert not torch.equal(tower(x), tower(x))
+    tower.eval()
+    assert torch.equal(tower(x), tower(x))
 
 
 def test_initial_deviations():
@@ -114,11 +116,11 @@ def test_initial_deviations():
 
 
 def test_built_by_name():
-    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_widths=(4, 8), conv_blocks=(1, 1), conv_grid=2,
+    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_width=4, dropout=0.,
                           vocab_size=50, context_length=9, text_width=16, text_depth=1, text_heads=2)
     assert isinstance(build_image_tower(cfg), ViT) and build_text_tower(cfg).context_length == 9
     cfg.image_tower = 'conv'
-    assert build_image_tower(cfg).width == 4*8
+    assert isinstance(build_image_tower(cfg), ConvMLP) and build_image_tower(cfg).width == 16
 
 
 @pytest.mark.parametrize('make, says', [
@@ -127,7 +129,8 @@ def test_built_by_name():
     (lambda: ViT(32, 8, 32, 1, 5), 'width 32 cannot be split into 5 heads'),
     (lambda: vit()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
     (lambda: text()(torch.ones(1, 13, dtype=torch.long)), '13 tokens'),
-    (lambda: ConvNet((8, 16), (1,)), '2 widths but 1'),
+    (lambda: ConvMLP(30), '30 is not a multiple of 4'),
+    (lambda: conv()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
     (lambda: build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv")])
 def test_wrong_sizes_are_named(make, says):
     with pytest.raises(ValueError, match=says): make()

@@ -93,7 +93,7 @@ def test_pixels_name_what_was_drawn_and_nothing_else(folder):
 
 @pytest.fixture(scope='module')
 def tiny():
-    cfg = ModelConfig(embed_dim=8, image_tower='conv', image_size=16, conv_widths=(8, 8, 8), text_width=64, text_depth=1,
+    cfg = ModelConfig(embed_dim=8, image_tower='conv', image_size=16, conv_width=8, image_width=32, image_depth=1, text_width=64, text_depth=1,
                       text_heads=1, context_length=16, vocab_size=600)
     return untrained(cfg, 7)
 

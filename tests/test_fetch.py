@@ -164,6 +164,6 @@ def test_bad_parameters_end_the_run(papermill, tmp_path):
 def test_train_runs_on_what_was_fetched(world, fetched, papermill):
     if not (ROOT/'nbs'/'train.ipynb').exists(): pytest.skip('nbs/train.ipynb is not there')
     run = world['home']/'run'
-    done = papermill('train', world['home']/'train.ipynb', '-p', 'preset', 'smoke', '-p', 'data', fetched, '-y', 'level_probs: []', '-p', 'batch_size', 16, '-p', 'out', run)
+    done = papermill('train', world['home']/'train.ipynb', '-p', 'preset', 'smoke', '-p', 'data', fetched, '-p', 'batch_size', 16, '-p', 'out', run)
     assert done.returncode == 0, done.stderr[-3000:]
     assert Shards(fetched).id in json.dumps(json.loads((run/'run.json').read_text())['dataset'])

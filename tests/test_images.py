@@ -120,7 +120,7 @@ def test_the_evaluation_transform():
     assert resize_image(torch.zeros(3, 1, 100_000, dtype=torch.uint8), 64).shape == (3, 64, 64)
 
 
-FULL = ImageAugment(scale=(.3, 1.), flip=.5, brightness=.4, contrast=.4, saturation=.4, hue=.1, grey=.2, degrees=20, shear=8, translate=.1)
+FULL = ImageAugment(crop_scale=(.3, 1.), flip=.5, brightness=.4, contrast=.4, saturation=.4, hue=.1, grey=.2, degrees=20, shear=8, translate=.1)
 IMAGES = [decode_image(save(PHOTO.resize((40 + i, 60 - i)), 'PNG')) for i in range(40)]
 
 
@@ -137,19 +137,19 @@ def test_a_picture_does_not_depend_on_its_batch(threads):
 
 
 def test_each_setting_changes_something_and_zero_changes_nothing():
-    u, none = np.random.default_rng(2).random((40, n_draws)), ImageAugment(scale=(1., 1.), ratio=(1., 1.))
+    u, none = np.random.default_rng(2).random((40, n_draws)), ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.))
     square = [resize_image(o, 48) for o in IMAGES]
     base = augment_images(square, 48, u, none)
     assert torch.equal(base, torch.stack(square))
     for name in ('flip', 'brightness', 'contrast', 'saturation', 'hue', 'grey', 'degrees', 'shear', 'translate'):
-        aug = ImageAugment(scale=(1., 1.), ratio=(1., 1.), **{name: 20. if name in ('degrees', 'shear') else .5})
+        aug = ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.), **{name: 20. if name in ('degrees', 'shear') else .5})
         assert (augment_images(square, 48, u, aug).float() - base.float()).abs().mean() > 1, name
 
 
 def test_flips_come_at_their_rate():
     u = np.random.default_rng(3).random((400, n_draws))
     half = torch.zeros(3, 8, 8, dtype=torch.uint8); half[:, :, 4:] = 255
-    out = augment_images([half]*400, 8, u, ImageAugment(scale=(1., 1.), ratio=(1., 1.), flip=.25))
+    out = augment_images([half]*400, 8, u, ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.), flip=.25))
     assert 70 < (out[:, 0, 0, 0] == 255).sum() < 130
 
 
@@ -197,6 +197,6 @@ def test_colours_agree_with_torchvision():
         assert (got - ours(x/255, b*c*s)*255).abs().max() < 1.5
 
 
-@pytest.mark.parametrize('bad', [dict(flip=1.5), dict(hue=.6), dict(degrees=-1), dict(scale=(0, 1)), dict(scale=(.9, .5)), dict(ratio=(-1, 1)), dict(grey=float('nan'))])
+@pytest.mark.parametrize('bad', [dict(flip=1.5), dict(hue=.6), dict(degrees=-1), dict(crop_scale=(0, 1)), dict(crop_scale=(.9, .5)), dict(crop_ratio=(-1, 1)), dict(grey=float('nan'))])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))): ImageAugment(**bad)

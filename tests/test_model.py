@@ -9,7 +9,7 @@ from meru.model import Model, ModelConfig, build_model, load_released, our_name,
 from conftest import ROOT
 
 PARITY, NAMES = ROOT/'tests/parity', list(geometries)
-SMALL = ModelConfig(embed_dim=16, image_tower='conv', image_size=16, conv_widths=(8, 16), conv_blocks=(1, 1), conv_grid=2,
+SMALL = ModelConfig(embed_dim=16, image_tower='conv', image_size=16, conv_width=8, image_width=32, image_depth=1,
                     text_width=32, text_depth=1, text_heads=2, context_length=8, vocab_size=64)
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[62, 1, 63, 0], [62, 2, 3, 63], [62, 4, 63, 0], [62, 4, 63, 0]])

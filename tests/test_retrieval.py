@@ -134,12 +134,15 @@ def test_pixels():
     noisy = (train.int() + torch.randint(-9, 9, train.shape, generator=g)).clamp(0, 255).to(torch.uint8)
     scores = pixel_scores(train, labels, noisy, 7)
     x, y = pixel_features(noisy), pixel_features(train)
-    slow = torch.stack([-(x[:, None] - y[labels == k][None]).square().sum(-1).amin(1) for k in range(5)], 1)
-    torch.testing.assert_close(scores[:, :5], slow, atol=1e-3, rtol=1e-4)
+    slow = torch.stack([(x[:, None] * y[labels == k][None]).sum(-1).amax(1) for k in range(5)], 1)
+    torch.testing.assert_close(scores[:, :5], slow, atol=1e-5, rtol=1e-5)
     assert (scores[:, 5:] < scores[:, :5].amin()).all() and scores.isfinite().all()
 
 
-def test_pixel_features_average():
+def test_pixel_features_are_averaged_and_correlate():
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     image[0, 0, :2, :2] = 255
-    assert pixel_features(image, 2).tolist() == [[1, 0, 0, 0] + [0] * 8]
+    v = torch.tensor([[1.] + [0] * 11]) - 1/12
+    torch.testing.assert_close(pixel_features(image, 2), v / v.norm())
+    brighter = torch.randint(100, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pixel_features(2*brighter + 50), pixel_features(brighter), atol=1e-5, rtol=1e-4)

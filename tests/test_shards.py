@@ -24,7 +24,7 @@ from meru.text import Tokenizer, augment_caption
 pytestmark = [pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning'),
               pytest.mark.filterwarnings('ignore:This DataLoader will create:UserWarning')] # more workers than cores, on purpose
 TOK = Tokenizer(1024, 16)
-FULL = ImageAugment(scale=(.4, 1.), flip=.5, brightness=.3, contrast=.3, saturation=.3, hue=.05, grey=.1, degrees=15, shear=5, translate=.05)
+FULL = ImageAugment(crop_scale=(.4, 1.), flip=.5, brightness=.3, contrast=.3, saturation=.3, hue=.05, grey=.1, degrees=15, shear=5, translate=.05)
 PROBS = (.1, .2, .3, .4)
 
 

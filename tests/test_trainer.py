@@ -120,7 +120,7 @@ def test_lorentz_and_poincare_are_the_same_model(tmp_path):
 
 
 def test_curvature_moves_and_stays_in_bounds(tmp_path):
-    run = Run(tmp_path, make_config('smoke', lr=1.0, warmup=0, grad_clip=0.))
+    run = Run(tmp_path, make_config('smoke', lr=1.0, warmup=0, learn_curv=True))
     try: fit(run)
     except NonFinite: pass
     curvs = [r['curv'] for r in run.rows() if 'curv' in r]
