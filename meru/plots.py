@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['palette', 'style', 'disk', 'geodesic', 'geodesics', 'cone_edge', 'cone', 'OnDisk', 'principal_axes', 'to_disk',
-           'dots', 'labels', 'thumbnails', 'contact_sheet', 'radius_histogram', 'similarity_matrix', 'training_curves']
+           'dots', 'labels', 'polar_dist', 'fit_angles', 'to_disk_by_distance', 'thumbnails', 'contact_sheet',
+           'radius_histogram', 'similarity_matrix', 'training_curves']
 
 # %% ../nbs/01_plots.ipynb #1221346e
 import io
@@ -227,6 +228,59 @@ def labels(
             taken = np.vstack([taken, box])
     if hidden: ax.text(1, 0, f'{hidden} of {len(texts)} labels hidden', transform=ax.transAxes, ha='right', size=7, color='#808080')
     return hidden
+
+# %% ../nbs/01_plots.ipynb #94c0c6f7
+def polar_dist(
+    r:Float[Tensor, "*b"],     # radii, in units where the curvature is -1, 0 or 1
+    s:Float[Tensor, "*b"],
+    angle:Float[Tensor, "*b"], # between them at the root
+    kappa:int,                 # -1, 0 or 1
+) -> Float[Tensor, "*b"]:
+    "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
+    sn = {-1: torch.sinh, 0: lambda t: t, 1: torch.sin}[kappa]
+    inverse = {-1: torch.asinh, 0: lambda t: t, 1: torch.asin}[kappa]
+    half = (sn((r - s)/2)**2 + (sn(r)*sn(s) if kappa else r*s)*torch.sin(angle/2)**2).clamp(1e-24, None if kappa < 1 else 1 - 1e-12)
+    return 2*inverse(half.sqrt())
+
+def fit_angles(
+    distances:Float[Tensor, "n n"], # to be matched, in units where the curvature is -1, 0 or 1
+    r:Float[Tensor, "n"],           # radii, in the same unit
+    start:Float[Tensor, "n"],       # angles to begin with
+    kappa:int,                      # -1, 0 or 1
+    steps:int=250,                  # of Adam, a few milliseconds each
+) -> Float[Tensor, "n"]:            # angles
+    "Turn points about the root until their distances are right up to one factor (stress of Sammon 1969)."
+    n, gen = len(r), torch.Generator().manual_seed(0)
+    if n < 3: return start
+    i, angle, typical = torch.arange(n).repeat(12), start.clone().requires_grad_(), distances.mean()/10
+    opt = torch.optim.Adam([angle], lr=.1)
+    for step in range(steps):
+        opt.param_groups[0]['lr'] = .1*(1 - step/steps)
+        j = (i + torch.randint(1, n, i.shape, generator=gen))%n
+        true, drawn = distances[i, j], polar_dist(r[i], r[j], angle[i] - angle[j], kappa)
+        weight = 1/(true + typical)
+        factor = (weight*drawn*true).sum()/(weight*true*true).sum()
+        loss = (weight*(drawn/factor - true)**2).mean()
+        opt.zero_grad(); loss.backward(); opt.step()
+    return angle.detach()
+
+# %% ../nbs/01_plots.ipynb #e69e4bc3
+def to_disk_by_distance(
+    x:Float[Tensor, "n d"], # points of a hyperbolic `geometry`
+    geometry:Geometry,
+    curv:Float[Tensor, ""],
+    scale:float=1,          # draw distances this much larger: a tree wants room
+) -> OnDisk:
+    "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
+    x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
+    v, unit_scale = geometry.log_map0(x, curv), curv.sqrt()*scale
+    axes = principal_axes(v - v.mean(0))
+    flat, r, true = v@axes, geometry.radius(x, curv)*unit_scale, -geometry.scores(x, x, curv)*unit_scale
+    angle = fit_angles(true, r, torch.atan2(flat[:, 1], flat[:, 0]), -1)
+    drawn = polar_dist(r[:, None], r, angle[:, None] - angle, -1)
+    ratio = (drawn/true)[~torch.eye(len(x), dtype=bool)]
+    stretch = (ratio/ratio.nanmedian() - 1).abs().nanmedian()
+    return OnDisk(torch.tanh(r/2)[:, None]*torch.stack([angle.cos(), angle.sin()], 1), axes, float(flat.square().sum()/v.square().sum()), float(stretch))
 
 # %% ../nbs/01_plots.ipynb #bc52f8ae
 def thumbnails(

@@ -1,0 +1,288 @@
+"""The explorer in a real browser: Chromium, driven through chromedriver by plain HTTP."""
+import base64, io, json, shutil, socket, subprocess, time, urllib.error, urllib.request
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from meru import explorer
+from meru.explorer import Items, Space, make_page
+from meru.geometry import geometries, get_geometry, unit
+from meru.hierarchy import cone_margins
+
+CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
+
+
+def picture(i):
+    out = io.BytesIO()
+    Image.new('RGB', (64, 64), (40*i % 256, 90, 200 - i)).save(out, 'webp')
+    return out.getvalue()
+
+
+def toy(n=40, name='word', pictures=True):
+    "Two groups, six names, the rest drawings; the last is hostile."
+    levels = torch.tensor(([0, 0] + [1]*6 + [2]*n)[:n])
+    parents = torch.tensor(([-1, -1] + [0, 1]*3 + [2 + i % 6 for i in range(n)])[:n])
+    texts = [f'{name} {i}' for i in range(n)]
+    if n > 1: texts[-1] = '<img src=x onerror="window.hurt=1"></script><script>window.hurt=2</script>'
+    return Items(texts, levels, parents, [picture(i) if levels[i] == 2 and pictures else None for i in range(n)], ['group', 'name', 'drawing'])
+
+
+def spaces(n=40, d=24, kinds=('lorentz', 'euclidean', 'sphere', 'poincare')):
+    "The same directions in every geometry, general things nearer the root."
+    gen = torch.Generator().manual_seed(0)
+    v = unit(.2*torch.randn(n, d, generator=gen) + 1)*torch.linspace(.2, 1.6, n)[:, None]
+    c = torch.tensor(.7)
+    return [Space(k, geometries[k].exp_map0(v, c), c) for k in kinds]
+
+
+class Browser:
+    "As much of WebDriver as these tests need."
+    def __init__(self, driver, chrome, port):
+        self.base, self.process = f'http://127.0.0.1:{port}', subprocess.Popen([driver, f'--port={port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.session = ''
+        options = dict(binary=chrome, args=['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1300,900', '--force-prefers-reduced-motion'])
+        wanted = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
+        for _ in range(100):
+            try: made = self.call('POST', '/session', dict(capabilities=dict(alwaysMatch=wanted)))
+            except urllib.error.URLError: time.sleep(.1)
+            else: break
+        self.session = '/session/' + made['sessionId']
+
+    def call(self, method, path, data=None):
+        body = None if data is None else json.dumps(data).encode()
+        asked = urllib.request.Request(self.base + self.session + path, body, {'Content-Type': 'application/json'}, method=method)
+        with urllib.request.urlopen(asked, timeout=120) as answer: return json.load(answer)['value']
+
+    def js(self, script, *args): return self.call('POST', '/execute/sync', dict(script=script, args=list(args)))
+    def log(self): return [o['message'] for o in self.call('POST', '/se/log', dict(type='browser')) if o['level'] in ('SEVERE', 'WARNING')]
+    def act(self, *steps, kind='pointer', **more):
+        self.call('POST', '/actions', dict(actions=[dict(type=kind, id=kind, actions=list(steps), **more)]))
+    def key(self, *keys): self.act(*[dict(type=t, value=k) for k in keys for t in ('keyDown', 'keyUp')], kind='key')
+    def at(self, i):
+        x, y = self.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(arguments[0]); return [b.left + w[0], b.top + w[1]]", i)
+        return dict(type='pointerMove', x=round(x), y=round(y), duration=0)
+    def screenshot(self): return np.array(Image.open(io.BytesIO(base64.b64decode(self.call('GET', '/screenshot')))).convert('RGB'))
+
+    def open(self, path, html):
+        path.write_text(html, encoding='utf-8')
+        self.call('POST', '/url', dict(url=path.as_uri()))
+        self.settle()
+        return self
+
+    def settle(self):
+        "Wait until nothing moves any more."
+        before = -1
+        for _ in range(200):
+            now = self.js('return meru.frames')
+            if now == before: return
+            before = now
+            time.sleep(.15)
+
+    def close(self):
+        try: self.call('DELETE', '')
+        finally:
+            self.process.terminate()
+            self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def chrome():
+    binary, driver = next(filter(None, map(shutil.which, CHROMES)), None), shutil.which('chromedriver')
+    if not binary or not driver: pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    browser = Browser(driver, binary, port)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope='module')
+def page(chrome, tmp_path_factory): return chrome.open(tmp_path_factory.mktemp('page')/'explorer.html', make_page(toy(), spaces(), 'toy & <b>title</b>'))
+
+
+@pytest.fixture
+def walked(page):
+    "The page, nothing selected, in the first space."
+    page.js("meru.enter(meru.data.spaces[0]); meru.select(-1); document.getElementById('search').value = ''")
+    page.settle()
+    yield page
+    assert page.log() == []
+
+
+def test_it_draws_without_a_word_on_the_console(walked):
+    pixels = walked.screenshot()
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+    assert walked.js("return document.getElementById('title').textContent") == 'toy & <b>title</b>'
+
+
+def test_captions_are_text(walked):
+    walked.js('meru.select(39)')
+    assert walked.js("return document.querySelector('#panel h2').textContent").startswith('<img src=x')
+    assert walked.js('return window.hurt') is None and walked.js("return document.querySelector('#panel img, #panel script')") is None
+
+
+@pytest.mark.parametrize('k', range(4))
+def test_distances_and_cones_are_those_of_the_full_space(walked, k):
+    space = spaces()[k]
+    g, x, c = get_geometry(space.geometry), space.points, space.curv
+    walked.js('meru.enter(meru.data.spaces[arguments[0]])', k)
+    found = torch.tensor(walked.js('return [0, 5, 20].map(i => meru.data.items.text.map((_, j) => meru.distance(i, j)))'))
+    torch.testing.assert_close(found, torch.stack([g.dist(x[i][None], x, c) for i in (0, 5, 20)]), rtol=2e-3, atol=2e-3)
+    if not g.has_cones: return
+    margins = cone_margins(g, x[:8], x, c, space.min_radius)
+    held = walked.js('return [0, 1, 2, 3, 4, 5, 6, 7].map(i => meru.inside(i))')
+    for i in range(8):
+        inside = torch.zeros(40, dtype=bool)
+        inside[held[i]] = True
+        clear = (margins[i].abs() > 2e-3) & (torch.arange(40) != i)
+        assert ((margins[i] <= 0) == inside)[clear].all()
+    assert 0 < sum(map(len, held)) < 8*39
+
+
+def python_walk(space, i, texts):
+    "The traversal of MERU's paper, step by step with the library's geometry."
+    g, x, c, met = get_geometry(space.geometry), space.points.double(), space.curv.double(), []
+    v, zero = g.log_map0(x[i], c), torch.zeros_like(x[i])
+    for k in range(1, 51):
+        step = g.exp_map0(v*(1 - k/50), c)
+        best, least = None, float(g.dist(zero, step, c))
+        for j in texts:
+            inside = g.exterior_angle(x[j], step, c) <= g.half_aperture(x[j], c, space.min_radius)
+            if j != i and inside and (d := float(g.dist(x[j], step, c))) < least: best, least = j, d
+        if best is not None and best not in met: met.append(best)
+    return met
+
+
+@pytest.mark.parametrize('k', [0, 1])
+def test_the_walk_is_the_papers(walked, k):
+    walked.js('meru.enter(meru.data.spaces[arguments[0]])', k)
+    rows = [12, 25, 38]
+    expected = [python_walk(spaces()[k], i, range(8)) for i in rows]
+    assert walked.js('return arguments[0].map(i => meru.walk(i))', rows) == expected and any(expected)
+
+
+def test_hover_shows_text_and_radius(walked):
+    walked.act(walked.at(3))
+    tip = walked.js("const t = document.getElementById('tip'); return [t.hidden, t.textContent]")
+    assert not tip[0] and 'word 3' in tip[1] and 'from the root' in tip[1] and 'cone' in tip[1]
+
+
+def test_click_selects_and_brings_it_to_the_middle(walked):
+    walked.act(walked.at(5), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0))
+    walked.settle()
+    assert walked.js('return meru.selected') == 5
+    middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2 + 10]")
+    assert np.allclose(walked.js('return meru.where(5)'), middle, atol=1)
+    panel = walked.js("return document.getElementById('panel').textContent")
+    assert 'Walk to the root' in panel and 'Nearest drawings' in panel and 'Its cone holds' in panel
+    assert 'word 5' in walked.js("return document.getElementById('live').textContent")
+
+
+def test_dragging_is_rigid(walked):
+    "Hyperbolic distances on the screen before and after are the same, and what was grabbed follows."
+    def gaps():
+        return np.array(walked.js('''const b = document.getElementById("stage").getBoundingClientRect(), S = Math.min(b.width, b.height)/2 - 22
+            const z = [2, 9, 17, 30].map(i => { const [x, y] = meru.where(i); return [(x - b.width/2)/S, (b.height/2 + 10 - y)/S] })
+            const gap = (p, q) => Math.asinh(Math.hypot(p[0] - q[0], p[1] - q[1])/Math.sqrt((1 - p[0]**2 - p[1]**2)*(1 - q[0]**2 - q[1]**2)))
+            return z.flatMap(p => z.map(q => gap(p, q)))'''))
+    before, start = gaps(), walked.at(0)
+    goal = start | dict(x=start['x'] + 70, y=start['y'] - 50, duration=50)
+    walked.act(start, dict(type='pointerDown', button=0), goal, dict(type='pointerUp', button=0))
+    walked.settle()
+    now = walked.at(0)
+    assert abs(now['x'] - goal['x']) <= 2 and abs(now['y'] - goal['y']) <= 2
+    assert np.allclose(gaps(), before, atol=1e-6) and walked.js('return meru.selected') == -1
+
+
+def test_home_undoes_everything(walked):
+    before = walked.js('return [0, 7, 22].map(i => meru.where(i))')
+    walked.js('meru.select(33)'); walked.settle()
+    assert not np.allclose(walked.js('return [0, 7, 22].map(i => meru.where(i))'), before, atol=5)
+    walked.js('meru.home()'); walked.settle()
+    assert np.allclose(walked.js('return [0, 7, 22].map(i => meru.where(i))'), before, atol=.5)
+
+
+def test_search_and_keyboard(walked):
+    walked.js("document.getElementById('stage').focus()")
+    walked.key('/')
+    walked.key(*'WORD 12')
+    assert walked.js("return document.querySelectorAll('#hits [role=option]').length") == 1
+    walked.key('\ue007')
+    assert walked.js('return meru.selected') == 12
+    walked.key('u')
+    assert walked.js('return meru.selected') in (*range(8), -1)
+    walked.key('\ue014')
+    assert walked.js('return meru.selected') >= 0
+    walked.key('\ue00c')
+    assert walked.js('return meru.selected') == -1
+
+
+def test_filters_by_level_and_group(walked):
+    chips, names = "document.querySelectorAll('#levels input')", walked.js("return [...document.querySelectorAll('#levels label')].map(l => l.textContent)")
+    assert names == ['groups', 'names', 'drawings']
+    all_pixels = walked.screenshot()
+    walked.js(f'{chips}[2].click()'); walked.settle()
+    without = walked.screenshot()
+    assert (all_pixels != without).any(-1).sum() > 500
+    walked.js(f"{chips}[2].click(); const g = document.getElementById('group'); g.value = 1; g.dispatchEvent(new Event('change'))"); walked.settle()
+    assert (walked.screenshot() != all_pixels).any(-1).sum() > 500
+    walked.js("const g = document.getElementById('group'); g.value = -1; g.dispatchEvent(new Event('change'))")
+
+
+def test_twins_switch_and_keep_the_selection(walked):
+    walked.js("meru.select(9); [...document.querySelectorAll('#spaces button')].find(b => b.textContent === 'CLIP').click()"); walked.settle()
+    assert walked.js('return [meru.selected, meru.space.kappa]') == [9, 1]
+    walked.js('meru.select(2)')
+    assert 'no cones' in walked.js("return document.getElementById('panel').textContent")
+
+
+def test_light_dark_and_narrow(walked):
+    light = walked.screenshot().mean()
+    walked.js("document.getElementById('theme').click()"); walked.settle()
+    assert walked.screenshot().mean() < light - 100
+    walked.js("document.getElementById('theme').click()")
+    walked.call('POST', '/window/rect', dict(width=500, height=800)); walked.settle()
+    assert walked.js('return document.documentElement.scrollWidth <= innerWidth')
+    walked.call('POST', '/window/rect', dict(width=1300, height=900)); walked.settle()
+
+
+def test_everything_has_a_name(walked):
+    "Buttons, fields and the picture can be told apart by a screen reader."
+    assert walked.js('''return [...document.querySelectorAll('button, input, select, canvas')].filter(e =>
+        !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.closest('label') && e.closest('label').textContent.trim()))).length''') == 0
+
+
+@pytest.mark.parametrize('items', [toy(1), toy(8, pictures=False), toy(40, pictures=False)], ids=['one point', 'words alone', 'no image'])
+def test_little_to_show(chrome, tmp_path, items):
+    n = len(items.texts)
+    chrome.open(tmp_path/'few.html', make_page(items, spaces(n), 'few'))
+    for k in range(4):
+        chrome.js('meru.enter(meru.data.spaces[arguments[0]]); meru.select(0); meru.home()', k)
+        chrome.settle()
+    assert chrome.log() == [] and 'word 0' in chrome.js("return document.querySelector('#panel h2').textContent")
+
+
+def test_nothing_leaves_the_page():
+    html = make_page(toy(), spaces(), 'toy')
+    assert "default-src 'none'" in html and 'http://' not in html and 'https://' not in html
+
+
+@pytest.mark.parametrize('g', ['lorentz', 'poincare', 'euclidean', 'sphere'])
+def test_nan_is_refused(g):
+    space, = spaces(kinds=(g,))
+    space.points[3, 2] = float('nan')
+    with pytest.raises(ValueError, match='points must be finite, but 1 of 40 rows hold NaN or infinity: word 3'): make_page(toy(), [space], 'nan')
+
+
+def test_two_thousand_points_fit(in_root):
+    exam = explorer.read_exam(explorer.embedded_data(), 16)
+    items, texts, rows = explorer.emoji_items(exam)
+    n = len(items.texts)
+    assert 1800 < n <= 2000 and len(texts) + len(rows) == n
+    below = items.parents >= 0
+    assert (items.levels[items.parents[below]] < items.levels[below]).all() and (items.levels[~below] == 0).all()
+    assert len(make_page(items, spaces(n, 128), 'all').encode()) < 10e6
+
+
+def test_the_same_page_every_time(): assert make_page(toy(), spaces(), 'toy') == make_page(toy(), spaces(), 'toy')
