@@ -6,15 +6,15 @@
 __all__ = ['Part', 'open_data', 'make_loader', 'pick_device', 'NonFinite', 'update', 'describe', 'validate', 'begin', 'fit',
            'due']
 
-# %% ../nbs/11_trainer.ipynb #983c8be1
-import json, math, resource, time
+# %% ../nbs/11_trainer.ipynb #9b234e44
+import json, math, resource, sys, time
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .images import ImageAugment
 from .losses import contrastive_loss
 from .model import Model, build_model, curv_range
@@ -169,7 +169,7 @@ def fit(
     run.rewind(state['step'])
     run.record(**machine(device), dataset=dict(train=pairs.id, val=held_out.id), pairs=len(pairs), params=model.param_count, started=_now())
     clock = _Clock(run)
-    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.folder.name)
+    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.folder.name, file=sys.stdout)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
         try: out = update(model, opt, _to(batch, device), cfg, step)
         except NonFinite as e: raise _named(run, e, batch) from None

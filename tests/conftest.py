@@ -2,8 +2,11 @@
 import os, subprocess, sys
 from pathlib import Path
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+settings.register_profile('repeatable', derandomize=True, deadline=None)
+settings.load_profile('repeatable')
 ROOT = Path(__file__).parent.parent
 
 

@@ -72,7 +72,7 @@ def test_padding_never_reaches_the_feature(words, pad, filler):
     torch.manual_seed(0)
     tower, ids = text(), torch.tensor([[62, *words, 63]])
     padded = F.pad(ids, (0, pad), value=filler)
-    assert torch.allclose(tower(ids), tower(padded), atol=1e-6)
+    assert torch.allclose(tower(ids), tower(padded), atol=1e-5)
 
 
 def test_word_order_matters():
