@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['palette', 'style', 'disk', 'geodesic', 'geodesics', 'cone_edge', 'cone', 'OnDisk', 'principal_axes', 'to_disk',
            'dots', 'labels', 'polar_dist', 'fit_angles', 'to_disk_by_distance', 'thumbnails', 'contact_sheet',
-           'radius_histogram', 'similarity_matrix', 'training_curves']
+           'radius_histogram', 'similarity_matrix', 'tree_rows', 'level_tree', 'walk_strip', 'training_curves']
 
-# %% ../nbs/01_plots.ipynb #1221346e
+# %% ../nbs/01_plots.ipynb #beb4f626
 import io
 import math
 import sys
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -357,6 +357,60 @@ def similarity_matrix(
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.figure.colorbar(shown, ax=ax, label=label, shrink=.8, aspect=24).outline.set_visible(False)
+    return ax
+
+# %% ../nbs/01_plots.ipynb #c1466e66
+def tree_rows(
+    parents:Int64[Tensor, "n"], # the row above each; -1 for a root
+) -> tuple[Float[Tensor, "n"], Int64[Tensor, "n"]]: # height of each row, its depth
+    "Leaves at equal steps, depth first; everything else at the middle of its children."
+    y, depth, leaves = torch.zeros(len(parents)), torch.zeros(len(parents), dtype=torch.long), 0
+    def visit(i, d):
+        nonlocal leaves
+        below, depth[i] = (parents == i).nonzero().flatten().tolist(), d
+        if below: y[i] = sum(visit(j, d + 1) for j in below)/len(below)
+        else: y[i], leaves = leaves, leaves + 1
+        return y[i]
+    for i in (parents < 0).nonzero().flatten().tolist(): visit(i, 0)
+    return y, depth
+
+def level_tree(
+    parents:Int64[Tensor, "n"], # the row above each; -1 for a root
+    radii:Float[Tensor, "n"],   # geodesic distance from the root
+    texts:list[str],
+    ax:Axes|None=None,
+) -> Axes:
+    "The tree of texts, general to the left, coloured by radius."
+    y, depth = tree_rows(parents)
+    ax, inner = _axes(ax, (7, .16*float(y.max()) + 1)), parents >= 0
+    ax.add_collection(LineCollection([[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0], color='#D0D0D0', lw=.8, zorder=1))
+    shown = ax.scatter(depth, y, c=torch.as_tensor(radii).detach().cpu(), cmap='cividis', s=26, zorder=2)
+    for x, height, text in zip(depth, y, texts):
+        ax.annotate(text, (x, height), (6, 0), textcoords='offset points', size=6.5, va='center', path_effects=[withStroke(linewidth=2, foreground='white')])
+    ax.set(xlim=(-.15, int(depth.max()) + .6), ylim=(float(y.max()) + .8, -.8))
+    ax.axis('off')
+    ax.figure.colorbar(shown, ax=ax, label='radius', shrink=.6, aspect=30).outline.set_visible(False)
+    return ax
+
+# %% ../nbs/01_plots.ipynb #9a2a314f
+def walk_strip(
+    radii:Float[Tensor, "n"],  # where each stop lies on the way, the farthest first
+    captions:list[str],        # met there
+    pictures:UInt8[Tensor, "m 3 h w"]|None=None, # at the first stops
+    ax:Axes|None=None,
+) -> Axes:
+    "A geodesic from a point to the root, with what was met on it."
+    ax, radii = _axes(ax, (7, 1.9)), [float(r) for r in radii]
+    ax.plot([0, max(radii)], [0, 0], color=palette['grey'], lw=1.2, zorder=1)
+    ax.plot(0, 0, '+', color='black', ms=9)
+    ax.annotate('root', (0, 0), (0, 8), textcoords='offset points', ha='center', size=8)
+    ax.plot(radii, [0]*len(radii), 'o', color=palette['red'], ms=5, zorder=2)
+    for k, (r, text) in enumerate(zip(radii, captions)):
+        ax.annotate(text, (r, 0), (0, -14 - 12*(k%3)), textcoords='offset points', ha='center', va='top', size=7.5, arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=.6))
+    if pictures is not None: thumbnails([(r, .55) for r in radii[:len(pictures)]], pictures, ax, 24)
+    ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-.06*max(radii), 1.06*max(radii)))
+    ax.spines['left'].set_visible(False)
+    ax.grid(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #ddaef429

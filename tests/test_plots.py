@@ -90,6 +90,47 @@ def test_one_point_and_points_at_the_root():
     assert (plots.to_disk(torch.zeros(4, 5), g, one).xy == 0).all()
 
 
+@pytest.mark.parametrize('g,kappa', [('poincare', -1), ('euclidean', 0), ('sphere', 1)])
+def test_the_law_of_cosines_in_three_planes(g, kappa):
+    gen = torch.Generator().manual_seed(3)
+    r, s = torch.rand(2, 60, generator=gen, dtype=torch.float64)*2.5
+    a, b = torch.rand(2, 60, generator=gen, dtype=torch.float64)*2*math.pi
+    def at(r, a):
+        if kappa < 1: return get_geometry(g).exp_map0(torch.stack([r*a.cos(), r*a.sin()], 1), one)
+        return torch.stack([r.sin()*a.cos(), r.sin()*a.sin(), r.cos()], 1)
+    torch.testing.assert_close(plots.polar_dist(r, s, a - b, kappa), get_geometry(g).dist(at(r, a), at(s, b), one), rtol=1e-6, atol=1e-6)
+
+def test_fitted_angles_recover_a_plane():
+    "Shuffled a little, points of a plane find back to where their distances are right."
+    gen = torch.Generator().manual_seed(4)
+    r, a = 1 + torch.rand(80, generator=gen, dtype=torch.float64), torch.rand(80, generator=gen, dtype=torch.float64)*2*math.pi
+    true = plots.polar_dist(r[:, None], r, a[:, None] - a, -1)
+    def off(angle): return (plots.polar_dist(r[:, None], r, angle[:, None] - angle, -1) - true).abs().mean()
+    start = a + .5*torch.randn(80, generator=gen, dtype=torch.float64)
+    fitted = plots.fit_angles(true, r, start, -1)
+    assert off(fitted) < .1*off(start)
+    assert torch.equal(fitted, plots.fit_angles(true, r, start, -1))
+
+def test_placing_by_distance_keeps_radii():
+    g, curv = get_geometry('lorentz'), torch.tensor(.5)
+    x = g.exp_map0(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)), curv)
+    on = plots.to_disk_by_distance(x, g, curv, 1.5)
+    torch.testing.assert_close(2*torch.atanh(on.xy.norm(dim=1)), 1.5*.5**.5*g.radius(x, curv).double(), rtol=1e-5, atol=1e-5)
+    assert 0 < on.stretch < plots.to_disk(x, g, curv).stretch
+
+
+def test_tree_rows_do_not_cross():
+    parents = torch.tensor([-1, 0, 0, 1, 1, 2, -1])
+    y, depth = plots.tree_rows(parents)
+    assert depth.tolist() == [0, 1, 1, 2, 2, 2, 0] and y.tolist() == [1.25, .5, 2, 0, 1, 2, 3]
+    ax = plots.level_tree(parents, torch.arange(7.), list('abcdefg'))
+    assert ax.collections[1].get_array().tolist() == list(range(7)) and [t.get_text() for t in ax.texts] == list('abcdefg')
+
+def test_walk_strip_places_captions_at_their_radii():
+    ax = plots.walk_strip(torch.tensor([2., 1., .5]), ['x', 'y', 'z'], torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [('root', 0), ('x', 2.), ('y', 1.), ('z', .5)] and len(ax.artists) == 1
+
+
 def label_boxes(ax):
     return np.array([t.get_window_extent().extents for t in ax.texts if t.get_transform() != ax.transAxes and t.get_zorder() == 4])
 

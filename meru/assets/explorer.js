@@ -232,9 +232,21 @@ const widths = new Map()
 const short = i => items.text[i].length > 30 ? items.text[i].slice(0, 28).trimEnd() + '…' : items.text[i]
 function width(i) { if (!widths.has(i)) { ctx.font = font(levelOf[i]); widths.set(i, ctx.measureText(short(i)).width) } return widths.get(i) }
 const lift = i => levelOf[i] === IMAGE ? size[i] * (i === selected || i === hovered ? .85 : .5) + 9 : 0
-function claimLabel(i) {
+// right of its point, left, above or below, whatever is free; where it was before comes first
+const side = new Uint8Array(n)
+function labelAt(i) {
   const w = width(i), up = lift(i)
-  return claim(X[i] + (up ? -w / 2 : 8), Y[i] - 8 + up, X[i] + (up ? w / 2 : 8 + w), Y[i] + 7 + up)
+  return up ? [X[i] - w / 2, Y[i] + up] : [[X[i] + 8, Y[i]], [X[i] - 8 - w, Y[i]], [X[i] - w / 2, Y[i] - 14], [X[i] - w / 2, Y[i] + 14]][side[i]]
+}
+function claimLabel(i) {
+  const was = side[i]
+  for (const s of levelOf[i] > 1 || lift(i) ? [0] : [was, 0, 1, 2, 3]) {
+    side[i] = s
+    const [x, y] = labelAt(i)
+    if (claim(x, y - 8, x + width(i), y + 7)) return true
+  }
+  side[i] = was
+  return false
 }
 function arrange() {
   across = Math.ceil(W / CELL); taken = new Uint8Array(across * Math.ceil(H / CELL))
@@ -264,7 +276,7 @@ function drawDots() {
     ctx.beginPath()
     const r0 = [6, 4.4, 3, 2.4][l] ?? 2.2
     for (const i of byLevel[l]) if (visible(i) && bright(i) === lamp && imageAlpha[i] < .9 && X[i] > -9 && X[i] < W + 9 && Y[i] > -9 && Y[i] < H + 9) {
-      const r = (l === IMAGE ? 2.2 : r0) * (.5 + .5 * F[i]) * clamp(zoom ** .3, .8, 1.6)
+      const r = (l === IMAGE ? 2.2 : r0) * (.5 + .5 * F[i]) * clamp(zoom ** .3, .8, 1.6) * clamp(S / 380, .6, 1)
       ctx.moveTo(X[i] + r, Y[i]); ctx.arc(X[i], Y[i], r, 0, 6.2832)
     }
     ctx.fill()
@@ -285,15 +297,14 @@ function drawImages() {
   ctx.globalAlpha = 1
 }
 function drawLabels() {
-  ctx.lineJoin = 'round'; ctx.textBaseline = 'middle'
+  ctx.lineJoin = 'round'; ctx.textBaseline = 'middle'; ctx.textAlign = 'left'
   for (let l = IMAGE; l >= 0; l--) {
     ctx.font = font(l)
     for (const i of byLevel[l]) {
       if (labelAlpha[i] < .03 || !visible(i)) continue
-      const up = lift(i), strong = i === selected || i === hovered
-      ctx.textAlign = up ? 'center' : 'left'; ctx.globalAlpha = labelAlpha[i]
+      const strong = i === selected || i === hovered, [x, y] = labelAt(i)
+      ctx.globalAlpha = labelAlpha[i]
       ctx.strokeStyle = colour.halo; ctx.lineWidth = 3.5; ctx.fillStyle = strong || l < 2 || path.includes(i) ? colour.ink : colour.soft
-      const x = X[i] + (up ? 0 : 8), y = Y[i] + up
       ctx.strokeText(short(i), x, y); ctx.fillText(short(i), x, y)
     }
   }
