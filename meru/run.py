@@ -256,6 +256,10 @@ class Run:
         return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
     @property
+    def name(self) -> str: # for messages
+        "The folder as a person would write it."
+        return str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name
+    @property
     def finished(self) -> bool: return 'finished' in self.read('run.json')
     @property
     def last(self) -> Path: return self.folder/'last.safetensors'

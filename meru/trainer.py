@@ -160,16 +160,16 @@ def fit(
     cfg, device = run.config, pick_device(run.config.device)
     model, opt, state = begin(run, device)
     if run.finished:
-        print(f'{run.folder} is finished: {cfg.steps} steps were made. Nothing was changed.')
+        print(f'{run.name} is finished: {cfg.steps} steps were made. Nothing was changed.')
         return model.eval()
     pairs, held_out = open_data(cfg)
     loader = make_loader(cfg, pairs)
     val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
-    if state['step']: print(f"{run.folder} goes on after step {state['step']} of {cfg.steps}.")
+    if state['step']: print(f"{run.name} goes on after step {state['step']} of {cfg.steps}.")
     run.rewind(state['step'])
     run.record(**machine(device), dataset=dict(train=pairs.id, val=held_out.id), pairs=len(pairs), params=model.param_count, started=_now())
     clock = _Clock(run)
-    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.folder.name, file=sys.stdout)
+    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
         try: out = update(model, opt, _to(batch, device), cfg, step)
         except NonFinite as e: raise _named(run, e, batch) from None
