@@ -169,9 +169,9 @@ def places(
     return [at('distances (fitted angles)', fitted, 'directions are fitted to the distances (radial multidimensional scaling)'),
             at('main directions (tangent PCA)', start, f'directions are the two main ones at the root (tangent PCA), which keep {kept:.0%}')]
 
-# %% ../nbs/19_explorer.ipynb #ee624dcc
+# %% ../nbs/19_explorer.ipynb #6a9e311d
 points = 'Every drawing, and every dot with words, is one point. A small neural network was shown drawings with the words that name them, and learned to put what fits together close together.'
-general = 'The cross is the root. “animals and nature” fits hundreds of drawings that have little else in common, and the only places close to all of them lie near the root. A special name fits a few drawings and can move out to them. So the general gathers near the root, the special towards the rim. The network was told only which words go with which drawing, and that words are the more general of the two.'
+general = 'The cross is the root. “animals and nature” fits hundreds of drawings that have little else in common, and the only places close to all of them lie near the root. A special name fits a few drawings and can move out to them. So the general gathers near the root, the special towards the rim: the bars below say how far this run got. It was told only which words go with which drawing, and that words are the more general of the two.'
 stories = {
     -1: [points, general, 'Why a disk? In this hyperbolic space room grows so fast on the way out that a whole tree of ideas fits without crowding. Things near the rim look small only because they are far from the middle: drag one there and it is as large as any. The straightest lines look bent.'],
     0: [points, general, 'This twin lives in flat space, the one of school geometry, and learned from the same data. Room grows slowly on the way out, so what is special has to crowd.'],

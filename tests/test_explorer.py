@@ -263,6 +263,39 @@ def test_little_to_show(chrome, tmp_path, items):
     assert chrome.log() == [] and 'word 0' in chrome.js("return document.querySelector('#panel h2').textContent")
 
 
+def test_touch_taps_and_pinches(walked):
+    walked.call('POST', '/actions', dict(actions=[dict(type='pointer', id='finger', parameters=dict(pointerType='touch'), actions=[
+        walked.at(4), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0)])]))
+    walked.settle()
+    assert walked.js('return meru.selected') == 4
+    def gap(): return np.ptp(walked.js('return [meru.where(1)[0], meru.where(3)[0]]'))
+    walked.js('meru.select(-1); meru.home()'); walked.settle()
+    before, middle = gap(), walked.at(-1)
+    def finger(name, way): return dict(type='pointer', id=name, parameters=dict(pointerType='touch'), actions=[
+        middle | dict(x=middle['x'] + 40*way), dict(type='pointerDown', button=0), middle | dict(x=middle['x'] + 120*way, duration=80), dict(type='pointerUp', button=0)])
+    walked.call('POST', '/actions', dict(actions=[finger('one', 1), finger('two', -1)]))
+    walked.settle()
+    assert gap() > 1.5*before and walked.js('return meru.selected') == -1
+    walked.js('meru.home()')
+
+
+def test_a_run_becomes_a_page(tmp_path, in_root):
+    from meru.run import Run, make_config
+    from meru.trainer import fit
+    for name in ('smoke', 'smoke_clip'): fit(Run(tmp_path/name, make_config(name, steps=2, warmup=1)))
+    page = explorer.explore(tmp_path/'smoke', n=400)
+    html = page.path.read_text(encoding='utf-8')
+    data = json.loads(html.split('id="data">')[1].split('</script>')[0])
+    assert page.path == tmp_path/'smoke'/'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'CLIP']
+    assert 300 < len(data['items']['text']) <= 400 and data['atlas'] and 'iframe' in page._repr_html_()
+    assert explorer.explore(Run(tmp_path/'smoke', make_config('smoke', steps=2, warmup=1)), twins=[], n=400).path.stat().st_size < len(html)
+
+
+def test_only_runs_on_the_drawings(tmp_path, in_root):
+    from meru.run import Run, make_config
+    with pytest.raises(ValueError, match="trained on 'data/cc3m'; the explorer shows"): explorer.explore(Run(tmp_path/'other', make_config('vit_s')))
+
+
 def test_nothing_leaves_the_page():
     html = make_page(toy(), spaces(), 'toy')
     assert "default-src 'none'" in html and 'http://' not in html and 'https://' not in html

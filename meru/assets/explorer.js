@@ -484,9 +484,9 @@ function verdict() {
   const texts = known.filter(l => l !== IMAGE)
   if (texts.length < 2) return ''
   const first = m[0], last = m[texts.length - 1], far = m[m.length - 1], name = l => data.titles[l] + 's'
-  const grows = last > first * 1.02, images = known.includes(IMAGE) ? far > last * 1.02 ? `, and ${name(IMAGE)} farthest out (${fixed(far)})` : `; ${name(IMAGE)} lie at ${fixed(far)}` : ''
-  return grows ? `Among the words here, ${name(known[0])} lie nearest the root (half of them within ${fixed(first)}) and ${name(texts[texts.length - 1])} farther (${fixed(last)})${images}.`
-    : `Here the general words do not lie nearer the root than the special ones: ${name(known[0])} ${fixed(first)}, ${name(texts[texts.length - 1])} ${fixed(last)}${images}.`
+  const images = !known.includes(IMAGE) ? '' : far > last * 1.02 ? `; ${name(IMAGE)} lie farthest out (${fixed(far)})` : `; ${name(IMAGE)} lie at ${fixed(far)}, not beyond the words`
+  const how = last > first * 1.1 ? 'nearest the root' : last > first * 1.02 ? 'only a little nearer the root than the special ones' : 'no nearer the root than the special ones'
+  return `In this run the general words lie ${how}: half of the ${name(known[0])} within ${fixed(first)}, half of the ${name(texts[texts.length - 1])} within ${fixed(last)}${images}.`
 }
 function guide() {
   const pictures = byLevel[IMAGE], words = byLevel[0]
