@@ -1,21 +1,22 @@
 """Photograph an explorer for the README: a still and the plane being re-centred by hand.
 
-    python tests/film.py outputs/reference/demo
+    python tests/film.py outputs/reference/demo 'tiger face'
 """
 import shutil, sys
 from pathlib import Path
 from PIL import Image
 from test_explorer import CHROMES, Browser
 
-folder, side = Path(sys.argv[1]).resolve(), 720
+folder, grabbed = Path(sys.argv[1]).resolve(), sys.argv[2]
 chrome = Browser(shutil.which('chromedriver'), next(filter(None, map(shutil.which, CHROMES))), 9517)
 
 
 def photo():
     chrome.settle()
     left, top, width, height = chrome.js("const b = document.getElementById('stage').getBoundingClientRect(); return [b.left, b.top, b.width, b.height]")
-    x, y = left + (width - side)/2, top + (height - side)/2 + 10
-    return Image.fromarray(chrome.screenshot()).crop((round(x), round(y), round(x) + side, round(y) + side)).resize((side*3//4,)*2, Image.LANCZOS)
+    side = min(width, height)
+    x, y = left + (width - side)/2, top + (height - side)/2
+    return Image.fromarray(chrome.screenshot()).crop([round(o) for o in (x, y, x + side, y + side)]).resize((600, 600), Image.LANCZOS)
 
 
 try:
@@ -26,7 +27,8 @@ try:
     Image.fromarray(chrome.screenshot()).save(folder/'figures'/'explorer.webp', quality=82, method=6)
     chrome.js("for (const id of ['bar', 'note', 'tip']) document.getElementById(id).style.display = 'none'")
     frames, times = [photo()], [1400]
-    start, end = chrome.at(chrome.js("return meru.data.items.text.indexOf('food and drink')")), chrome.at(-1)
+    item = chrome.js('return meru.data.items.text.lastIndexOf(arguments[0])', grabbed)
+    start, end = chrome.at(item), chrome.at(-1)
     chrome.act(start, dict(type='pointerDown', button=0))
     for k in range(1, 17):
         t = (k/16)**2*(3 - 2*k/16)
@@ -34,7 +36,7 @@ try:
         frames.append(photo())
         times.append(90)
     chrome.act(dict(type='pointerUp', button=0))
-    chrome.js("meru.select(meru.data.items.text.indexOf('food and drink'))")
+    chrome.js('meru.select(arguments[0])', item)
     frames.append(photo())
     frames[0].save(folder/'figures'/'recentre.webp', save_all=True, append_images=frames[1:], duration=[*times[:-1], 1200, 1800], loop=0, quality=70, method=6)
 finally: chrome.close()

@@ -51,7 +51,9 @@ class Browser:
     def call(self, method, path, data=None):
         body = None if data is None else json.dumps(data).encode()
         asked = urllib.request.Request(self.base + self.session + path, body, {'Content-Type': 'application/json'}, method=method)
-        with urllib.request.urlopen(asked, timeout=120) as answer: return json.load(answer)['value']
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as answer: return json.load(answer)['value']
+        except urllib.error.HTTPError as e: raise AssertionError(json.load(e)['value']['message']) from None
 
     def js(self, script, *args): return self.call('POST', '/execute/sync', dict(script=script, args=list(args)))
     def log(self): return [o['message'] for o in self.call('POST', '/se/log', dict(type='browser')) if o['level'] in ('SEVERE', 'WARNING')]
@@ -168,10 +170,12 @@ def test_hover_shows_text_and_radius(walked):
     assert not tip[0] and 'word 3' in tip[1] and 'from the root' in tip[1] and 'cone' in tip[1]
 
 
-def test_click_selects_and_brings_it_to_the_middle(walked):
+def test_click_selects_and_enter_centres(walked):
     walked.act(walked.at(5), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0))
     walked.settle()
     assert walked.js('return meru.selected') == 5
+    walked.js("document.getElementById('stage').focus()")
+    walked.key('\ue007'); walked.settle()
     middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2 + 10]")
     assert np.allclose(walked.js('return meru.where(5)'), middle, atol=1)
     panel = walked.js("return document.getElementById('panel').textContent")
@@ -193,6 +197,13 @@ def test_dragging_is_rigid(walked):
     now = walked.at(0)
     assert abs(now['x'] - goal['x']) <= 2 and abs(now['y'] - goal['y']) <= 2
     assert np.allclose(gaps(), before, atol=1e-6) and walked.js('return meru.selected') == -1
+
+
+def test_a_far_selection_comes_near(walked):
+    def far(): return np.hypot(*walked.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(35); return [(w[0] - b.width/2)/(Math.min(b.width, b.height)/2 - 22), (w[1] - b.height/2 - 10)/(Math.min(b.width, b.height)/2 - 22)]"))
+    assert far() > .7
+    walked.js('meru.select(35)'); walked.settle()
+    assert far() == pytest.approx(.4, abs=1e-3)
 
 
 def test_home_undoes_everything(walked):

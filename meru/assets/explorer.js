@@ -211,8 +211,10 @@ function drawEdges() {
   if (close.length) { ctx.strokeStyle = colour.accent; ctx.lineWidth = 1.2; ctx.globalAlpha = .7; for (const [, j] of close) if (visible(j)) arc(selected, j); ctx.globalAlpha = 1 }
   if (selected >= 0) {
     ctx.strokeStyle = colour.path; ctx.lineWidth = 3; ctx.lineCap = 'round'
+    if (space.cones && !coned) ctx.setLineDash([7, 7])
     const stops = [selected, ...path, -1]
     for (let k = 1; k < stops.length; k++) arc(stops[k - 1], stops[k])
+    ctx.setLineDash([])
   }
 }
 // a coarse map of what is taken, so that pictures and words do not cover each other
@@ -335,21 +337,22 @@ function draw() {
 
 // ---------- moving about ----------
 let running = 0
-function animate(step, time = 650) {
+function animate(step) {
   const mine = ++running, start = performance.now()
   if (calm.matches) { step(1); redraw(); return }
   const tick = now => {
     if (mine !== running) return
-    const t = clamp((now - start) / time, 0, 1)
+    const t = clamp((now - start) / 650, 0, 1)
     step(t * t * (3 - 2 * t)); redraw()
     if (t < 1) requestAnimationFrame(tick)
   }
   requestAnimationFrame(tick)
 }
-// bring a place of the screen to the middle, along the geodesic
-function centre(w, time) {
-  const k = space.kappa, from = view
-  animate(t => { const p = partway(k, w, t); view = compose(k, shift(k, -p[0], -p[1]), from) }, time)
+// bring a place of the screen to the middle, or near enough to see it and its way to the root
+function centre(w, stop = 0) {
+  const k = space.kappa, from = view, arc = r => k < 0 ? Math.atanh(Math.min(r, 1 - 1e-12)) : k ? Math.atan(r) : r
+  const share = clamp(1 - arc(stop) / arc(hyp(...w) || 1e-9), 0, 1)
+  animate(t => { const p = partway(k, w, t * share); view = compose(k, shift(k, -p[0], -p[1]), from) })
 }
 function home() {
   const k = space.kappa, from = view, back = here(-1), turn = compose(k, shift(k, -back[0], -back[1]), from), goal = fit()
@@ -463,10 +466,10 @@ function about(i) {
   const words = `${data.titles[levelOf[i]]} · ${fixed(space.radius[i])} from the root`
   return isText(i) && space.cones ? `${words} · cone ±${Math.round(aperture(space, space.radius[i]) * 180 / Math.PI)}°` : words
 }
-const row = (i, number) => el('button', { class: 'row', onclick: () => { select(i, true); $('panel').focus } }, el('span', {}, items.text[i]), el('span', { class: 'num' }, number))
+const row = (i, number) => el('button', { class: 'row', onclick: () => select(i) }, el('span', {}, items.text[i]), el('span', { class: 'num' }, number))
 const button = (words, act) => el('button', { onclick: act }, words)
 function thumbs(list, own = new Set()) {
-  return el('div', { class: 'strip' }, ...list.map(i => el('button', { title: items.text[i], class: own.has(i) ? 'own' : '', onclick: () => select(i, true) }, tile(i, 40))))
+  return el('div', { class: 'strip' }, ...list.map(i => el('button', { title: items.text[i], class: own.has(i) ? 'own' : '', onclick: () => select(i) }, tile(i, 40))))
 }
 function ladder() {
   const most = Math.max(...space.radius) || 1, box = el('div', { class: 'ladder' }), pc = x => 100 * x / most
@@ -493,11 +496,16 @@ function guide() {
   return [el('h2', {}, 'What am I looking at?'), ...space.story.map(p => el('p', {}, p)),
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
     el('h3', {}, 'Try'), el('div', { class: 'try' },
-      words.length ? button(`${space.cones ? 'Light the cone of' : 'Look at'} “${items.text[words[0]]}”`, () => select(words[0], true)) : null,
-      pictures.length ? button('Walk from a drawing up to the root', () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)], true)) : null,
+      words.length ? button(`${space.cones ? 'Light the cone of' : 'Look at'} “${items.text[words[0]]}”`, () => select(words[0])) : null,
+      pictures.length ? button('Walk from a drawing up to the root', () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null,
       button('Put the root back in the middle', home)),
     el('h3', {}, 'Hands'), el('p', {}, 'Drag the plane, or pinch and scroll; click anything. Keys: ', ...keys()),
-    el('details', {}, el('summary', {}, 'What is exact here'), el('p', {}, `${n} points with ${space.dim} numbers each, stored at 16 bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}`), el('p', { class: 'soft' }, data.credits))]
+    el('details', {}, el('summary', {}, 'What is exact here'), el('p', {}, `${n} points with ${space.dim} numbers each, stored at 16 bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, data.credits))]
+}
+// how curved the space is where the points are
+function bend() {
+  const r = Math.max(...space.radius) * Math.sqrt(space.curv)
+  return space.kappa < 0 && r ? ` Around the farthest point a circle about the root is ${Math.round(100 * (Math.sinh(r) / r - 1))} % longer than in flat space: that is how much this run bends.` : ''
 }
 function keys() {
   return [['arrows', 'to a neighbour'], ['Enter', 'centre it'], ['U', 'one step up'], ['Home', 'root'], ['+ −', 'zoom'], ['/', 'search'], ['Esc', 'clear']].flatMap(([k, w], i) => [i ? ', ' : '', el('kbd', {}, k), ' ' + w]).concat('.')
@@ -538,11 +546,11 @@ function refresh() {
   $('panel').scrollTop = 0
   redraw()
 }
-function select(i, go = false) {
+function select(i) {
   selected = i; hover(-1); locate(); refresh()
   if (i < 0) { $('live').textContent = 'Nothing selected.'; return }
   $('live').textContent = `${items.text[i]}, ${about(i)}. On the way to the root: ${path.map(j => items.text[j]).join(', ') || 'nothing'}.`
-  if (go || canvas.dataset.follow !== 'no') centre(here(i))
+  centre(here(i), .4)
 }
 
 // ---------- choices ----------
@@ -564,7 +572,7 @@ function listHits(words) {
   box.hidden = !want; $('search').setAttribute('aria-expanded', !!want)
   $('search').setAttribute('aria-activedescendant', spread.length ? 'hit0' : '')
 }
-function choose(i) { $('hits').hidden = true; $('search').setAttribute('aria-expanded', 'false'); select(i, true); canvas.focus() }
+function choose(i) { $('hits').hidden = true; $('search').setAttribute('aria-expanded', 'false'); select(i); canvas.focus() }
 function step(by) {
   const all = [...$('hits').querySelectorAll('[role=option]')], now = all.findIndex(o => o.getAttribute('aria-selected') === 'true')
   if (!all.length) return
