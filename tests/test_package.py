@@ -27,3 +27,7 @@ def test_run_time_requirements_are_lean(wheel):
     needs = [l for l in meta.splitlines() if l.startswith('Requires-Dist') and 'extra ==' not in l]
     assert needs and not any(n in l for l in needs for n in ('nbdev', 'jupyter', 'img2dataset', 'papermill')), needs
     assert {f'Provides-Extra: {e}' for e in ('notebooks', 'fetch', 'dev')} <= set(meta.splitlines())
+
+
+def test_the_explorer_finds_its_page(wheel):
+    with zipfile.ZipFile(wheel) as z: assert {f'meru/assets/explorer.{e}' for e in ('html', 'css', 'js')} <= set(z.namelist())
