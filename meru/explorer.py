@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kappas', 'names', 'titles', 'points', 'general', 'stories', 'exact', 'Items', 'cut_out', 'sheet', 'Space', 'Polar',
            'polar', 'Place', 'draw_radius', 'off_by', 'places', 'text_of', 'space_data', 'page_data', 'make_page',
-           'emoji_items', 'Page', 'twins_of', 'run_space', 'explore']
+           'credits_of', 'emoji_items', 'Page', 'twins_of', 'run_space', 'explore']
 
 # %% ../nbs/19_explorer.ipynb #f9a90bd8
 import base64
@@ -229,6 +229,17 @@ def make_page(
     fill = dict(title=escape(title), css=parts['css'], js=parts['js'], data=data.replace('<', '\\u003c'))
     return re.sub(r'\{(title|css|js|data)\}', lambda m: fill[m[1]], parts['html'])
 
+# %% ../nbs/19_explorer.ipynb #f77d9633
+def credits_of(
+    styles:list[str], # of drawings
+) -> str:
+    "Whose drawings these are, from the licence table beside the data."
+    table = (root()/'data/emoji/LICENSES.md').read_text(encoding='utf-8')
+    found = [re.search(rf'^\|[^|]*`{style}`[^|]*\|([^|]+)\|([^|]+)\|', table, re.M) for style in styles]
+    words = '; '.join(f'{m[1].strip()}, {m[2].strip()}' for m in found)
+    plain = re.sub(r'[<>]', '', re.sub(r'\[(.+?)\]\((.+?)\)', r'\1 (\2)', words))
+    return f'Drawings: {plain}. Names: Unicode CLDR, by way of emojibase. In full: data/emoji/LICENSES.md.'
+
 # %% ../nbs/19_explorer.ipynb #53c6b4d1
 def emoji_items(
     exam:Exam,
@@ -248,8 +259,7 @@ def emoji_items(
     mine = [samples[exam.drawings[split].keys[r]] for r in rows.tolist()]
     words = [exam.texts[t] for t in texts.tolist()] + [exam.texts[chains[r, 2]] for r in rows.tolist()]
     levels_ = torch.cat([exam.levels[texts], torch.full((len(rows),), len(levels))])
-    styles = sorted({f"{s.meta['style']} ({s.meta['license']})" for s in mine})
-    credits = f"Drawings: {', '.join(styles)}; names: Unicode CLDR by way of emojibase. Credits in full: data/emoji/LICENSES.md."
+    credits = credits_of(sorted({x.meta['style'] for x in mine}))
     return Items(words, levels_, torch.tensor(up), [None]*len(texts) + [s.image for s in mine], [*levels, 'drawing'], credits), texts, rows
 
 # %% ../nbs/19_explorer.ipynb #2e10dc25
