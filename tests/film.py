@@ -1,6 +1,6 @@
 """Photograph an explorer for the README: a still and the plane being re-centred by hand.
 
-    python tests/film.py outputs/reference/demo 'tiger face'
+    python tests/film.py outputs/reference/demo 'animals and nature'
 """
 import shutil, sys
 from pathlib import Path
