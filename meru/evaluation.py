@@ -149,7 +149,7 @@ def untrained(
     seed:int=0,      # of the weights
 ) -> nn.Module:      # in evaluation mode
     "A model with fresh weights; the global random state stays as it was."
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(cfg).eval()
 

@@ -179,7 +179,7 @@ def recolour(
 # %% ../nbs/03_images.ipynb #59a19566
 @dataclass(frozen=True)
 class ImageAugment:
-    "Random crop, flip, rotation, shear, shift and colours; MERU itself uses crop and flip."
+    "Random crop, flip, rotation, shear, shift and colours; MERU itself uses the crop alone."
     crop_scale:tuple[float, float] = (.5, 1.)      # range of the crop's area, share of the picture (MERU's recipe)
     crop_ratio:tuple[float, float] = (3/4, 4/3)    # range of the crop's width / height
     flip:float = 0.             # chance of a mirror image; 0 where left and right mean something

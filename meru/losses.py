@@ -20,7 +20,7 @@ def contrastive_loss(
     logit_scale:Float[Tensor, ""], # inverse temperature > 0
     text_ids:Int[Tensor, "b"]|None=None, # equal ids mark equal texts; None: all texts differ
 ) -> Float[Tensor, ""]: # nats
-    "Symmetric cross entropy over the scores of all pairs (CLIP; MERU)."
+    "Symmetric cross entropy over all pairs (CLIP, section 2.3; MERU, section 3.2); `text_ids` and its mask are our addition."
     check_pairs(image_points, text_points, text_ids)
     logits = logit_scale * geometry.scores(image_points, text_points, curv)
     if text_ids is not None:

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Part', 'open_data', 'make_loader', 'pick_device', 'NonFinite', 'update', 'describe', 'validate', 'begin', 'fit',
-           'due']
+           'sit_down', 'due']
 
-# %% ../nbs/11_trainer.ipynb #9b234e44
-import json, math, resource, sys, time
+# %% ../nbs/11_trainer.ipynb #05f41c6d
+import json, math, sys, time
+try: import resource
+except ImportError: resource = None # Windows
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
@@ -43,7 +45,9 @@ def open_data(
 ) -> tuple: # training pairs, held-out pairs; each a `Shards` or a `Part`
     "The two halves of a config's data."
     folder = embedded_data(cfg.data) if cfg.data == 'emoji' else root()/cfg.data
-    if (folder/'train').is_dir(): return Shards(folder/'train'), Shards(folder/'val')
+    if (folder/'train').is_dir():
+        val = Shards(folder/'val')
+        return Shards(folder/'train'), Part(val, 0, min(cfg.val_pairs, len(val)))
     shards = Shards(folder)
     cut = len(shards) - min(cfg.val_pairs, len(shards)//10)
     return Part(shards, 0, cut), Part(shards, cut, len(shards))
@@ -71,7 +75,7 @@ def pick_device(
     return name
 
 class NonFinite(FloatingPointError):
-    "The loss or its gradient is not a number; the weights were not touched."
+    "The loss or its gradient is not a number; no parameter was touched."
 
 def update(
     model:Model,               # moves by one step
@@ -158,6 +162,8 @@ def fit(
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
     cfg, device = run.config, pick_device(run.config.device)
+    if run.finished and not run.last.exists():
+        raise FileNotFoundError(f'{run.name} is finished, but its checkpoint is not here (git does not keep it); train into another folder with -p out')
     model, opt, state = begin(run, device)
     if run.finished:
         print(f'{run.name} is finished: {cfg.steps} steps were made. Nothing was changed.')
@@ -167,7 +173,8 @@ def fit(
     val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
     if state['step']: print(f"{run.name} goes on after step {state['step']} of {cfg.steps}.")
     run.rewind(state['step'])
-    run.record(**machine(device), dataset=dict(train=pairs.id, val=held_out.id), pairs=len(pairs), params=model.param_count, started=_now())
+    sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
+    run.record(pairs=len(pairs), params=model.param_count)
     clock = _Clock(run)
     bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
@@ -187,7 +194,21 @@ def fit(
                checkpoints={p.stem: sha256(p) for p in (run.last, run.best) if p.exists()})
     return model.eval()
 
-# %% ../nbs/11_trainer.ipynb #ab2d81b9
+# %% ../nbs/11_trainer.ipynb #5a18ee59
+def sit_down(
+    run:Run,      # its record is written
+    dataset:dict, # ids of the two halves of the data
+    step:int,     # where this sitting begins
+    device:str,   # where it computes
+):
+    "Record who trains what from here on; refuse data that changed since the last sitting."
+    record = run.read('run.json')
+    if step and record.get('dataset') != dataset:
+        raise ValueError(f"{run.name} was begun on {record.get('dataset')}, but {run.config.data} now holds {dataset}; restore the data or give another folder with -p out")
+    here = machine(device)
+    sitting = dict(step=step, started=_now(), **here)
+    run.record(**here, dataset=dataset, sittings=record.get('sittings', []) + [sitting])
+
 def due(
     done:int,  # updates made
     every:int, # the rhythm
@@ -210,10 +231,10 @@ class _Clock:
 
 def _to(batch, device): return batch._replace(**{k: getattr(batch, k).to(device, non_blocking=True) for k in ('images', 'tokens', 'text_ids')})
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
-def _peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peak(): return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def _named(run, error, batch):
     "The error, with the batch written down."
     path = run.folder/'bad_batch.json'
     path.write_text(json.dumps(batch.keys))
-    return NonFinite(f'{error}. The weights were not touched; the keys of the batch are in {path}, the last good checkpoint is {run.last}.')
+    return NonFinite(f'{error}. No parameter was touched; the keys of the batch are in {path}, the last good checkpoint is {run.last}.')

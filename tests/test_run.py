@@ -28,7 +28,7 @@ def test_twins_differ_only_in_geometry_and_cones():
 
 
 def test_folder_refuses_another_config(tmp_path):
-    R.Run(tmp_path, R.make_config('smoke'))
+    R.Run(tmp_path, R.make_config('smoke')).log(dict(step=1))
     with pytest.raises(ValueError, match='seed .there 0, asked 1.'): R.Run(tmp_path, R.make_config('smoke', seed=1))
 
 

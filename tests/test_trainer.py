@@ -2,7 +2,7 @@
 import os, random, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from meru.run import Run, make_config, sha256
+from meru.run import Run, make_config, sha256, write_json
 from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -120,8 +120,29 @@ def test_lorentz_and_poincare_are_the_same_model(tmp_path):
 
 
 def test_curvature_moves_and_stays_in_bounds(tmp_path):
-    run = Run(tmp_path, make_config('smoke', lr=1.0, warmup=0, learn_curv=True))
-    try: fit(run)
-    except NonFinite: pass
+    run = Run(tmp_path, make_config('smoke', lr=5e-3, learn_curv=True, steps=40))
+    fit(run)
     curvs = [r['curv'] for r in run.rows() if 'curv' in r]
     assert len(set(curvs)) > 1 and all(.1 - 1e-6 <= c <= 10 + 1e-5 for c in curvs)
+
+
+def test_finished_run_without_its_checkpoint_says_so(tmp_path):
+    run = Run(tmp_path, make_config('smoke'))
+    fit(run)
+    run.last.unlink()
+    with pytest.raises(FileNotFoundError, match='its checkpoint is not here'): fit(run)
+
+
+def test_a_failed_start_does_not_claim_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError): fit(Run(tmp_path, make_config('smoke', data='data/typo')))
+    assert Run(tmp_path, make_config('smoke')).config.data == 'emoji'
+
+
+def test_data_that_changed_between_sittings_is_refused(tmp_path):
+    run = Run(tmp_path, make_config('smoke'))
+    fit(run)
+    record = run.read('run.json')
+    assert [s['step'] for s in record['sittings']] == [0] and record['sittings'][0]['threads'] >= 1
+    run.record(dataset=dict(train='another', val='another'))
+    write_json(tmp_path/'run.json', {k: v for k, v in run.read('run.json').items() if k != 'finished'})
+    with pytest.raises(ValueError, match='was begun on .*another'): fit(run)
