@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from .images import ImageError, open_image, to_rgb
-from .run import Run, check_ranges, checked, machine, sha256, write_atomic, write_json
-from .shards import dataset_id, image_types, index_shard
+from .run import Run, check_ranges, checked, machine, write_atomic, write_json
+from .shards import dataset_id, file_sha256, image_types, index_shard
 
 # %% ../nbs/16_download.ipynb #4d51379a
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ def seal(
     path = folder/f'{number:05d}.tar'
     write_atomic(path, partial(write_tar, rows=rows, picture=picture))
     write_atomic(path.with_suffix('.parquet'), partial(pq.write_table, table))
-    stats = dict(count=len(rows), successes=count['success'], status_dict=dict(sorted(count.items())), sha256=sha256(path))
+    stats = dict(count=len(rows), successes=count['success'], status_dict=dict(sorted(count.items())), sha256=file_sha256(path))
     write_json(folder/f'{number:05d}_stats.json', stats)
     return stats
 
@@ -687,7 +687,7 @@ def fetch_mirror_file(cfg:FetchConfig, entry:dict, commit:str, work:Path) -> Pat
     "One shard of the mirror, resumed if it was begun; refused if its hash is not the hub's."
     from huggingface_hub import hf_hub_download
     path = Path(hf_hub_download(cfg.mirror, entry['name'], repo_type='dataset', revision=commit, endpoint=cfg.endpoint, local_dir=work/'mirror'))
-    if path.stat().st_size != entry['size'] or entry['sha256'] and sha256(path) != entry['sha256']:
+    if path.stat().st_size != entry['size'] or entry['sha256'] and file_sha256(path) != entry['sha256']:
         path.unlink()
         raise ValueError(f"{entry['name']} of {cfg.mirror} does not have the size and hash that the hub announced; it was removed: run the same command again.")
     return path
@@ -733,7 +733,7 @@ def shard_entry(
     table = pq.read_table(folder/f'{number:05d}.parquet', columns=['status', 'reason', 'sha256']).to_pylist()
     stats = json.loads((folder/f'{number:05d}_stats.json').read_text())
     failed = Counter(r['reason'] for r in table if r['status'] != 'success')
-    stored, mark = len(table) - failed.total(), sha256(path)
+    stored, mark = len(table) - failed.total(), file_sha256(path)
     if mark != stats['sha256']: raise ValueError(f'{path} has changed since it was written: remove {path.stem}_stats.json and run again.')
     if (held := len(index_shard(path))) != stored or stats['count'] != len(table) or stats['successes'] != stored:
         raise ValueError(f"{path} holds {held} pairs, its table {stored} of {len(table)} rows, its _stats.json {stats['successes']} of {stats['count']}: remove its three files and run again.")
@@ -774,7 +774,7 @@ def own_source(path:Path, cfg:FetchConfig) -> tuple[Iterator, str]:
     if path.is_dir():
         rows = list(folder_rows(path))
         return iter(rows), hashlib.sha256(json.dumps([(c, p, (path/p).stat().st_size) for c, p in rows]).encode()).hexdigest()
-    return read_pairs(path, 'path', cfg.caption_col, cfg.columns.replace('url', 'path')), sha256(path)
+    return read_pairs(path, 'path', cfg.caption_col, cfg.columns.replace('url', 'path')), file_sha256(path)
 
 def prepare(
     cfg:FetchConfig,  # which door
@@ -789,7 +789,7 @@ def prepare(
     else:
         path = base/(cfg.url_list or cfg.pairs)
         if not path.exists(): raise FileNotFoundError(f'there is no {path}')
-        rows, mark = own_source(path, cfg) if cfg.pairs else (read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns), sha256(path))
+        rows, mark = own_source(path, cfg) if cfg.pairs else (read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns), file_sha256(path))
         if saved and saved['sha256'] != mark: raise ValueError(f'{path} has changed since {folder} was begun: give another folder with -p out, or remove this one.')
         if not saved or not (work/'table.parquet').exists(): source = write_table_whole(rows, work) | dict(sha256=mark)
         else: source = saved

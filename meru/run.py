@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'demo', 'smoke', 'presets', 'field_docs', 'check_ranges', 'TrainConfig', 'checked', 'twins',
            'make_config', 'injected', 'machine', 'write_atomic', 'write_json', 'save_checkpoint', 'load_checkpoint',
-           'Run', 'sha256', 'load_config', 'load_run']
+           'Run', 'load_config', 'load_run']
 
-# %% ../nbs/10_run.ipynb #5b2c3457
-import dataclasses, hashlib, json, linecache, math, os, platform, re, shutil, subprocess
+# %% ../nbs/10_run.ipynb #e70915ef
+import dataclasses, json, linecache, math, os, platform, re, shutil, subprocess
 from dataclasses import dataclass, asdict, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
@@ -282,16 +282,7 @@ class Run:
         "Add to `run.json`."
         write_json(self.folder/'run.json', self.read('run.json') | values)
 
-# %% ../nbs/10_run.ipynb #cc36151c
-def sha256(
-    path:Path, # a file
-) -> str:      # its hash, in hexadecimal
-    "SHA-256 of a file's bytes."
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20): digest.update(block)
-    return digest.hexdigest()
-
+# %% ../nbs/10_run.ipynb #99176c5a
 def load_config(
     folder:str | Path, # a run's folder
 ) -> TrainConfig:      # the config in it

@@ -6,7 +6,7 @@
 __all__ = ['Part', 'open_data', 'make_loader', 'pick_device', 'NonFinite', 'update', 'describe', 'validate', 'begin', 'fit',
            'sit_down', 'due']
 
-# %% ../nbs/11_trainer.ipynb #05f41c6d
+# %% ../nbs/11_trainer.ipynb #f0cf9c6f
 import json, math, sys, time
 try: import resource
 except ImportError: resource = None # Windows
@@ -21,8 +21,8 @@ from .images import ImageAugment
 from .losses import contrastive_loss
 from .model import Model, build_model, curv_range
 from .optim import lr_at, make_optimizer
-from .run import Run, TrainConfig, load_checkpoint, machine, save_checkpoint, sha256
-from .shards import Batch, Loader, Shards, embedded_data, root
+from .run import Run, TrainConfig, load_checkpoint, machine, save_checkpoint
+from .shards import Batch, Loader, Shards, embedded_data, file_sha256, root
 from .text import Tokenizer, augment_caption
 
 # %% ../nbs/11_trainer.ipynb #18bd066f
@@ -191,7 +191,7 @@ def fit(
         if due(done, cfg.save_every, cfg.steps): save_checkpoint(run.last, model, opt, **state | dict(step=done))
     bar.close()
     run.record(finished=_now(), seconds=round(clock.seconds, 1), peak_memory=_peak(), failures=dict(loader.failures),
-               checkpoints={p.stem: sha256(p) for p in (run.last, run.best) if p.exists()})
+               checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()})
     return model.eval()
 
 # %% ../nbs/11_trainer.ipynb #5a18ee59

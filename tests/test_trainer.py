@@ -2,7 +2,8 @@
 import os, random, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from meru.run import Run, make_config, sha256, write_json
+from meru.run import Run, make_config, write_json
+from meru.shards import file_sha256
 from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -68,7 +69,7 @@ def test_killed_twenty_times_and_bit_identical(tmp_path, launcher):
     launcher.start(broken)
     assert launcher.status() == 0
     assert kills >= 15 and inside >= 3, (kills, inside)
-    for name in ('last', 'best'): assert sha256(whole/f'{name}.safetensors') == sha256(broken/f'{name}.safetensors')
+    for name in ('last', 'best'): assert file_sha256(whole/f'{name}.safetensors') == file_sha256(broken/f'{name}.safetensors')
     drop = ('pairs_per_s', 'seconds')
     rows = [[{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', **CONFIG)).rows()] for f in (whole, broken)]
     assert rows[0] == rows[1] and len(rows[0]) == 20
@@ -105,7 +106,7 @@ def test_every_geometry_trains(preset, tmp_path):
     last = run.rows()[-1]
     assert last['step'] == 12 and last['loss'] > 0 and 0 <= last['val_top1'] <= 1
     assert (last['entailment'] > 0) == (run.config.entail_weight > 0)
-    assert run.finished and run.read('run.json')['checkpoints']['last'] == sha256(run.last)
+    assert run.finished and run.read('run.json')['checkpoints']['last'] == file_sha256(run.last)
 
 
 def test_lorentz_and_poincare_are_the_same_model(tmp_path):
