@@ -51,7 +51,7 @@ def check_pairs(
     if text_ids is not None and tuple(text_ids.shape) != images[:1]:
         raise ValueError(f"text_ids has shape {tuple(text_ids.shape)}, but there are {images[0]} pairs")
 
-# %% ../nbs/07_losses.ipynb #627fd907
+# %% ../nbs/07_losses.ipynb #31968045
 def hard_cross_entropy(
     logits:Float[Tensor, "b b"], # own pairs on the diagonal; -inf: neither positive nor negative
     beta:float, # concentration, > 0
@@ -62,7 +62,7 @@ def hard_cross_entropy(
     alone = off.all(1) # a row without negatives is made harmless here, and cut off below
     negatives = logits.masked_fill(off, -torch.inf).masked_fill(alone[:, None], 0.)
     # w_j = N exp(beta l_j) / sum_k exp(beta l_k), a weight and not a lever: no gradient
-    log_weights = (beta*logits.detach()).masked_fill(off, -torch.inf).log_softmax(1) + (~off).sum(1, keepdim=True).log()
+    log_weights = (beta*logits.detach()).masked_fill(off, -torch.inf).log_softmax(1) + (~off).sum(1, keepdim=True).to(logits.dtype).log()
     hard = (negatives + log_weights.masked_fill(off, 0.)).logsumexp(1).masked_fill(alone, -torch.inf)
     return (torch.logaddexp(own, hard) - own).mean()
 

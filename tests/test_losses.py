@@ -4,7 +4,7 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.losses import contrastive_loss, entailment_loss
+from meru.losses import contrastive_loss, entailment_loss, hard_cross_entropy
 
 NAMES, CONED = list(geometries), [n for n, g in geometries.items() if g.has_cones]
 LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.)
@@ -135,3 +135,33 @@ def test_what_is_no_batch_of_pairs_is_refused(x, t, ids, says):
     with pytest.raises(ValueError, match=says): contrastive_loss(LORENTZ, torch.ones(x), torch.ones(t), ONE, ONE, ids)
     if ids is None:
         with pytest.raises(ValueError, match=says): entailment_loss(LORENTZ, torch.ones(t), torch.ones(x), ONE, 0.1)
+
+
+def weighted_brute_force(logits, ids, margin, beta):
+    "Row by row with the weights of Robinson et al. 2021 written out."
+    total = 0.
+    for l in (logits, logits.T):
+        for i in range(len(l)):
+            own, rivals = l[i, i] - margin, l[i, [j for j in range(len(l)) if ids[j] != ids[i]]]
+            if not len(rivals): continue
+            w = len(rivals)*(beta*rivals).exp()/(beta*rivals).exp().sum()
+            total += torch.log(own.exp() + (w*rivals.exp()).sum()) - own
+    return torch.as_tensor(total/(2*len(logits)), dtype=torch.float64)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(NAMES), st.integers(1, 7), st.floats(0, 4), st.sampled_from((0., .3, 1., 2.)), st.integers(0, 99), st.lists(st.integers(0, 9), min_size=7, max_size=7))
+def test_margin_and_hard_negatives_are_the_written_out_sum(name, b, margin, beta, seed, ids):
+    geometry = get_geometry(name)
+    x, t = points(geometry, b, 3, seed, ONE)
+    got = contrastive_loss(geometry, x, t, ONE.double(), 2*ONE.double(), torch.tensor(ids[:b]), margin, beta)
+    assert torch.allclose(got, weighted_brute_force(2*geometry.scores(x, t, ONE), ids, margin, beta), rtol=1e-9, atol=1e-9)
+
+
+def test_hard_negatives_pull_as_a_sharper_softmax():
+    "The weights are constants to the gradient, so no negative is ever drawn nearer."
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    hard_cross_entropy(logits, 1.5).backward()
+    off = logits.detach().masked_fill(torch.eye(6).bool(), -torch.inf)
+    share = logits.grad.masked_fill(torch.eye(6).bool(), 0.)
+    assert torch.allclose(share/share.sum(1, keepdim=True), (2.5*off).softmax(1)) and (share >= 0).all()
