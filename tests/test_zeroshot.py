@@ -1,4 +1,4 @@
-"""Naming: counts with ties and NaN, prompts, parents, class folders."""
+"""Naming: counts with ties and NaN, prompts, parents, a probe."""
 import math
 import numpy as np
 import pytest, torch
@@ -149,16 +149,51 @@ def test_parents():
     with pytest.raises(KeyError, match="2 of 3 .*'wasp'"): parent_index(['cat', 'wasp', 'bee'], dict(cat='animal'))
 
 
-def test_class_folder(tmp_path):
-    for name, count in [('two_words', 2), ('one', 1)]:
-        (tmp_path/name).mkdir()
-        for i in range(count): Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path/name/f'{i}.PNG')
-    (tmp_path/'one'/'notes.txt').write_text('not a picture')
-    (tmp_path/'.hidden').mkdir()
-    names, files, targets = read_class_folder(tmp_path)
-    assert names == ['one', 'two words'] and targets.tolist() == [0, 1, 1]
-    assert [f.parent.name for f in files] == ['one', 'two_words', 'two_words']
-    (tmp_path/'none').mkdir()
-    with pytest.raises(ValueError, match='none holds no image'): read_class_folder(tmp_path)
-    with pytest.raises(ValueError, match='no class folders'): read_class_folder(tmp_path/'one')
-    with pytest.raises(FileNotFoundError, match='absent'): read_class_folder(tmp_path/'absent')
+@pytest.mark.parametrize('seed', range(3))
+def test_probe_finds_what_is_there_and_no_more(seed):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(300) % 5
+    hidden = torch.randn(8, 8, generator=rng) * 50 + 3   # features in no scale that suits anybody
+    clear = (torch.nn.functional.one_hot(labels, 8) + .05 * torch.randn(300, 8, generator=rng)) @ hidden
+    fit, held = half_of_each(labels)
+    assert (linear_probe(clear[fit], labels[fit], clear[held], 5).argmax(1) == labels[held]).all()
+    noise = torch.randn(300, 8, generator=rng)
+    hits = (linear_probe(noise[fit], labels[fit], noise[held], 5).argmax(1) == labels[held]).double().mean()
+    assert hits < .4
+    again = linear_probe(clear[fit], labels[fit], clear[held], 5)
+    assert torch.equal(again, linear_probe(clear[fit], labels[fit], clear[held], 5)) and again.dtype == torch.float64
+
+
+def test_probe_by_hand():
+    "Two points, one feature: by symmetry the bias is 0 and the rows of W are w and -w."
+    x, y = torch.tensor([[-1.], [1.]]), torch.tensor([0, 1])
+    scores = linear_probe(x, y, x, 2)
+    w = (scores[1, 1] - scores[1, 0]).item() / 2   # w_1 = -w_0 = w
+    # d/dw of 2 log(1 + exp(-2 w)) + w² (two classes, each w²/2) = 0
+    assert w == pytest.approx(2 / (1 + math.exp(2 * w)), abs=1e-6)
+    assert scores[0, 0].item() == pytest.approx(scores[1, 1].item(), abs=1e-6)
+
+
+def test_probe_strength_unseen_classes_and_hostile_input():
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2 * 2
+    scores = linear_probe(x, y, x, 4)
+    assert scores[:, [1, 3]].eq(-torch.inf).all() and scores[:, [0, 2]].isfinite().all()
+    weak = linear_probe(x, y, x, 4, strength=1e6)[:, [0, 2]]
+    assert (weak[:, 0] - weak[:, 1]).abs().max() < .01
+    assert linear_probe(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(2, 3), 2).isfinite().all()  # features that say nothing
+    with pytest.raises(ValueError, match='above 0'): linear_probe(x, y, x, 4, strength=0.)
+    with pytest.raises(ValueError, match='NaN'): linear_probe(x, y, x.index_fill(0, torch.tensor([3]), math.nan), 4)
+
+
+def test_halves_of_each_class():
+    targets = torch.tensor([2, 0, 2, 2, 1, 2])
+    fit, held = half_of_each(targets)
+    assert sorted(fit.tolist() + held.tolist()) == list(range(6))
+    assert torch.bincount(targets[fit]).tolist() == [1, 1, 2] and targets[held].tolist() == [2, 2]
+
+
+def test_probe_metrics_by_hand():
+    res = probe_metrics(torch.tensor([[1., 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 0]))
+    assert res == dict(probe_top1=.75, probe_per_class=.75)
+    res = probe_metrics(torch.tensor([[1., 0], [1, 0], [1, 0], [1, 0]]), torch.tensor([0, 0, 0, 1]))
+    assert res == dict(probe_top1=.75, probe_per_class=.5)
