@@ -15,5 +15,5 @@ setup(
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=["meru", "meru.*"]), package_data={"meru": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "dev")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "towers", "faiss", "dev")},
 )
