@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['text_levels', 'level_tau', 'best_tau', 'chain_tau', 'cone_margins', 'auc', 'cone_metrics', 'saturated_share',
            'path_to_root', 'ancestor_overlap', 'tree_metrics', 'gromov_delta', 'all_distances', 'ranking_agreement',
-           'radius_metrics', 'cones_at_level', 'containment_metrics', 'hierarchy_metrics']
+           'radius_metrics', 'cones_at_level', 'containment_metrics', 'hierarchy_metrics', 'walks_to_root',
+           'path_metrics']
 
 # %% ../nbs/14_hierarchy.ipynb #90222007
 import math
@@ -252,3 +253,35 @@ def hierarchy_metrics(
         cosine_agreement=ranking_agreement(geometry, image_points[some], text_points, curv))
     res |= radius_metrics(geometry, image_points, text_points, image_texts, curv, level_names, seed)
     return res | containment_metrics(geometry, image_points, text_points, image_texts, curv, level_names, min_radius)
+
+# %% ../nbs/14_hierarchy.ipynb #d5184480
+def walks_to_root(
+    geometry,                            # any of `meru.geometry`
+    points:Float[Tensor, "i d"],         # where the walks begin
+    mean:Float[Tensor, "d"],             # direction that stands for the root where every radius is equal
+    curv:Float[Tensor, ""],              # curvature magnitude c > 0
+    steps:int=50,                        # of each walk, at least 2; the root itself is left out
+) -> Float[Tensor, "i s d"]:
+    "Points at equal steps from each point towards the root, itself first, as MERU walks."
+    t = torch.linspace(1, 0, steps + 1, device=points.device)[:-1, None]
+    if geometry.has_radius: return geometry.exp_map0(t * geometry.log_map0(points, curv)[:, None], curv)
+    return F.normalize(t * points[:, None] + (1 - t) * F.normalize(mean, dim=-1), dim=-1)
+
+def path_metrics(
+    geometry,                            # any of `meru.geometry`
+    image_points:Float[Tensor, "i d"],
+    text_points:Float[Tensor, "t d"],    # each text once
+    image_texts:Int64[Tensor, "i l"],    # the texts that belong to each image
+    curv:Float[Tensor, ""],              # curvature magnitude c > 0
+    steps:int=50,                        # of each walk
+) -> dict[str, float]:
+    "Precision and recall of the texts nearest to the walk to the root, means over images."
+    mean = torch.cat([image_points, text_points]).mean(0)
+    met = torch.zeros(len(image_points), len(text_points), dtype=torch.bool, device=image_points.device)
+    own = met.scatter(1, image_texts, True)
+    for x, row in zip(image_points.split(16), met.split(16)):
+        walk = walks_to_root(geometry, x, mean, curv, steps)
+        row.scatter_(1, nearest(geometry, walk.flatten(0, 1), text_points, curv, 1).view(len(x), -1), True)
+    both = (met & own).sum(1).double()
+    return dict(path_precision=(both / met.sum(1)).mean().item(), path_recall=(both / own.sum(1)).mean().item(),
+        path_met=met.sum(1).double().mean().item())
