@@ -6,17 +6,19 @@
 __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam',
            'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics', 'untrained',
            'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report', 'probe_of',
-           'examine_naming', 'examine_captions', 'examine_chains', 'evaluate_folder', 'photo_summary', 'remarks',
-           'EvalConfig', 'load_asked']
+           'examine_naming', 'examine_captions', 'examine_chains', 'cached_pairs', 'evaluate_folder', 'photo_summary',
+           'remarks', 'EvalConfig', 'load_asked']
 
-# %% ../nbs/18_evaluation.ipynb #b07465f6
+# %% ../nbs/18_evaluation.ipynb #ba2ff9b0
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from .datasets import Captions, Chains, Naming, noun_parents, read_data, short, survey
+from .datasets import Captions, Chains, Naming, noun_parents, read_data, short, spread, survey
+from .features import FeatureCache, open_cache
 from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics
 from .model import ModelConfig, build_model, load_released
 from .retrieval import pixel_scores, retrieval_metrics
@@ -242,7 +244,7 @@ def level_radii(
     above = {name: geometry.radius(texts[c.unique()], emb.curv) for name, c in zip(levels, chains.T)}
     return above | {"image": geometry.radius(images, emb.curv)}
 
-# %% ../nbs/18_evaluation.ipynb #3283ab57
+# %% ../nbs/18_evaluation.ipynb #b48f1842
 class Report:
     "Measures by name, and beside them what could not be measured, and why."
     def __init__(self): self.metrics, self.skipped = {}, {}
@@ -250,7 +252,7 @@ class Report:
     def attempt(self,
         name:str,        # of the dataset: the beginning of each measure's name
         what:str,        # is measured, for the reader
-        measure,         # a function without arguments that gives a dict
+        measure:Callable, # without arguments; gives a dict
     ):
         "Add what `measure` gives, or note why it gives nothing."
         try: found = measure()
@@ -289,7 +291,7 @@ def examine_naming(
     report.attempt(task.name, "WordNet measures", lambda: tree_metrics(scores.argmax(1), task.targets, ancestor_overlap(task.synsets(), noun_parents())))
     report.attempt(task.name, "linear probe", lambda: probe_of(model, task, points))
 
-# %% ../nbs/18_evaluation.ipynb #443a58a9
+# %% ../nbs/18_evaluation.ipynb #6a64a7f5
 def examine_captions(
     model:nn.Module, # of `meru.model`
     tokenizer,       # list of texts -> padded ids
@@ -298,7 +300,7 @@ def examine_captions(
     seed:int=0,      # of draws and intervals
 ):
     "Retrieval, cones and the shape of the space of one set."
-    images = encode_images(model, task.pictures, task.pictures.keys).cpu()
+    images = encode_images(model, task.pictures, getattr(task.pictures, "keys", None)).cpu()
     texts = encode_texts(model, tokenizer, task.texts).cpu()
     geometry, curv, ids = model.geometry, model.curv.detach().cpu(), torch.arange(len(images))
     first = torch.searchsorted(task.owner, ids) # the first caption of each picture
@@ -324,7 +326,18 @@ def examine_chains(
     report.attempt(task.name, "hierarchy", lambda: hierarchy_metrics(model.geometry, images, points[rows], task.chains, curv, names, model.cfg.min_radius, seed))
     report.attempt(task.name, "walk to the root", lambda: path_metrics(model.geometry, images, points, rows[task.chains], curv))
 
-# %% ../nbs/18_evaluation.ipynb #ec245d77
+# %% ../nbs/18_evaluation.ipynb #490c42a5
+def cached_pairs(
+    cache:FeatureCache, # of `meru.features`
+    limit:int=0,        # images, at equal steps; 0: all
+) -> Captions:          # features in place of pictures and texts
+    "The test part of a cache, unaugmented."
+    rows = cache.rows("test")
+    rows = rows[spread(len(rows), limit)]
+    texts = torch.isin(cache.text_image, rows)
+    return Captions(cache.folder.name, cache.image[rows, 0].float(), cache.text[texts, 0].float(), torch.searchsorted(rows, cache.text_image[texts]))
+
+# %% ../nbs/18_evaluation.ipynb #fe0cfdd2
 examiners = {Naming: examine_naming, Captions: examine_captions, Chains: examine_chains}
 
 def evaluate_folder(
@@ -337,8 +350,9 @@ def evaluate_folder(
     "Every measure whose data lie in a folder; all others listed with the way to get them."
     report = Report()
     found, absent = survey(folder)
+    if (Path(folder)/"cache.json").exists(): absent, found = {}, [Path(folder)]
     def examine(path):
-        task = read_data(path, image_size).some(limit)
+        task = cached_pairs(open_cache(path), limit) if (path/"cache.json").exists() else read_data(path, image_size).some(limit)
         examiners[type(task)](model, tokenizer, task, report)
     for path in found: report.attempt(path.stem, "everything", lambda: examine(path))
     report.skipped |= {k: f"not in {short(Path(folder))}: {how}" for k, how in absent.items()}
@@ -378,7 +392,7 @@ def remarks(
     thin = {k: v for k, v in metrics.items() if k.endswith("cosine_agreement") and not k.startswith("untrained_") and v is not None and v > .99}
     return [f"`{k}` is {v:.4f}: cosine ranks as the geodesic does, so the radii change next to nothing in retrieval." for k, v in thin.items()]
 
-# %% ../nbs/18_evaluation.ipynb #c75068b9
+# %% ../nbs/18_evaluation.ipynb #c62bcec2
 @dataclass(frozen=True)
 class EvalConfig:
     "What `nbs/evaluate.ipynb` takes."
@@ -409,12 +423,14 @@ class EvalConfig:
 
 def load_asked(
     asked:EvalConfig,
-) -> tuple[nn.Module, Tokenizer]: # the model in evaluation mode, and its tokenizer
+) -> tuple[nn.Module, Callable]: # the model in evaluation mode, and its tokenizer; features are taken as they are
     "The model of a run or of a released checkpoint."
     path = root()/asked.checkpoint
     if asked.released and not path.exists(): raise FileNotFoundError(f"there is no checkpoint {asked.checkpoint}: download it by hand")
     model = load_released(path, asked.image_heads or None).eval() if asked.released else load_run(asked.run, asked.checkpoint)
     cfg = model.cfg
-    if 'features' in (cfg.image_tower, cfg.text_tower): raise ValueError(f"{asked.run} reads features of {cfg.backbone}, not pictures: its encoders are not in the checkpoint")
+    features = 'features' in (cfg.image_tower, cfg.text_tower)
+    if features and not (root()/asked.data/'cache.json').exists():
+        raise ValueError(f"{asked.run} reads features of {cfg.backbone}, not pictures: name a cache of them with -p data FOLDER, such as {getattr(cfg, 'data', '')}")
     asked.folder.mkdir(parents=True, exist_ok=True)
-    return model, Tokenizer(cfg.vocab_size, cfg.context_length)
+    return model, (lambda x: x) if features else Tokenizer(cfg.vocab_size, cfg.context_length)

@@ -3,6 +3,7 @@ import io, json, math
 import numpy as np
 import pytest, torch
 from PIL import Image
+from conftest import ROOT
 from meru.evaluation import *
 from meru.geometry import geometries, get_geometry
 from meru.model import ModelConfig
@@ -139,3 +140,174 @@ def test_a_broken_model_is_named(folder, tiny):
     class Broken(Oracle):
         def encode_image(self, images): return super().encode_image(images).index_fill(0, torch.tensor([1]), math.nan)
     with pytest.raises(ValueError, match='image points must be finite, but 1 of 8 rows .*000000001'): embed(Broken('lorentz'), words, exam)
+
+
+# --- photos
+
+def paint(path, colour='red'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (16, 16), colour).save(path)
+
+
+def caption_set(home, n=12, extra=0):
+    for i in range(n): paint(home/'images'/f'{i}.png', (20 * i, 255 - 20 * i, 90))
+    (home/'captions.jsonl').write_text('\n'.join(json.dumps(dict(file=f'{i}.png', captions=[f'shade {i}', f'tint {i}'])) for i in range(n + extra)))
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Good sets, and beside each a way to spoil one."
+    home = tmp_path_factory.mktemp('photos')
+    for animal, colour in dict(dog='brown', tench='olive', frog='green').items():
+        for i in range(4): paint(home/'animals'/animal/f'{i}.png', colour)
+    for thing, colour in dict(gryphon='gold', dog='brown').items():
+        for i in range(2): paint(home/'fables'/'test'/thing/f'{i}.png', colour); paint(home/'fables'/'train'/thing/f'{i}.png', colour)
+    paint(home/'holes'/'rose'/'0.png'); paint(home/'holes'/'lily'/'0.png'); (home/'holes'/'fern').mkdir()
+    caption_set(home/'pairs'); caption_set(home/'lost', extra=1)
+    for i in range(6): paint(home/'steps'/f'{i}.png', (40 * i, 0, 0))
+    (home/'steps'/'h.jsonl').write_text('\n'.join(json.dumps(dict(file=f'{i}.png', hierarchy=['red', f'red {i // 2}', f'dark red {i}'])) for i in range(6)))
+    (home/'torn'/'a').mkdir(parents=True); (home/'torn'/'a'/'0.png').write_bytes(b'\x89PNG\r\n\x1a\n cut'); paint(home/'torn'/'b'/'0.png')
+    return home
+
+
+def test_one_bad_set_does_not_take_the_others(photos, tiny):
+    report = evaluate_folder(tiny, Tokenizer(600, 16), photos, 16)
+    m, said = report.metrics, report.skipped
+    assert {k for k in said if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
+    assert 'fern' in said['holes: everything'] and '12.png, which is not there' in said['lost: everything'] and 'a/0.png' in said['torn: everything']
+    assert "'gryphon'" in said['fables: WordNet measures'] and not any(k.startswith('animals:') for k in said)
+    assert m['animals_images'] == 12 and m['animals_chance'] == pytest.approx(1/3) and m['animals_probe_top1'] == 1 and m['animals_probe_images'] == 6
+    assert m['fables_probe_top1'] == 1 and m['fables_probe_images'] == 4 and 'fables_tree_error' not in m
+    assert m['pairs_image_to_text_candidates'] == 24 and m['pairs_text_to_image_queries'] == 24 and m['pairs_text_to_image_r1_chance'] == pytest.approx(1/12)
+    assert {'pairs_cone_auc', 'pairs_gromov_delta', 'pairs_cosine_agreement', 'steps_chain_tau', 'steps_level_tau', 'steps_path_precision', 'steps_cone_own_level1', 'steps_radius_level3_q50'} <= set(m)
+    assert json.loads(json.dumps(m, allow_nan=False)) == m and '\n' not in ''.join(said.values())
+    assert len([v for v in said.values() if v.startswith('not in ')]) == 24 and 'torchvision' in said['MNIST']
+    assert evaluate_folder(tiny, Tokenizer(600, 16), photos, 16).metrics == m
+
+
+def test_limit_and_a_single_set(photos, tiny):
+    report = evaluate_folder(tiny, Tokenizer(600, 16), photos/'pairs', 16, limit=5)
+    assert report.metrics['pairs_image_to_text_queries'] == 5 and report.metrics['pairs_image_to_text_candidates'] == 10
+    with pytest.raises(FileNotFoundError, match='absent'): evaluate_folder(tiny, Tokenizer(600, 16), photos/'absent', 16)
+
+
+def test_nan_features_spoil_only_what_needs_them(photos, tiny):
+    class Broken(Oracle):
+        "Dark pictures break it."
+        cfg = tiny.cfg
+        def encode_image(self, images):
+            x = super().encode_image(images)
+            return x.masked_fill((images.float().mean((1, 2, 3)) < 20)[:, None], math.nan)
+        def project_text(self, tokens): return tokens.float()
+        def lift_text(self, v): return self.geometry.exp_map0(v, self.curv)
+    tokens = lambda texts: torch.nn.functional.one_hot(torch.tensor([len(t) % 12 for t in texts]), 12)
+    report = evaluate_folder(Broken('lorentz'), tokens, photos, 16)
+    assert 'image points must be finite' in report.skipped['steps: everything'] and '0.png' in report.skipped['steps: everything']
+    assert 'animals_top1' in report.metrics and 'pairs_image_to_text_r1' in report.metrics
+
+
+def test_oracle_names_photos(tmp_path):
+    "Twelve colours, each in its class folder, named by a model that knows them."
+    for i in range(12): paint(tmp_path/'hues'/f'thing_{i}'/'0.png', tuple(colour(i)))
+    for name in geometries:
+        class Knows(Oracle):
+            cfg = ModelConfig(geometry=name, entail_weight=0.)
+            def project_text(self, tokens): return tokens.float()
+            def lift_text(self, v): return self.geometry.exp_map0(v, self.curv)
+        spell = lambda texts: words([f"thing {''.join(c for c in t if c.isdigit())}" for t in texts])
+        report = evaluate_folder(Knows(name), spell, tmp_path/'hues', 16)
+        assert report.metrics['hues_top1'] == report.metrics['hues_per_class'] == 1, name
+        assert 'nothing to fit a probe on' in report.skipped['hues: linear probe'] and "'thing 0'" in report.skipped['hues: WordNet measures']
+
+
+def test_report_hides_no_mistake_of_ours():
+    report = Report()
+    with pytest.raises(TypeError): report.attempt('x', 'y', lambda: 1 + '')
+    report.attempt('x', 'y', lambda: (_ for _ in ()).throw(ValueError('two\nlines')))
+    assert report.skipped == {'x: y': 'two'} and not report.metrics
+
+
+def test_thin_shell_is_said(photos, tiny):
+    report = evaluate_folder(tiny, Tokenizer(600, 16), photos/'pairs', 16)
+    assert 'cosine ranks as' in photo_summary(type('R', (), dict(metrics=report.metrics | dict(pairs_cosine_agreement=.999), skipped={}))())
+    assert not remarks(dict(a_cosine_agreement=.98, b_cosine_agreement=None))
+    rows = photo_summary(report).splitlines()
+    assert rows[2].startswith('| pairs | picture to caption, recall at 1 | ') and rows[2].endswith('| 0.083 |')
+
+
+# --- released checkpoints
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    "The tiny reference checkpoints with room for a real tokenizer's ids."
+    home = tmp_path_factory.mktemp('released')
+    for name in ('meru', 'clip'):
+        held = torch.load(ROOT/'tests'/'parity'/f'{name}_tiny.pth', weights_only=True)
+        rows = held['model']['textual.token_embed.weight']
+        held['model']['textual.token_embed.weight'] = rows.repeat(2, 1)
+        torch.save(held, home/f'{name}.pth')
+    return home
+
+
+@pytest.mark.parametrize('name, geometry', [('meru', 'lorentz'), ('clip', 'sphere')])
+def test_released_checkpoint_is_evaluated(name, geometry, released, photos, tmp_path):
+    asked = EvalConfig(checkpoint=str(released/f'{name}.pth'), image_heads=4, data=str(photos), out=str(tmp_path/'out'))
+    model, tokenizer = load_asked(asked)
+    assert model.geometry.name == geometry and not model.training and asked.folder.is_dir()
+    m = evaluate_folder(model, tokenizer, photos/'steps', model.cfg.image_size).metrics
+    assert (m['steps_cone_auc'] is None) == (geometry == 'sphere') == (m['steps_chain_tau'] is None) and 0 <= m['steps_path_recall'] <= 1
+
+
+def test_evaluate_notebook_on_photos(released, photos, papermill, tmp_path):
+    done = papermill('evaluate', tmp_path/'e.ipynb', '-p', 'checkpoint', released/'meru.pth', '-p', 'image_heads', 4, '-p', 'data', photos, '-p', 'out', tmp_path/'out', '-p', 'limit', 8)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path/'out'/f'metrics_{photos.name}.json').read_text())
+    assert {'animals_top1', 'pairs_text_to_image_r5', 'steps_path_recall'} <= set(metrics)
+    shown = (tmp_path/'e.ipynb').read_text()
+    assert 'named right, mean of classes' in shown and 'fern' in shown and 'Country211' in shown
+
+
+@pytest.mark.parametrize('what, says', [('open_clip', "no dictionary 'model'"), ('partial', 'tensor .* is missing'), ('pickle', 'was refused'), ('extra', 'unexpected')])
+def test_checkpoints_of_another_layout(what, says, released, tmp_path):
+    held = torch.load(released/'meru.pth', weights_only=True)
+    if what == 'open_clip': held = {k: v for k, v in held['model'].items()}
+    if what == 'partial': del held['model']['visual.patch_embed.proj.weight']
+    if what == 'extra': held['model']['box_alpha'] = torch.tensor(0.)
+    path = tmp_path/'other.pth'
+    path.write_bytes(b'not a checkpoint') if what == 'pickle' else torch.save(held, path)
+    with pytest.raises(ValueError, match=f'other.pth .*{says}'): load_asked(EvalConfig(checkpoint=str(path), image_heads=4, out=str(tmp_path/'o')))
+    assert not (tmp_path/'o').exists()
+
+
+def test_what_may_be_asked(tmp_path):
+    for bad, says in [(dict(checkpoint='latest'), "'latest'"), (dict(data=''), 'data'), (dict(limit=-1), 'limit -1'), (dict(image_heads=-2), 'image_heads -2'), (dict(seed=-1), 'seed -1')]:
+        with pytest.raises(ValueError, match=says): EvalConfig(**bad)
+    assert EvalConfig().record.name == 'metrics.json' and EvalConfig(data='data/local').record.name == 'metrics_local.json'
+    assert EvalConfig(checkpoint='x/meru_vit_l.pth').folder.name == 'meru_vit_l' and EvalConfig(out='outputs/a').folder.name == 'a'
+    with pytest.raises(FileNotFoundError, match='no checkpoint'): load_asked(EvalConfig(checkpoint=str(tmp_path/'none.pth')))
+
+
+@pytest.mark.parametrize('name', ['cifar10_test_32.zip', 'flickr8k_128_jpg.zip', 'hierarcaps_test_1000_256.zip', 'imagenet_samples_1000x1_128.zip', 'tiny_imagenet_val_32.zip'])
+def test_real_photos(name, tiny):
+    path = ROOT/'data'/'local'/name
+    if not path.exists(): pytest.skip(f'data/local/{name} is not here')
+    report = evaluate_folder(tiny, Tokenizer(600, 16), path, 16, limit=60)
+    own = {k: v for k, v in report.skipped.items() if k.startswith(path.stem)}
+    assert set(own) <= {f'{path.stem}: linear probe'} and len(report.metrics) > 10
+    if 'image' in name or 'cifar' in name: assert report.metrics[f'{path.stem}_tree_error'] > 4 and report.metrics[f'{path.stem}_top1'] < .4
+
+
+def test_cached_features():
+    "A head on features finds its pairs where pictures and texts share their features."
+    from pathlib import Path
+    from meru.features import FeatureCache
+    x = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)).half()
+    cache = FeatureCache(Path('cache'), x[:, None], x.repeat_interleave(2, 0)[:, None], torch.arange(12).repeat_interleave(2), dict(splits=['train'] * 4 + ['test'] * 8))
+    model = untrained(ModelConfig(image_tower='features', text_tower='features', image_width=8, text_width=8, embed_dim=8))
+    model.text_proj.weight.data.copy_(model.image_proj.weight)
+    report = Report()
+    examine_captions(model, lambda x: x, cached_pairs(cache), report)
+    m = report.metrics
+    assert not report.skipped and m['cache_image_to_text_r1'] == m['cache_text_to_image_r1'] == 1 and m['cache_image_to_text_queries'] == 8 and m['cache_text_to_image_queries'] == 16
+    few = cached_pairs(cache, 3)
+    assert torch.equal(few.pictures, x[[4, 8, 11]].float()) and few.owner.tolist() == [0, 0, 1, 1, 2, 2]
