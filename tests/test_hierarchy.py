@@ -182,3 +182,51 @@ def test_agreement():
     assert ranking_agreement(L, shell[:50], shell[50:], c) > .999
     assert ranking_agreement(L, thick[:50], thick[50:], c) < .8
     assert ranking_agreement(get_geometry('sphere'), v[:50], v[50:], c) == 1
+
+
+# --- the walk to the root
+
+@pytest.mark.parametrize('name', geometries)
+@pytest.mark.parametrize('c', [.3, 2.])
+def test_walk_is_straight_and_even(name, c):
+    g, curv = get_geometry(name), torch.tensor(c, dtype=torch.float64)
+    x = g.exp_map0(torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), curv)
+    walk = walks_to_root(g, x, x.mean(0), curv, 10)
+    assert walk.shape == (5, 10, 4) and torch.allclose(walk[:, 0], x, atol=1e-9)
+    if not g.has_radius: return
+    r = g.radius(x, curv)
+    assert torch.allclose(g.radius(walk, curv), r[:, None] * torch.arange(10, 0, -1) / 10, atol=1e-9)
+    steps = g.dist(walk[:, :-1], walk[:, 1:], curv)   # a geodesic: equal steps that add up to the way
+    assert torch.allclose(steps, r[:, None] / 10, rtol=1e-4)
+
+
+def test_walk_on_the_sphere_goes_to_the_mean():
+    g, c2 = get_geometry('sphere'), torch.tensor(2.)
+    walk = walks_to_root(g, torch.tensor([[1., 0.]]), torch.tensor([0., 3.]), c2, 4)
+    share = torch.tensor([1, .75, .5, .25])
+    assert torch.allclose(walk[0], torch.nn.functional.normalize(torch.stack([share, 1 - share], 1), dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
+def test_path_precision_and_recall_by_hand(name):
+    "One picture at radius 4 to the east, texts at 1, 2, 3 east and one north: met are the three; two of them its own, one own is never met."
+    g, c2 = get_geometry(name), torch.tensor(2.)
+    lift = lambda v: g.exp_map0(torch.tensor(v), c2)
+    texts = lift([[1., 0.], [2., 0.], [3., 0.], [0., 3.]])
+    got = path_metrics(g, lift([[4., 0.]]), texts, torch.tensor([[0, 1, 3]]), c2)
+    assert got == dict(path_precision=pytest.approx(2/3), path_recall=pytest.approx(2/3), path_met=3.)
+    twice = path_metrics(g, lift([[4., 0.]]), texts, torch.tensor([[0, 0, 1]]), c2)   # a text named at two levels is one text
+    assert twice['path_recall'] == 1 and twice['path_precision'] == pytest.approx(2/3)
+
+
+def test_path_of_many_pictures_is_the_mean_of_each():
+    g, c2, rng = get_geometry('lorentz'), torch.tensor(2.), torch.Generator().manual_seed(1)
+    x, t = (g.exp_map0(torch.randn(n, 3, generator=rng), c2) for n in (37, 20))
+    own = torch.randint(20, (37, 4), generator=rng)
+    each = [path_metrics(g, x[i:i+1], t, own[i:i+1], c2) for i in range(37)]
+    for k, v in path_metrics(g, x, t, own, c2).items(): assert v == pytest.approx(sum(e[k] for e in each) / 37)
+
+
+def test_path_refuses_nan():
+    g, c2 = get_geometry('lorentz'), torch.tensor(2.)
+    with pytest.raises(ValueError, match='finite'): path_metrics(g, torch.full((1, 2), math.nan), torch.ones(3, 2), torch.tensor([[0]]), c2)
