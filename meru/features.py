@@ -6,10 +6,10 @@
 __all__ = ['picture_suffixes', 'FeatureCache', 'cache_id', 'replace_text', 'write_tensors', 'save_cache', 'open_cache', 'Row',
            'ShardRows', 'FileRows', 'folder_rows', 'table_rows', 'captioned', 'EmbedConfig', 'open_rows', 'good_rows',
            'encode_block', 'save_part', 'read_part', 'same_plan', 'embed', 'dequantise', 'import_flickr8k',
-           'neighbours', 'faiss_neighbours', 'near_duplicates', 'join', 'pair_ids', 'hard_order', 'clashes',
-           'FeatureBatches']
+           'neighbours', 'faiss_neighbours', 'near_duplicates', 'join', 'pair_ids', 'similarity_histogram',
+           'hard_order', 'clashes', 'FeatureBatches', 'summary', 'sheet_rows']
 
-# %% ../nbs/06_features.ipynb #12fa4de6
+# %% ../nbs/06_features.ipynb #39f5172c
 import csv
 import hashlib
 import json
@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -296,7 +297,7 @@ def encode_block(
     if any(not o.isfinite().all() for o in tensors.values()): raise ValueError(f"The towers gave values that are not finite for rows {numbers.start} to {numbers.stop - 1}.")
     return tensors, dict(keys=[r.key for _, r in found], splits=[r.split for _, r in found], captions=captions, damaged=damaged)
 
-# %% ../nbs/06_features.ipynb #ff2d5fd3
+# %% ../nbs/06_features.ipynb #584a5b52
 def save_part(
     path:Path,    # of the part
     tensors:dict, # of the block
@@ -333,7 +334,9 @@ def embed(
     out, towers, device = root()/cfg.out, towers or load_towers(cfg.towers), 'cuda' if torch.cuda.is_available() else 'cpu'
     rows = open_rows(cfg)
     plan = json.loads(json.dumps(dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size)))
-    if same_plan(out/'cache.json', plan, out): return open_cache(out)
+    if same_plan(out/'cache.json', plan, out):
+        print(f'{out.name} is finished: nothing to do.')
+        return open_cache(out)
     parts = out/'parts'
     parts.mkdir(parents=True, exist_ok=True)
     if not same_plan(parts/'plan.json', plan, out): replace_text(parts/'plan.json', json.dumps(plan))
@@ -447,6 +450,25 @@ def pair_ids(
     same = [seen.setdefault(o.strip().lower(), i) for o, i in zip(cache.captions, image[cache.text_image].tolist())]
     return join(torch.stack([image[cache.text_image], torch.tensor(same)], 1), len(image))[image[cache.text_image]]
 
+# %% ../nbs/06_features.ipynb #b24f796f
+def similarity_histogram(
+    cache:FeatureCache,     # its plain images
+    threshold:float=.95,    # a line
+    ax=None,                # matplotlib's
+):
+    "Cosine to the nearest neighbour, and between random images (5,000 at most)."
+    n = len(cache.image)
+    x = cache.image[torch.from_numpy(sample_rng(0, 0, -1).permutation(n)[:5000]), 0]
+    if len(x) < 2: raise ValueError(f"{cache.folder} holds {len(x)} picture: two are needed to compare.")
+    unit = F.normalize(x.float(), dim=-1)
+    ax = ax or plt.subplots(figsize=(6, 2.6))[1]
+    for values, label in ((neighbours(x, 1)[0].flatten(), 'nearest neighbour'), ((unit * unit.roll(1, 0)).sum(1), 'random pair')):
+        ax.hist(values.numpy(), bins=np.linspace(-1, 1, 81), alpha=.7, label=label)
+    ax.axvline(threshold, color='#606060', lw=1)
+    ax.set(xlabel='cosine of image features', ylabel='images', xlim=(min(0, float((unit @ unit[0]).min())), 1.01))
+    ax.legend()
+    return ax
+
 # %% ../nbs/06_features.ipynb #4787e25a
 def hard_order(
     near:Int64[Tensor, "n k"], # neighbours of each row
@@ -545,3 +567,21 @@ class FeatureBatches:
     def eval_batches(self) -> Iterator[Batch]:
         "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
         for text in self.texts.split(self.batch_size): yield self.gather(text, 0, 0)
+
+# %% ../nbs/06_features.ipynb #80a5ec35
+def summary(
+    cache:FeatureCache, # a finished one
+) -> dict: # counts, sizes, and where it came from
+    "What a cache holds."
+    (i, v, d), (t, u, w) = cache.image.shape, cache.text.shape
+    return dict(pictures=i, texts=t, image_views=v, text_views=u, image_width=d, text_width=w, splits=dict(Counter(cache.info['splits'])),
+        damaged=cache.info['damaged'], megabytes=round((cache.folder/'features.safetensors').stat().st_size/1e6, 1), towers=cache.info['towers'], dataset=cache.info['dataset'])
+
+def sheet_rows(
+    rows,       # `ShardRows` or `FileRows`
+    n:int=24,   # pictures, evenly spaced
+    size:int=96,# side, pixels
+) -> tuple: # pictures [n 3 s s], first captions
+    "Pictures to look at; damaged ones are left out."
+    found, pictures, _ = good_rows(rows, sorted({round(o) for o in np.linspace(0, len(rows) - 1, n)}))
+    return torch.stack([resize_image(o, size) for o in pictures]), [r.captions[0] for _, r in found]
