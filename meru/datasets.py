@@ -176,7 +176,7 @@ def readable(
     plain = lambda k: re.sub(r"^(/?[a-z]/|\d+\.)", "", k).replace("_", " ").replace("/", " ").strip()
     return [known.get("rename", {}).get(k) or plain(k) for k in keys]
 
-# %% ../nbs/17_datasets.ipynb #f77813bf
+# %% ../nbs/17_datasets.ipynb #b330da04
 class Naming(NamedTuple):
     "Pictures to be named."
     name:str                    # of the set
@@ -186,7 +186,7 @@ class Naming(NamedTuple):
     keys:list[str]              # what the data call the classes
     prompts:list[str]           # templates with one `{}` each
     train:tuple|None            # pictures and targets of a training part
-    used:str                    # where names and prompts come from
+    used:str                    # where the prompts come from, and what else a reader should know
 
     def some(self, limit:int) -> "Naming":
         "At most so many pictures of each part, at equal steps; 0: all."
@@ -249,7 +249,7 @@ def read_class_folder(
     read = lambda found: (stored(store, [f for _, f in found], size), torch.tensor([number[c] for c, _ in found]))
     return make_naming(path.stem, keys, {part: read(found) for part, found in chosen.items()})
 
-# %% ../nbs/17_datasets.ipynb #92ec2d2f
+# %% ../nbs/17_datasets.ipynb #f436fbff
 def torchvision_part(
     dataset,   # of torchvision
     size:int,  # side of the pictures, pixels
@@ -276,9 +276,10 @@ def read_torchvision(
     if how["train"]: parts["train"] = torchvision_part(make(path, **how["train"]), size, known.get("first", 0))
     keys = getattr(test, "classes", None) or getattr(test, "categories", None) or [str(i) for i in range(len(known["labels"]))]
     if (top := int(parts["test"][1].max())) >= len(keys): raise ValueError(f"{path} has label {top}, but only {len(keys)} classes are named")
-    return make_naming(Path(path).name, list(keys), parts)
+    task = make_naming(Path(path).name, list(keys), parts)
+    return task._replace(used=f"{task.used}; {known['note']}") if "note" in known else task
 
-# %% ../nbs/17_datasets.ipynb #f7711c4f
+# %% ../nbs/17_datasets.ipynb #66cba03b
 def tar_samples(
     paths:list[Path], # tar files
 ) -> tuple[list[dict], Callable]: # members of each sample: suffix -> where; and a reader of such places
@@ -311,6 +312,7 @@ def tar_pictures(
     places = [next(v for k, v in s.items() if f".{k}" in image_suffixes) for s in samples]
     return Pictures(places, lambda p: decode_image(read(p)), size), [read(s[label]).decode() for s in samples]
 
+# %% ../nbs/17_datasets.ipynb #ae5dc470
 def read_wds(
     path:str|Path, # with classnames.txt and test/0.tar
     size:int,      # side of the pictures, pixels

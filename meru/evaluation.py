@@ -6,8 +6,8 @@
 __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam',
            'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics', 'untrained',
            'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report', 'probe_of',
-           'examine_naming', 'examine_captions', 'examine_chains', 'cached_pairs', 'evaluate_folder', 'photo_summary',
-           'remarks', 'EvalConfig', 'load_asked']
+           'examine_naming', 'examine_captions', 'examine_chains', 'cached_pairs', 'evaluate_folder', 'with_control',
+           'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
 
 # %% ../nbs/18_evaluation.ipynb #ba2ff9b0
 from collections.abc import Callable
@@ -261,22 +261,22 @@ class Report:
             self.skipped[f"{name}: {what}"] = said.splitlines()[0] if said else type(e).__name__
         else: self.metrics |= {f"{name}_{k}": v for k, v in (found or {}).items()}
 
-# %% ../nbs/18_evaluation.ipynb #f9a69fdf
+# %% ../nbs/18_evaluation.ipynb #b552ab67
 def probe_of(
     model:nn.Module,                    # of `meru.model`
     task:Naming,
     points:Float[Tensor, "n d"],        # of its pictures
 ) -> dict[str, float|int]:
     "The linear probe of a naming set."
-    flat = lambda x: model.geometry.log_map0(x, model.curv.detach())
+    flat = lambda x: model.geometry.log_map0(x, model.curv.detach().cpu())
     if task.train:
-        x, y = flat(encode_images(model, task.train[0], task.train[0].keys)), task.train[1].to(points.device)
-        scores, truth = linear_probe(x, y, flat(points), len(task.classes)), task.targets
+        x = flat(encode_images(model, task.train[0], task.train[0].keys).cpu())
+        scores, truth = linear_probe(x, task.train[1], flat(points), len(task.classes)), task.targets
     else:
         fit, held = half_of_each(task.targets)
         if not len(held): raise ValueError(f"{task.name} has one picture per class and no training part: nothing to fit a probe on")
         scores, truth = linear_probe(flat(points)[fit], task.targets[fit], flat(points)[held], len(task.classes)), task.targets[held]
-    return probe_metrics(scores.cpu(), truth) | dict(probe_images=len(truth))
+    return probe_metrics(scores, truth) | dict(probe_images=len(truth))
 
 def examine_naming(
     model:nn.Module, # of `meru.model`
@@ -285,8 +285,8 @@ def examine_naming(
     report:Report,   # is added to
 ):
     "Naming, WordNet measures and linear probe of one set."
-    points = encode_images(model, task.pictures, task.pictures.keys)
-    scores = model.geometry.scores(points, class_points(model, tokenizer, task.classes, task.prompts), model.curv.detach()).cpu()
+    points = encode_images(model, task.pictures, task.pictures.keys).cpu()
+    scores = model.geometry.scores(points, class_points(model, tokenizer, task.classes, task.prompts).cpu(), model.curv.detach().cpu())
     report.attempt(task.name, "naming", lambda: naming_metrics(scores, task.targets) | dict(prompts=task.used))
     report.attempt(task.name, "WordNet measures", lambda: tree_metrics(scores.argmax(1), task.targets, ancestor_overlap(task.synsets(), noun_parents())))
     report.attempt(task.name, "linear probe", lambda: probe_of(model, task, points))
@@ -337,7 +337,7 @@ def cached_pairs(
     texts = torch.isin(cache.text_image, rows)
     return Captions(cache.folder.name, cache.image[rows, 0].float(), cache.text[texts, 0].float(), torch.searchsorted(rows, cache.text_image[texts]))
 
-# %% ../nbs/18_evaluation.ipynb #fe0cfdd2
+# %% ../nbs/18_evaluation.ipynb #b9265b10
 examiners = {Naming: examine_naming, Captions: examine_captions, Chains: examine_chains}
 
 def evaluate_folder(
@@ -358,7 +358,21 @@ def evaluate_folder(
     report.skipped |= {k: f"not in {short(Path(folder))}: {how}" for k, how in absent.items()}
     return report
 
-# %% ../nbs/18_evaluation.ipynb #2a7ec633
+def with_control(
+    model:nn.Module,  # of `meru.model`
+    tokenizer,        # list of texts -> padded ids
+    folder:str|Path,  # a dataset, or a folder of datasets
+    image_size:int,   # side that the model takes, pixels
+    limit:int=0,      # pictures of each set, at equal steps; 0: all
+    seed:int=0,       # of the untrained control
+) -> Report:
+    "`evaluate_folder` for the model, and for an untrained one as `untrained_...`."
+    report = evaluate_folder(model, tokenizer, folder, image_size, limit)
+    fresh = untrained(model.cfg, seed).to(next(model.parameters()).device)
+    report.metrics |= {f"untrained_{k}": v for k, v in evaluate_folder(fresh, tokenizer, folder, image_size, limit).metrics.items()}
+    return report
+
+# %% ../nbs/18_evaluation.ipynb #c0d86ba1
 headlines = {
     "top1": "named right", "per_class": "named right, mean of classes",
     "tree_error": "tree-induced error, edges", "probe_top1": "linear probe",
@@ -374,25 +388,25 @@ headlines = {
 } # end of a measure's name: what it says
 
 def photo_summary(
-    report:Report, # from `evaluate_folder`
+    report:Report, # from `with_control`
 ) -> str:          # Markdown
     "A table of the main measures, and below it what was skipped and how to get it."
-    m, lines = report.metrics, ["| | | model | chance |", "| --- | --- | --- | --- |"]
-    sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta") if k.endswith(f"_{end}") and not k.endswith("_probe_top1")}
+    m, lines = report.metrics, ["| | | model | untrained | chance |", "| --- | --- | --- | --- | --- |"]
+    sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta") if k.endswith(f"_{end}") and not k.endswith("_probe_top1") and not k.startswith("untrained_")}
     chance = lambda s, k: m.get(f"{s}_chance") if k in ("top1", "per_class") else .5 if k == "cone_auc" else 0. if k.endswith("_tau") else m.get(f"{s}_{k}_chance")
     show = lambda v: "–" if v is None else f"{v:.3f}"
-    for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(chance(s, k))} |" for k, says in headlines.items() if f"{s}_{k}" in m]
+    for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(m.get(f'untrained_{s}_{k}'))} | {show(chance(s, k))} |" for k, says in headlines.items() if f"{s}_{k}" in m]
     lines += ["", *remarks(m), "", f"Skipped, {len(report.skipped)}:", "", *(f"- **{k}**: {why}" for k, why in report.skipped.items())]
     return "\n".join(lines)
 
 def remarks(
-    metrics:dict[str, float|str|None], # from `evaluate_folder` or `evaluate_emoji`
+    metrics:dict[str, float|str|None], # from `with_control` or `evaluate_emoji`
 ) -> list[str]:
     "What the numbers mean and a reader might miss."
     thin = {k: v for k, v in metrics.items() if k.endswith("cosine_agreement") and not k.startswith("untrained_") and v is not None and v > .99}
     return [f"`{k}` is {v:.4f}: cosine ranks as the geodesic does, so the radii change next to nothing in retrieval." for k, v in thin.items()]
 
-# %% ../nbs/18_evaluation.ipynb #c62bcec2
+# %% ../nbs/18_evaluation.ipynb #c5d5e616
 @dataclass(frozen=True)
 class EvalConfig:
     "What `nbs/evaluate.ipynb` takes."
@@ -433,4 +447,5 @@ def load_asked(
     if features and not (root()/asked.data/'cache.json').exists():
         raise ValueError(f"{asked.run} reads features of {cfg.backbone}, not pictures: name a cache of them with -p data FOLDER, such as {getattr(cfg, 'data', '')}")
     asked.folder.mkdir(parents=True, exist_ok=True)
+    if asked.data != 'emoji' and torch.cuda.is_available(): model.cuda() # the drawings take seconds on a CPU
     return model, (lambda x: x) if features else Tokenizer(cfg.vocab_size, cfg.context_length)

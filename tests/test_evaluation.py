@@ -232,7 +232,7 @@ def test_thin_shell_is_said(photos, tiny):
     assert 'cosine ranks as' in photo_summary(type('R', (), dict(metrics=report.metrics | dict(pairs_cosine_agreement=.999), skipped={}))())
     assert not remarks(dict(a_cosine_agreement=.98, b_cosine_agreement=None))
     rows = photo_summary(report).splitlines()
-    assert rows[2].startswith('| pairs | picture to caption, recall at 1 | ') and rows[2].endswith('| 0.083 |')
+    assert rows[2].startswith('| pairs | picture to caption, recall at 1 | ') and rows[2].endswith('| – | 0.083 |')
 
 
 # --- released checkpoints
@@ -311,3 +311,11 @@ def test_cached_features():
     assert not report.skipped and m['cache_image_to_text_r1'] == m['cache_text_to_image_r1'] == 1 and m['cache_image_to_text_queries'] == 8 and m['cache_text_to_image_queries'] == 16
     few = cached_pairs(cache, 3)
     assert torch.equal(few.pictures, x[[4, 8, 11]].float()) and few.owner.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_control_is_untrained_and_seeded(photos, tiny):
+    res = with_control(tiny, Tokenizer(600, 16), photos/'pairs', 16, seed=7).metrics   # `tiny` itself is untrained, seed 7
+    own = {k: v for k, v in res.items() if not k.startswith('untrained_')}
+    assert own and {f'untrained_{k}': v for k, v in own.items()} == {k: v for k, v in res.items() if k.startswith('untrained_')}
+    other = with_control(tiny, Tokenizer(600, 16), photos/'pairs', 16, seed=8).metrics
+    assert all(other[k] == v for k, v in own.items()) and other['untrained_pairs_gromov_delta'] != res['untrained_pairs_gromov_delta']
