@@ -136,7 +136,7 @@ def normalise_tangent(
     if kind == 'clip': v = v * (radius/v.square().sum(-1, keepdim=True).clamp_min(radius**2).sqrt())
     return v
 
-# %% ../nbs/08_model.ipynb #70411034
+# %% ../nbs/08_model.ipynb #67aad8c8
 class Model(Scalars):
     "Images and texts as points of one space (MERU; CLIP is its case on the sphere)."
     def __init__(self,
@@ -161,8 +161,9 @@ class Model(Scalars):
         return self.text_proj(self.text_tower(tokens))
 
     def _lift(self, v, alpha):
-        if self.geometry.has_radius: v = normalise_tangent(widen(v), alpha, self.cfg.tangent, self.cfg.tangent_radius)
-        return self.geometry.exp_map0(widen(v), self.curv)
+        v = widen(v)
+        if self.geometry.has_radius: v = normalise_tangent(v, alpha, self.cfg.tangent, self.cfg.tangent_radius)
+        return self.geometry.exp_map0(v, self.curv)
     def lift_image(self, v:Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]: return self._lift(v, self.image_alpha)
     def lift_text(self, v:Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]: return self._lift(v, self.text_alpha)
     def encode_image(self, images): return self.lift_image(self.project_image(images))
