@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ready_towers', 'curv_range', 'max_logit_scale', 'paper_sizes', 'renames', 'ModelConfig', 'widen', 'Scalars',
-           'normalise_tangent', 'Model', 'projection', 'FeatureTower', 'build_model', 'read_released', 'our_name',
-           'released_config', 'load_released']
+           'normalise_tangent', 'Model', 'projection', 'FeatureTower', 'build_model', 'with_pixels', 'attach_backbone',
+           'read_released', 'our_name', 'released_config', 'load_released']
 
-# %% ../nbs/08_model.ipynb #5f1b601d
+# %% ../nbs/08_model.ipynb #a74c3745
 import math
 import pickle
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .encoders import build_image_tower, build_text_tower, image_towers
+from .encoders import Towers, build_image_tower, build_text_tower, image_towers, load_towers
 from .geometry import get_geometry
 from .losses import contrastive_loss, entailment_loss
 
@@ -185,7 +185,7 @@ class Model(Scalars):
         loss = contrastive + self.cfg.entail_weight*entailment
         return dict(loss=loss, contrastive=contrastive, entailment=entailment, image_points=x, text_points=t)
 
-# %% ../nbs/08_model.ipynb #45381cab
+# %% ../nbs/08_model.ipynb #924c3b2b
 def projection(
     width:int, # of the tower's features
     embed_dim:int, # of the shared space
@@ -212,9 +212,33 @@ def build_model(
     cfg:ModelConfig, # geometry and sizes
 ) -> Model:
     "A model with fresh weights."
+    if cfg.image_tower == 'backbone':
+        towers = load_towers(cfg.backbone, cfg.train_blocks)
+        if towers.image_size != cfg.image_size: raise ValueError(f"image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: set image_size={towers.image_size}")
+        return with_pixels(Model(towers.image_tower, towers.text_tower, cfg), towers)
     image_tower = FeatureTower(cfg.image_width, cfg.dropout) if cfg.image_tower == 'features' else build_image_tower(cfg)
     text_tower = FeatureTower(cfg.text_width, cfg.dropout) if cfg.text_tower == 'features' else build_text_tower(cfg)
     return Model(image_tower, text_tower, cfg)
+
+def with_pixels(
+    model:Model, # changed in place
+    towers:Towers, # whose image tower it holds
+) -> Model:
+    "The model, normalising pixels as these towers expect."
+    for name in ('mean', 'std'): getattr(model, f'pixel_{name}').copy_(torch.tensor(getattr(towers, name)).view(3, 1, 1))
+    return model
+
+def attach_backbone(
+    model:Model, # a head that was trained on features; changed in place
+    towers:Towers|None=None, # that made them; None: those that its config names
+) -> tuple[Model, Towers]: # the model, which now takes pictures and token ids; the towers, for their tokenizer
+    "Put a head on the towers whose features it has learned."
+    towers = load_towers(model.cfg.backbone) if towers is None else towers
+    for kind in ('image', 'text'):
+        new, old = getattr(towers, f'{kind}_tower'), getattr(model, f'{kind}_tower')
+        if new.width != old.width: raise ValueError(f"{towers.id} gives {kind} features of width {new.width}; this head takes {old.width}")
+        setattr(model, f'{kind}_tower', new)
+    return with_pixels(model, towers), towers
 
 # %% ../nbs/08_model.ipynb #b5bf77af
 def read_released(
