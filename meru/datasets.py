@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['image_suffixes', 'general_prompts', 'flickr_lists', 'captions_from', 'short', 'Store', 'Pictures', 'stored', 'spread',
-           'Noun', 'nouns', 'noun_parents', 'imagenet_ids', 'noun_names', 'find_nouns', 'zeroshot_sets', 'set_id',
-           'readable', 'Naming', 'make_naming', 'class_parts', 'read_class_folder', 'torchvision_part',
+           'held', 'Noun', 'nouns', 'noun_parents', 'imagenet_ids', 'noun_names', 'find_nouns', 'zeroshot_sets',
+           'set_id', 'readable', 'Naming', 'make_naming', 'class_parts', 'read_class_folder', 'torchvision_part',
            'read_torchvision', 'tar_samples', 'tar_pictures', 'read_wds', 'read_synset_files', 'Captions',
            'make_captions', 'of_test', 'read_jsonl', 'read_coco', 'read_karpathy', 'flickr_line', 'read_flickr',
            'read_shards', 'read_wds_captions', 'Chains', 'crop_letterbox', 'read_hierarcaps', 'layout_of', 'read_data',
@@ -109,7 +109,15 @@ def spread(
     "Rows at equal steps."
     return torch.linspace(0, n - 1, min(n, limit) if limit else n).round().long().tolist()
 
-# %% ../nbs/17_datasets.ipynb #dc59f994
+# %% ../nbs/17_datasets.ipynb #41bf0bbe
+def held(
+    name:str, # below data/
+) -> str:     # its text
+    "A committed data file."
+    path = root()/"data"/name
+    if not path.exists(): raise FileNotFoundError(f"{path} is missing: run inside a clone of the project, which holds data/{name}")
+    return path.read_text(encoding="utf-8")
+
 class Noun(NamedTuple):
     "A synset of WordNet."
     up:str           # its hypernym's id; '' for entity
@@ -118,7 +126,7 @@ class Noun(NamedTuple):
 @lru_cache(1)
 def nouns() -> dict[str, Noun]:
     "The committed extract of WordNet 3.0, by id (`n` and eight digits)."
-    lines = (root()/"data"/"wordnet"/"nouns.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = held("wordnet/nouns.tsv").splitlines()[1:]
     return {i: Noun(up, names.split("|")) for i, up, names in (l.split("\t") for l in lines)}
 
 def noun_parents() -> dict[str, str]:
@@ -127,7 +135,7 @@ def noun_parents() -> dict[str, str]:
 
 def imagenet_ids() -> list[str]:
     "ImageNet's 1,000 synsets in label order."
-    return (root()/"data"/"wordnet"/"imagenet.txt").read_text().split()
+    return held("wordnet/imagenet.txt").split()
 
 def noun_names(
     ids:list[str], # synsets
@@ -151,11 +159,11 @@ def find_nouns(
         raise ValueError(f"the class name {twice[0]!r} stands for {len(known[twice[0].lower()])} synsets ({', '.join(known[twice[0].lower()])}): name the folder by the one that is meant")
     return [known[n.lower()][0] for n in names]
 
-# %% ../nbs/17_datasets.ipynb #b6994730
+# %% ../nbs/17_datasets.ipynb #85c9aa5c
 @lru_cache(1)
 def zeroshot_sets() -> dict[str, dict]:
     "The twenty sets of the MERU paper (Desai et al. 2023) by id; see data/zeroshot/README.md."
-    return json.loads((root()/"data"/"zeroshot"/"sets.json").read_text(encoding="utf-8"))
+    return json.loads(held("zeroshot/sets.json"))
 
 def set_id(
     name:str, # of a folder or zip

@@ -6,10 +6,10 @@
 __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam',
            'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics', 'untrained',
            'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report', 'probe_of',
-           'examine_naming', 'examine_captions', 'examine_chains', 'cached_pairs', 'evaluate_folder', 'with_control',
-           'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
+           'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns', 'cached_pairs', 'evaluate_folder',
+           'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
 
-# %% ../nbs/18_evaluation.ipynb #ba2ff9b0
+# %% ../nbs/18_evaluation.ipynb #899dc29c
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from .datasets import Captions, Chains, Naming, noun_parents, read_data, short, spread, survey
+from .datasets import Captions, Chains, Naming, noun_names, noun_parents, nouns, read_data, short, spread, survey
 from .features import FeatureCache, open_cache
-from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics
+from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics, word_tree_metrics
 from .model import ModelConfig, build_model, load_released
 from .retrieval import pixel_scores, retrieval_metrics
 from .run import load_run
@@ -326,6 +326,18 @@ def examine_chains(
     report.attempt(task.name, "hierarchy", lambda: hierarchy_metrics(model.geometry, images, points[rows], task.chains, curv, names, model.cfg.min_radius, seed))
     report.attempt(task.name, "walk to the root", lambda: path_metrics(model.geometry, images, points, rows[task.chains], curv))
 
+# %% ../nbs/18_evaluation.ipynb #6dff4532
+def examine_nouns(
+    model:nn.Module, # of `meru.model`
+    tokenizer,       # list of texts -> padded ids
+) -> dict[str, float|None]:
+    "Is each noun of WordNet's extract above those that it covers?"
+    ids = list(nouns())
+    row = {i: n for n, i in enumerate(ids)}
+    above = torch.tensor([row.get(nouns()[i].up, -1) for i in ids])
+    points = encode_texts(model, tokenizer, noun_names(ids)).cpu()
+    return word_tree_metrics(model.geometry, points, above, model.curv.detach().cpu(), model.cfg.min_radius)
+
 # %% ../nbs/18_evaluation.ipynb #490c42a5
 def cached_pairs(
     cache:FeatureCache, # of `meru.features`
@@ -337,7 +349,7 @@ def cached_pairs(
     texts = torch.isin(cache.text_image, rows)
     return Captions(cache.folder.name, cache.image[rows, 0].float(), cache.text[texts, 0].float(), torch.searchsorted(rows, cache.text_image[texts]))
 
-# %% ../nbs/18_evaluation.ipynb #b9265b10
+# %% ../nbs/18_evaluation.ipynb #f488e0f0
 examiners = {Naming: examine_naming, Captions: examine_captions, Chains: examine_chains}
 
 def evaluate_folder(
@@ -355,6 +367,7 @@ def evaluate_folder(
         task = cached_pairs(open_cache(path), limit) if (path/"cache.json").exists() else read_data(path, image_size).some(limit)
         examiners[type(task)](model, tokenizer, task, report)
     for path in found: report.attempt(path.stem, "everything", lambda: examine(path))
+    if model.cfg.text_tower != "features": report.attempt("wordnet", "depth and radius", lambda: examine_nouns(model, tokenizer))
     report.skipped |= {k: f"not in {short(Path(folder))}: {how}" for k, how in absent.items()}
     return report
 
@@ -372,7 +385,7 @@ def with_control(
     report.metrics |= {f"untrained_{k}": v for k, v in evaluate_folder(fresh, tokenizer, folder, image_size, limit).metrics.items()}
     return report
 
-# %% ../nbs/18_evaluation.ipynb #c0d86ba1
+# %% ../nbs/18_evaluation.ipynb #c0a40469
 headlines = {
     "top1": "named right", "per_class": "named right, mean of classes",
     "tree_error": "tree-induced error, edges", "probe_top1": "linear probe",
@@ -384,7 +397,8 @@ headlines = {
     "path_precision": "walk to the root, precision", "path_recall": "walk to the root, recall",
     "cone_own": "own picture in the text's cone", "cone_other": "another picture in the text's cone",
     "cone_auc": "cone margin, AUC", "gromov_delta": "Gromov delta, 0 = a tree",
-    "cosine_agreement": "nearest ten shared by cosine and geodesic",
+    "depth_tau": "Kendall tau of depth and radius", "edge_outward": "special word farther out",
+    "edge_in_cone": "special word in the general word's cone", "cosine_agreement": "nearest ten shared by cosine and geodesic",
 } # end of a measure's name: what it says
 
 def photo_summary(
@@ -392,7 +406,7 @@ def photo_summary(
 ) -> str:          # Markdown
     "A table of the main measures, and below it what was skipped and how to get it."
     m, lines = report.metrics, ["| | | model | untrained | chance |", "| --- | --- | --- | --- | --- |"]
-    sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta") if k.endswith(f"_{end}") and not k.endswith("_probe_top1") and not k.startswith("untrained_")}
+    sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta", "depth_tau") if k.endswith(f"_{end}") and not k.endswith("_probe_top1") and not k.startswith("untrained_")}
     chance = lambda s, k: m.get(f"{s}_chance") if k in ("top1", "per_class") else .5 if k == "cone_auc" else 0. if k.endswith("_tau") else m.get(f"{s}_{k}_chance")
     show = lambda v: "–" if v is None else f"{v:.3f}"
     for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(m.get(f'untrained_{s}_{k}'))} | {show(chance(s, k))} |" for k, says in headlines.items() if f"{s}_{k}" in m]

@@ -6,7 +6,7 @@
 __all__ = ['text_levels', 'level_tau', 'best_tau', 'chain_tau', 'cone_margins', 'auc', 'cone_metrics', 'saturated_share',
            'path_to_root', 'ancestor_overlap', 'tree_metrics', 'gromov_delta', 'all_distances', 'ranking_agreement',
            'radius_metrics', 'cones_at_level', 'containment_metrics', 'hierarchy_metrics', 'walks_to_root',
-           'path_metrics']
+           'path_metrics', 'word_tree_metrics']
 
 # %% ../nbs/14_hierarchy.ipynb #90222007
 import math
@@ -285,3 +285,27 @@ def path_metrics(
     both = (met & own).sum(1).double()
     return dict(path_precision=(both / met.sum(1)).mean().item(), path_recall=(both / own.sum(1)).mean().item(),
         path_met=met.sum(1).double().mean().item())
+
+# %% ../nbs/14_hierarchy.ipynb #b888e50b
+def word_tree_metrics(
+    geometry,                       # any of `meru.geometry`
+    points:Float[Tensor, "n d"],    # of the words
+    above:Int64[Tensor, "n"],       # row of the word above each; -1 at a root
+    curv:Float[Tensor, ""],         # curvature magnitude c > 0
+    min_radius:float=.1,            # cone constant K
+) -> dict[str, float|None]:
+    "Kendall's tau of depth and radius; share of edges that lead outwards, and whose lower end is in the upper one's cone."
+    depth, up = torch.zeros_like(above), above.clone()
+    while (up >= 0).any():
+        depth += up >= 0
+        if depth.max() > len(above): raise ValueError("the words above each other go round in a circle")
+        up = torch.where(up >= 0, above[up.clamp_min(0)], up)
+    lower = (above >= 0).nonzero().flatten()
+    res, upper = dict(depth_tau=None, edge_outward=None, edge_in_cone=None, edges=len(lower)), above[lower]
+    if geometry.has_radius:
+        r = geometry.radius(points, curv)
+        res |= dict(depth_tau=level_tau(depth, r), edge_outward=(r[lower] > r[upper]).double().mean().item())
+    if geometry.has_cones:
+        margin = geometry.exterior_angle(points[upper], points[lower], curv) - geometry.half_aperture(points[upper], curv, min_radius)
+        res |= dict(edge_in_cone=(margin <= 0).double().mean().item())
+    return res

@@ -176,7 +176,7 @@ def test_one_bad_set_does_not_take_the_others(photos, tiny):
     assert {k for k in said if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
     assert 'fern' in said['holes: everything'] and '12.png, which is not there' in said['lost: everything'] and 'a/0.png' in said['torn: everything']
     assert "'gryphon'" in said['fables: WordNet measures'] and not any(k.startswith('animals:') for k in said)
-    assert m['animals_images'] == 12 and m['animals_chance'] == pytest.approx(1/3) and m['animals_probe_top1'] == 1 and m['animals_probe_images'] == 6
+    assert m['wordnet_edges'] == 1808 and -1 <= m['wordnet_depth_tau'] <= 1 and m['animals_images'] == 12 and m['animals_chance'] == pytest.approx(1/3) and m['animals_probe_top1'] == 1 and m['animals_probe_images'] == 6
     assert m['fables_probe_top1'] == 1 and m['fables_probe_images'] == 4 and 'fables_tree_error' not in m
     assert m['pairs_image_to_text_candidates'] == 24 and m['pairs_text_to_image_queries'] == 24 and m['pairs_text_to_image_r1_chance'] == pytest.approx(1/12)
     assert {'pairs_cone_auc', 'pairs_gromov_delta', 'pairs_cosine_agreement', 'steps_chain_tau', 'steps_level_tau', 'steps_path_precision', 'steps_cone_own_level1', 'steps_radius_level3_q50'} <= set(m)

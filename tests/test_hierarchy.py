@@ -230,3 +230,31 @@ def test_path_of_many_pictures_is_the_mean_of_each():
 def test_path_refuses_nan():
     g, c2 = get_geometry('lorentz'), torch.tensor(2.)
     with pytest.raises(ValueError, match='finite'): path_metrics(g, torch.full((1, 2), math.nan), torch.ones(3, 2), torch.tensor([[0]]), c2)
+
+
+# --- words alone
+
+@pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
+def test_word_tree_by_hand(name):
+    "A chain of four words straight out from a root word that is no cone's wrong side: all outward, all inside; then two of them swapped."
+    g, c2 = get_geometry(name), torch.tensor(2.)
+    points = g.exp_map0(torch.tensor([[.05, 0.], [1., 0.], [2., 0.], [3., 0.]]), c2)
+    above = torch.tensor([-1, 0, 1, 2])
+    assert word_tree_metrics(g, points, above, c2) == dict(depth_tau=1, edge_outward=1, edge_in_cone=1, edges=3)
+    swapped = word_tree_metrics(g, points[[0, 2, 1, 3]], above, c2)   # radii .05 2 1 3: 5 of 6 pairs in order, 2 of 3 edges outward
+    assert swapped == dict(depth_tau=pytest.approx(4/6), edge_outward=pytest.approx(2/3), edge_in_cone=pytest.approx(2/3), edges=3)
+
+
+def test_word_tree_depth_does_not_ask_for_an_order_of_rows():
+    g, c2, rng = L, torch.tensor(2.), torch.Generator().manual_seed(0)
+    above = torch.tensor([-1, 0, 0, 1, 3, -1])
+    points = g.exp_map0(torch.randn(6, 3, generator=rng), c2)
+    turn = torch.randperm(6, generator=rng)
+    place = turn.argsort()
+    moved = torch.where(above[turn] >= 0, place[above[turn].clamp_min(0)], -1)
+    a, b = word_tree_metrics(g, points, above, c2), word_tree_metrics(g, points[turn], moved, c2)
+    assert a == pytest.approx(b) and a['edges'] == 4
+
+
+def test_word_tree_refuses_a_circle():
+    with pytest.raises(ValueError, match='circle'): word_tree_metrics(L, torch.ones(3, 2), torch.tensor([1, 2, 0]), c)
