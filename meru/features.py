@@ -59,7 +59,7 @@ class FeatureCache(NamedTuple):
         if not found: raise ValueError(f"{self.folder} has no split {split!r}; it has {', '.join(sorted(set(self.info['splits'])))}.")
         return torch.tensor(found)
 
-# %% ../nbs/06_features.ipynb #598ed25a
+# %% ../nbs/06_features.ipynb #b92dd5ae
 def cache_id(
     info:dict, # what cache.json says
 ) -> str:
@@ -93,6 +93,7 @@ def write_tensors(
         for o in chunks: f.write(o.contiguous().numpy().tobytes())
     os.replace(part, path)
 
+# %% ../nbs/06_features.ipynb #a8960400
 def save_cache(
     folder:str|Path, # where
     paths:list,      # parts in order: safetensors files as `save_part` writes them
@@ -413,7 +414,7 @@ def faiss_neighbours(
     order = cosine.argsort(dim=1, descending=True)[:, :k]
     return cosine.gather(1, order), row.gather(1, order)
 
-# %% ../nbs/06_features.ipynb #f10ad236
+# %% ../nbs/06_features.ipynb #fa8af4ba
 def near_duplicates(
     features:Float[Tensor, "n d"], # of images
     threshold:float=.95,           # cosine from which two images count as the same; above 1: never
@@ -421,7 +422,7 @@ def near_duplicates(
 ) -> Int64[Tensor, "n"]: # number of each row's component
     "Join rows that are closer than `threshold`, and whatever that joins (union of pairs)."
     x, pairs = F.normalize(features.float(), dim=-1), []
-    if len(x) > exact:
+    if len(x) > exact and threshold <= 1:
         cosine, row = neighbours(x, 16, exact)
         near = (cosine >= threshold) & (row >= 0)
         pairs = [torch.stack([near.nonzero()[:, 0], row[near]], 1)]

