@@ -298,7 +298,7 @@ def encode_block(
     if any(not o.isfinite().all() for o in tensors.values()): raise ValueError(f"The towers gave values that are not finite for rows {numbers.start} to {numbers.stop - 1}.")
     return tensors, dict(keys=[r.key for _, r in found], splits=[r.split for _, r in found], captions=captions, damaged=damaged)
 
-# %% ../nbs/06_features.ipynb #584a5b52
+# %% ../nbs/06_features.ipynb #14ec92ce
 def save_part(
     path:Path,    # of the part
     tensors:dict, # of the block
@@ -327,6 +327,7 @@ def same_plan(
     if other: raise ValueError(f"{out} holds other features: {'; '.join(other)}. Give another out, or empty that folder.")
     return True
 
+# %% ../nbs/06_features.ipynb #dddd6394
 def embed(
     cfg:EmbedConfig,           # what, by which towers, where to
     towers:Towers|None=None,   # None: those that `cfg` names
