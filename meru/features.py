@@ -7,7 +7,7 @@ __all__ = ['picture_suffixes', 'FeatureCache', 'cache_id', 'replace_text', 'writ
            'ShardRows', 'FileRows', 'folder_rows', 'table_rows', 'captioned', 'EmbedConfig', 'open_rows', 'good_rows',
            'encode_block', 'save_part', 'read_part', 'same_plan', 'embed', 'dequantise', 'import_flickr8k',
            'neighbours', 'faiss_neighbours', 'near_duplicates', 'join', 'pair_ids', 'similarity_histogram',
-           'hard_order', 'clashes', 'FeatureBatches', 'summary', 'sheet_rows']
+           'hard_order', 'clashes', 'FeatureWalks', 'FeatureBatches', 'summary', 'sheet_rows']
 
 # %% ../nbs/06_features.ipynb #39f5172c
 import csv
@@ -504,9 +504,33 @@ def clashes(
     "How many rows meet their own kind."
     return sum(len(o) - len(o.unique()) for o in ids.split(batch_size))
 
-# %% ../nbs/06_features.ipynb #67a6f88a
+# %% ../nbs/06_features.ipynb #4f334930
+class FeatureWalks:
+    "Ways through cached features, for a class that has `cache`, `ids`, `texts`, `batch_at` and settings."
+    def __len__(self): return len(self.texts)
+    @property
+    def failures(self) -> Counter: return Counter() # as a `Loader` has: what was damaged was counted when the cache was made
+    @property
+    def steps_per_epoch(self) -> int: return len(self)//self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
+
+    def gather(self, text, u, v) -> Batch:
+        image = self.cache.text_image[text]
+        return Batch(self.cache.image[image, v].float(), self.cache.text[text, u].float(), self.ids[text], [self.cache.keys[i] for i in image.tolist()])
+
+    def batches(self, start_step:int=0) -> Iterator[Batch]: # without end
+        "Batches from any step on, exactly as if all steps before had been made."
+        step = start_step
+        while True:
+            yield self.batch_at(step)
+            step += 1
+
+    def eval_batches(self) -> Iterator[Batch]:
+        "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
+        for text in self.texts.split(self.batch_size): yield self.gather(text, 0, 0)
+
+# %% ../nbs/06_features.ipynb #4362a0f1
 @dataclass(eq=False)
-class FeatureBatches:
+class FeatureBatches(FeatureWalks):
     "Batches of cached features in an order that depends on (seed, epoch) only."
     cache:FeatureCache          # the features
     split:str|None = 'train'    # images of this split; None: all
@@ -533,12 +557,6 @@ class FeatureBatches:
         if not 1 <= self.batch_size <= len(self.texts): raise ValueError(f"batch_size is {self.batch_size}; {self.cache.folder} holds {len(self.texts)} of {self.split}, so it must be 1 to that.")
         if self.order == 'hard': self.nearest = neighbours(self.cache.image[owner[self.texts], 0], min(self.near, len(self.texts) - 1))[1]
 
-    def __len__(self): return len(self.texts)
-    @property
-    def failures(self) -> Counter: return Counter() # as a `Loader` has: what was damaged was counted when the cache was made
-    @property
-    def steps_per_epoch(self) -> int: return len(self)//self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
-
     def epoch_plan(self, epoch:int) -> tuple: # texts, their views, their images' views, in order
         "What an epoch shows, in which order."
         if self.at == epoch: return self.plan
@@ -554,21 +572,6 @@ class FeatureBatches:
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
         return self.gather(*(o[place*self.batch_size:(place + 1)*self.batch_size] for o in self.epoch_plan(epoch)))
-
-    def gather(self, text, u, v) -> Batch:
-        image = self.cache.text_image[text]
-        return Batch(self.cache.image[image, v].float(), self.cache.text[text, u].float(), self.ids[text], [self.cache.keys[i] for i in image.tolist()])
-
-    def batches(self, start_step:int=0) -> Iterator[Batch]: # without end
-        "Batches from any step on, exactly as if all steps before had been made."
-        step = start_step
-        while True:
-            yield self.batch_at(step)
-            step += 1
-
-    def eval_batches(self) -> Iterator[Batch]:
-        "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
-        for text in self.texts.split(self.batch_size): yield self.gather(text, 0, 0)
 
 # %% ../nbs/06_features.ipynb #80a5ec35
 def summary(
