@@ -7,7 +7,7 @@ __all__ = ['picture_suffixes', 'FeatureCache', 'cache_id', 'replace_text', 'writ
            'ShardRows', 'FileRows', 'folder_rows', 'table_rows', 'captioned', 'EmbedConfig', 'open_rows', 'good_rows',
            'encode_block', 'save_part', 'read_part', 'same_plan', 'embed', 'dequantise', 'import_flickr8k',
            'neighbours', 'faiss_neighbours', 'near_duplicates', 'join', 'pair_ids', 'similarity_histogram',
-           'hard_order', 'clashes', 'FeatureWalks', 'FeatureBatches', 'summary', 'sheet_rows']
+           'hard_order', 'clashes', 'FeatureWalks', 'known_ids', 'FeatureBatches', 'summary', 'sheet_rows']
 
 # %% ../nbs/06_features.ipynb #39f5172c
 import csv
@@ -528,7 +528,20 @@ class FeatureWalks:
         "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
         for text in self.texts.split(self.batch_size): yield self.gather(text, 0, 0)
 
-# %% ../nbs/06_features.ipynb #4362a0f1
+# %% ../nbs/06_features.ipynb #dbbf969a
+_known = {} # ids of the last cache: each run of an ablation asks for them
+
+def known_ids(
+    cache:FeatureCache, # the pairs
+    threshold:float,    # as in `near_duplicates`
+) -> Int64[Tensor, "t"]: # one number per text
+    "`pair_ids`, remembered for one cache."
+    if (key := (cache.id, threshold)) not in _known:
+        _known.clear()
+        _known[key] = pair_ids(cache, threshold)
+    return _known[key]
+
+# %% ../nbs/06_features.ipynb #df6785ba
 @dataclass(eq=False)
 class FeatureBatches(FeatureWalks):
     "Batches of cached features in an order that depends on (seed, epoch) only."
@@ -550,7 +563,7 @@ class FeatureBatches(FeatureWalks):
         rows = torch.arange(n) if self.split is None else self.cache.rows(self.split)
         self.count = torch.bincount(owner, minlength=n)
         self.start = self.count.cumsum(0) - self.count
-        self.ids, self.at, self.plan = pair_ids(self.cache, self.duplicate), -1, None
+        self.ids, self.at, self.plan = known_ids(self.cache, self.duplicate), -1, None
         inside = torch.zeros(n, dtype=torch.bool)
         inside[rows] = True
         self.texts = self.start[rows[self.count[rows] > 0]] if self.one_caption else inside[owner].nonzero()[:, 0]

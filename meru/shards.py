@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['image_types', 'persons', 'Sample', 'SampleError', 'root', 'sample_members', 'write_shard', 'file_sha256',
-           'dataset_id', 'make_manifest', 'write_shards', 'tar_members', 'index_shard', 'emoji_rows', 'emoji_levels',
-           'hash_order', 'emoji_splits', 'without_person', 'emoji_sample', 'embedded_data', 'packed_ids', 'pack_emoji',
-           'read_manifest', 'checked_index', 'read_sample', 'Shards', 'sample_rng', 'epoch_order', 'Source', 'Batch',
-           'choose_text', 'pictures', 'to_batch', 'Steps', 'first', 'Walks', 'Loader']
+           'dataset_id', 'make_manifest', 'write_shards', 'ShardError', 'tar_members', 'index_shard', 'emoji_rows',
+           'emoji_levels', 'hash_order', 'emoji_splits', 'without_person', 'emoji_sample', 'embedded_data',
+           'packed_ids', 'pack_emoji', 'read_manifest', 'checked_index', 'read_sample', 'Shards', 'sample_rng',
+           'epoch_order', 'Source', 'Batch', 'choose_text', 'pictures', 'to_batch', 'Steps', 'first', 'Walks', 'Loader']
 
 # %% ../nbs/04_shards.ipynb #0e12cce2
 import hashlib
@@ -140,7 +140,16 @@ def write_shards(
         os.replace(part, folder)
     return manifest
 
-# %% ../nbs/04_shards.ipynb #56cabd5e
+# %% ../nbs/04_shards.ipynb #04e22851
+class ShardError(ValueError):
+    "A shard that is not what its manifest says; `reason` is missing, bytes, sha256, unreadable or count."
+    def __init__(self,
+        reason:str,  # one word, for counting
+        message:str, # which shard, and what was seen
+    ):
+        super().__init__(message)
+        self.reason = reason
+
 def tar_members(
     path:Path, # a tar file, uncompressed
 ) -> Iterator[tuple[str, int, int]]: # name, first byte, size in bytes
@@ -154,10 +163,10 @@ def tar_members(
             pos += 512
             try: size, right = int(head[124:135], 8), int(head[148:155].strip(b' \0'), 8) == sum(head) - sum(head[148:156]) + 256
             except ValueError: right = False
-            if not right: raise ValueError(f"Shard {path} is damaged: there is no valid tar header at byte {pos - 512}.")
+            if not right: raise ShardError('unreadable', f"Shard {path} is damaged: there is no valid tar header at byte {pos - 512}.")
             if head[156:157] in b'0\0': yield head[:100].rstrip(b'\0').decode('utf-8', 'replace'), pos, size
             pos += -(-size//512)*512
-    raise ValueError(f"Shard {path} is truncated: it ends at byte {end}, in the middle of the archive.")
+    raise ShardError('unreadable', f"Shard {path} is truncated: it ends at byte {end}, in the middle of the archive.")
 
 image_types = 'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp'
 
@@ -272,20 +281,18 @@ def pack_emoji(
         if place.exists(): os.replace(place, Path(tmp)/'old')
         os.replace(new, place)
 
-# %% ../nbs/04_shards.ipynb #c13c7f67
+# %% ../nbs/04_shards.ipynb #6b04de5b
 def read_manifest(
     folder:Path, # of tar shards
 ) -> dict:
-    "The manifest, if it fits the folder."
+    "The manifest, if it fits itself and lists every shard of the folder."
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no dataset folder {folder}: meru.shards.embedded_data() packs the embedded drawings, nbs/fetch.ipynb downloads others.")
     if not (folder/'manifest.json').exists():
         raise FileNotFoundError(f"{folder} has no manifest.json: once its download is complete, meru.shards.make_manifest({str(folder)!r}) writes one.")
     manifest = json.loads((folder/'manifest.json').read_text())
     listed = [o['name'] for o in manifest['shards']]
-    present = {o.name for o in folder.glob('*.tar')}
-    if missing := sorted(set(listed) - present): raise ValueError(f"Shard {missing[0]} is in the manifest of {folder}, but not in the folder.")
-    if extra := sorted(present - set(listed)): raise ValueError(f"Shard {extra[0]} in {folder} is not in its manifest: remove it, or write the manifest anew.")
+    if extra := sorted({o.name for o in folder.glob('*.tar')} - set(listed)): raise ValueError(f"Shard {extra[0]} in {folder} is not in its manifest: remove it, or write the manifest anew.")
     if manifest['id'] != dataset_id([o['sha256'] for o in manifest['shards']]):
         raise ValueError(f"The manifest of {folder} contradicts itself: its id is not the hash of its shard hashes.")
     return manifest
@@ -296,11 +303,15 @@ def checked_index(
     verify:str,  # 'sizes' or 'hashes'
 ) -> Int64[np.ndarray, "n 6"]: # as `index_shard`
     "Index a shard, or say how it differs from its manifest."
+    if not path.exists(): raise ShardError('missing', f"Shard {path.name} is in the manifest of {path.parent}, but not in the folder.")
     size = path.stat().st_size
-    if size != entry['bytes']: raise ValueError(f"Shard {path} has {size:,} bytes; its manifest says {entry['bytes']:,}.")
-    if verify == 'hashes' and file_sha256(path) != entry['sha256']: raise ValueError(f"Shard {path} does not have the sha256 of its manifest: download it again.")
-    table = index_shard(path)
-    if len(table) != entry['count']: raise ValueError(f"Shard {path} holds {len(table):,} samples; its manifest says {entry['count']:,}.")
+    if size != entry['bytes']: raise ShardError('bytes', f"Shard {path} has {size:,} bytes; its manifest says {entry['bytes']:,}.")
+    try:
+        if verify == 'hashes' and file_sha256(path) != entry['sha256']:
+            raise ShardError('sha256', f"Shard {path} does not have the sha256 of its manifest: download it again.")
+        table = index_shard(path)
+    except OSError as e: raise ShardError('unreadable', f"Shard {path} cannot be read ({e.strerror}).") from None
+    if len(table) != entry['count']: raise ShardError('count', f"Shard {path} holds {len(table):,} samples; its manifest says {entry['count']:,}.")
     return table
 
 # %% ../nbs/04_shards.ipynb #6dac20a8
@@ -321,20 +332,28 @@ def read_sample(
     key = header.rstrip(b'\0').decode('utf-8', 'replace').rpartition('/')[2].partition('.')[0]
     return Sample(key, image, caption, meta)
 
-# %% ../nbs/04_shards.ipynb #ef9062e1
+# %% ../nbs/04_shards.ipynb #83c80dee
 class Shards:
     "All samples of a folder of tar shards, by number; `id` names the exact dataset."
     def __init__(self,
         folder:str|Path,     # with *.tar and manifest.json
         verify:str='sizes',  # 'sizes': bytes and counts; 'hashes': the sha256 of every shard as well
+        damaged:str='fail',  # a shard that differs: 'fail' names it; 'quarantine' leaves it out and lists it in `lost`
     ):
-        self.files = {}
+        self.files, self.folder, self.lost = {}, Path(folder), []
         if verify not in ('sizes', 'hashes'): raise ValueError(f"verify is {verify!r}; it must be 'sizes' or 'hashes'.")
-        self.folder = Path(folder)
+        if damaged not in ('fail', 'quarantine'): raise ValueError(f"damaged is {damaged!r}; it must be 'fail' or 'quarantine'.")
         manifest = read_manifest(self.folder)
-        self.name, self.id = manifest['name'], manifest['id']
-        self.paths = [self.folder/o['name'] for o in manifest['shards']]
-        tables = [checked_index(p, o, verify) for p, o in zip(self.paths, manifest['shards'])]
+        tables, whole = [], []
+        for entry in manifest['shards']:
+            try: tables.append(checked_index(self.folder/entry['name'], entry, verify))
+            except ShardError as e:
+                if damaged == 'fail': raise
+                self.lost.append(dict(shard=entry['name'], samples=entry['count'], reason=e.reason, message=str(e)))
+            else: whole.append(entry)
+        if not whole: raise ValueError(f"No shard of {self.folder} is whole: {self.lost[0]['message'] if self.lost else 'its manifest lists none.'}")
+        self.name, self.id = manifest['name'], dataset_id([o['sha256'] for o in whole])
+        self.paths = [self.folder/o['name'] for o in whole]
         self.table, self.shard = np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(o) for o in tables])
 
     def __len__(self): return len(self.table)

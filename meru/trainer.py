@@ -26,7 +26,7 @@ from .run import Run, TrainConfig, load_checkpoint, machine, save_checkpoint
 from .shards import Batch, Loader, Shards, embedded_data, file_sha256, root
 from .text import Tokenizer, augment_caption
 
-# %% ../nbs/11_trainer.ipynb #f9c81851
+# %% ../nbs/11_trainer.ipynb #649eeb4f
 class Part:
     "A run of pairs within a dataset, itself a dataset."
     def __init__(self,
@@ -63,6 +63,7 @@ def open_cached(
         cache = cache._replace(info=cache.info | dict(splits=[own if i in held else o for i, o in enumerate(splits)]))
     return CachedPart(cache, 'train'), CachedPart(cache, own)
 
+# %% ../nbs/11_trainer.ipynb #2c5219cb
 def open_data(
     cfg:TrainConfig, # its `data` is 'emoji' or a folder
 ) -> tuple: # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
@@ -78,6 +79,7 @@ def open_data(
     cut = len(shards) - min(cfg.val_pairs, len(shards)//10)
     return Part(shards, 0, cut), Part(shards, cut, len(shards))
 
+# %% ../nbs/11_trainer.ipynb #ce4f0d19
 def make_loader(
     cfg:TrainConfig, # batch size, seed, augmentation
     shards,          # the pairs: a `Shards`, a `Part` or a `CachedPart`
@@ -186,9 +188,10 @@ def _weights(folder:str) -> Path:
     if not path.exists(): raise FileNotFoundError(f'init = {folder!r}: {path} is missing; name the folder of a run that was trained here')
     return path
 
-# %% ../nbs/11_trainer.ipynb #dbc649e2
+# %% ../nbs/11_trainer.ipynb #8698dd58
 def fit(
     run:Run, # what to train and where to keep it
+    quiet:bool=False, # no progress bar: one of many runs
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
     cfg, device = run.config, pick_device(run.config.device)
@@ -206,7 +209,7 @@ def fit(
     sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
     run.record(pairs=len(pairs), params=model.param_count)
     clock = _Clock(run)
-    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout)
+    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout, disable=quiet)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
         try: out = update(model, opt, _to(batch, device), cfg, step)
         except NonFinite as e: raise _named(run, e, batch) from None
