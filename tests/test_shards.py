@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from conftest import ROOT
 from meru.images import ImageAugment
@@ -228,6 +229,55 @@ def test_a_truncated_shard_is_named(folder, verify, cut):
     data = (folder/'00001.tar').read_bytes()
     (folder/'00001.tar').write_bytes(data[:int(len(data)*cut) if cut < 1 else -cut])
     with pytest.raises(ValueError, match='00001.tar'): Shards(folder, verify)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flip_anywhere_is_named_or_quarantined(folder, place, bit):
+    path = folder/'00001.tar'
+    whole = path.read_bytes()
+    data, at = bytearray(whole), int(place*len(whole))
+    data[at] ^= 1 << bit
+    try:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match='00001.tar'): Shards(folder, 'hashes')
+        rest = Shards(folder, 'hashes', 'quarantine')
+        assert [(o['shard'], o['samples'], o['reason']) for o in rest.lost] == [('00001.tar', 10, 'sha256')] and '00001.tar' in rest.lost[0]['message']
+        assert [o.caption for o in rest] == [f'caption {i}' for i in range(23) if i//10 != 1]
+    finally: path.write_bytes(whole)
+
+
+def cut(path): path.write_bytes(path.read_bytes()[:-700])
+def flip_header(path): path.write_bytes(b'?' + path.read_bytes()[1:])
+
+
+@pytest.mark.parametrize('damage,reason', [(os.remove, 'missing'), (cut, 'bytes'), (flip_header, 'unreadable')])
+def test_quarantine_goes_on_without_what_differs(folder, damage, reason):
+    whole = Shards(folder)
+    assert whole.lost == []
+    damage(folder/'00001.tar')
+    with pytest.raises(ValueError, match='00001.tar'): Shards(folder)
+    rest = Shards(folder, damaged='quarantine')
+    assert [(o['shard'], o['samples'], o['reason']) for o in rest.lost] == [('00001.tar', 10, reason)] and len(rest) == 13
+    assert rest.id != whole.id and json.dumps(rest.lost)
+    batch = take(Loader(rest, TOK, 8, 13, workers=2), 1)[0]
+    assert sorted(batch.keys) == [f'{i//10:05d}{i % 10}' for i in range(23) if i//10 != 1]
+
+
+def test_a_quarantined_set_has_the_id_of_what_is_left(folder):
+    os.remove(folder/'00000.tar'); os.remove(folder/'00000_stats.json')
+    rest = Shards(folder, damaged='quarantine').id
+    make_manifest(folder)
+    assert Shards(folder).id == rest
+
+
+def test_quarantine_does_not_excuse_a_wrong_manifest_or_an_empty_folder(folder):
+    shutil.copy(folder/'00000.tar', folder/'00009.tar')
+    with pytest.raises(ValueError, match='00009.tar .* is not in its manifest'): Shards(folder, damaged='quarantine')
+    os.remove(folder/'00009.tar')
+    for o in folder.glob('*.tar'): cut(o)
+    with pytest.raises(ValueError, match='No shard of .* is whole: Shard .*00000.tar has'): Shards(folder, damaged='quarantine')
+    with pytest.raises(ValueError, match="'fail' or 'quarantine'"): Shards(folder, damaged='skip')
 
 
 def test_a_truncated_shard_gets_no_manifest(folder):
