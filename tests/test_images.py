@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from meru.images import ImageAugment, ImageError, augment_images, colour_matrices, decode_image, n_draws, random_affine, random_boxes, recolour, resize_image, warp
+from meru.images import ImageAugment, ImageError, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recolour, resize_image, warp
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)
@@ -57,6 +57,28 @@ def test_flipped_bytes_give_a_picture_or_a_reason(fmt, flips):
     try: img = decode_image(bytes(data))
     except ImageError as e: assert e.reason in ('not_an_image', 'truncated', 'too_many_pixels', 'format', 'no_pixels')
     else: assert img.dtype == torch.uint8 and img.shape[0] == 3
+
+
+PLAIN = [dict(quality=90), dict(quality=30, subsampling=0), dict(quality=95, subsampling=1), dict(progressive=True), dict(restart_marker_blocks=2), dict(comment=b'hello')]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('kw', PLAIN, ids=range(len(PLAIN)))
+def test_a_plain_jpeg_has_pillows_pixels(mode, kw):
+    for size in [(80, 60), (81, 59), (1, 1), (17, 200)]:
+        data = save(PHOTO.resize(size).convert(mode), 'JPEG', **kw)
+        assert plain_jpeg(open_image(data), data) is not None
+        assert torch.equal(decode_image(data).float(), pixels(Image.open(io.BytesIO(data))))
+
+
+def other_size(data): # a second frame header before the first, 800 x 600: two readers may see two sizes
+    at = data.index(b'\xff\xc0')
+    return data[:at] + data[at:at+5] + struct.pack('>HH', 600, 800) + data[at+9:at+19] + data[at:]
+
+
+@pytest.mark.parametrize('data', [save(PHOTO, 'PNG'), save(PHOTO.convert('CMYK'), 'JPEG'), save(PHOTO, 'JPEG')[:-200], other_size(save(PHOTO, 'JPEG'))],
+                         ids=['png', 'cmyk', 'cut', 'two sizes'])
+def test_what_is_not_plain_goes_the_careful_way(data): assert plain_jpeg(open_image(data), data) is None
 
 
 @pytest.mark.parametrize('size', [(300_000, 300_000), (2_000_000_000, 1), (10_000, 9_000), (8001, 8000)])
