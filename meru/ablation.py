@@ -130,7 +130,7 @@ def findings(
     mean = lambda ms, k: None if ms[0][k] is None else float(np.mean([m[k] for m in ms]))
     return [dict(group=g, name=n, runs=len(ms)) | {k: mean(ms, k) for k in keys} for (g, n), ms in lines.items()]
 
-# %% ../nbs/24_ablation.ipynb #fb81556b
+# %% ../nbs/24_ablation.ipynb #3a3c3a60
 def plot_rows(
     table:list[dict], # from `compare_rows`, of one group
     base:str,         # the row with the line through it
@@ -145,7 +145,7 @@ def plot_rows(
         sure = r['difference'] is not None and (r['difference'][1] > 0 or r['difference'][2] < 0)
         ax.plot([r['low'], r['high']], [y, y], c='C0', lw=1.5)
         ax.plot(r['mean'], y, 'o', c='C0', mfc='C0' if sure else 'white', ms=5)
-    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label)
+    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label); ax.locator_params(axis='x', nbins=5)
     return ax
 
 def plot_widths(
@@ -155,12 +155,12 @@ def plot_widths(
     label:str,          # of the measure
 ) -> Axes:
     "A measure against width, one line a geometry, with intervals over seeds."
-    for name, mark in zip(spaces, 'osD^v'):
+    for i, (name, mark) in enumerate(zip(spaces, 'osD^v')):
         told = {d: [r['metrics'][key] for r in results if r['name'] == f'{name} {d}' and r['metrics'][key] is not None] for d in widths[name]}
         at = [d for d in told if told[d]]
         if not at: continue
         means = np.array([t_interval(told[d]) for d in at])
-        ax.errorbar(at, means[:, 0], (means[:, 0] - means[:, 1], means[:, 2] - means[:, 0]), marker=mark, ms=4, lw=1.2, capsize=2, label=name)
+        ax.errorbar(at, means[:, 0], (means[:, 0] - means[:, 1], means[:, 2] - means[:, 0]), marker=mark, ms=4, lw=1.2, capsize=2, c=f'C{i}', label=name)
     ax.set(xscale='log', xlabel='dimensions', ylabel=label, xticks=[8, 32, 64, 128, 512]); ax.minorticks_off()
     ax.set_xticklabels([8, 32, 64, 128, 512]); ax.legend()
     return ax

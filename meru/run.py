@@ -40,7 +40,7 @@ def check_ranges(
     for k, ok in rules.items():
         if not ok: raise ValueError(f'{k} = {getattr(cfg, k)!r} is out of range: {field_docs(type(cfg))[k]}')
 
-# %% ../nbs/10_run.ipynb #3f17e698
+# %% ../nbs/10_run.ipynb #a4f03761
 @dataclass(frozen=True)
 class TrainConfig(ModelConfig, ImageAugment):
     "Everything that decides a training run; the defaults are MERU's recipe, but for the data, bfloat16 and masked equal texts."
@@ -64,6 +64,8 @@ class TrainConfig(ModelConfig, ImageAugment):
     duplicate:float = 0.95               # cached features: cosine from which two images are never each other's negatives
     image_views:bool = False             # cached features: draw one of an image's augmented views, not the plain one
     text_views:bool = False              # cached features: the same for texts
+    verify:str = 'hashes'                # on opening shards: 'sizes' compares bytes and counts, 'hashes' every byte too
+    damaged_shards:str = 'fail'          # a shard that differs from its manifest: 'fail', or 'quarantine': go on without it, on record
     val_pairs:int = 1024                 # pairs held out for validation where the data has no own split
     workers:int = 4                      # processes that read and decode; the order does not depend on it
     cache:bool = False                   # keep decoded pictures in memory
@@ -78,7 +80,7 @@ class TrainConfig(ModelConfig, ImageAugment):
         def all_in(low, high, names): return {k: low <= getattr(self, k) <= high for k in names.split()}
         check_ranges(self, **all_in(1, math.inf, 'steps batch_size log_every val_every save_every image_size'), lr=self.lr > 0,
             **all_in(0, math.inf, 'seed workers weight_decay grad_clip val_pairs'), **all_in(0, 1, 'word_mask word_shuffle word_drop'),
-            amp=self.amp in ('bf16', 'off'), batches=self.batches in ('random', 'hard'), duplicate=0 < self.duplicate <= 1.01, warmup=0 <= self.warmup < self.steps, betas=all(0 <= b < 1 for b in self.betas),
+            amp=self.amp in ('bf16', 'off'), batches=self.batches in ('random', 'hard'), verify=self.verify in ('sizes', 'hashes'), damaged_shards=self.damaged_shards in ('fail', 'quarantine'), duplicate=0 < self.duplicate <= 1.01, warmup=0 <= self.warmup < self.steps, betas=all(0 <= b < 1 for b in self.betas),
             level_probs=not self.level_probs or abs(sum(self.level_probs) - 1) < 1e-6)
 
 # %% ../nbs/10_run.ipynb #97a13f30

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'CachedPart', 'open_cached', 'open_data', 'make_loader', 'pick_device', 'NonFinite', 'update', 'describe',
-           'validate', 'begin', 'fit', 'sit_down', 'due']
+           'validate', 'begin', 'fit', 'sit_down', 'lost_shards', 'due']
 
 # %% ../nbs/11_trainer.ipynb #5debb122
 import json, math, sys, time
@@ -26,7 +26,7 @@ from .run import Run, TrainConfig, load_checkpoint, machine, save_checkpoint
 from .shards import Batch, Loader, Shards, embedded_data, file_sha256, root
 from .text import Tokenizer, augment_caption
 
-# %% ../nbs/11_trainer.ipynb #649eeb4f
+# %% ../nbs/11_trainer.ipynb #0fe5d0dd
 class Part:
     "A run of pairs within a dataset, itself a dataset."
     def __init__(self,
@@ -36,6 +36,7 @@ class Part:
     ):
         self.shards, self.start, self.stop = shards, start, stop
         self.name, self.folder, self.id = shards.name, shards.folder, f'{shards.id}[{start}:{stop}]'
+        self.lost = shards.lost
     def __len__(self): return self.stop - self.start
     def __getitem__(self, i:int):
         if not 0 <= i < len(self): raise IndexError(f'pair {i} of {len(self)}')
@@ -48,6 +49,7 @@ class CachedPart:
     split:str          # which of them
 
     id = property(lambda self: f'{self.cache.id}[{self.split}]', doc="the cache's, and the split")
+    lost = () # a cache is whole, or it is refused
     def __len__(self): return len(self.cache.rows(self.split))
 
 def open_cached(
@@ -63,7 +65,7 @@ def open_cached(
         cache = cache._replace(info=cache.info | dict(splits=[own if i in held else o for i, o in enumerate(splits)]))
     return CachedPart(cache, 'train'), CachedPart(cache, own)
 
-# %% ../nbs/11_trainer.ipynb #2c5219cb
+# %% ../nbs/11_trainer.ipynb #695cde43
 def open_data(
     cfg:TrainConfig, # its `data` is 'emoji' or a folder
 ) -> tuple: # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
@@ -73,9 +75,9 @@ def open_data(
     if features and not cached: raise FileNotFoundError(f"{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES -p towers {cfg.backbone or 'TOWERS'} -p out {cfg.data} makes them")
     if features: return open_cached(cfg)
     if (folder/'train').is_dir():
-        val = Shards(folder/'val')
-        return Shards(folder/'train'), Part(val, 0, min(cfg.val_pairs, len(val)))
-    shards = Shards(folder)
+        val = Shards(folder/'val', cfg.verify, cfg.damaged_shards)
+        return Shards(folder/'train', cfg.verify, cfg.damaged_shards), Part(val, 0, min(cfg.val_pairs, len(val)))
+    shards = Shards(folder, cfg.verify, cfg.damaged_shards)
     cut = len(shards) - min(cfg.val_pairs, len(shards)//10)
     return Part(shards, 0, cut), Part(shards, cut, len(shards))
 
@@ -188,7 +190,7 @@ def _weights(folder:str) -> Path:
     if not path.exists(): raise FileNotFoundError(f'init = {folder!r}: {path} is missing; name the folder of a run that was trained here')
     return path
 
-# %% ../nbs/11_trainer.ipynb #8698dd58
+# %% ../nbs/11_trainer.ipynb #6fac5dab
 def fit(
     run:Run, # what to train and where to keep it
     quiet:bool=False, # no progress bar: one of many runs
@@ -207,7 +209,8 @@ def fit(
     if state['step']: print(f"{run.name} goes on after step {state['step']} of {cfg.steps}.")
     run.rewind(state['step'])
     sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
-    run.record(pairs=len(pairs), params=model.param_count)
+    lost = lost_shards(pairs, held_out)
+    run.record(pairs=len(pairs), params=model.param_count, lost=lost)
     clock = _Clock(run)
     bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout, disable=quiet)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
@@ -227,7 +230,7 @@ def fit(
                checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()})
     return model.eval()
 
-# %% ../nbs/11_trainer.ipynb #5a18ee59
+# %% ../nbs/11_trainer.ipynb #0ea084c0
 def sit_down(
     run:Run,      # its record is written
     dataset:dict, # ids of the two halves of the data
@@ -241,6 +244,15 @@ def sit_down(
     here = machine(device)
     sitting = dict(step=step, started=_now(), **here)
     run.record(**here, dataset=dataset, sittings=record.get('sittings', []) + [sitting])
+
+# %% ../nbs/11_trainer.ipynb #3fba66fc
+def lost_shards(
+    *parts, # datasets of the run
+) -> list[dict]: # shard, samples, reason
+    "Say which damaged shards were left out, once each."
+    lost = {o['shard']: o for part in parts for o in part.lost}
+    for o in lost.values(): print(f"Left out: {o['samples']:,} pairs. {o['message']}")
+    return [{k: o[k] for k in ('shard', 'samples', 'reason')} for o in lost.values()]
 
 def due(
     done:int,  # updates made

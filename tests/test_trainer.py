@@ -1,9 +1,10 @@
 """A run that is killed at any moment and started again ends with the same bits."""
 import os, random, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from meru.run import Run, make_config, write_json
-from meru.shards import file_sha256
+from meru.shards import Shards, embedded_data, file_sha256, write_shards
 from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -147,3 +148,18 @@ def test_data_that_changed_between_sittings_is_refused(tmp_path):
     run.record(dataset=dict(train='another', val='another'))
     write_json(tmp_path/'run.json', {k: v for k, v in run.read('run.json').items() if k != 'finished'})
     with pytest.raises(ValueError, match='was begun on .*another'): fit(run)
+
+
+def test_a_quarantined_shard_is_on_record(tmp_path, capsys):
+    "One flipped byte: by default the run fails by name; in quarantine it goes on with the rest, and says what it lost."
+    data = tmp_path/'data'
+    write_shards((Shards(embedded_data()/'train')[i] for i in range(200)), data, shard_size=50)
+    shard = data/'00001.tar'
+    shard.write_bytes(bytes(b ^ (i == 5000) for i, b in enumerate(shard.read_bytes())))
+    config = make_config('smoke', data=str(data), steps=2, val_pairs=8)
+    with pytest.raises(ValueError, match='00001.tar'): fit(Run(tmp_path/'strict', config))
+    run = Run(tmp_path/'run', replace(config, damaged_shards='quarantine'))
+    fit(run)
+    record = run.read('run.json')
+    assert [(o['shard'], o['samples']) for o in record['lost']] == [('00001.tar', 50)] and 'Left out: 50 pairs.' in capsys.readouterr().out
+    assert record['pairs'] == 150 - 8
