@@ -261,7 +261,7 @@ def _load_model(path, model, tensors):
     if bad: raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
     model.load_state_dict(tensors)
 
-# %% ../nbs/10_run.ipynb #2d924abd
+# %% ../nbs/10_run.ipynb #020b9dde
 class Run:
     "A folder with `config.json`, `run.json`, `metrics.jsonl` and checkpoints."
     def __init__(self,
@@ -273,7 +273,8 @@ class Run:
         held = self.read('config.json')
         if not held or not self.begun: return write_json(self.folder/'config.json', asdict(config))
         asked = json.loads(json.dumps(asdict(config)))
-        held = json.loads(json.dumps(asdict(TrainConfig()))) | held # a field that is younger than the run
+        younger = {f.name: f.default for f in fields(config) if f.name not in held and f.default is not dataclasses.MISSING}
+        held |= json.loads(json.dumps(younger)) # fields that this run has never heard of stand at their defaults
         diff = [f'{k} (there {held.get(k)!r}, asked {asked.get(k)!r})' for k in sorted(held.keys() | asked.keys())
                 if held.get(k) != asked.get(k)]
         if diff: raise ValueError(f'{self.folder} holds a run with another config: {"; ".join(diff)}. '

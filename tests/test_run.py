@@ -63,3 +63,13 @@ def test_rewind_drops_a_torn_line(tmp_path):
     with open(tmp_path/'metrics.jsonl', 'a') as f: f.write('{"step": 4')
     run.rewind(2)
     assert [r['step'] for r in run.rows()] == [0, 1, 2]
+
+
+def test_a_younger_field_at_its_default_does_not_refuse_an_older_run(tmp_path):
+    run = R.Run(tmp_path/'old', R.make_config('smoke'))
+    run.log(dict(step=1))
+    held = run.read('config.json')
+    del held['margin']
+    R.write_json(run.folder/'config.json', held)
+    R.Run(run.folder, R.make_config('smoke'))
+    with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'): R.Run(run.folder, R.make_config('smoke', margin=.5))
