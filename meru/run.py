@@ -112,9 +112,9 @@ vit_s = TrainConfig(image_width=384, image_depth=12, image_heads=12)
 vit_b = replace(vit_s, image_width=768)
 vit_l = replace(vit_s, image_width=1024, image_depth=24, image_heads=16)
 
-# %% ../nbs/10_run.ipynb #4b9d6928
+# %% ../nbs/10_run.ipynb #3a5ce167
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
-# two CPU cores, seven to nine minutes; style_top1 0.45: see outputs/reference/demo
+# two CPU cores, 7 to 12 minutes; style_top1 0.45: see outputs/reference/demo
 demo = TrainConfig(
     data='emoji', image_tower='conv', image_size=32, image_width=1024, image_depth=2, dropout=0.2, embed_dim=128,
     text_width=128, text_depth=1, text_heads=4, context_length=16, vocab_size=4096, logit_scale_init=30.,
