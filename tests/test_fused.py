@@ -1,0 +1,124 @@
+"The fused loss against the plain one: value and every gradient, in float64, at awkward sizes and points."
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from meru import fused, losses
+from meru.geometry import geometries, get_geometry
+
+NAMES = list(geometries)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    "Blocks of five rows, so that every batch has several and a ragged last one."
+    monkeypatch.setattr(fused, 'blocks', lambda n, width, device: [(i, min(i + 5, n)) for i in range(0, n, 5)])
+
+
+def tangents(b, d, seed, dtype=torch.float64, size=.7):
+    g = torch.Generator().manual_seed(seed)
+    return [(size*torch.randn(b, d, generator=g, dtype=torch.float64)).to(dtype) for _ in range(2)]
+
+
+def outcome(loss, name, vectors, curv, scale, *how):
+    "Loss and gradients for tangent vectors, curvature (through the lift too) and scale."
+    geometry = get_geometry(name)
+    leaves = [v.detach().clone().requires_grad_() for v in (*vectors, *(torch.tensor(o, dtype=vectors[0].dtype) for o in (curv, scale)))]
+    u, v, c, s = leaves
+    value = loss(geometry, geometry.exp_map0(u, c), geometry.exp_map0(v, c), c, s, *how)
+    return [value, *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+
+
+def assert_same(*args, tol=1e-8):
+    for got, want in zip(*(outcome(f, *args) for f in (fused.contrastive_loss, losses.contrastive_loss))):
+        assert got.dtype == want.dtype and got.isfinite().all()
+        assert (got - want).abs().max() <= tol*(want.abs().max() + 1e-3)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(NAMES), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99), st.floats(.1, 10), st.floats(.5, 100),
+       st.sampled_from([0, 1, 3, 40]), st.sampled_from([0., .7]), st.sampled_from([0., .5, 2.]))
+def test_is_the_plain_loss(name, b, d, seed, curv, scale, texts, margin, beta):
+    ids = torch.randint(texts, (b,), generator=torch.Generator().manual_seed(seed)) if texts else None
+    assert_same(name, tangents(b, d, seed), curv, scale, ids, margin, beta)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_real_blocks(name, monkeypatch):
+    monkeypatch.undo()
+    assert len(list(fused.blocks(1100, 1100, 'cpu'))) > 1
+    assert_same(name, tangents(1100, 6, 0), 1., 14., torch.arange(1100)//3, .1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('beta', [0., .5])
+def test_a_wide_spread_of_logits(name, beta):
+    "Rows and columns whose sums lie thousands of nats apart."
+    u, v = tangents(23, 4, 3)
+    v[:5] *= 5; u[-5:] *= 4
+    assert_same(name, (u, v), 1., 100., None, 0., beta)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_wide_spread_in_single_precision(name):
+    u, v = tangents(23, 4, 3)
+    v[:5] *= 3
+    want, got = (outcome(f, name, [o.to(t) for o in (u, v)], 1., 100.) for f, t in ((losses.contrastive_loss, torch.float64), (fused.contrastive_loss, torch.float32)))
+    for g, w in zip(got, want):
+        assert g.dtype == torch.float32 and (g - w).abs().max() < 2e-3*w.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_identical_points(name, dtype):
+    "Every pair coincides, and so do all pairs: finite, and log of the batch."
+    u = tangents(12, 5, 1, dtype)[0]
+    for vectors in ((u, u), (u[:1].expand(12, 5), u[:1].expand(12, 5)), (0*u, 0*u) if name != 'sphere' else (u, u)):
+        got = outcome(fused.contrastive_loss, name, vectors, 1., 10.)
+        assert all(g.isfinite().all() for g in got)
+    same = outcome(fused.contrastive_loss, name, (u[:1].expand(12, 5),)*2, 1., 10.)[0]
+    assert abs(same - torch.tensor(12.).log()) < 2e-2
+
+
+def test_positives_keep_their_digits():
+    "Pairs 1e-4 apart at radius 5: one product in float32 does not see them."
+    lorentz, one = get_geometry('lorentz'), torch.tensor(1.)
+    u = tangents(30, 8, 0)[0]
+    x = lorentz.exp_map0(5*u/u.norm(dim=1, keepdim=True), one.double()).float()
+    y = x*(1 + 1e-4)
+    truth = lorentz.dist(x.double(), y.double(), one.double())
+    assert ((fused.pair_rows(lorentz, x, y, one)[2] - truth)/truth).abs().max() < 1e-5
+    assert ((-lorentz.scores(x, y, one).diagonal() - truth)/truth).abs().max() > 1e-2
+
+
+def test_batches_of_one_and_of_one_text():
+    for name in NAMES:
+        for b, ids in ((1, None), (6, torch.zeros(6, dtype=torch.int64))):
+            for beta in (0., 1.):
+                got = outcome(fused.contrastive_loss, name, tangents(b, 3, 0), 1., 5., ids, 0., beta)
+                assert abs(got[0]) < 1e-12 and all(g.isfinite().all() for g in got)
+
+
+def test_under_autocast_it_is_float32():
+    u, v = (o.float() for o in tangents(40, 16, 0))
+    plain = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1., 14.)
+    with torch.autocast('cpu', torch.bfloat16): cast = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1., 14.)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast))
+
+
+def test_memory_between_the_passes_grows_with_the_pairs():
+    def kept(b):
+        held = {}
+        def pack(t):
+            held[t.untyped_storage().data_ptr()] = t.untyped_storage()
+            return t
+        u, v = tangents(b, 16, 0, torch.float32)
+        points = [o.requires_grad_() for o in (u, v, torch.tensor(1.), torch.tensor(10.))]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): alive = fused.contrastive_loss(get_geometry('lorentz'), *points)
+        return sum(s.nbytes() for s in held.values())
+    assert kept(400) < 2.1*kept(200) < 40*200*16*4
+
+
+@pytest.mark.parametrize('bad', [dict(t=3), dict(ids=4)])
+def test_refuses_what_the_plain_one_refuses(bad):
+    x, one = torch.rand(5, 2), torch.tensor(1.)
+    ids = torch.arange(bad['ids']) if 'ids' in bad else None
+    with pytest.raises(ValueError): fused.contrastive_loss(get_geometry('lorentz'), x, x[:bad.get('t', 5)], one, one, ids)
