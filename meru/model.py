@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from .encoders import Towers, build_image_tower, build_text_tower, image_towers, load_towers
 from .geometry import get_geometry
+from .fused import contrastive_loss as fused_loss
 from .losses import contrastive_loss, entailment_loss
 
 # %% ../nbs/08_model.ipynb #ccbe62f0
@@ -184,7 +185,8 @@ class Model(Scalars):
     def contrastive(self, x:Float[Tensor, "b d"], t:Float[Tensor, "b d"], text_ids:Int[Tensor, "b"]|None=None) -> Float[Tensor, ""]:
         "The contrastive loss of lifted images and texts, with this model's temperature, margin and weights."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
-        return contrastive_loss(self.geometry, x, t, self.curv, scale, text_ids, self.cfg.margin, self.cfg.hard_beta)
+        loss = fused_loss if len(x) >= 512 else contrastive_loss # below, the plain form is as fast
+        return loss(self.geometry, x, t, self.curv, scale, text_ids, self.cfg.margin, self.cfg.hard_beta)
 
     def forward(self,
         images:Tensor, # uint8, or floats in [0, 1]; [b 3 s s]

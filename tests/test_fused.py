@@ -122,3 +122,24 @@ def test_refuses_what_the_plain_one_refuses(bad):
     x, one = torch.rand(5, 2), torch.tensor(1.)
     ids = torch.arange(bad['ids']) if 'ids' in bad else None
     with pytest.raises(ValueError): fused.contrastive_loss(get_geometry('lorentz'), x, x[:bad.get('t', 5)], one, one, ids)
+
+
+@pytest.mark.parametrize('preset', ['head_poincare', 'head_lorentz', 'head_clip', 'head_euclid'])
+def test_the_model_takes_it_from_512_pairs_on(preset, monkeypatch):
+    from meru import model
+    from meru.run import presets
+    torch.manual_seed(0)
+    head, asked = model.build_model(presets[preset]), []
+    images, texts, ids = torch.randn(512, 512), torch.randn(512, 512), torch.arange(512)//2
+    def gradient(loss, n):
+        def watched(*args):
+            asked.append(n)
+            return loss(*args)
+        monkeypatch.setattr(model, 'fused_loss', watched)
+        head.zero_grad()
+        head.contrastive(head.lift_image(head.image_proj(images[:n])), head.lift_text(head.text_proj(texts[:n])), ids[:n]).backward()
+        return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
+    ours, plain = gradient(fused.contrastive_loss, 512), gradient(losses.contrastive_loss, 512)
+    assert (ours - plain).norm() < 1e-4*plain.norm()
+    gradient(fused.contrastive_loss, 511)
+    assert asked == [512, 512]
