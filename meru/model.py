@@ -193,9 +193,12 @@ class Model(Scalars):
         tokens:Int[Tensor, "b l"], # row i describes image i
         text_ids:Int[Tensor, "b"]|None=None, # equal ids mark equal texts
     ) -> dict[str, Tensor]: # losses (total, nats, radians) and points
-        x, t, curv = self.encode_image(images), self.encode_text(tokens), self.curv
+        return self.losses(self.encode_image(images), self.encode_text(tokens), text_ids)
+
+    def losses(self, x:Float[Tensor, "b d"], t:Float[Tensor, "b d"], text_ids:Int[Tensor, "b"]|None=None) -> dict[str, Tensor]: # as `forward`
+        "What lifted pairs lose."
         contrastive = self.contrastive(x, t, text_ids)
-        entailment = entailment_loss(self.geometry, t, x, curv, self.cfg.min_radius) if self.geometry.has_cones else torch.zeros_like(contrastive)
+        entailment = entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius) if self.geometry.has_cones else torch.zeros_like(contrastive)
         loss = contrastive + self.cfg.entail_weight*entailment
         return dict(loss=loss, contrastive=contrastive, entailment=entailment, image_points=x, text_points=t)
 
