@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['tuned', 'design', 'ideas_off', 'ideas_on', 'spaces', 'widths', 'bases', 'ablation_rows', 'split_points',
-           'head_metrics', 'run_row', 't_interval', 'compare_rows', 'findings', 'plot_rows', 'plot_widths',
-           'AblateConfig', 'held_results', 'ablate']
+           'head_metrics', 'run_row', 'findings', 'plot_widths', 'AblateConfig', 'held_results', 'ablate']
 
 # %% ../nbs/24_ablation.ipynb #feafa2fd
 import json
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from scipy import stats
 from tqdm import tqdm
+from .comparison import t_interval
 from .features import FeatureCache, open_cache
 from .hierarchy import all_distances, cone_margins, cone_metrics, gromov_delta, ranking_agreement
 from .model import Model
@@ -94,30 +92,6 @@ def run_row(
         return row | dict(seed=seed, seconds=run.read('run.json')['seconds'], metrics=head_metrics(model, open_cache(data), split))
 
 # %% ../nbs/24_ablation.ipynb #73272caa
-def t_interval(
-    values:list[float], # one per seed, at least two
-) -> tuple[float, float, float]: # mean and the ends of the interval
-    "The mean and its 95 % interval (Student's t)."
-    if len(values) < 2: raise ValueError(f"an interval over seeds needs at least two, got {len(values)}")
-    mean, half = np.mean(values), stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/math.sqrt(len(values))
-    return float(mean), float(mean - half), float(mean + half)
-
-def compare_rows(
-    results:list[dict], # from `run_row`
-    key:str,            # an entry of the metrics
-    base:dict[str, str],# group to the name that the others are compared with
-) -> list[dict]: # group, name, mean, low, high, and the paired difference from the base
-    "Means over seeds with intervals, and differences from each group's base, seed by seed."
-    table = {}
-    for r in results: table.setdefault((r['group'], r['name']), {})[r['seed']] = r['metrics'][key]
-    said = []
-    for (group, name), by_seed in table.items():
-        if None in by_seed.values(): continue
-        other = table[group, base[group]]
-        difference = t_interval([by_seed[s] - other[s] for s in sorted(by_seed)]) if name != base[group] and None not in other.values() else None
-        said.append(dict(group=group, name=name, **dict(zip(('mean', 'low', 'high'), t_interval(list(by_seed.values())))), difference=difference))
-    return said
-
 bases = dict(design='head_poincare', tuned='plain', width='sphere 64') # what the others of a group are compared with
 
 def findings(
@@ -131,23 +105,6 @@ def findings(
     return [dict(group=g, name=n, runs=len(ms)) | {k: mean(ms, k) for k in keys} for (g, n), ms in lines.items()]
 
 # %% ../nbs/24_ablation.ipynb #3a3c3a60
-def plot_rows(
-    table:list[dict], # from `compare_rows`, of one group
-    base:str,         # the row with the line through it
-    ax:Axes,          # drawn on
-    label:str,        # of the measure
-) -> Axes:
-    "Means with intervals, one row a line; filled where the paired difference from the base leaves zero out."
-    at = np.arange(len(table))[::-1]
-    line = next(r['mean'] for r in table if r['name'] == base)
-    ax.axvline(line, c='grey', lw=.8, ls='--')
-    for y, r in zip(at, table):
-        sure = r['difference'] is not None and (r['difference'][1] > 0 or r['difference'][2] < 0)
-        ax.plot([r['low'], r['high']], [y, y], c='C0', lw=1.5)
-        ax.plot(r['mean'], y, 'o', c='C0', mfc='C0' if sure else 'white', ms=5)
-    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label); ax.locator_params(axis='x', nbins=5)
-    return ax
-
 def plot_widths(
     results:list[dict], # from `run_row`
     key:str,            # an entry of the metrics

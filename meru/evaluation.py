@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam',
-           'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics', 'untrained',
-           'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report', 'probe_of',
-           'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns', 'cached_pairs', 'evaluate_folder',
-           'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
+           'naming_tasks', 'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics',
+           'untrained', 'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report',
+           'probe_of', 'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns', 'cached_pairs',
+           'evaluate_folder', 'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
 
 # %% ../nbs/18_evaluation.ipynb #899dc29c
 from collections.abc import Callable
@@ -61,6 +61,10 @@ class Exam(NamedTuple):
 
     @property
     def names(self) -> Int64[Tensor, "k"]: return (self.levels == 2).nonzero().flatten() # rows of the names
+    @property
+    def name_overlap(self) -> Int64[Tensor, "k k"]: # levels that two names share, their own included
+        above = self.above[self.names, :3]
+        return (above[:, None] == above).sum(-1)
     def targets(self, split:str) -> Int64[Tensor, "n"]: # which of the names each drawing has
         return torch.searchsorted(self.names, self.chains[split][:, 2].contiguous())
 
@@ -84,20 +88,25 @@ def read_exam(
     return make_exam({s: read_split(Path(folder)/s, image_size) for s in splits})
 
 # %% ../nbs/18_evaluation.ipynb #510b0dc8
+def naming_tasks(
+    exam:Exam,
+    scores:dict[str, Float[Tensor, "n k"]], # by test split: drawings by all names
+) -> dict[str, tuple]: # scores, targets and parents, as `naming_metrics` takes them
+    "The unseen style, the unseen concepts among themselves (`concept`) and among all names (`concept_all`)."
+    parents = dict(subgroup=exam.above[exam.names, 1], group=exam.above[exam.names, 0])
+    style, concept = exam.targets("test_style"), exam.targets("test_concept")
+    unseen = concept.unique()
+    return dict(style=(scores["test_style"], style, parents),
+        concept=(scores["test_concept"][:, unseen], torch.searchsorted(unseen, concept), {k: p[unseen] for k, p in parents.items()}),
+        concept_all=(scores["test_concept"], concept, parents))
+
 def name_metrics(
     exam:Exam,
     scores:dict[str, Float[Tensor, "n k"]], # by test split: drawings by all names
 ) -> dict[str, float]:
-    "The unseen style, the unseen concepts among themselves (`concept`) and among all names (`concept_all`)."
-    above = exam.above[exam.names, :3]
-    parents = dict(subgroup=above[:, 1], group=above[:, 0])
-    style, concept = exam.targets("test_style"), exam.targets("test_concept")
-    unseen = concept.unique()
-    tasks = dict(style=naming_metrics(scores["test_style"], style, parents),
-        concept=naming_metrics(scores["test_concept"][:, unseen], torch.searchsorted(unseen, concept), {k: p[unseen] for k, p in parents.items()}),
-        concept_all=naming_metrics(scores["test_concept"], concept, parents))
-    overlap = (above[:, None] == above).sum(-1)
-    tasks["style"] |= tree_metrics(scores["test_style"].argmax(1), style, overlap)
+    "`naming_metrics` of the three tasks, and how far off in the tree the names of the unseen style are."
+    tasks = {task: naming_metrics(*asked) for task, asked in naming_tasks(exam, scores).items()}
+    tasks["style"] |= tree_metrics(scores["test_style"].argmax(1), exam.targets("test_style"), exam.name_overlap)
     return {f"{task}_{k}": v for task, m in tasks.items() for k, v in m.items()}
 
 # %% ../nbs/18_evaluation.ipynb #61f9d55c

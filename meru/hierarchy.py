@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['text_levels', 'level_tau', 'best_tau', 'chain_tau', 'cone_margins', 'auc', 'cone_metrics', 'saturated_share',
-           'path_to_root', 'ancestor_overlap', 'tree_metrics', 'gromov_delta', 'all_distances', 'ranking_agreement',
-           'radius_metrics', 'cones_at_level', 'containment_metrics', 'hierarchy_metrics', 'walks_to_root',
-           'path_metrics', 'word_tree_metrics']
+           'path_to_root', 'ancestor_overlap', 'tree_mistakes', 'tree_metrics', 'gromov_delta', 'all_distances',
+           'ranking_agreement', 'radius_metrics', 'cones_at_level', 'containment_metrics', 'hierarchy_metrics',
+           'walks_to_root', 'path_metrics', 'word_tree_metrics']
 
 # %% ../nbs/14_hierarchy.ipynb #90222007
 import math
@@ -129,17 +129,24 @@ def ancestor_overlap(
     return (member @ member.T).long()
 
 # %% ../nbs/14_hierarchy.ipynb #600d6c43
+def tree_mistakes(
+    predicted:Int64[Tensor, "b"],  # class indices
+    target:Int64[Tensor, "b"],     # class indices
+    overlap:Int64[Tensor, "n n"],  # from `ancestor_overlap`
+) -> dict[str, Float[Tensor, "b"]]:
+    "Tree-induced error and LCA height (edges), Jaccard index, hierarchical precision and recall of each answer."
+    # |P ∩ T|, |P|, |T|
+    both, p, t = (overlap[i, j].double() for i, j in [(predicted, target), (predicted, predicted), (target, target)])
+    return dict(tree_error=p + t - 2*both, lca_height=p - both, jaccard=both / (p + t - both),
+        hier_precision=both / p, hier_recall=both / t)
+
 def tree_metrics(
     predicted:Int64[Tensor, "b"],  # class indices
     target:Int64[Tensor, "b"],     # class indices
     overlap:Int64[Tensor, "n n"],  # from `ancestor_overlap`
 ) -> dict[str, float]:
-    "Mean tree-induced error and LCA height (edges), Jaccard index, hierarchical precision and recall."
-    # |P ∩ T|, |P|, |T|
-    both, p, t = (overlap[i, j].double() for i, j in [(predicted, target), (predicted, predicted), (target, target)])
-    per_image = dict(tree_error=p + t - 2*both, lca_height=p - both, jaccard=both / (p + t - both),
-        hier_precision=both / p, hier_recall=both / t)
-    return {k: v.mean().item() for k, v in per_image.items()}
+    "Means of `tree_mistakes`."
+    return {k: v.mean().item() for k, v in tree_mistakes(predicted, target, overlap).items()}
 
 # %% ../nbs/14_hierarchy.ipynb #e6f09ebb
 def gromov_delta(

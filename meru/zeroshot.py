@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['templates', 'check_finite', 'best_rank', 'one_hot', 'interval', 'fill', 'evaluating', 'in_batches', 'encode_texts',
-           'encode_images', 'class_points', 'parent_index', 'mean_per_class', 'naming_metrics', 'linear_probe',
-           'half_of_each', 'probe_metrics']
+           'encode_images', 'class_points', 'parent_index', 'mean_per_class', 'naming_hits', 'naming_metrics',
+           'linear_probe', 'half_of_each', 'probe_metrics']
 
 # %% ../nbs/12_zeroshot.ipynb #8816b1ca
 from collections.abc import Callable
@@ -152,6 +152,17 @@ def mean_per_class(
     right = torch.bincount(targets, weights=hits.double())
     return (right / count)[count > 0].mean().item()
 
+def naming_hits(
+    scores:Float[Tensor, "b n"],    # similarity of each image to each class
+    targets:Int64[Tensor, "b"],     # right class of each image
+    parents:dict[str, Int64[Tensor, "n"]]={}, # coarser level -> parent of each class
+) -> dict[str, Float[Tensor, "b"]]: # 1 where an image is named right: top1, top5, and each coarser level
+    "Which images are named right."
+    ranks = best_rank(scores, one_hot(targets, scores.shape[1]))
+    hits = dict(top1=ranks == 1, top5=ranks <= 5)
+    hits |= {level: best_rank(scores, parent[targets][:, None] == parent) == 1 for level, parent in parents.items()}
+    return {k: v.double() for k, v in hits.items()}
+
 def naming_metrics(
     scores:Float[Tensor, "b n"],    # similarity of each image to each class
     targets:Int64[Tensor, "b"],     # right class of each image
@@ -159,16 +170,13 @@ def naming_metrics(
     seed:int=0,                     # of the interval
 ) -> dict[str, float]:              # flat, ready for `metrics.json`
     "How well images are named: top-1, top-5, per class, and one or more levels up, each beside chance."
-    n = scores.shape[1]
-    ranks = best_rank(scores, one_hot(targets, n))
-    top1 = (ranks == 1).double()
-    low, high = interval(top1, seed)
-    res = dict(top1=top1.mean().item(), top1_low=low, top1_high=high, top5=(ranks <= 5).double().mean().item(),
-        per_class=mean_per_class(top1, targets), chance=1 / n, images=len(targets), classes=n)
+    n, hits = scores.shape[1], naming_hits(scores, targets, parents)
+    low, high = interval(hits["top1"], seed)
+    res = dict(top1=hits["top1"].mean().item(), top1_low=low, top1_high=high, top5=hits["top5"].mean().item(),
+        per_class=mean_per_class(hits["top1"], targets), chance=1 / n, images=len(targets), classes=n)
     for level, parent in parents.items():
-        same = parent[targets][:, None] == parent
-        res[level] = (best_rank(scores, same) == 1).double().mean().item()
-        res[f"{level}_chance"] = same.double().mean().item()
+        res[level] = hits[level].mean().item()
+        res[f"{level}_chance"] = (parent[targets][:, None] == parent).double().mean().item()
     return res
 
 # %% ../nbs/12_zeroshot.ipynb #8fd35f47
