@@ -57,6 +57,15 @@ class Geometry:
     def scores(self, x:Float[Tensor, "b d"], y:Float[Tensor, "n d"], curv:Float[Tensor, ""]) -> Float[Tensor, "b n"]:
         "Similarity of all pairs, larger is nearer: the logits before the scale."
         raise NotImplementedError
+    def query_vectors(self, x:Float[Tensor, "b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "b e"]:
+        "What a query brings to a search: its inner product with a gallery vector rises as the distance falls."
+        raise NotImplementedError
+    def gallery_vectors(self, y:Float[Tensor, "n d"], curv:Float[Tensor, ""]) -> Float[Tensor, "n e"]:
+        "What a search keeps of `y`."
+        raise NotImplementedError
+    def centre(self, g:Float[Tensor, "b e"], curv:Float[Tensor, ""]) -> Float[Tensor, "b d"]:
+        "The point that a mean of gallery vectors stands for."
+        raise NotImplementedError
     def radius(self, x:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b"]:
         "Geodesic distance from the root."
         raise NotImplementedError
@@ -290,6 +299,18 @@ class Lorentz(Geometry):
         return x*asinhc(curv.sqrt()*vector_norm(x, dim=-1, keepdim=True))
 
     @at_least(torch.float32)
+    def query_vectors(self, x, curv): return torch.cat([x, -time_component(x, curv)[:, None]], 1)
+
+    @at_least(torch.float32)
+    def gallery_vectors(self, y, curv): return torch.cat([y, time_component(y, curv)[:, None]], 1)
+
+    @at_least(torch.float64)
+    def centre(self, g, curv):
+        "Back onto the hyperboloid along the ray from the origin (Law et al. 2019)."
+        y, t = g[:, :-1], g[:, -1:]
+        return y/(curv*(t*t - y.square().sum(1, keepdim=True))).clamp_min(torch.finfo(g.dtype).eps).sqrt()
+
+    @at_least(torch.float32)
     def radius(self, x, curv):
         "asinh(√c|x|)/√c."
         return torch.asinh(curv.sqrt()*vector_norm(x, dim=-1))/curv.sqrt()
@@ -351,6 +372,10 @@ class Poincare(Geometry):
         "Minus the distance of all pairs, by one matrix product."
         return -acosh1p(2*curv*square_dists(x, y, x.dtype)/(ball_gap(x, curv)[:, None]*ball_gap(y, curv)))/curv.sqrt()
 
+    def query_vectors(self, x, curv): return Lorentz().query_vectors(poincare_to_lorentz(x, curv), curv)
+    def gallery_vectors(self, y, curv): return Lorentz().gallery_vectors(poincare_to_lorentz(y, curv), curv)
+    def centre(self, g, curv): return lorentz_to_poincare(Lorentz().centre(g, curv), curv)
+
     @at_least(torch.float64)
     def radius(self, x, curv):
         "(2/√c) atanh(√c|p|)."
@@ -384,6 +409,17 @@ class Euclidean(Geometry):
     def scores(self, x, y, curv):
         "−|x−y|² of all pairs."
         return -square_dists(x, y, x.dtype).clamp_min(0)
+
+    @at_least(torch.float32)
+    def query_vectors(self, x, curv): return torch.cat([x, torch.full_like(x[:, :1], -.5)], 1)
+
+    @at_least(torch.float32)
+    def gallery_vectors(self, y, curv):
+        "x·y − ½|y|² = ½|x|² − ½|x−y|²."
+        return torch.cat([y, y.square().sum(1, keepdim=True)], 1)
+
+    @at_least(torch.float32)
+    def centre(self, g, curv): return g[:, :-1]
 
     @at_least(torch.float32)
     def radius(self, x, curv): return vector_norm(x, dim=-1)
@@ -421,6 +457,15 @@ class Sphere(Geometry):
     def scores(self, x, y, curv):
         "Cosine of all pairs."
         return products(x, y)
+
+    @at_least(torch.float32)
+    def query_vectors(self, x, curv): return x
+
+    @at_least(torch.float32)
+    def gallery_vectors(self, y, curv): return y
+
+    @at_least(torch.float32)
+    def centre(self, g, curv): return unit(g)
 
     @at_least(torch.float32)
     def radius(self, x, curv): return vector_norm(x, dim=-1)

@@ -112,12 +112,12 @@ def test_recall_counts_up_to_k():
 def test_exact_search_is_an_inner_product(curv):
     g, k = get_geometry('lorentz'), torch.tensor(curv).double()
     a, b = (g.exp_map0(torch.randn(50, 8, generator=torch.Generator().manual_seed(s)).double(), k) for s in (0, 1))
-    product = query_vector(a, k) @ gallery_vector(b, k).T
-    assert product.shape == (50, 50) and query_vector(a, k).shape == (50, 9)
+    product = g.query_vectors(a, k) @ g.gallery_vectors(b, k).T
+    assert product.shape == (50, 50) and g.query_vectors(a, k).shape == (50, 9)
     torch.testing.assert_close((-k * product).acosh() / k.sqrt(), torch.stack([g.dist(x[None], b, k) for x in a]))
     assert torch.equal(product.topk(5).indices, nearest(g, a, b, k, 5))
     # the sign belongs to the query alone: without it another order comes out
-    assert not torch.equal((gallery_vector(a, k) @ gallery_vector(b, k).T).topk(5).indices, nearest(g, a, b, k, 5))
+    assert not torch.equal((g.gallery_vectors(a, k) @ g.gallery_vectors(b, k).T).topk(5).indices, nearest(g, a, b, k, 5))
 
 
 @pytest.mark.parametrize('k', [0, 4])
