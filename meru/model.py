@@ -80,6 +80,7 @@ class ModelConfig(SpaceConfig):
     image_depth:int=12 # blocks (vit), residual layers (conv)
     image_heads:int=12 # attention heads (vit)
     conv_width:int=32 # channels after the first of two convolutions (conv)
+    patch_dropout:float=0. # share of its patches that a picture goes without in training, 0 to 1 (vit)
     dropout:float=0. # in training, 0 to 1 (conv: in the perceptron; features: on both towers' features)
     text_tower:str='transformer' # transformer, or as image_tower: backbone, features
     text_width:int=512 # channels
@@ -87,12 +88,15 @@ class ModelConfig(SpaceConfig):
     text_heads:int=8 # attention heads, 64 channels each
     context_length:int=77 # longest text in tokens (CLIP)
     vocab_size:int=49408 # token ids (CLIP's byte pairs)
+    recompute:bool=False # forget what transformer blocks computed and compute it again backwards: less memory, a third more work
 
     def __post_init__(self):
         SpaceConfig.__post_init__(self)
         one_of(self, 'image_tower', (*image_towers, 'backbone', 'features'))
         one_of(self, 'text_tower', ('transformer', 'backbone', 'features'))
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout {self.dropout} is not at least 0 and below 1")
+        if not 0 <= self.patch_dropout < 1: raise ValueError(f"patch_dropout {self.patch_dropout} is not at least 0 and below 1")
+        if self.patch_dropout and self.image_tower != 'vit': raise ValueError(f"patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} has no patches that could be left out")
         towers = (self.image_tower, self.text_tower)
         if towers.count('backbone') == 1: raise ValueError(f"image_tower is {towers[0]!r} and text_tower {towers[1]!r}: a backbone brings both towers")
         if 'backbone' in towers and not self.backbone: raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")

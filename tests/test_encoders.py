@@ -77,6 +77,52 @@ def test_padding_never_reaches_the_feature(words, pad, filler):
     assert torch.allclose(tower(ids), tower(padded), atol=1e-5)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(2, 12), min_size=1, max_size=5), st.integers(1, 17), st.integers(0, 60))
+def test_cut_texts_loses_padding_alone(lengths, step, extra):
+    ids = torch.zeros(len(lengths), max(lengths) + extra, dtype=torch.long)
+    for row, n in zip(ids, lengths): row[:n] = torch.arange(1, n + 1)
+    cut = encoders.cut_texts(ids, step, most=40)
+    assert max(lengths) <= cut.shape[1] < max(lengths) + step and (cut.shape[1] % step == 0 or cut.shape[1] == 40)
+    n = min(cut.shape[1], ids.shape[1])
+    assert torch.equal(cut[:, :n], ids[:, :n]) and not cut[:, n:].any() and not ids[:, n:].any()
+
+
+def test_cut_texts_changes_no_feature_and_no_gradient():
+    found = []
+    for ids in (F.pad(TOKENS, (0, 6)), encoders.cut_texts(F.pad(TOKENS, (0, 6)), step=4)):
+        torch.manual_seed(0)
+        tower = text().double()
+        tower(ids).sin().sum().backward()
+        found.append([ids.shape[1], tower(ids), *(p.grad for p in tower.parameters())])
+    assert [o[0] for o in found] == [12, 8]
+    for a, b in zip(found[0][1:], found[1][1:]): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('make, x', [TOWERS[0], TOWERS[2]])
+def test_recomputed_blocks_give_the_same_bits(make, x):
+    "Patch dropout draws before the blocks, so that nothing random is computed twice."
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        tower = make()
+        tower.recompute, tower.patch_dropout = recompute, .4
+        tower(x).sin().sum().backward()
+        found.append([p.grad for p in tower.parameters()])
+    assert all(map(torch.equal, *found))
+
+
+def test_patch_dropout_shows_a_share_of_the_patches_in_training_alone():
+    tower, seen = vit(), []
+    tower.patch_dropout = .5
+    tower.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out.shape[1]))
+    tower(PICTURES); tower.eval()(PICTURES)
+    assert seen == [1 + 4, 1 + 9] # 9 patches; 4 of them stay, and the class token
+    rows = encoders.some_tokens(torch.arange(9.).expand(500, -1)[..., None], .5)[..., 0]
+    assert all(len(set(o)) == 4 for o in rows.tolist()) and set(rows.flatten().tolist()) == set(range(9))
+    assert abs(rows.mean() - 4) < .2 and encoders.some_tokens(PICTURES.flatten(2), .999).shape[1] == 1
+
+
 def test_word_order_matters():
     torch.manual_seed(0)
     a, b = text()(torch.tensor([[62, 5, 6, 63], [62, 6, 5, 63]]))
@@ -118,9 +164,9 @@ def test_initial_deviations():
 
 
 def test_built_by_name():
-    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_width=4, dropout=0.,
+    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_width=4, dropout=0., patch_dropout=.5, recompute=False,
                           vocab_size=50, context_length=9, text_width=16, text_depth=1, text_heads=2)
-    assert isinstance(build_image_tower(cfg), ViT) and build_text_tower(cfg).context_length == 9
+    assert isinstance(build_image_tower(cfg), ViT) and build_image_tower(cfg).patch_dropout == .5 and build_text_tower(cfg).context_length == 9
     cfg.image_tower = 'conv'
     assert isinstance(build_image_tower(cfg), ConvMLP) and build_image_tower(cfg).width == 16
 
