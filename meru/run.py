@@ -8,7 +8,7 @@ __all__ = ['vit_s', 'vit_b', 'vit_l', 'demo', 'smoke', 'head_poincare', 'presets
            'save_checkpoint', 'load_checkpoint', 'Run', 'load_config', 'load_run']
 
 # %% ../nbs/10_run.ipynb #e70915ef
-import dataclasses, json, linecache, math, os, platform, re, shutil, subprocess
+import dataclasses, inspect, json, linecache, math, os, platform, re, shutil, subprocess
 from dataclasses import dataclass, asdict, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
@@ -21,14 +21,15 @@ from .shards import root
 
 # %% ../nbs/10_run.ipynb #c6b48503
 def field_docs(
-    cls:type,          # a config dataclass, with a `__post_init__` of its own
+    cls:type,          # a config dataclass, with a `__post_init__` of its own; or a function
 ) -> dict[str, str]:   # field name -> the comment beside it
-    "The comment beside each field of `cls` and of its bases."
-    docs = {}
+    "The comment beside each field of `cls` and of its bases, or beside each parameter."
+    line, docs = re.compile(r'^    (\w+)\s*:[^#\n]+#\s*(.+)$', re.M), {}
+    if not isinstance(cls, type): return dict(line.findall(inspect.getsource(cls)))
     for c in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
         source = ''.join(linecache.getlines(c.__post_init__.__code__.co_filename))
         body = re.search(rf'^class {c.__name__}\b.*?^    def __post_init__', source, re.S | re.M)[0]
-        docs |= dict(re.findall(r'^    (\w+)\s*:[^#\n]+#\s*(.+)$', body, re.M))
+        docs |= dict(line.findall(body))
     return docs
 
 # %% ../nbs/10_run.ipynb #a95adc89
@@ -94,7 +95,7 @@ def _fits(v, t) -> bool:
     return type(v) is t
 
 def checked(
-    cls:type,       # a config dataclass
+    cls:type,       # a config dataclass, or a function
     given:dict,     # field name -> value, as it came from a person
     also:str='',    # names that the caller knows beside the fields, for the error's sake
 ) -> dict:          # the same, tuples and floats made of what stood for them

@@ -78,13 +78,6 @@ def test_memory_is_that_of_a_new_process():
     assert T.alone(T.peak_memory) < here - ballast.nbytes/2
 
 
-def test_a_suite_writes_its_result(tmp_path, monkeypatch):
-    monkeypatch.setitem(T.suites, 'ranks', lambda n: dict(n=n))
-    assert T.record_suite('ranks', tmp_path/'b', n=3)['n'] == 3
-    assert json.loads((tmp_path/'b/ranks.json').read_text())['machine']['cores'] >= 1
-    with pytest.raises(ValueError, match='known are: loader, ranks'): T.record_suite('sorting', tmp_path)
-
-
 def test_committed_results_keep_the_promises():
     loader, ranks = (json.loads((ROOT/f'outputs/benchmarks/{k}.json').read_text()) for k in ('loader', 'ranks'))
     for kind in ('enlarged', 'tiled'): assert loader[kind]['ratio']['obvious_batches']['median'] >= 2.5
