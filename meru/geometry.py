@@ -66,6 +66,9 @@ class Geometry:
     def centre(self, g:Float[Tensor, "b e"], curv:Float[Tensor, ""]) -> Float[Tensor, "b d"]:
         "The point that a mean of gallery vectors stands for."
         raise NotImplementedError
+    def between(self, x:Float[Tensor, "*b d"], y:Float[Tensor, "*b d"], t:Float[Tensor, "*b 1"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b d"]:
+        "The point at the share `t` of the geodesic from `x` to `y`."
+        raise NotImplementedError
     def radius(self, x:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b"]:
         "Geodesic distance from the root."
         raise NotImplementedError
@@ -310,6 +313,12 @@ class Lorentz(Geometry):
         y, t = g[:, :-1], g[:, -1:]
         return y/(curv*(t*t - y.square().sum(1, keepdim=True))).clamp_min(torch.finfo(g.dtype).eps).sqrt()
 
+    @at_least(torch.float64)
+    def between(self, x, y, t, curv):
+        "(sinh((1−t)√c d) x + sinh(t√c d) y)/sinh(√c d), d being the distance."
+        D = curv.sqrt()*lorentz_dist(x, y, curv)[..., None]
+        return ((1 - t)*sinhc((1 - t)*D)*x + t*sinhc(t*D)*y)/sinhc(D)
+
     @at_least(torch.float32)
     def radius(self, x, curv):
         "asinh(√c|x|)/√c."
@@ -377,6 +386,11 @@ class Poincare(Geometry):
     def centre(self, g, curv): return lorentz_to_poincare(Lorentz().centre(g, curv), curv)
 
     @at_least(torch.float64)
+    def between(self, x, y, t, curv):
+        "The isometry keeps geodesics."
+        return lorentz_to_poincare(Lorentz().between(poincare_to_lorentz(x, curv), poincare_to_lorentz(y, curv), t, curv), curv)
+
+    @at_least(torch.float64)
     def radius(self, x, curv):
         "(2/√c) atanh(√c|p|)."
         return vector_norm(self.log_map0(x, curv), dim=-1)
@@ -420,6 +434,9 @@ class Euclidean(Geometry):
 
     @at_least(torch.float32)
     def centre(self, g, curv): return g[:, :-1]
+
+    @at_least(torch.float32)
+    def between(self, x, y, t, curv): return (1 - t)*x + t*y
 
     @at_least(torch.float32)
     def radius(self, x, curv): return vector_norm(x, dim=-1)
@@ -466,6 +483,12 @@ class Sphere(Geometry):
 
     @at_least(torch.float32)
     def centre(self, g, curv): return unit(g)
+
+    @at_least(torch.float32)
+    def between(self, x, y, t, curv):
+        "Along the great circle; between antipodes there are many, and the zero vector says so."
+        turn = self.dist(x, y, curv)[..., None]/math.pi
+        return unit((1 - t)*torch.sinc((1 - t)*turn)*x + t*torch.sinc(t*turn)*y)
 
     @at_least(torch.float32)
     def radius(self, x, curv): return vector_norm(x, dim=-1)

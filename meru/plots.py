@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from .geometry import Geometry, get_geometry, poincare_to_lorentz, lorentz_to_poincare, sinhc, unit
+from .geometry import Geometry, get_geometry, poincare_to_lorentz, lorentz_to_poincare, unit
 
 # %% ../nbs/01_plots.ipynb #39fe41c4
 palette = dict(blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#4D4D4D')
@@ -82,12 +82,8 @@ def geodesic(
     "Points of the unit disk at equal steps along the geodesic from `p` to `q`."
     one = torch.tensor(1., dtype=torch.float64)
     p, q = torch.broadcast_tensors(torch.as_tensor(p).double(), torch.as_tensor(q).double())
-    x, y = poincare_to_lorentz(p, one)[..., None, :], poincare_to_lorentz(q, one)[..., None, :]
-    D = get_geometry('poincare').dist(p, q, one)[..., None, None]
     t = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
-    # sinh(tD)/sinh(D) = t sinhc(tD)/sinhc(D), which is t for D = 0
-    x = ((1 - t)*sinhc((1 - t)*D)*x + t*sinhc(t*D)*y)/sinhc(D)
-    return lorentz_to_poincare(x, one)
+    return get_geometry('poincare').between(p[..., None, :], q[..., None, :], t, one)
 
 def geodesics(
     p:Float[Tensor, "n 2"], # points of the unit disk
