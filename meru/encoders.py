@@ -297,6 +297,7 @@ def from_hub(
     repo:str, # org/name
     patterns:list[str], # files to get
     revision:str|None=None, # commit or tag; None: the newest
+    remedy:str=no_hub, # what to do where there is none
 ) -> Path: # a folder
     "Files of a hub's repository, from this machine if they are here; without network it says so at once."
     from huggingface_hub import constants, get_session, snapshot_download
@@ -310,7 +311,7 @@ def from_hub(
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
-        raise ConnectionError(f"the weights of {repo}{f'@{revision}' if revision else ''} are not on this machine and {constants.ENDPOINT} did not give them ({why}): {no_hub}") from None
+        raise ConnectionError(f"the weights of {repo}{f'@{revision}' if revision else ''} are not on this machine and {constants.ENDPOINT} did not give them ({why}): {remedy}") from None
 
 # %% ../nbs/05_encoders.ipynb #dfa2ff92
 def hub_folder(
@@ -383,7 +384,7 @@ class Lite2(nn.Module):
         self.net.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
         self.net._fc = nn.Identity()
 
-    def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1280"]: return self.net.extract_features(images).mean((2, 3))
+    def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1280"]: return self.net.extract_features(images.contiguous(memory_format=torch.channels_last)).mean((2, 3)) # this order of memory: half as fast again on a CPU
 
 bert = {r'^embeddings\.LayerNorm': 'norm', r'^embeddings\.(\w+)_embeddings': r'\1', r'encoder\.layer\.': 'layers.', r'attention\.output\.dense': 'self_attn.out_proj',
     r'attention\.output\.LayerNorm': 'norm1', r'output\.LayerNorm': 'norm2', r'intermediate\.dense': 'linear1', r'output\.dense': 'linear2'} # its names to torch's

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'demo', 'smoke', 'head_poincare', 'presets', 'field_docs', 'check_ranges', 'TrainConfig',
            'checked', 'twins', 'feature_widths', 'make_config', 'injected', 'machine', 'write_atomic', 'write_json',
-           'save_checkpoint', 'load_checkpoint', 'Run', 'load_config', 'load_run']
+           'save_checkpoint', 'load_checkpoint', 'load_tensors', 'Run', 'load_config', 'load_run']
 
 # %% ../nbs/10_run.ipynb #e70915ef
 import dataclasses, inspect, json, linecache, math, os, platform, re, shutil, subprocess
@@ -248,14 +248,18 @@ def load_checkpoint(
     "Read a checkpoint into `model` and `opt`."
     with safetensors.safe_open(path, framework='pt') as f:
         tensors, state = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['state'])
-    _load_model(path, model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+    load_tensors(path, model, {k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
     if opt is not None:
         for name, p in model.named_parameters():
             moments = {k.rsplit('.', 1)[1]: v for k, v in tensors.items() if k.rsplit('.', 1)[0] == f'optim.{name}'}
             if moments: opt.state[p] = {k: v.to(p.device) for k, v in moments.items()}
     return state
 
-def _load_model(path, model, tensors):
+def load_tensors(
+    path:Path,       # where the tensors come from, for the message
+    model:nn.Module, # takes them; every name and shape must match
+    tensors:dict[str, torch.Tensor], # by their names in the model
+):
     "Load strictly; name the first tensor that does not fit."
     own = model.state_dict()
     bad = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
