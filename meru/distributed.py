@@ -216,14 +216,15 @@ class SpreadNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world() == 1: return super().forward(x)
         over = [i for i in range(x.ndim) if i != 1]
         def each(v): return v.view(-1, *[1]*(x.ndim - 2)) # a number a channel, against x
-        n = total(torch.tensor(float(x.numel()//x.shape[1]), device=x.device))
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        n = total(x.new_tensor(x.numel()//x.shape[1]))
         mean = _Total.apply(x.sum(over))/n
         var = _Total.apply((x - each(mean)).square().sum(over))/n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var*(n/(n - 1)), self.momentum)
-        return (x - each(mean))*each((var + self.eps).rsqrt()*self.weight) + each(self.bias)
+        return ((x - each(mean))*each((var + self.eps).rsqrt()*self.weight) + each(self.bias)).to(kind)
 
 def spread_norms(
     model:nn.Module, # changed in place, but not its state
@@ -239,7 +240,7 @@ def agree(
     "Stop all processes where one of them sees something else."
     for r, other in enumerate(said := gather_objects(seen)):
         for k, v in other.items():
-            if v != said[0][k]: raise ValueError(f'process {r} of {world()} sees {k} {v}, but process 0 {said[0][k]}: all must read the same folders')
+            if v != said[0][k]: raise ValueError(f'process {r} of {world()} has {k} = {v}, but process 0 has {said[0][k]}: all must read the same folders')
 
 def checksum(
     model:nn.Module, # its parameters and buffers

@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .encoders import Towers, load_towers
 from .images import ImageAugment, ImageError, augment_images, decode_image, n_draws, resize_image
-from .shards import Batch, SampleError, Shards, dataset_id, file_sha256, root, sample_rng
+from .shards import Batch, SampleError, Shards, dataset_id, file_sha256, part_of, root, sample_rng
 from .text import augment_caption
 
 # %% ../nbs/06_features.ipynb #740daaf0
@@ -508,8 +508,7 @@ def clashes(
 class FeatureWalks:
     "Ways through cached features, for a class that has `cache`, `ids`, `texts`, `batch_at` and settings."
     def __len__(self): return len(self.texts)
-    @property
-    def failures(self) -> Counter: return Counter() # as a `Loader` has: what was damaged was counted when the cache was made
+    damaged = {} # a `Loader`'s; here it was counted when the cache was made
     @property
     def steps_per_epoch(self) -> int: return len(self)//self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
 
@@ -526,7 +525,7 @@ class FeatureWalks:
 
     def eval_batches(self) -> Iterator[Batch]:
         "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
-        for text in self.texts.split(self.batch_size): yield self.gather(text, 0, 0)
+        for text in self.texts[part_of(len(self), self.share)].split(self.batch_size): yield self.gather(text, 0, 0)
 
 # %% ../nbs/06_features.ipynb #dbbf969a
 _known = {} # ids of the last cache: each run of an ablation asks for them
@@ -556,6 +555,7 @@ class FeatureBatches(FeatureWalks):
     duplicate:float = .95       # cosine from which images are never each other's negatives
     near:int = 7                # neighbours that come with each row of a hard batch
     drop_last:bool = True       # leave out an epoch's last, smaller batch
+    share:tuple = (0, 1)        # of each batch, and of an evaluation: what process i of k takes
 
     def __post_init__(self):
         if self.order not in ('random', 'hard'): raise ValueError(f"order is {self.order!r}; it must be 'random' or 'hard'.")
@@ -584,7 +584,8 @@ class FeatureBatches(FeatureWalks):
     def batch_at(self, step:int) -> Batch: # images [b d] and tokens [b w] are features, float32
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self.gather(*(o[place*self.batch_size:(place + 1)*self.batch_size] for o in self.epoch_plan(epoch)))
+        batch = (o[place*self.batch_size:(place + 1)*self.batch_size] for o in self.epoch_plan(epoch))
+        return self.gather(*(o[part_of(len(o), self.share)] for o in batch))
 
 # %% ../nbs/06_features.ipynb #80a5ec35
 def summary(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from .distributed import contrastive_loss as spread_loss, mean_of_all, world
 from .encoders import Towers, build_image_tower, build_text_tower, image_towers, load_towers
 from .geometry import get_geometry
 from .fused import contrastive_loss as fused_loss
@@ -187,9 +188,9 @@ class Model(Scalars):
     def encode_text(self, tokens): return self.lift_text(self.project_text(tokens))
 
     def contrastive(self, x:Float[Tensor, "b d"], t:Float[Tensor, "b d"], text_ids:Int[Tensor, "b"]|None=None) -> Float[Tensor, ""]:
-        "The contrastive loss of lifted images and texts, with this model's temperature, margin and weights."
+        "The contrastive loss of lifted images and texts, in training of all processes' pairs, with this model's temperature, margin and weights."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
-        loss = fused_loss if len(x) >= 512 else contrastive_loss # below, the plain form is as fast
+        loss = spread_loss if self.training and world() > 1 else fused_loss if len(x) >= 512 else contrastive_loss # below 512 the plain form is as fast
         return loss(self.geometry, x, t, self.curv, scale, text_ids, self.cfg.margin, self.cfg.hard_beta)
 
     def forward(self,
@@ -203,6 +204,7 @@ class Model(Scalars):
         "What lifted pairs lose."
         contrastive = self.contrastive(x, t, text_ids)
         entailment = entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius) if self.geometry.has_cones else torch.zeros_like(contrastive)
+        if self.training: entailment = mean_of_all(entailment, len(x))
         loss = contrastive + self.cfg.entail_weight*entailment
         return dict(loss=loss, contrastive=contrastive, entailment=entailment, image_points=x, text_points=t)
 

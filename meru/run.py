@@ -15,6 +15,7 @@ from typing import get_args, get_origin, get_type_hints
 import numpy, safetensors, torch, torchvision
 from safetensors.torch import save_file
 from torch import nn
+from .distributed import rank
 from .images import ImageAugment
 from .model import Model, ModelConfig, build_model
 from .shards import root
@@ -167,7 +168,7 @@ def make_config(
 ) -> TrainConfig: # the resolved config
     "A preset and its changes, checked."
     if preset not in presets: raise ValueError(f"unknown preset {preset!r}; known are: {', '.join(presets)}")
-    base, given = presets[preset], checked(TrainConfig, given, 'preset, out, ')
+    base, given = presets[preset], checked(TrainConfig, given, 'preset, out, processes, ')
     follows = {}
     if given.get('data', 'emoji') != 'emoji': follows['level_probs'] = ()
     follows |= feature_widths(given.get('data', base.data))
@@ -211,7 +212,8 @@ def write_atomic(
     path:Path, # the file to write or to replace
     write,     # a function that writes to the path it is given
 ):
-    "Write beside `path`, flush to disk, then rename: `path` holds the old content or the new, never a part."
+    "Write beside `path`, flush to disk, then rename: `path` holds the old content or the new, never a part. Of many processes, the first writes."
+    if rank(): return
     tmp = path.with_name(path.name + '.tmp')
     write(tmp)
     os.chmod(tmp, 0o644)
@@ -234,6 +236,7 @@ def save_checkpoint(
     **state,         # plain values, such as the step
 ):
     "Write model, optimiser and state into one safetensors file, atomically."
+    if rank(): return
     tensors = {f'model.{k}': v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if opt is not None:
         for name, p in model.named_parameters():
@@ -295,6 +298,11 @@ class Run:
     last = property(lambda self: self.folder/'last.safetensors', doc="the newest checkpoint")
     best = property(lambda self: self.folder/'best.safetensors', doc="the best on the held-out pairs")
     @property
+    def step(self) -> int: # updates
+        "How far the newest checkpoint has come."
+        if not self.last.exists(): return 0
+        with safetensors.safe_open(self.last, framework='pt') as f: return json.loads(f.metadata()['state'])['step']
+    @property
     def name(self) -> str: # for messages
         "The folder as a person would write it."
         return str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name
@@ -307,6 +315,7 @@ class Run:
 
     def log(self, row:dict):
         "Append one line to `metrics.jsonl`."
+        if rank(): return
         with open(self.folder/'metrics.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
     def rewind(self, step:int):
@@ -325,7 +334,9 @@ def load_config(
     "Read a run's `config.json`."
     path = root()/folder/'config.json'
     if not path.exists(): raise FileNotFoundError(f'{folder} holds no run: {path} is missing. Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}')
-    return TrainConfig(**checked(TrainConfig, json.loads(path.read_text(encoding='utf-8'))))
+    try: held = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{path} is not JSON ({e}): write it anew') from None
+    return TrainConfig(**checked(TrainConfig, held))
 
 def load_run(
     folder:str | Path,      # a run's folder

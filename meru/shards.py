@@ -7,7 +7,8 @@ __all__ = ['image_types', 'persons', 'Sample', 'SampleError', 'root', 'sample_me
            'dataset_id', 'make_manifest', 'write_shards', 'ShardError', 'tar_members', 'index_shard', 'emoji_rows',
            'emoji_levels', 'hash_order', 'emoji_splits', 'without_person', 'emoji_sample', 'embedded_data',
            'packed_ids', 'pack_emoji', 'read_manifest', 'checked_index', 'read_sample', 'Shards', 'sample_rng',
-           'epoch_order', 'Source', 'Batch', 'choose_text', 'pictures', 'to_batch', 'Steps', 'first', 'Walks', 'Loader']
+           'epoch_order', 'Source', 'Batch', 'choose_text', 'pictures', 'to_batch', 'Steps', 'part_of', 'first',
+           'Walks', 'Loader']
 
 # %% ../nbs/04_shards.ipynb #0e12cce2
 import hashlib
@@ -480,6 +481,14 @@ class Steps(torch.utils.data.Dataset):
         known = len(damaged)
         return self.loader.batch_at(step), dict(itertools.islice(damaged.items(), known, None))
 
+def part_of(
+    n:int,       # things
+    share:tuple, # (i, k): this is process i of k
+) -> slice:      # its own; k processes together have all, in order
+    "An equal share, or nearly."
+    i, k = share
+    return slice(n*i//k, n*(i + 1)//k)
+
 def first(
     found:tuple, # one item of `Steps`
 ) -> tuple:
@@ -502,9 +511,9 @@ class Walks:
 
     def eval_batches(self) -> Iterator[Batch]: # damaged samples are left out
         "One pass in order: captions, no augmentation, a smaller last batch."
-        n = len(self.shards)
-        for start in range(0, n, self.batch_size):
-            tried = map(self.source.try_get, range(start, min(start + self.batch_size, n)))
+        own = range(len(self.shards))[part_of(len(self.shards), self.share)]
+        for start in own[::self.batch_size]:
+            tried = map(self.source.try_get, range(start, min(start + self.batch_size, own.stop)))
             if samples := [o for o in tried if o]:
                 captions = [o.caption for o in samples]
                 yield to_batch(pictures(samples, self.image_size), captions, captions, samples, self.tokenizer)
@@ -524,6 +533,7 @@ class Loader(Walks):
     workers:int = 0                   # processes; 0: this one
     cache:bool = True                 # decode everything first and keep it in memory
     drop_last:bool = True             # leave out an epoch's last, smaller batch
+    share:tuple = (0, 1)              # of each batch, and of an evaluation: what process i of k takes
 
     def __post_init__(self):
         n, probs = len(self.shards), self.level_probs
@@ -533,14 +543,16 @@ class Loader(Walks):
 
     @property
     def steps_per_epoch(self) -> int: return (math.floor if self.drop_last else math.ceil)(len(self.shards)/self.batch_size)
+    damaged = property(lambda self: self.source.damaged, doc="number of each damaged sample met so far, to reason")
     @property
     def failures(self) -> Counter: # reason to number; each damaged sample met so far counts once
-        return Counter(self.source.damaged.values())
+        return Counter(self.damaged.values())
 
     def batch_at(self, step:int) -> Batch:
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        index = epoch_order(len(self.shards), self.seed, epoch)[place*self.batch_size:(place + 1)*self.batch_size].tolist()
+        index = epoch_order(len(self.shards), self.seed, epoch)[place*self.batch_size:(place + 1)*self.batch_size]
+        index = index[part_of(len(index), self.share)].tolist()
         samples, rngs = [self.source.good(i) for i in index], [sample_rng(self.seed, epoch, i) for i in index]
         u = np.stack([o.random(1 + n_draws) for o in rngs])
         texts = [choose_text(o, x, self.level_probs) for o, x in zip(samples, u[:, 0])]
