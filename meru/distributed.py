@@ -22,9 +22,11 @@ from .losses import check_pairs
 
 # %% ../nbs/07c_distributed.ipynb #d1500006
 def world() -> int: # processes of this run
+    "How many share each batch."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-def rank() -> int: # number of this process, from 0
+def rank() -> int: # from 0
+    "The number of this process."
     return dist.get_rank() if world() > 1 else 0
 
 class Lost(ConnectionError):
@@ -129,7 +131,8 @@ def join_sums(
 class _Block(torch.autograd.Function):
     "What all rows and columns lose; its gradients are this process's share."
     @staticmethod
-    def forward(ctx, a, b, own, scale, arc, ids, rivals, beta, counts):
+    def forward(ctx, a, b, own, scale, ids, rivals, how):
+        arc, beta, counts = how
         start, powers = first_row(counts), (1 + beta, beta) if beta else (1.,)
         mine = slice(start, start + len(a))
         every, owns = gather_rows(b, counts), gather_rows(own, counts)
@@ -144,7 +147,7 @@ class _Block(torch.autograd.Function):
         a, every, scale, m, r, c, own_slope = ctx.saved_tensors
         da, db, gap = rival_gradients(a, every, scale.item(), ctx.arc, ctx.own, ctx.power, (m, r, c))
         g = grad/(2*len(every))
-        return da.mul_(-g*scale), scatter_sum(db, ctx.counts).mul_(-g*scale), g*own_slope, (-g*gap).to(scale.dtype), None, None, None, None, None
+        return da.mul_(-g*scale), scatter_sum(db, ctx.counts).mul_(-g*scale), g*own_slope, (-g*gap).to(scale.dtype), None, None, None
 
 # %% ../nbs/07c_distributed.ipynb #d1500020
 def contrastive_loss(
@@ -166,7 +169,7 @@ def contrastive_loss(
     centres = gather_rows(_centre(x.detach(), y.detach())[None], [1]*world())
     a, b, u = pair_rows(geometry, x, y, c, centres[centres.square().sum(1).argmin()])
     scale = s/c.sqrt() if arc else s
-    return _Block.apply(a, b, -_wide(scale)*u - margin, scale, arc, ids, _wide(rivals), hard_beta, counts)
+    return _Block.apply(a, b, -_wide(scale)*u - margin, scale, ids, _wide(rivals), (arc, hard_beta, counts))
 
 # %% ../nbs/07c_distributed.ipynb #d1500022
 class _Share(torch.autograd.Function):

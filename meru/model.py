@@ -175,8 +175,7 @@ class Model(Scalars):
         x = images.float()/255 if images.dtype == torch.uint8 else images
         return self.image_proj(self.image_tower((x - self.pixel_mean) / self.pixel_std))
 
-    def project_text(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        return self.text_proj(self.text_tower(tokens))
+    def project_text(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]: return self.text_proj(self.text_tower(tokens))
 
     def _lift(self, v, alpha):
         v = widen(v)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'demo', 'smoke', 'head_poincare', 'presets', 'field_docs', 'check_ranges', 'TrainConfig',
            'checked', 'twins', 'feature_widths', 'make_config', 'injected', 'machine', 'write_atomic', 'write_json',
-           'save_checkpoint', 'load_checkpoint', 'load_tensors', 'Run', 'load_config', 'load_run']
+           'save_checkpoint', 'load_checkpoint', 'checkpoint_step', 'load_tensors', 'Run', 'load_config', 'load_run']
 
 # %% ../nbs/10_run.ipynb #e70915ef
 import dataclasses, inspect, json, linecache, math, os, platform, re, shutil, subprocess
@@ -258,6 +258,13 @@ def load_checkpoint(
             if moments: opt.state[p] = {k: v.to(p.device) for k, v in moments.items()}
     return state
 
+def checkpoint_step(
+    path:Path, # a file written by `save_checkpoint`, or none
+) -> int: # updates made
+    "How far a checkpoint has come."
+    if not path.exists(): return 0
+    with safetensors.safe_open(path, framework='pt') as f: return json.loads(f.metadata()['state'])['step']
+
 def load_tensors(
     path:Path,       # where the tensors come from, for the message
     model:nn.Module, # takes them; every name and shape must match
@@ -297,15 +304,8 @@ class Run:
     finished = property(lambda self: 'finished' in self.read('run.json'), doc="were all steps made?")
     last = property(lambda self: self.folder/'last.safetensors', doc="the newest checkpoint")
     best = property(lambda self: self.folder/'best.safetensors', doc="the best on the held-out pairs")
-    @property
-    def step(self) -> int: # updates
-        "How far the newest checkpoint has come."
-        if not self.last.exists(): return 0
-        with safetensors.safe_open(self.last, framework='pt') as f: return json.loads(f.metadata()['state'])['step']
-    @property
-    def name(self) -> str: # for messages
-        "The folder as a person would write it."
-        return str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name
+    step = property(lambda self: checkpoint_step(self.last), doc="updates up to the newest checkpoint")
+    name = property(lambda self: str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name, doc="the folder as a person would write it")
 
     def rows(self) -> list[dict]:
         "The lines of `metrics.jsonl`; one that a kill cut short is left out."
