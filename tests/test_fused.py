@@ -9,8 +9,11 @@ NAMES = list(geometries)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    "Blocks of five rows, so that every batch has several and a ragged last one."
-    monkeypatch.setattr(fused, 'blocks', lambda n, width, device: [(i, min(i + 5, n)) for i in range(0, n, 5)])
+    "Tiles of five by five, so that every batch has several and ragged last ones."
+    def blocks(n, device):
+        step = 5 if n < 100 else 150
+        return [(i, min(i + step, n)) for i in range(0, n, step)]
+    monkeypatch.setattr(fused, 'blocks', blocks)
 
 
 def tangents(b, d, seed, dtype=torch.float64, size=.7):
@@ -44,7 +47,7 @@ def test_is_the_plain_loss(name, b, d, seed, curv, scale, texts, margin, beta):
 @pytest.mark.parametrize('name', NAMES)
 def test_real_blocks(name, monkeypatch):
     monkeypatch.undo()
-    assert len(list(fused.blocks(1100, 1100, 'cpu'))) > 1
+    assert len(list(fused.blocks(1100, 'cpu'))) > 1
     assert_same(name, tangents(1100, 6, 0), 1., 14., torch.arange(1100)//3, .1)
 
 
