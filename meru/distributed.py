@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .fused import _centre, _count_rivals, _lost, _safe_sums, _wide, pair_rows, rival_gradients
+from .fused import _centre, _count_rivals, _lost, _wide, pair_rows, rival_gradients, rival_sums
 from .geometry import Geometry
 from .losses import check_pairs
 
@@ -137,15 +137,15 @@ class _Block(torch.autograd.Function):
         mine = slice(start, start + len(a))
         every, owns = gather_rows(b, counts), gather_rows(own, counts)
         ctx.arc, ctx.power, ctx.counts, ctx.own = arc, powers[0], counts, start if ids is None else (ids[mine], ids)
-        rows, cols, m = _safe_sums(a, every, scale.item(), arc, ctx.own, powers)
+        rows, cols = rival_sums(a, every, scale.item(), arc, ctx.own, powers)
         (row_lost, r), (col_lost, c) = _lost(own, rows, rivals[mine], beta), _lost(owns, join_sums(cols), rivals, beta)
-        ctx.save_for_backward(a, every, scale, m, r, c, (-row_lost).expm1() + (-col_lost[mine]).expm1())
+        ctx.save_for_backward(a, every, scale, r, c, (-row_lost).expm1() + (-col_lost[mine]).expm1())
         return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(a.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        a, every, scale, m, r, c, own_slope = ctx.saved_tensors
-        da, db, gap = rival_gradients(a, every, scale.item(), ctx.arc, ctx.own, ctx.power, (m, r, c))
+        a, every, scale, r, c, own_slope = ctx.saved_tensors
+        da, db, gap = rival_gradients(a, every, scale.item(), ctx.arc, ctx.own, ctx.power, (r, c))
         g = grad/(2*len(every))
         return da.mul_(-g*scale), scatter_sum(db, ctx.counts).mul_(-g*scale), g*own_slope, (-g*gap).to(scale.dtype), None, None, None
 
