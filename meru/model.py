@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['curv_range', 'max_logit_scale', 'paper_sizes', 'renames', 'SpaceConfig', 'one_of', 'ModelConfig', 'widen', 'Scalars',
-           'normalise_tangent', 'Model', 'projection', 'FeatureTower', 'build_model', 'with_pixels', 'attach_backbone',
-           'read_released', 'our_name', 'released_config', 'load_released']
+           'normalise_tangent', 'Model', 'projection', 'projections', 'FeatureTower', 'build_model', 'with_pixels',
+           'attach_backbone', 'read_released', 'our_name', 'released_config', 'load_released']
 
 # %% ../nbs/08_model.ipynb #a74c3745
 import math
@@ -43,6 +43,7 @@ class SpaceConfig:
     hard_beta:float=0. # concentration on hard negatives (Robinson et al. 2021); 0: all count alike
     entail_weight:float=0.2 # of the entailment loss, radians to nats (MERU); 0 where there are no cones
     min_radius:float=0.1 # the cones' constant K (MERU)
+    shared_proj:bool=False # one projection for images and texts; only where both towers speak of one space, as CLIP's, in equal widths
 
     def __post_init__(self):
         for name, known in dict(tangent=('scale', 'clip', 'rms'), temperature=('free', 'curvature')).items(): one_of(self, name, known)
@@ -164,7 +165,7 @@ class Model(Scalars):
     ):
         super().__init__(cfg)
         self.image_tower, self.text_tower = image_tower, text_tower
-        self.image_proj, self.text_proj = (projection(t.width, cfg.embed_dim) for t in (image_tower, text_tower))
+        self.image_proj, self.text_proj = projections(image_tower.width, text_tower.width, cfg)
         self.register_buffer('pixel_mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # ImageNet's
         self.register_buffer('pixel_std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
@@ -175,7 +176,7 @@ class Model(Scalars):
         x = images.float()/255 if images.dtype == torch.uint8 else images
         return self.image_proj(self.image_tower((x - self.pixel_mean) / self.pixel_std))
 
-    def project_text(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]: return self.text_proj(self.text_tower(tokens))
+    def project_text(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]: return (self.text_proj or self.image_proj)(self.text_tower(tokens))
 
     def _lift(self, v, alpha):
         v = widen(v)
@@ -216,6 +217,15 @@ def projection(
     linear = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear
+
+def projections(
+    image_width:int, # of the image tower's features
+    text_width:int, # of the text tower's
+    cfg:ModelConfig, # says whether one map serves both
+) -> tuple[nn.Linear, nn.Linear|None]: # for images; for texts, None: the same
+    "The maps from the towers to the shared space."
+    if cfg.shared_proj and image_width != text_width: raise ValueError(f"shared_proj is True, but the towers are {image_width} and {text_width} wide: one projection needs equal widths")
+    return projection(image_width, cfg.embed_dim), None if cfg.shared_proj else projection(text_width, cfg.embed_dim)
 
 class FeatureTower(nn.Module):
     "Stands where a tower stood: takes the features that it gave."

@@ -114,6 +114,17 @@ def test_gradients_are_finite_and_reach_everything(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_a_shared_projection_is_one_map_for_both():
+    "Equal features of the two towers become equal points; unequal widths have no common map."
+    model = small(image_tower='features', text_tower='features', image_width=24, text_width=24, shared_proj=True)
+    x = torch.randn(3, 24)
+    assert torch.equal(model.project_image(x), model.project_text(x)) and 'text_proj.weight' not in model.state_dict()
+    apart = small(image_tower='features', text_tower='features', image_width=24, text_width=24)
+    assert not torch.allclose(apart.project_image(x), apart.project_text(x)) and model.param_count == apart.param_count - 24*model.cfg.embed_dim
+    with pytest.raises(ValueError, match='the towers are 24 and 16 wide'):
+        small(image_tower='features', text_tower='features', image_width=24, text_width=16, shared_proj=True)
+
+
 def test_lorentz_and_poincare_are_one_space():
     assert abs(small('lorentz')(IMAGES, TOKENS, IDS)['loss'] - small('poincare')(IMAGES, TOKENS, IDS)['loss']) < 1e-5
 
