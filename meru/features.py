@@ -163,9 +163,13 @@ class FileRows:
     def __init__(self,
         folder:Path, # of the pictures
         told:dict,   # file to (captions, split)
+        uncaptioned:bool=False, # is a picture without a caption a row too?
     ):
-        self.folder, self.told, self.files = folder, told, list(told)
-        hashes = (file_sha256(o) if (o := folder/k).is_file() else 'missing' for k in self.files)
+        self.folder, self.told, self.files, self.uncaptioned = folder, told, list(told), uncaptioned
+        def sha256(path):
+            try: return file_sha256(path) if path.is_file() else 'missing'
+            except OSError: return 'unreadable'
+        hashes = (sha256(folder/k) for k in self.files)
         self.id = dataset_id([json.dumps([k, *told[k], h]) for k, h in zip(self.files, hashes)])
 
     def __len__(self): return len(self.files)
@@ -173,22 +177,24 @@ class FileRows:
         key = self.files[i]
         if not (self.folder/key).is_file(): raise SampleError('missing_file', key)
         captions = [o for o in self.told[key][0] if o.strip()]
-        if not captions: raise SampleError('no_caption', key)
-        return Row(key, (self.folder/key).read_bytes(), captions, self.told[key][1])
+        if not captions and not self.uncaptioned: raise SampleError('no_caption', key)
+        try: return Row(key, (self.folder/key).read_bytes(), captions, self.told[key][1])
+        except OSError as e: raise SampleError('unreadable', f'{key}: {e.strerror}') from None
 
 # %% ../nbs/06_features.ipynb #97dc89a3
 picture_suffixes = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
 def folder_rows(
     folder:Path, # pictures, each with a text file of its name; one caption a line
+    uncaptioned:bool=False, # keep pictures without one
 ) -> FileRows:
     "A folder of pictures and texts; a text without picture counts as a missing file."
     files = sorted(o for o in folder.rglob('*') if o.is_file())
-    pictures = {o.with_suffix(''): o for o in files if o.suffix.lower() in picture_suffixes}
+    pictures = [(o.with_suffix(''), o) for o in files if o.suffix.lower() in picture_suffixes]
     texts = {o.with_suffix(''): o.read_text(encoding='utf-8', errors='replace').splitlines() for o in files if o.suffix == '.txt'}
     if not pictures: raise FileNotFoundError(f"There is no picture ({', '.join(picture_suffixes)}) in {folder}, and no manifest.json of shards: nothing to encode.")
-    told = {k: (pictures.get(k, k.with_suffix('.?')).relative_to(folder).as_posix(), texts.get(k, [])) for k in sorted({*pictures, *texts})}
-    return FileRows(folder, {key: (said, 'train') for key, said in told.values()})
+    alone = [(k, k.with_suffix('.?')) for k in texts.keys() - {k for k, _ in pictures}]
+    return FileRows(folder, {o.relative_to(folder).as_posix(): (texts.get(k, []), 'train') for k, o in sorted(pictures + alone)}, uncaptioned)
 
 def table_rows(
     path:Path, # .csv, .tsv, .jsonl or .parquet
@@ -233,6 +239,7 @@ class EmbedConfig(ImageAugment):
     images:str = ''                # folder of a table's pictures, relative to the table
     file_column:str = 'file'       # of a table: the picture's path
     caption_column:str = 'caption' # of a table: a caption, or a list of them
+    uncaptioned:bool = False       # keep pictures without a caption; of a folder
 
     def __post_init__(self):
         super().__post_init__()
@@ -254,7 +261,7 @@ def open_rows(
 ) -> ShardRows|FileRows:
     "The data of a config."
     path = root()/cfg.data
-    if path.is_dir(): return ShardRows(path) if [*path.glob('manifest.json'), *path.glob('*/manifest.json')] else folder_rows(path)
+    if path.is_dir(): return ShardRows(path) if [*path.glob('manifest.json'), *path.glob('*/manifest.json')] else folder_rows(path, cfg.uncaptioned)
     if not path.is_file(): raise FileNotFoundError(f"There is no folder or table {path}.")
     if path.suffix not in ('.csv', '.tsv', '.jsonl', '.parquet'): raise ValueError(f"{path} is neither a folder nor a .csv, .tsv, .jsonl or .parquet table.")
     return captioned(path, cfg.file_column, cfg.caption_column, path.parent/cfg.images)
@@ -293,8 +300,9 @@ def encode_block(
         image.append(encode(towers.image_tower, towers.normalise(pixels)))
         if view >= cfg.text_views: continue
         said = [augment_caption(o, rngs[j], cfg.word_mask, cfg.word_shuffle, cfg.word_drop) for o, j in zip(captions, owner)] if view else captions
-        text.append(torch.cat([encode(towers.text_tower, towers.tokenizer(said[at:at+256])) for at in range(0, len(said), 256)]))
-    tensors = dict(image=torch.stack(image, 1), text=torch.stack(text, 1), text_image=torch.tensor(owner)) if found else {}
+        some = said or [''] # no caption at all: no row, but a width
+        text.append(torch.cat([encode(towers.text_tower, towers.tokenizer(some[at:at+256])) for at in range(0, len(some), 256)])[:len(said)])
+    tensors = dict(image=torch.stack(image, 1), text=torch.stack(text, 1), text_image=torch.tensor(owner, dtype=torch.int64)) if found else {}
     if any(not o.isfinite().all() for o in tensors.values()): raise ValueError(f"The towers gave values that are not finite for rows {numbers.start} to {numbers.stop - 1}.")
     return tensors, dict(keys=[r.key for _, r in found], splits=[r.split for _, r in found], captions=captions, damaged=damaged)
 
@@ -335,7 +343,7 @@ def embed(
     "Run the towers over everything once; a finished cache is opened as it is, one that was cut off goes on."
     out, towers, device = root()/cfg.out, towers or load_towers(cfg.towers), 'cuda' if torch.cuda.is_available() else 'cpu'
     rows = open_rows(cfg)
-    plan = json.loads(json.dumps(dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size)))
+    plan = json.loads(json.dumps(dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size) | ({'uncaptioned': True} if cfg.uncaptioned else {})))
     if same_plan(out/'cache.json', plan, out):
         print(f'{out.name} is finished: nothing to do.')
         return open_cache(out)
