@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from .geometry import products
+from .geometry import Geometry, products
 from .zeroshot import best_rank, check_finite, in_batches, interval
 
 # %% ../nbs/13_retrieval.ipynb #781759bf
@@ -127,7 +127,7 @@ class Hits(NamedTuple):
     row:Int64[Tensor, "q k"]      # of the gallery
 
 def rerank(
-    geometry,                     # any of `meru.geometry`
+    geometry:Geometry,            # of the points
     queries:Float[Tensor, "q d"], # points
     gallery,                      # points; anything that rows can be taken from
     rows:Int64[Tensor, "q r"],    # candidates of each query
@@ -155,7 +155,7 @@ def is_sure(
 # %% ../nbs/13_retrieval.ipynb #e27a5359
 @torch.no_grad()
 def exact_search(
-    geometry,                     # any of `meru.geometry`
+    geometry:Geometry,            # of the points
     queries:Float[Tensor, "q d"], # points
     gallery,                      # points: a tensor [g d] or a `FileVectors`
     curv:Float[Tensor, ""],       # curvature magnitude c > 0

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['shells', 'clumps', 'share_found', 'nearest_cell', 'fit_cells', 'empty_lists', 'fill_lists', 'check_points', 'Index',
-           'tune', 'build_index', 'save_index', 'load_index', 'database_queries', 'database_vectors', 'export_index']
+           'tune', 'build_index', 'save_index', 'load_index', 'database_queries', 'database_vectors', 'export_index',
+           'move_along_ray']
 
 # %% ../nbs/21_search.ipynb #21a00003
 import json
@@ -155,11 +156,9 @@ class Index:
         if self.lists is None: return exact_search(self.space, queries, self.points, self.c, k)
         if not 1 <= k <= len(self): raise ValueError(f"k must lie in 1..{len(self)}, the size of the gallery; got {k}")
         self.lists.nprobe = min(probes or self.probes, len(self.centres))
-        asked = self.space.query_vectors(queries.float(), self.c)
-        rows = torch.from_numpy(self.lists.search(asked.numpy(), min(k + 10, len(self)))[1])
+        rows = torch.from_numpy(self.lists.search(self.space.query_vectors(queries.float(), self.c).numpy(), min(k + 10, len(self)))[1])
         few = rows[:, -1] < 0 # the cells held too little
-        rows[few] = rows[few].clamp_min(0)
-        found = rerank(self.space, queries, self.points, rows, self.c, k)
+        found = rerank(self.space, queries, self.points, rows.clamp_min(0), self.c, k)
         if few.any():
             for mine, exact in zip(found, exact_search(self.space, queries[few], self.points, self.c, k)): mine[few] = exact
         return found
@@ -269,3 +268,14 @@ def export_index(
     told = dict(geometry=index.geometry, curv=index.curv, model=index.model, metric='inner product, cosine or L2; any kind of index', query='meru.search.database_queries; in lorentz geometry (x, -sqrt(1/curv + |x|^2), 0)')
     table = pa.table(index.columns | dict(radius=index.space.radius(index.points, index.c).numpy(), vector=held))
     pq.write_table(table.replace_schema_metadata(dict(meru=json.dumps(told))), path)
+
+# %% ../nbs/21_search.ipynb #21a00081
+def move_along_ray(
+    geometry:Geometry,            # of the points
+    points:Float[Tensor, "n d"],  # queries
+    curv:Float[Tensor, ""],       # curvature magnitude c > 0
+    generality:float,             # share of the way to the root, below 1; negative leads outwards
+) -> Float[Tensor, "n d"]:
+    "The same direction at another radius."
+    if generality and not geometry.has_radius: raise ValueError(f"generality is {generality}, but in {geometry.name} geometry all points are as far from the root: ask with generality 0, or with a model that has radii")
+    return geometry.exp_map0((1 - generality)*geometry.log_map0(points, curv), curv)

@@ -1,0 +1,132 @@
+"A folder of pictures as a person has it: encoded once, asked in words, damaged files named."
+import json, zipfile
+from dataclasses import replace
+from importlib.util import find_spec
+import pytest, torch
+from conftest import ROOT
+from meru.hub import Pretrained
+from meru.model import build_model
+from meru.photos import *
+from meru.run import make_config
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "Thirty drawings, a caption, a torn file, a film; and a small untrained model."
+    home = tmp_path_factory.mktemp('home')
+    torch.manual_seed(0)
+    Pretrained(build_model(make_config('smoke')).eval()).save_pretrained(home/'model')
+    Pretrained(build_model(make_config('smoke_clip')).eval()).save_pretrained(home/'clip')
+    (home/'drawings'/'deeper').mkdir(parents=True)
+    with zipfile.ZipFile(ROOT/'data/emoji/drawings.zip') as z:
+        for i, name in enumerate([o for o in z.namelist() if o.startswith('emojione/')][:30]): (home/'drawings'/('deeper' if i % 2 else '.')/f'{i:02d}.webp').write_bytes(z.read(name))
+    (home/'drawings'/'04.txt').write_text('a keycap\nthe digit four\n')
+    (home/'drawings'/'04.png').write_bytes((home/'drawings'/'06.webp').read_bytes()) # two pictures of one name
+    (home/'drawings'/'torn.jpg').write_bytes(b'\xff\xd8\xff torn')
+    (home/'drawings'/'film.MOV').write_bytes(b'')
+    return home
+
+
+@pytest.fixture
+def asked(home): return SearchConfig(images=str(home/'drawings'), query='a dog on a beach', model=str(home/'model'), out=str(home/'kept'), k=5)
+
+
+def test_the_command(home, papermill):
+    args = ['-p', 'images', home/'drawings', '-p', 'query', 'a dog on a beach', '-p', 'model', home/'model', '-p', 'out', home/'kept', '-p', 'generality', '0.25']
+    done = papermill('search', home/'out.ipynb', *args)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = (home/'out.ipynb').read_text()
+    assert '31 pictures, 4 texts, 2 left out' in told and 'torn.jpg' in told and '1 files that are no pictures' in told and 'encode' in told
+    assert {'hits.png', 'generality.png', 'vectors.parquet', 'features.safetensors'} <= {o.name for o in (home/'kept').iterdir()}
+    assert (home/'kept'/'hits.png').stat().st_size > 5000
+
+
+def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
+    import meru.features as F
+    seen, encode, there = [], F.encode_block, replace(asked, out=str(home/'once'), batch_size=10)
+    def stop_at_second(*args):
+        seen.append(args[1])
+        if len(seen) == 2: raise KeyboardInterrupt
+        return encode(*args)
+    monkeypatch.setattr(F, 'encode_block', stop_at_second)
+    with pytest.raises(KeyboardInterrupt): open_album(there)
+    assert len(open_album(there).pictures) == 31
+    assert [o.start for o in seen] == [0, 10, 10, 20, 30]
+    points = open_album(there).pictures.points
+    assert len(seen) == 5 and torch.equal(points, open_album(replace(asked, out=str(home/'other'))).pictures.points)
+
+
+def test_a_picture_finds_itself_and_texts_are_found(asked):
+    album = open_album(asked)
+    file = album.folder/'deeper'/'07.webp'
+    rows = hit_rows(album, asked, ask(album, replace(asked, query=str(file))))
+    assert rows[0]['file'] == 'deeper/07.webp' and rows[0]['distance'] < .02 and [o['distance'] for o in rows] == sorted(o['distance'] for o in rows)
+    texts = replace(asked, find='texts', query='a keycap')
+    assert [(o['text'], o['file']) for o in hit_rows(album, texts, ask(album, texts))][:2] == [('a keycap', '04.png'), ('a keycap', '04.webp')]
+
+
+def test_generality_moves_the_query_along_its_ray(asked):
+    album = open_album(asked)
+    g, c, x = album.pictures.space, album.pictures.c, album.point('a dog')
+    for level in (-.5, 0., .5):
+        y = move_along_ray(g, x, c, level)
+        assert g.radius(y, c).item() == pytest.approx((1 - level)*g.radius(x, c).item(), rel=1e-4)
+        torch.testing.assert_close(torch.nn.functional.cosine_similarity(x, y), torch.ones(1))
+    assert [level for level, _ in sweep(album, asked)] == [-.5, 0., .3, .6, .9]
+    nearest_to_root = g.radius(album.pictures.points, c).argmin().item()
+    assert ask(album, replace(asked, generality=.999)).row[0, 0] == nearest_to_root
+
+
+def test_the_sphere_has_no_radii(asked, home):
+    there = replace(asked, model=str(home/'clip'), out=str(home/'sphere'))
+    album = open_album(there)
+    assert [level for level, _ in sweep(album, there)] == [0.]
+    with pytest.raises(ValueError, match='all points are as far from the root'): ask(album, replace(there, generality=.5))
+
+
+def test_an_index_of_another_model_is_not_taken(asked, home):
+    place = home/'kept2'
+    album = open_album(replace(asked, out=str(place)))
+    index = next(place.glob('index_*'))
+    about = json.loads((index/'index.json').read_text())
+    with pytest.raises(ValueError, match='sphere|holds other features'): open_album(replace(asked, out=str(place), model=str(home/'clip')))
+    (index/'points.safetensors').write_bytes((index/'points.safetensors').read_bytes()[:-1] + b'\0')
+    with pytest.raises(ValueError, match='points.safetensors does not have the sha256'): open_album(replace(asked, out=str(place)))
+    assert about['model'] == album.pictures.model
+
+
+@pytest.mark.parametrize('changed, says', [
+    (dict(images='nowhere'), 'there is no folder nowhere'), (dict(images=''), 'images is empty: give -p images'), (dict(query=''), 'query is empty'),
+    (dict(generality=1.), 'generality = 1.0 is out of range'), (dict(find='films'), "find = 'films' is out of range"), (dict(k=0), 'k = 0 is out of range')])
+def test_bad_questions(asked, changed, says):
+    with pytest.raises((ValueError, FileNotFoundError), match=says): replace(asked, **changed)
+
+
+def test_folders_without_a_picture(asked, tmp_path):
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='There is no picture .* in .*empty'): open_album(replace(asked, images=str(tmp_path/'empty'), out=str(tmp_path/'a')))
+    (tmp_path/'torn').mkdir(); (tmp_path/'torn'/'a.jpg').write_bytes(b'no')
+    with pytest.raises(ValueError, match='None of the pairs for .* can be used'): open_album(replace(asked, images=str(tmp_path/'torn'), out=str(tmp_path/'b')))
+    (tmp_path/'shards').mkdir(); (tmp_path/'shards'/'manifest.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds shards, not pictures'): replace(asked, images=str(tmp_path/'shards'))
+
+
+def test_a_misspelt_name_ends_the_command(papermill, tmp_path):
+    done = papermill('search', tmp_path/'out.ipynb', '-p', 'image', tmp_path)
+    assert done.returncode != 0 and "unknown parameter 'image'; known are: images, query, model" in done.stderr
+
+
+COCO = ROOT/'data/local/coco_val_ccby_263_128.zip'
+
+@pytest.mark.skipif(not COCO.exists(), reason=f'{COCO.name} is not in data/local')
+@pytest.mark.skipif(find_spec('efficientnet_lite_pytorch') is None, reason="pip install 'meru[towers]'")
+def test_the_command_on_photos(papermill, tmp_path):
+    with zipfile.ZipFile(COCO) as z:
+        for name in [o for o in z.namelist() if o.endswith('.jpg')][:24]: z.extract(name, tmp_path/'photos')
+    torch.manual_seed(0)
+    Pretrained(build_model(make_config('head_lorentz', backbone='lite2+minilm', image_width=1280, text_width=384)).eval()).save_pretrained(tmp_path/'head')
+    photo = next((tmp_path/'photos').rglob('*.jpg'))
+    done = papermill('search', tmp_path/'out.ipynb', '-p', 'images', tmp_path/'photos', '-p', 'query', photo, '-p', 'model', tmp_path/'head', '-p', 'out', tmp_path/'kept')
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = (tmp_path/'out.ipynb').read_text()
+    assert '24 pictures, 0 texts, 0 left out' in told and (tmp_path/'kept'/'generality.png').stat().st_size > 10_000

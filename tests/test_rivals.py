@@ -1,0 +1,32 @@
+"The suite of searches in its short form; times mean nothing here, recalls do."
+import pytest, torch
+import meru.rivals as R
+from meru.benchmark import suites
+from meru.geometry import get_geometry
+
+pytest.importorskip('faiss', reason='pip install faiss-cpu')
+
+
+def test_the_short_form_finds_what_it_should(monkeypatch):
+    monkeypatch.setattr(R, 'alone', lambda f, *args: f(*args))
+    found = R.search_suite(**suites['search'].quick)
+    assert [r['case'] for r in found['rows']] == ['3,000 wide', '3,000 narrow']
+    for r in found['rows']:
+        recall = r['recall_at_10']
+        assert recall['cells'] > .95 and recall['exact'] == 1 and recall['lifted_graph'] > .9
+        assert set(r['ratio']) == {'exact', 'flat', 'naive_graph', 'lifted_graph'} and r['one_by_one']['ratio']['exact']['median'] > 0
+    assert found['rows'][0]['recall_at_10']['naive_graph'] < .6
+    assert found['exact_memory']['peak_bytes'] > found['exact_memory']['gallery_bytes']
+
+
+def test_a_query_without_order_gains_nothing_from_moving():
+    "Levels at one radius: whatever the way, the level of the first text stays as it was."
+    g, one = get_geometry('lorentz'), torch.tensor(1.)
+    way = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    texts, level = g.exp_map0(way, one), torch.arange(40) % 4
+    rows = R.generality_rows(g, texts, texts, torch.arange(40)[:, None], level, one)
+    assert {round(o['level'], 6) for o in rows} == {1.5} and all(o['right'] == 1 for o in rows)
+
+
+def test_a_run_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match='nowhere holds no run'): R.generality_suite(run='outputs/nowhere')
