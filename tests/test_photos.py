@@ -53,7 +53,8 @@ def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
     assert len(open_album(there).pictures) == 31
     assert [o.start for o in seen] == [0, 10, 10, 20, 30]
     points = open_album(there).pictures.points
-    assert len(seen) == 5 and torch.equal(points, open_album(replace(asked, out=str(home/'other'))).pictures.points)
+    assert len(seen) == 5
+    torch.testing.assert_close(points, open_album(replace(asked, out=str(home/'other'))).pictures.points, rtol=1e-3, atol=1e-5) # batches of another size
 
 
 def test_a_picture_finds_itself_and_texts_are_found(asked):
