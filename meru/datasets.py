@@ -8,8 +8,8 @@ __all__ = ['image_suffixes', 'general_prompts', 'flickr_lists', 'captions_from',
            'set_id', 'readable', 'Naming', 'make_naming', 'class_parts', 'read_class_folder', 'torchvision_part',
            'read_torchvision', 'tar_samples', 'tar_pictures', 'read_wds', 'read_synset_files', 'Captions',
            'make_captions', 'of_test', 'read_jsonl', 'read_coco', 'read_karpathy', 'flickr_line', 'read_flickr',
-           'read_shards', 'read_wds_captions', 'Chains', 'crop_letterbox', 'read_hierarcaps', 'layout_of', 'read_data',
-           'holds_one', 'survey']
+           'shard_pairs', 'read_shards', 'read_wds_captions', 'Chains', 'crop_letterbox', 'read_hierarcaps',
+           'layout_of', 'read_data', 'holds_one', 'survey']
 
 # %% ../nbs/17_datasets.ipynb #a0ce2648
 import io, json, re, tarfile, zipfile
@@ -454,12 +454,11 @@ def read_flickr(
 flickr_lists = ("*.token", "*.token.txt", "captions.txt", "results.csv", "results_*.csv")
 
 # %% ../nbs/17_datasets.ipynb #8ac2a6b8
-def read_shards(
-    path:str|Path, # a folder of shards with its manifest
-    size:int,      # side of the pictures, pixels
+def shard_pairs(
+    shards,   # samples by number, with a name: `Shards`, or a part of them
+    size:int, # side of the pictures, pixels
 ) -> Captions:
-    "A shard set; a sample's `captions` in its JSON stand in place of its one caption."
-    shards = Shards(path)
+    "Samples as captions; a sample's `captions` in its JSON stand in place of its one caption."
     samples = [shards[i] for i in range(len(shards))]
     said = [s.meta.get("captions") or [s.caption] for s in samples]
     pairs = [(t, i) for i, ts in enumerate(said) for t in ts]
@@ -467,8 +466,14 @@ def read_shards(
     def read(i:int) -> UInt8[Tensor, "3 h w"]:
         with turn: data = shards[i].image
         return decode_image(data)
-    pictures = Pictures(range(len(shards)), read, size)
-    return Captions(Path(path).name, pictures, [t for t, _ in pairs], torch.tensor([i for _, i in pairs]))
+    return Captions(shards.name, Pictures(range(len(shards)), read, size), [t for t, _ in pairs], torch.tensor([i for _, i in pairs]))
+
+def read_shards(
+    path:str|Path, # a folder of shards with its manifest
+    size:int,      # side of the pictures, pixels
+) -> Captions:
+    "A shard set."
+    return shard_pairs(Shards(path), size)._replace(name=Path(path).name)
 
 def read_wds_captions(
     path:str|Path, # with dataset_type.txt and test/0.tar

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings', 'read_split', 'Exam', 'make_exam', 'read_exam',
            'naming_tasks', 'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics',
-           'untrained', 'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Report',
-           'probe_of', 'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns', 'cached_pairs',
-           'evaluate_folder', 'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
+           'untrained', 'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Way',
+           'way_between', 'Report', 'probe_of', 'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns',
+           'cached_pairs', 'evaluate_folder', 'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
 
 # %% ../nbs/18_evaluation.ipynb #899dc29c
 from collections.abc import Callable
@@ -252,6 +252,30 @@ def level_radii(
     images, texts, chains = unseen_style(exam, emb)
     above = {name: geometry.radius(texts[c.unique()], emb.curv) for name, c in zip(levels, chains.T)}
     return above | {"image": geometry.radius(images, emb.curv)}
+
+# %% ../nbs/18_evaluation.ipynb #91b6d4e2
+class Way(NamedTuple):
+    "A geodesic and what is nearest on it, as `plots.neighbour_strip` takes them."
+    radii:Float[Tensor, "k"]             # of the stops
+    texts:list[str]                      # nearest to each
+    pictures:UInt8[Tensor, "k 2 3 s s"]  # the two nearest to each
+    length:float                         # of the geodesic
+
+def way_between(
+    geometry,  # of the model
+    exam:Exam,
+    emb:Embeddings,
+    start:int, # a drawing
+    end:int,   # another
+    n:int=7,   # stops, ends included
+    split:str="test_style", # of the drawings
+) -> Way:
+    "Neighbours by geodesic distance at equal steps from one drawing to another."
+    points, c, some = emb.image_points[split], emb.curv, (exam.levels < 3).nonzero().flatten()
+    stops = geometry.between(points[start], points[end], torch.linspace(0, 1, n)[:, None], c)
+    near = some[geometry.scores(stops, emb.text_points[some], c).argmax(1)]
+    drawn = geometry.scores(stops, points, c).topk(2).indices
+    return Way(geometry.radius(stops, c), [exam.texts[i] for i in near], exam.drawings[split].images[drawn], float(geometry.dist(points[start], points[end], c)))
 
 # %% ../nbs/18_evaluation.ipynb #b48f1842
 class Report:

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['palette', 'style', 'disk', 'geodesic', 'geodesics', 'cone_edge', 'cone', 'OnDisk', 'principal_axes', 'to_disk',
            'dots', 'labels', 'polar_dist', 'fit_angles', 'to_disk_by_distance', 'thumbnails', 'contact_sheet',
-           'radius_histogram', 'similarity_matrix', 'tree_rows', 'level_tree', 'walk_strip', 'training_curves']
+           'radius_histogram', 'similarity_matrix', 'tree_rows', 'level_tree', 'walk_strip', 'neighbour_strip',
+           'training_curves']
 
 # %% ../nbs/01_plots.ipynb #beb4f626
 import io
 import math
 import sys
+import textwrap
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -60,6 +62,7 @@ def disk(
     ax:Axes|None=None,
     rings:int=4, # geodesic radii 1 … rings, in units of 1/√c
     size:float=6, # inches, for a new figure
+    scale:float=1, # drawn lengths over true ones, for the rings' numbers
 ) -> Axes:
     "The rim of the Poincaré disk of curvature −1, its root, and rings of equal geodesic spacing."
     ax = _axes(ax, (size, size))
@@ -67,7 +70,7 @@ def disk(
     for r in range(1, rings + 1):
         edge = math.tanh(r/2)
         ax.add_patch(plt.Circle((0, 0), edge, fc='none', ec='#DADADA', lw=.8, zorder=.5))
-        ax.text(0, -edge, str(r), color='#A0A0A0', size=7, ha='center', va='center', zorder=.6, bbox=dict(fc='white', ec='none', pad=.6))
+        ax.text(0, -edge, f"{r/scale:.2g}", color='#A0A0A0', size=7, ha='center', va='center', zorder=.6, bbox=dict(fc='white', ec='none', pad=.6))
     ax.plot(0, 0, '+', color='#909090', ms=7, zorder=.7)
     ax.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect='equal')
     ax.axis('off')
@@ -137,9 +140,12 @@ class OnDisk(NamedTuple):
     axes:Float[Tensor, "d 2"] # the two directions, to put further points on the same disk
     kept:float                # share of the tangent vectors' squared length along them
     stretch:float             # median relative error of a distance read off the disk
+    scale:float|None=None     # drawn lengths over true ones, where directions were fitted to distances; None: they are the two main ones
 
     @property
-    def note(self): return f'two directions keep {self.kept:.0%}; distances off by {self.stretch:.0%} (median)'
+    def note(self):
+        how = f'tangent PCA: two directions keep {self.kept:.0%}' if self.scale is None else f'radial MDS, drawn {self.scale:.1f} times as large'
+        return f'{how}; distances off by {self.stretch:.0%} (median)'
 
 def principal_axes(
     v:Float[Tensor, "n d"], # tangent vectors at the root
@@ -171,15 +177,15 @@ def to_disk(
 # %% ../nbs/01_plots.ipynb #40662e78
 def dots(
     xy:Float[Tensor, "n 2"], # points of the unit disk
-    kind,                    # a name for each point; one colour and one legend line for each name
+    kind,                    # a name for each point; one colour, one shape and one legend line for each name
     ax:Axes|None=None,
     size:float=14,           # area in points²
 ) -> Axes:
-    "Scatter points on the disk, coloured by kind in order of first appearance."
+    "Scatter points on the disk, colour and shape by kind in order of first appearance."
     ax, kind = disk() if ax is None else ax, np.asarray(kind)
-    for colour, k in zip(palette.values(), dict.fromkeys(kind.tolist())):
-        ax.scatter(*np.asarray(xy)[kind == k].T, s=size, color=colour, label=k, lw=.4, ec='white', zorder=2)
-    ax.legend(loc='upper left', bbox_to_anchor=(-.02, 1.02), handletextpad=.1, borderpad=0)
+    for colour, marker, k in zip(palette.values(), 'Dos^vPX', dict.fromkeys(kind.tolist())):
+        ax.scatter(*np.asarray(xy)[kind == k].T, s=size, color=colour, marker=marker, label=k, lw=.4, ec='white', zorder=2)
+    ax.legend(loc='upper left', bbox_to_anchor=(-.02, .99), handletextpad=.1, borderpad=0)
     return ax
 
 # %% ../nbs/01_plots.ipynb #60b9960a
@@ -265,18 +271,20 @@ def to_disk_by_distance(
     x:Float[Tensor, "n d"], # points of a hyperbolic `geometry`
     geometry:Geometry,
     curv:Float[Tensor, ""],
-    scale:float=1,          # draw distances this much larger: a tree wants room
+    scale:float|None=None,  # draw distances this much larger: a tree wants room; None: the farthest point at 2.9
 ) -> OnDisk:
     "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
     x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
-    v, unit_scale = geometry.log_map0(x, curv), curv.sqrt()*scale
+    v, far = geometry.log_map0(x, curv), float(geometry.radius(x, curv).max()*curv.sqrt())
+    scale = max(1., 2.9/max(far, 1e-6)) if scale is None else scale
+    unit_scale = curv.sqrt()*scale
     axes = principal_axes(v - v.mean(0))
     flat, r, true = v@axes, geometry.radius(x, curv)*unit_scale, -geometry.scores(x, x, curv)*unit_scale
     angle = fit_angles(true, r, torch.atan2(flat[:, 1], flat[:, 0]), -1)
     drawn = polar_dist(r[:, None], r, angle[:, None] - angle, -1)
     ratio = (drawn/true)[~torch.eye(len(x), dtype=bool)]
     stretch = (ratio/ratio.nanmedian() - 1).abs().nanmedian()
-    return OnDisk(torch.tanh(r/2)[:, None]*torch.stack([angle.cos(), angle.sin()], 1), axes, float(flat.square().sum()/v.square().sum()), float(stretch))
+    return OnDisk(torch.tanh(r/2)[:, None]*torch.stack([angle.cos(), angle.sin()], 1), axes, float(flat.square().sum()/v.square().sum()), float(stretch), scale)
 
 # %% ../nbs/01_plots.ipynb #bc52f8ae
 def thumbnails(
@@ -378,14 +386,14 @@ def level_tree(
 ) -> Axes:
     "The tree of texts, general to the left, coloured by radius."
     y, depth = tree_rows(parents)
-    ax, inner = _axes(ax, (7, .16*float(y.max()) + 1)), parents >= 0
+    ax, inner = _axes(ax, (7, .115*float(y.max()) + 1.3)), parents >= 0
     ax.add_collection(LineCollection([[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0], color='#D0D0D0', lw=.8, zorder=1))
     shown = ax.scatter(depth, y, c=torch.as_tensor(radii).detach().cpu(), cmap='cividis', s=26, zorder=2)
     for x, height, text in zip(depth, y, texts):
-        ax.annotate(text, (x, height), (6, 0), textcoords='offset points', size=6.5, va='center', path_effects=[withStroke(linewidth=2, foreground='white')])
+        ax.annotate(text, (x, height), (6, 0), textcoords='offset points', size=6.5, va='center_baseline', path_effects=[withStroke(linewidth=2, foreground='white')])
     ax.set(xlim=(-.15, int(depth.max()) + .6), ylim=(float(y.max()) + .8, -.8))
     ax.axis('off')
-    ax.figure.colorbar(shown, ax=ax, label='radius', shrink=.6, aspect=30).outline.set_visible(False)
+    ax.figure.colorbar(shown, ax=ax, label='radius', location='top', shrink=.5, aspect=30).outline.set_visible(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #9a2a314f
@@ -406,6 +414,29 @@ def walk_strip(
     if pictures is not None: thumbnails([(r, .55) for r in radii[:len(pictures)]], pictures, ax, 24)
     ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-.06*max(radii), 1.06*max(radii)))
     ax.spines['left'].set_visible(False)
+    ax.grid(False)
+    return ax
+
+# %% ../nbs/01_plots.ipynb #5d2cf18b
+def neighbour_strip(
+    radii:Float[Tensor, "k"],            # of stops at equal steps along a geodesic
+    texts:list[str],                     # the nearest to each stop
+    pictures:UInt8[Tensor, "k m 3 h w"], # the nearest to each stop, nearest first
+    length:float,                        # of the geodesic
+    ax:Axes|None=None,
+) -> Axes:
+    "How far from the root the way from one point to another leads, and what is nearest on it."
+    ax, radii, at = _axes(ax, (7, 3.4)), np.asarray(torch.as_tensor(radii).cpu(), dtype=float), np.linspace(0, length, len(radii))
+    top, m = float(radii.max())*1.12, pictures.shape[1]
+    ax.plot(at, radii, 'o-', color=palette['red'], ms=5)
+    rows = -top*(.34 + .36*np.arange(m))
+    for k, row in enumerate(rows): thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
+    for x, text in zip(at, texts):
+        words = '\n'.join(textwrap.wrap(text, 13)[:3])
+        ax.annotate(words, (x, rows[-1]), (0, -20), textcoords='offset points', ha='center', va='top', size=7.5)
+    ax.set(xlim=(-.07*length, 1.07*length), ylim=(rows[-1] - .62*top, top), xlabel='distance along the geodesic', ylabel='radius')
+    ax.yaxis.set_label_coords(-.06, 1 - .5*top/(top - ax.get_ylim()[0]))
+    ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= top])
     ax.grid(False)
     return ax
 

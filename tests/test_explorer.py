@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from conftest import ROOT
 from meru import explorer
 from meru.explorer import Items, Space, make_page
 from meru.geometry import geometries, get_geometry, unit
@@ -176,7 +177,7 @@ def test_click_selects_and_enter_centres(walked):
     assert walked.js('return meru.selected') == 5
     walked.js("document.getElementById('stage').focus()")
     walked.key('\ue007'); walked.settle()
-    middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2 + 10]")
+    middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2]")
     assert np.allclose(walked.js('return meru.where(5)'), middle, atol=1)
     panel = walked.js("return document.getElementById('panel').textContent")
     assert 'Walk to the root' in panel and 'Nearest drawings' in panel and 'Its cone holds' in panel
@@ -186,8 +187,8 @@ def test_click_selects_and_enter_centres(walked):
 def test_dragging_is_rigid(walked):
     "Hyperbolic distances on the screen before and after are the same, and what was grabbed follows."
     def gaps():
-        return np.array(walked.js('''const b = document.getElementById("stage").getBoundingClientRect(), S = Math.min(b.width, b.height)/2 - 22
-            const z = [2, 9, 17, 30].map(i => { const [x, y] = meru.where(i); return [(x - b.width/2)/S, (b.height/2 + 10 - y)/S] })
+        return np.array(walked.js('''const b = document.getElementById("stage").getBoundingClientRect(), S = meru.scale
+            const z = [2, 9, 17, 30].map(i => { const [x, y] = meru.where(i); return [(x - b.width/2)/S, (b.height/2 - y)/S] })
             const gap = (p, q) => Math.asinh(Math.hypot(p[0] - q[0], p[1] - q[1])/Math.sqrt((1 - p[0]**2 - p[1]**2)*(1 - q[0]**2 - q[1]**2)))
             return z.flatMap(p => z.map(q => gap(p, q)))'''))
     before, start = gaps(), walked.at(0)
@@ -200,7 +201,7 @@ def test_dragging_is_rigid(walked):
 
 
 def test_a_far_selection_comes_near(walked):
-    def far(): return np.hypot(*walked.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(35); return [(w[0] - b.width/2)/(Math.min(b.width, b.height)/2 - 22), (w[1] - b.height/2 - 10)/(Math.min(b.width, b.height)/2 - 22)]"))
+    def far(): return np.hypot(*walked.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(35); return [(w[0] - b.width/2)/meru.scale, (w[1] - b.height/2)/meru.scale]"))
     assert far() > .7
     walked.js('meru.select(35)'); walked.settle()
     assert far() == pytest.approx(.4, abs=1e-3)
@@ -307,9 +308,87 @@ def test_a_run_becomes_a_page(tmp_path, in_root):
     assert explorer.explore(Run(tmp_path/'smoke', make_config('smoke', steps=2, warmup=1)), twins=[], n=400).path.stat().st_size < len(html)
 
 
-def test_only_runs_on_the_drawings(tmp_path, in_root):
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory):
+    "A run of two steps, and its Euclidean twin."
     from meru.run import Run, make_config
-    with pytest.raises(ValueError, match="trained on 'data/cc3m'; the explorer shows"): explorer.explore(Run(tmp_path/'other', make_config('vit_s')))
+    from meru.trainer import fit
+    folder = tmp_path_factory.mktemp('runs')
+    for name in ('smoke', 'smoke_euclid'): fit(Run(folder/name, make_config(name, steps=2, warmup=1)))
+    return folder/'smoke'
+
+
+def photos(folder, n=9):
+    "A folder of pictures with two captions each."
+    folder.mkdir()
+    for i in range(n): (folder/f'{i}.png').write_bytes(picture(i))
+    lines = [json.dumps(dict(file=f'{i}.png', captions=[f'a <i>shade</i> number {i}', f'colour {i}'])) for i in range(n)]
+    (folder/'captions.jsonl').write_text('\n'.join(lines))
+
+
+def page_of(page):
+    data = json.loads(page.path.read_text(encoding='utf-8').split('id="data">')[1].split('</script>')[0])
+    return data, {k: data['items'][k] for k in ('text', 'level', 'parent', 'tile')}
+
+
+def test_a_folder_of_photos_becomes_a_page(chrome, smoke, tmp_path, in_root):
+    photos(tmp_path/'album')
+    made = explorer.explore(smoke, data=str(tmp_path/'album'))
+    data, rows = page_of(made)
+    assert made.path == smoke/'explorer_album.html' and data['levels'] == ['caption', 'picture'] and not data['tree'] and not data['drawn']
+    assert rows['text'] == [f'a <i>shade</i> number {i}' for i in range(9)]*2 and rows['level'] == [0]*9 + [1]*9
+    assert rows['parent'] == [-1]*9 + list(range(9)) and rows['tile'] == [-1]*9 + list(range(9)) and [s['name'] for s in data['spaces']] == ['MERU', 'Euclid']
+    assert '9 of the 9 pictures' in data['shown'] and '18 in all' in data['shown']
+    chrome.call('POST', '/url', dict(url=made.path.as_uri())); chrome.settle()
+    chrome.js('meru.select(12)')
+    text = chrome.js("return document.getElementById('panel').textContent")
+    assert 'Belongs to: a <i>shade</i> number 3' in text and 'Nearest captions' in text and 'drawing' not in text and chrome.log() == []
+    chrome.js('meru.select(-1)')
+    assert chrome.js("return [document.getElementById('group').hidden, document.getElementById('key').hidden]") == [False, True]
+
+
+def test_class_folders_and_few_points(smoke, tmp_path, in_root):
+    for i in range(8):
+        (tmp_path/'zoo'/('cat', 'dog')[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path/'zoo'/('cat', 'dog')[i % 2]/f'{i}.png').write_bytes(picture(i))
+    data, rows = page_of(explorer.explore(smoke, twins=[], data=str(tmp_path/'zoo'), n=6))
+    assert rows['text'] == ['cat', 'dog', 'cat', 'cat', 'dog'] or rows['text'][:2] == ['cat', 'dog'] and len(rows['text']) == 5
+    assert '3 of the 8 pictures' in data['shown']
+
+
+def test_the_held_out_part_of_a_runs_own_shards(tmp_path, in_root):
+    from meru.run import Run, make_config
+    from meru.shards import Sample, write_shards
+    from meru.trainer import fit
+    write_shards([Sample(f'{i}', picture(i), f'thing {i}', {}) for i in range(60)], tmp_path/'own')
+    run = Run(tmp_path/'run', make_config('smoke', steps=2, warmup=1, batch_size=8, data=str(tmp_path/'own'), level_probs=()))
+    fit(run)
+    data, rows = page_of(explorer.explore(run))
+    assert rows['text'] == [f'thing {i}' for i in range(54, 60)]*2 and (tmp_path/'run'/'explorer.html').exists()
+
+
+def test_a_head_on_features_shows_points(chrome, tmp_path, in_root):
+    from meru.features import save_cache, save_part
+    from meru.run import Run, make_config
+    from meru.trainer import fit
+    x, folder = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)).half(), tmp_path/'cache'
+    folder.mkdir()
+    save_part(folder/'part.safetensors', dict(image=x, text=x.repeat_interleave(2, 0), text_image=torch.arange(60).repeat_interleave(2)),
+              dict(keys=[f'{i}.jpg' for i in range(60)], splits=['train']*40 + ['dev']*10 + ['test']*10, captions=[f'caption {i}' for i in range(120)], damaged={}))
+    save_cache(folder, [folder/'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
+    run = Run(tmp_path/'head', make_config('head_lorentz', steps=2, warmup=1, batch_size=8, data=str(folder)))
+    fit(run)
+    data, rows = page_of(explorer.explore(run))
+    assert not data['atlas'] and 'no pictures' in data['shown'] and rows['text'] == [f'caption {i}' for i in range(100, 120, 2)]*2
+    chrome.call('POST', '/url', dict(url=(tmp_path/'head'/'explorer.html').as_uri())); chrome.settle()
+    chrome.js('meru.select(15)')
+    assert 'Nearest pictures' in chrome.js("return document.getElementById('panel').textContent") and chrome.log() == []
+
+
+def test_several_datasets_are_refused_by_name(smoke, tmp_path, in_root):
+    for name in ('a', 'b'): photos(tmp_path/name)
+    with pytest.raises(ValueError, match='holds 2 datasets, and a page shows one: name it'): explorer.explore(smoke, data=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='there is no .*nowhere'): explorer.explore(smoke, data=str(tmp_path/'nowhere'))
 
 
 def test_nothing_leaves_the_page():
@@ -325,13 +404,37 @@ def test_nan_is_refused(g):
 
 
 def test_two_thousand_points_fit(in_root):
-    exam = explorer.read_exam(explorer.embedded_data(), 16)
-    items, texts, rows = explorer.emoji_items(exam)
+    items, words, images = explorer.emoji_scene(explorer.read_exam(explorer.embedded_data(), 16))
     n = len(items.texts)
-    assert 1800 < n <= 2000 and len(texts) + len(rows) == n
+    assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[:len(words)] == words
     below = items.parents >= 0
     assert (items.levels[items.parents[below]] < items.levels[below]).all() and (items.levels[~below] == 0).all()
     assert len(make_page(items, spaces(n, 128), 'all').encode()) < 10e6
+
+
+def test_the_committed_page_is_in_todays_shell(chrome):
+    "Renew it with `meru.explorer.rewrap` after a change of the assets; then it opens by double-click, whole."
+    committed = ROOT/'outputs/reference/demo/explorer.html'
+    html = committed.read_text(encoding='utf-8')
+    assert explorer.rewrap(html) == html and committed.stat().st_size < 10e6
+    chrome.call('POST', '/url', dict(url=committed.as_uri())); chrome.settle()
+    assert chrome.log() == [] and chrome.js('return [meru.data.items.text.length > 1800, meru.data.spaces.map(s => s.name)]') == [True, ['MERU', 'Euclid', 'CLIP', 'Poincaré']]
+
+
+def test_thirty_frames_a_second(chrome, tmp_path):
+    "Processor time of the page's own thread for a frame of 2,000 points, without a graphics card: other programs may be busy."
+    def spent(): return {m['name']: m['value'] for m in chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.getMetrics', params={}))['metrics']}['TaskDuration']
+    chrome.open(tmp_path/'many.html', make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
+    chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.enable', params=dict(timeDomain='threadTicks')))
+    before = spent()
+    frames = chrome.js('''const stage = document.getElementById('stage'), b = stage.getBoundingClientRect(), start = meru.frames, x = b.left + b.width/2, y = b.top + b.height/2
+        const send = (kind, x, y) => stage.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: x, clientY: y, bubbles: true, pointerType: 'mouse', button: 0}))
+        stage.setPointerCapture = () => {}
+        return new Promise(done => {
+            let k = 0
+            const tick = () => { k++; send('pointermove', x + 150*Math.sin(k/9), y + 150*(1 - Math.cos(k/9))); if (k < 40) requestAnimationFrame(tick); else { send('pointerup', x, y); done(meru.frames - start) } }
+            send('pointerdown', x, y); requestAnimationFrame(tick) })''')
+    assert frames >= 30 and (spent() - before)/frames < 1/30
 
 
 def test_the_same_page_every_time(): assert make_page(toy(), spaces(), 'toy') == make_page(toy(), spaces(), 'toy')

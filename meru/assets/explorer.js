@@ -124,12 +124,16 @@ const visible = i => shown[levelOf[i]] && (group < 0 || items.group[i] === group
 const rank = i => (i * 2654435761 >>> 0) / 2 ** 32
 const order = items.text.map((_, i) => i).sort((i, j) => (levelOf[i] === IMAGE) - (levelOf[j] === IMAGE) || levelOf[i] - levelOf[j] || rank(i) - rank(j))
 const byLevel = levels.map((_, l) => order.filter(i => levelOf[i] === l))
+// how loud a level is drawn: 0 for a few great words, 3 for many small ones, 4 for pictures
+const loud = levels.map((_, l) => l === IMAGE ? 4 : Math.min(3, Math.max(l, byLevel[l].length <= 60 ? 0 : byLevel[l].length <= 200 ? 1 : 2)))
+const great = levels.map((_, l) => l).filter(l => loud[l] < 2)
+const thing = levels[IMAGE], words = IMAGE === 1 ? levels[0] + 's' : 'words'
 
 const canvas = $('stage'), ctx = canvas.getContext('2d')
 const atlas = new Image()
 if (data.atlas) atlas.src = data.atlas
 atlas.onload = () => redraw()
-let W = 0, H = 0, S = 1, colour = {}, waiting = false
+let W = 0, H = 0, S = 1, colour = {}, waiting = false, small = false
 function readColours() {
   const css = getComputedStyle(document.documentElement)
   for (const k of ['bg', 'disk', 'ring', 'edge', 'ink', 'soft', 'halo', 'accent', 'path', 'tile', ...levels.map((_, l) => 'level' + l)]) colour[k] = css.getPropertyValue('--' + k).trim()
@@ -137,14 +141,15 @@ function readColours() {
 const levelColour = l => colour['level' + l]
 function resize() {
   const box = canvas.getBoundingClientRect(), ratio = Math.min(devicePixelRatio || 1, 2)
-  W = box.width; H = box.height; S = Math.max(40, Math.min(W, H) / 2 - 22)
+  W = box.width; H = box.height; S = Math.max(40, Math.min(W, H) / 2 - 14)
   canvas.width = W * ratio; canvas.height = H * ratio
   ctx.setTransform(ratio, 0, 0, ratio, 0, 0)
+  if (small !== S < 230) { small = !small; widths.clear() }
   redraw()
 }
 function redraw() { if (!waiting) { waiting = true; requestAnimationFrame(draw) } }
-const screen = ([x, y]) => [W / 2 + x * S * zoom, H / 2 + 10 - y * S * zoom]
-const plane = (sx, sy) => [(sx - W / 2) / (S * zoom), (H / 2 + 10 - sy) / (S * zoom)]
+const screen = ([x, y]) => [W / 2 + x * S * zoom, H / 2 - y * S * zoom]
+const plane = (sx, sy) => [(sx - W / 2) / (S * zoom), (H / 2 - sy) / (S * zoom)]
 const within = ([x, y], most = .985) => { const r = hyp(x, y); return space.kappa < 0 && r > most ? [x / r * most, y / r * most] : [x, y] }
 // radius in the full space to distance from the middle of the drawing
 function drawnRadius(r) {
@@ -157,7 +162,7 @@ function locate() {
   const k = space.kappa, base = clamp(Math.min(W, H) / 30, 15, 26) * zoom ** .45
   for (let i = 0; i < n; i++) {
     const [x, y] = move(k, view, at[2 * i], at[2 * i + 1]), rr = x * x + y * y
-    X[i] = W / 2 + x * S * zoom; Y[i] = H / 2 + 10 - y * S * zoom
+    X[i] = W / 2 + x * S * zoom; Y[i] = H / 2 - y * S * zoom
     F[i] = k < 0 ? Math.max(0, 1 - rr) : k ? .5 / (1 + rr) : .35
     size[i] = clamp(base * (.3 + 1.15 * F[i]), 7, 72)
   }
@@ -177,11 +182,11 @@ function drawPlane() {
   }
   const most = Math.max(...space.radius) || 1, step = [.02, .05, .1, .2, .25, .5, 1, 2, 5, 10, 20].find(s => most / s <= 5) || most / 4
   ctx.strokeStyle = colour.ring; ctx.lineWidth = 1; ctx.fillStyle = colour.soft; ctx.font = '11px system-ui, sans-serif'; ctx.textAlign = 'center'
-  for (let r = step; r < most * 1.15; r += step) {
+  for (let r = step, last = -99; r < most * 1.15; r += step) {
     const [cx, cy, cr] = ring(drawnRadius(r))
     if (cr > 6 * (W + H)) continue
     circle(cx, cy, cr); ctx.stroke()
-    ctx.globalAlpha = .8; ctx.fillText(+r.toFixed(2), cx, cy + cr - 3); ctx.globalAlpha = 1
+    if (Math.abs(cy + cr - 3 - last) > 13) { ctx.globalAlpha = .8; ctx.fillText(+r.toFixed(2), cx, last = cy + cr - 3); ctx.globalAlpha = 1 }
   }
 }
 function line(points) { ctx.beginPath(); points.forEach((p, i) => { const s = screen(p); i ? ctx.lineTo(...s) : ctx.moveTo(...s) }) }
@@ -205,7 +210,7 @@ function drawCone(i) {
 function drawEdges() {
   ctx.strokeStyle = colour.edge; ctx.lineWidth = 1
   const faint = selected < 0 ? .5 : .16
-  for (const l of [0, 1]) for (const i of byLevel[l] || []) if (visible(i) && (l === 0 || visible(items.parent[i]))) { ctx.globalAlpha = l ? faint * .7 : faint; arc(i, items.parent[i]) }
+  for (const l of great) for (const i of byLevel[l]) if (visible(i) && (l === 0 || visible(items.parent[i]))) { ctx.globalAlpha = l ? faint * .7 : faint; arc(i, items.parent[i]) }
   if (selected >= 0 && isText(selected)) { ctx.globalAlpha = .55; for (const j of kids[selected]) if (visible(j)) arc(j, selected) }
   ctx.globalAlpha = 1
   if (close.length) { ctx.strokeStyle = colour.accent; ctx.lineWidth = 1.2; ctx.globalAlpha = .7; for (const [, j] of close) if (visible(j)) arc(selected, j); ctx.globalAlpha = 1 }
@@ -228,8 +233,8 @@ function claim(x0, y0, x1, y1) {
   return true
 }
 const bright = i => i === selected || i === hovered || path.includes(i) || !lit || lit.has(i)
-const fonts = ['600 15px', '500 13px', '400 12px', '400 11px', '400 12px'].map(f => f + ' system-ui, "DejaVu Sans", sans-serif')
-const font = l => l === IMAGE ? fonts[4] : fonts[Math.min(l, 3)]
+const fonts = [['600 15px', '500 13px', '400 12px', '400 11px', '400 12px'], ['600 12px', '500 11px', '400 11px', '400 10px', '400 11px']].map(row => row.map(f => f + ' system-ui, "DejaVu Sans", sans-serif'))
+const font = l => fonts[+small][loud[l]]
 const widths = new Map()
 const short = i => items.text[i].length > 30 ? items.text[i].slice(0, 28).trimEnd() + '…' : items.text[i]
 function width(i) { if (!widths.has(i)) { ctx.font = font(levelOf[i]); widths.set(i, ctx.measureText(short(i)).width) } return widths.get(i) }
@@ -242,10 +247,10 @@ function labelAt(i) {
 }
 function claimLabel(i) {
   const was = side[i]
-  for (const s of levelOf[i] > 1 || lift(i) ? [0] : [was, 0, 1, 2, 3]) {
+  for (const s of loud[levelOf[i]] > 1 || lift(i) ? [0] : [was, 0, 1, 2, 3]) {
     side[i] = s
     const [x, y] = labelAt(i)
-    if (claim(x, y - 8, x + width(i), y + 7)) return true
+    if (x > 1 && x + width(i) < W - 1 && claim(x, y - 8, x + width(i), y + 7)) return true
   }
   side[i] = was
   return false
@@ -254,13 +259,13 @@ function arrange() {
   across = Math.ceil(W / CELL); taken = new Uint8Array(across * Math.ceil(H / CELL))
   const k = space.kappa, [rx, ry] = screen(here(-1)), label = new Uint8Array(n), picture = new Uint8Array(n), open = i => visible(i) && X[i] > -40 && X[i] < W + 40 && Y[i] > -40 && Y[i] < H + 40
   const special = [hovered, selected, ...path].filter(i => i >= 0 && open(i))
-  const image = i => picture[i] = claim(X[i] - size[i] * .42, Y[i] - size[i] * .42, X[i] + size[i] * .42, Y[i] + size[i] * .42)
+  const image = i => picture[i] = items.tile[i] >= 0 && claim(X[i] - size[i] * .42, Y[i] - size[i] * .42, X[i] + size[i] * .42, Y[i] + size[i] * .42)
   claim(rx - 14, ry - 22, rx + 14, ry + 9)
-  for (const i of special) if (levelOf[i] === IMAGE) { picture[i] = 1; image(i); picture[i] = 1 }
+  for (const i of special) if (items.tile[i] >= 0) { image(i); picture[i] = 1 }
   for (const i of special) label[i] = claimLabel(i) || i === hovered || i === selected
-  for (const l of [0, 1]) for (const i of byLevel[l] || []) if (isText(i) && open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i)
+  for (const l of great) for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i)
   for (const lamp of [true, false]) for (const i of byLevel[IMAGE]) if (open(i) && !picture[i] && bright(i) === lamp && size[i] >= 9) image(i)
-  for (let l = 2; l < IMAGE; l++) for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] * zoom > (k < 0 ? .75 : 0)) label[i] = claimLabel(i)
+  for (let l = 0; l < IMAGE; l++) for (const i of byLevel[l]) if (loud[l] > 1 && open(i) && bright(i) && !label[i] && F[i] * zoom > (k < 0 ? great.length ? .75 : .2 : 0)) label[i] = claimLabel(i)
   return ease(label, picture)
 }
 function ease(label, picture) {
@@ -276,9 +281,9 @@ function drawDots() {
   for (let l = IMAGE; l >= 0; l--) for (const lamp of [false, true]) {
     ctx.fillStyle = levelColour(l); ctx.globalAlpha = lamp ? (l === IMAGE ? .75 : .95) : .13
     ctx.beginPath()
-    const r0 = [6, 4.4, 3, 2.4][l] ?? 2.2
+    const r0 = [6, 4.4, 3, 2.4, 2.2][loud[l]]
     for (const i of byLevel[l]) if (visible(i) && bright(i) === lamp && imageAlpha[i] < .9 && X[i] > -9 && X[i] < W + 9 && Y[i] > -9 && Y[i] < H + 9) {
-      const r = (l === IMAGE ? 2.2 : r0) * (.5 + .5 * F[i]) * clamp(zoom ** .3, .8, 1.6) * clamp(S / 380, .6, 1)
+      const r = r0 * (.5 + .5 * F[i]) * clamp(zoom ** .3, .8, 1.6) * clamp(S / 380, .6, 1)
       ctx.moveTo(X[i] + r, Y[i]); ctx.arc(X[i], Y[i], r, 0, 6.2832)
     }
     ctx.fill()
@@ -290,10 +295,10 @@ function drawImages() {
   const t = data.tile, dark = document.documentElement.dataset.theme === 'dark'
   for (let m = byLevel[IMAGE].length - 1; m >= 0; m--) {
     const i = byLevel[IMAGE][m]
-    if (imageAlpha[i] < .03 || !visible(i)) continue
+    if (imageAlpha[i] < .03 || !visible(i) || items.tile[i] < 0) continue
     const big = i === hovered || i === selected ? 1.5 : 1, w = size[i] * big, tile = items.tile[i]
     ctx.globalAlpha = imageAlpha[i] * (bright(i) ? 1 : .13)
-    if (dark && bright(i)) { ctx.fillStyle = colour.tile; circle(X[i], Y[i], w * .6); ctx.fill() }
+    if (dark && data.drawn && bright(i)) { ctx.fillStyle = colour.tile; circle(X[i], Y[i], w * .6); ctx.fill() }
     ctx.drawImage(atlas, tile % data.columns * t, Math.floor(tile / data.columns) * t, t, t, X[i] - w / 2, Y[i] - w / 2, w, w)
   }
   ctx.globalAlpha = 1
@@ -306,7 +311,7 @@ function drawLabels() {
       if (labelAlpha[i] < .03 || !visible(i)) continue
       const strong = i === selected || i === hovered, [x, y] = labelAt(i)
       ctx.globalAlpha = labelAlpha[i]
-      ctx.strokeStyle = colour.halo; ctx.lineWidth = 3.5; ctx.fillStyle = strong || l < 2 || path.includes(i) ? colour.ink : colour.soft
+      ctx.strokeStyle = colour.halo; ctx.lineWidth = 3.5; ctx.fillStyle = strong || loud[l] < 2 || path.includes(i) ? colour.ink : colour.soft
       ctx.strokeText(short(i), x, y); ctx.fillText(short(i), x, y)
     }
   }
@@ -369,7 +374,7 @@ function fit() {
   return space.kappa < 0 ? 1 : .9 / far
 }
 function drag(from, to) { view = compose(space.kappa, shift(space.kappa, ...within(to)), compose(space.kappa, shift(space.kappa, ...within(from).map(v => -v)), view)); running++; redraw() }
-function zoomBy(f, sx = W / 2, sy = H / 2 + 10) {
+function zoomBy(f, sx = W / 2, sy = H / 2) {
   const from = plane(sx, sy), least = fit() * .5
   zoom = clamp(zoom * f, least, 24 * least)
   drag(from, plane(sx, sy))
@@ -445,8 +450,8 @@ const css = document.createElement('style')
 document.head.append(css)
 if (data.atlas) css.textContent = `.tile{background-image:url(${data.atlas})}`
 function tile(i, side) {
-  const t = items.tile[i], f = side / data.tile
-  return el('span', { class: 'tile', role: 'img', 'aria-label': items.text[i], style: `width:${side}px;height:${side}px;background-size:${data.columns * side}px auto;background-position:${-(t % data.columns) * side}px ${-Math.floor(t / data.columns) * side}px` })
+  const t = items.tile[i]
+  return t < 0 ? spot(levelOf[i]) : el('span', { class: 'tile', role: 'img', 'aria-label': items.text[i], style: `width:${side}px;height:${side}px;background-size:${data.columns * side}px auto;background-position:${-(t % data.columns) * side}px ${-Math.floor(t / data.columns) * side}px` })
 }
 const spot = l => el('span', { class: 'dot', style: `background:var(--level${l})` })
 const fixed = (x, k = 2) => x.toFixed(k)
@@ -459,16 +464,17 @@ function hover(i, where) {
   if (i === hovered) return
   hovered = i; canvas.classList.toggle('point', i >= 0)
   $('tip').hidden = i < 0
-  if (i >= 0) $('tip').replaceChildren(levelOf[i] === IMAGE ? tile(i, 56) : spot(levelOf[i]), el('div', {}, items.text[i], el('br'), el('small', {}, about(i))))
+  if (i >= 0) $('tip').replaceChildren(tile(i, 56), el('div', {}, items.text[i], el('br'), el('small', {}, about(i))))
   redraw()
 }
 function about(i) {
-  const words = `${data.titles[levelOf[i]]} · ${fixed(space.radius[i])} from the root`
+  const words = `${levels[levelOf[i]]} · ${fixed(space.radius[i])} from the root`
   return isText(i) && space.cones ? `${words} · cone ±${Math.round(aperture(space, space.radius[i]) * 180 / Math.PI)}°` : words
 }
 const row = (i, number) => el('button', { class: 'row', onclick: () => select(i) }, el('span', {}, items.text[i]), el('span', { class: 'num' }, number))
 const button = (words, act) => el('button', { onclick: act }, words)
 function thumbs(list, own = new Set()) {
+  if (!data.atlas) return el('div', {}, ...list.map(i => row(i, fixed(distance(i, selected), 3))))
   return el('div', { class: 'strip' }, ...list.map(i => el('button', { title: items.text[i], class: own.has(i) ? 'own' : '', onclick: () => select(i) }, tile(i, 40))))
 }
 function ladder() {
@@ -477,30 +483,34 @@ function ladder() {
     const r = radii(l)
     if (!r.length) return
     const [a, m, b] = [quantile(r, .05), median(r), quantile(r, .95)]
-    box.append(el('span', {}, data.titles[l] + 's'), el('i', { style: `--c:var(--level${l})` }, el('b', { style: `left:${pc(a)}%;width:${Math.max(1, pc(b) - pc(a))}%` }), el('u', { style: `left:${pc(m)}%` })), el('span', { class: 'num' }, fixed(m)))
+    box.append(el('span', {}, levels[l] + 's'), el('i', { style: `--c:var(--level${l})` }, el('b', { style: `left:${pc(a)}%;width:${Math.max(1, pc(b) - pc(a))}%` }), el('u', { style: `left:${pc(m)}%` })), el('span', { class: 'num' }, fixed(m)))
   })
   return box
 }
-// what the radii of this very run say, in words
+// what the radii of this very run say: are the general words nearer the root?
+function ordered() {
+  const known = levels.map((_, l) => l).filter(l => l !== IMAGE && byLevel[l].length), m = known.map(l => median(radii(l)))
+  return known.length < 2 ? 0 : m[m.length - 1] > m[0] * 1.1 ? 2 : m[m.length - 1] > m[0] * 1.02 ? 1 : -1
+}
 function verdict() {
-  const known = levels.map((_, l) => l).filter(l => byLevel[l].length), m = known.map(l => median(radii(l)))
-  const texts = known.filter(l => l !== IMAGE)
-  if (texts.length < 2) return ''
-  const first = m[0], last = m[texts.length - 1], far = m[m.length - 1], name = l => data.titles[l] + 's'
-  const images = !known.includes(IMAGE) ? '' : far > last * 1.02 ? `; ${name(IMAGE)} lie farthest out (${fixed(far)})` : `; ${name(IMAGE)} lie at ${fixed(far)}, not beyond the words`
-  const how = last > first * 1.1 ? 'nearest the root' : last > first * 1.02 ? 'only a little nearer the root than the special ones' : 'no nearer the root than the special ones'
-  return `In this run the general words lie ${how}: half of the ${name(known[0])} within ${fixed(first)}, half of the ${name(texts[texts.length - 1])} within ${fixed(last)}${images}.`
+  const known = levels.map((_, l) => l).filter(l => byLevel[l].length), texts = known.filter(l => l !== IMAGE)
+  const half = l => `half of the ${levels[l]}s within ${fixed(median(radii(l)))}`, out = median(radii(IMAGE)), last = texts[texts.length - 1]
+  const how = { 2: 'nearest the root', 1: 'only a little nearer the root than the special ones', [-1]: 'no nearer the root than the special ones' }[ordered()]
+  const about = how ? [`the general words lie ${how}: ${half(texts[0])}`, half(last)] : texts.map(half)
+  if (known.includes(IMAGE)) about.push(!texts.length ? half(IMAGE) : out > median(radii(last)) * 1.02 ? `${thing}s lie farthest out (${fixed(out)})` : `${thing}s lie at ${fixed(out)}, not beyond the ${words}`)
+  return `In this run ${about.join(', ')}.`
 }
 function guide() {
-  const pictures = byLevel[IMAGE], words = byLevel[0]
-  return [el('h2', {}, 'What am I looking at?'), ...space.story.map(p => el('p', {}, p)),
+  const pictures = byLevel[IMAGE], some = loud[0] < 2 ? byLevel[0] : []
+  const most = [...some].sort((i, j) => kids[j].length - kids[i].length || i - j)[0], fold = (title, ...c) => el('details', {}, el('summary', {}, title), ...c)
+  return [el('h2', {}, 'What am I looking at?'), el('ol', { class: 'points' }, ...space.story.points.map(([lead, words]) => el('li', {}, el('b', {}, lead), ' ', words))),
+    el('div', { class: 'try' },
+      most >= 0 ? button(`${space.cones ? 'Light the cone of' : 'Look at'} “${items.text[most]}”`, () => select(most)) : null,
+      pictures.length ? button(`Walk from a ${thing} up to the root`, () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null),
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
-    el('h3', {}, 'Try'), el('div', { class: 'try' },
-      words.length ? button(`${space.cones ? 'Light the cone of' : 'Look at'} “${items.text[words[0]]}”`, () => select(words[0])) : null,
-      pictures.length ? button('Walk from a drawing up to the root', () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null,
-      button('Put the root back in the middle', home)),
-    el('h3', {}, 'Hands'), el('p', {}, 'Drag the plane, or pinch and scroll; click anything. Keys: ', ...keys()),
-    el('details', {}, el('summary', {}, 'What is exact here'), el('p', {}, `${n} points with ${space.dim} numbers each, stored at 16 bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, data.credits))]
+    ...space.story.more.map(([title, words]) => fold(title, el('p', {}, words))),
+    fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click anything. Keys: ', ...keys())),
+    fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at 16 bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, `${data.shown} ${data.credits}`))]
 }
 // how curved the space is where the points are
 function bend() {
@@ -512,26 +522,26 @@ function keys() {
 }
 function pathList() {
   const li = (i, ...c) => el('li', { style: `--c:var(--level${i < 0 ? 9 : levelOf[i]})` }, ...c)
-  return el('ol', { class: 'path' }, li(selected, el('b', {}, levelOf[selected] === IMAGE ? 'this drawing' : items.text[selected])),
+  return el('ol', { class: 'path' }, li(selected, el('b', {}, levelOf[selected] === IMAGE ? 'this ' + thing : items.text[selected])),
     ...path.map(i => li(i, row(i, fixed(space.radius[i])))), li(-1, el('button', { class: 'row', onclick: home }, el('span', {}, 'the root'), el('span', { class: 'num' }, '0.00'))))
 }
 function coneReport() {
   if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, 'This space has no cones: it can say “near”, but not “more general”.')]
   const held = [...lit].filter(i => levelOf[i] === IMAGE), mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), right = held.filter(i => mine.has(i))
   const all = byLevel[IMAGE].length, first = [...right, ...held.filter(i => !mine.has(i))].slice(0, 28)
-  const share = all ? `Its cone holds ${held.length} of ${all} drawings` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.') + (held.length ? '' : ` It is narrow, and ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : 'There are no drawings here.'
-  return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share), thumbs(first, mine)]
+  const share = all ? `Its cone holds ${held.length} of ${all} ${thing}s` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.') + (held.length ? '' : ` It is narrow, and ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : `There are no ${thing}s here.`
+  return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share), thumbs(first, mine), el('p', { class: 'soft' }, 'Lit in the plane is what the real cone holds; shaded, how wide such a cone looks there.')]
 }
 function report() {
   const i = selected, texts = nearest(i, isText, 6), pictures = nearest(i, j => !isText(j), 12), head = levelOf[i] === IMAGE ? tile(i, 88) : null
   const truth = []
   for (let p = items.parent[i]; p >= 0; p = items.parent[p]) truth.push(items.text[p])
   return [el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i]), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
-    truth.length ? el('p', { class: 'soft' }, 'In the catalogue: ' + truth.join(' › ')) : null,
-    el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, coned ? 'Texts met on the straight way: the nearest whose cone holds the walker.' : space.cones ? 'No cone holds the walker on this way. The nearest words on it, cones aside:' : 'The nearest words met on the way.'), pathList(),
+    truth.length ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
+    el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(),
     ...(isText(i) ? coneReport() : []),
-    el('h3', {}, 'Nearest words'), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
-    ...(pictures.length ? [el('h3', {}, 'Nearest drawings'), thumbs(pictures.map(p => p[1]))] : []),
+    el('h3', {}, `Nearest ${words}`), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
+    ...(pictures.length ? [el('h3', {}, `Nearest ${thing}s`), thumbs(pictures.map(p => p[1]))] : []),
     el('div', { class: 'try', style: 'margin-top:18px' }, button('Centre this', () => centre(here(selected))), button('What am I looking at?', () => select(-1)))]
 }
 function refresh() {
@@ -557,17 +567,20 @@ function select(i) {
 function put(next) { place = next; animate((from => t => { for (let k = 0; k < 2 * n; k++) at[k] = from[k] + (next.xy[k] - from[k]) * t })(at.slice())); note() }
 function note() { $('note').textContent = `${space.title}, ${space.dim} dimensions. ${place.note}` }
 function enter(next) {
-  space = next.v ? next : unpack(next)
+  space = next.v ? next : unpack(next); hover(-1)
   place = space.places[0]; view = still(); zoom = fit()
   $('layout').replaceChildren(...space.places.map((p, k) => el('option', { value: k }, p.name)))
   for (const b of $('spaces').children) b.setAttribute('aria-pressed', b.textContent === space.name)
+  $('key').hidden = space.kappa > 0 || ordered() < 1
   put(place); refresh()
 }
 function listHits(words) {
   const want = words.toLowerCase().trim(), box = $('hits')
-  const found = want ? order.filter(i => items.text[i].toLowerCase().includes(want)).sort((i, j) => levelOf[i] - levelOf[j] || items.text[i].length - items.text[j].length) : []
+  // whole words first, then their beginnings, then what merely contains it
+  const worse = i => { const t = ` ${items.text[i].toLowerCase().replace(/[^\p{L}\p{N}]+/gu, ' ')} `; return t.includes(` ${want} `) ? 0 : t.includes(` ${want}`) ? 1 : 2 }
+  const found = want ? order.filter(i => items.text[i].toLowerCase().includes(want)).sort((i, j) => worse(i) - worse(j) || items.text[i].length - items.text[j].length) : []
   const spread = levels.flatMap((_, l) => found.filter(i => levelOf[i] === l).slice(0, 5))
-  box.replaceChildren(...spread.map((i, k) => el('li', { role: 'option', id: 'hit' + k, 'data-item': i, 'aria-selected': k === 0, onmousedown: e => { e.preventDefault(); choose(i) } }, levelOf[i] === IMAGE ? tile(i, 26) : spot(levelOf[i]), el('span', {}, items.text[i]), el('span', { class: 'num', style: 'margin-left:auto' }, data.titles[levelOf[i]]))))
+  box.replaceChildren(...spread.map((i, k) => el('li', { role: 'option', id: 'hit' + k, 'data-item': i, 'aria-selected': k === 0, onmousedown: e => { e.preventDefault(); choose(i) } }, tile(i, 26), el('span', {}, items.text[i]), el('span', { class: 'num', style: 'margin-left:auto' }, levels[levelOf[i]]))))
   if (want && !spread.length) box.replaceChildren(el('li', {}, 'Nothing has these words.'))
   box.hidden = !want; $('search').setAttribute('aria-expanded', !!want)
   $('search').setAttribute('aria-activedescendant', spread.length ? 'hit0' : '')
@@ -591,6 +604,7 @@ function theme(name) { document.documentElement.dataset.theme = name; readColour
 $('home').addEventListener('click', home)
 $('guide').addEventListener('click', () => select(-1))
 $('theme').addEventListener('click', () => theme(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark'))
+$('group').hidden = groups.length < 2 || groups.length > 60
 $('group').append(el('option', { value: -1 }, 'all groups'), ...groups.map((g, k) => el('option', { value: k }, g)))
 $('group').addEventListener('change', e => { group = +e.target.value; redraw() })
 $('layout').addEventListener('change', e => put(space.places[+e.target.value]))
@@ -598,9 +612,9 @@ levels.forEach((_, l) => {
   if (!byLevel[l].length) return
   const box = el('input', { type: 'checkbox', onchange: e => { shown[l] = e.target.checked; redraw() } })
   box.checked = shown[l]
-  $('levels').append(el('label', { class: 'chip' }, box, spot(l), data.titles[l] + 's'))
+  $('levels').append(el('label', { class: 'chip' }, box, spot(l), levels[l] + 's'))
 })
-if (spaces.length > 1) $('spaces').append(...spaces.map(s => el('button', { 'aria-pressed': 'false', onclick: () => enter(s) }, s.name)))
+if (spaces.length > 1) $('spaces').append(...spaces.map(s => el('button', { title: s.title, 'aria-pressed': 'false', onclick: () => enter(s) }, s.name)))
 $('title').textContent = data.title
 const wish = matchMedia('(prefers-color-scheme: dark)')
 theme(wish.matches ? 'dark' : 'light')
@@ -609,4 +623,4 @@ new ResizeObserver(resize).observe(canvas)
 at.set(place.xy)
 resize(); enter(space)
 // for the curious, and for the tests
-window.meru = { data, select, distance, inside, walk, nearest, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get lit() { return lit }, get view() { return view }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
+window.meru = { data, select, distance, inside, walk, nearest, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get lit() { return lit }, get view() { return view }, get scale() { return S }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
