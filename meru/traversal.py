@@ -93,7 +93,7 @@ def walk_home(
 ) -> list[Stop]:
     "What is met between a point and the root."
     walk = walks_to_root(pool.geometry, start[None], pool.root, pool.curv, steps)[0]
-    return pool.stops(torch.cat([walk, pool.root[None]]))
+    return pool.stops(torch.cat([start[None], walk[1:], pool.root[None]])) # the ends exactly: a text holds itself
 
 def walk_across(
     pool:Pool,
@@ -103,7 +103,8 @@ def walk_across(
 ) -> list[Stop]:
     "What is met on the geodesic between two points."
     t = torch.linspace(0, 1, steps + 1, dtype=start.dtype, device=start.device)[:, None]
-    return pool.stops(pool.geometry.between(start, end, t, pool.curv))
+    walk = pool.geometry.between(start, end, t[1:-1], pool.curv)
+    return pool.stops(torch.cat([start[None], walk, end[None]]))
 
 # %% ../nbs/15_traversal.ipynb #15a00051
 def training_mean(
