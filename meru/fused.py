@@ -124,6 +124,9 @@ def rival_sums(
     powers:tuple[float, ...],  # p of the log-sum-exp of p·l
 ) -> tuple[Float[Tensor, "p n"], Float[Tensor, "p b"]]: # over rows, over columns
     "Log-sum-exp over the rivals of every row and of every column."
+    if a.is_cuda and a.dtype == torch.float32:
+        from meru.tiles import triton, triton_sums
+        if triton: return triton_sums(a, b, scale, arc, own, powers)
     rows, cols = (_wide(a.new_empty(0)).new_full((len(powers), len(o)), -torch.inf) for o in (a, b))
     bt = b.T.contiguous()
     for i, j, m, n, (u, e) in _tiles(a, b, 2):
@@ -157,6 +160,9 @@ def rival_gradients(
     sums:tuple[Float[Tensor, "n"], Float[Tensor, "b"]], # R and C: the shares of pair (i, j) are exp(p·l − R_i) and exp(p·l − C_j)
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "b k"], Float[Tensor, ""]]: # Σ A du/da, Σ A du/db, Σ A u
     "Sums over the rivals, with A the two shares together."
+    if a.is_cuda and a.dtype == torch.float32:
+        from meru.tiles import triton, triton_gradients
+        if triton: return triton_gradients(a, b, scale, arc, own, power, sums)
     bt, slope = b.T.contiguous(), -LOG2E*power*scale
     da, dbt, gap = torch.zeros_like(a), torch.zeros_like(bt), sums[0].new_zeros(())
     shift, rows, cols = _middle(sums, a.dtype)

@@ -1,0 +1,46 @@
+"The Triton kernels, in Triton's interpreter, against the plain loss in float64."
+import os, subprocess, sys
+from importlib.util import find_spec
+import pytest
+from conftest import ROOT
+
+CHECK = """
+import torch
+from meru import fused, losses, tiles
+from meru.geometry import geometries, get_geometry
+fused.rival_sums = lambda *args: tiles.triton_sums(*args, block=(16, 16, 16), slots=2)
+fused.rival_gradients = lambda *args: tiles.triton_gradients(*args, block=(16, 16, 16))
+def outcome(loss, name, dtype, b, d, curv, scale, *how):
+    g = torch.Generator().manual_seed(b)
+    leaves = [o.to(dtype).requires_grad_() for o in (*(.7*torch.randn(2, b, d, generator=g).double()), torch.tensor(curv), torch.tensor(scale))]
+    u, v, c, s = leaves
+    value = loss(get_geometry(name), *(get_geometry(name).exp_map0(o, c) for o in (u, v)), c, s, *how)
+    return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+ids = lambda b: torch.arange(b)//2
+worst, count = 0., 0
+for name in geometries:
+    for b, d, curv, scale, *how in ((37, 5, .7, 14.), (33, 18, 2., 30., ids(33), .3), (18, 3, 1., 9., ids(18), 0., .5), (1, 4, 1., 5.), (6, 4, 1., 5., 0*ids(6), 0., 1.)):
+        got, want = (outcome(f, name, t, b, d, curv, scale, *how) for f, t in ((fused.contrastive_loss, torch.float32), (losses.contrastive_loss, torch.float64)))
+        error = max(((g - w).norm()/(w.norm() + 1e-2)).item() for g, w in zip(got, want))
+        assert error < 1e-4, (name, b, d, error, [(float(g.norm()), float(w.norm())) for g, w in zip(got, want)])
+        worst, count = max(worst, error), count + 1
+print('checked', count, worst)
+"""
+
+
+def test_in_the_interpreter():
+    if find_spec('triton') is None: pytest.skip('triton is missing: no wheels for this system')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CHECK], capture_output=True, text=True, cwd=ROOT, env=os.environ | dict(TRITON_INTERPRET='1'), timeout=600)
+    assert done.stdout.startswith('checked 20'), done.stderr[-3000:]
+
+
+def test_without_triton_the_rest_works():
+    code = "import sys; sys.modules['triton'] = None; from meru import tiles, fused; assert tiles.triton is None and callable(fused.contrastive_loss)"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_triton_is_not_imported_before_it_is_used():
+    code = "import sys; from meru import fused; assert 'meru.tiles' not in sys.modules"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
