@@ -23,7 +23,7 @@ from torch import Tensor
 from .encoders import from_hub, load_towers
 from .images import ImageError, decode_image, resize_image
 from .model import Model, ModelConfig, attach_backbone, build_model
-from .run import Run, check_ranges, load_config, load_run, load_tensors, write_json
+from .run import Run, check_ranges, load_config, load_run, load_tensors, write_atomic, write_json
 from .shards import root
 from .text import Tokenizer
 from .zeroshot import encode_images, encode_texts
@@ -127,7 +127,8 @@ class Pretrained(ModelHubMixin, library_name='meru'):
         return self.geometry.exterior_angle(texts[:, None], images, self.curv) < aperture[:, None]
 
     def _save_pretrained(self, save_directory:Path):
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, save_directory/'model.safetensors', metadata=dict(format='pt'))
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        write_atomic(save_directory/'model.safetensors', lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt')))
         for name, held in dict(config=asdict(self.model.cfg), run=self.record, metrics=self.metrics).items():
             if held: write_json(save_directory/f'{name}.json', held)
     @classmethod
