@@ -14,6 +14,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
@@ -209,7 +210,7 @@ def compare(
             if r['difference'] is None: continue
             p, over = p_value(of(base), of(r['name']), key, clusters)
             mean, low, high = r['difference']
-            line['differences'][r['name']] = dict(mean=-mean, low=-high, high=-low, p=p, over=over)
+            line['differences'][r['name']] = dict(mean=0 - mean, low=0 - high, high=0 - low, p=p, over=over)
         table.append(line)
     tested = [d for line in table if line['better'] for d in line['differences'].values()]
     for d, p in zip(tested, holm([d['p'] for d in tested])): d |= dict(p_holm=p, sure=p < .05 and d['low']*d['high'] > 0)
@@ -264,14 +265,16 @@ def plot_comparison(
 ) -> Figure:
     "A panel a measure: means with intervals over seeds, filled where the difference from the base is sure; controls as dotted lines."
     lines = [l for l in table if l['key'] in shown] or table[:12]
-    fig, axes = plt.subplots(-(-len(lines)//4), 4, figsize=(12, 1.5*-(-len(lines)//4) + .4), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(-(-len(lines)//4), 4, figsize=(12, 1.7*-(-len(lines)//4) + .4), squeeze=False, layout='constrained')
     for ax in axes.flat[len(lines):]: ax.axis('off')
     for ax, line in zip(axes.flat, lines):
         sure = lambda n: (1, 1) if line['differences'].get(n, {}).get('sure') else (-1, 1)
         plot_rows([dict(name=n, mean=m[0], low=m[1], high=m[2], difference=(0, *sure(n))) for n, m in line['means'].items()], base, ax, line['question'])
         for colour, (name, held) in zip(('C3', 'C4', 'C2'), controls.items()):
             if (v := held.get(line['key'])) is not None: ax.axvline(v, c=colour, lw=1, ls=':', label=name)
-        ax.xaxis.label.set_size(8)
+        middle, half = np.mean(ax.get_xlim()), max(np.ptp(ax.get_xlim())/2, .05) # not to magnify nothing
+        ax.set_xlim(middle - half, middle + half); ax.locator_params(axis='x', nbins=4)
+        ax.set_xlabel(fill(line['question'], 32), size=8)
     handles = {h.get_label(): h for ax in axes.flat for h in ax.get_legend_handles_labels()[0]}
     if handles: fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
     return fig

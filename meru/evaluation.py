@@ -201,12 +201,13 @@ questions = {
 
 def chance_of(
     key:str,                  # an entry of the metrics
-    metrics:dict[str, float], # from `evaluate_emoji`
+    metrics:dict[str, float], # from `evaluate_emoji` or `with_control`
 ) -> float|None:
     "What guessing would reach, where that is known."
-    if key in ("level_tau", "chain_tau"): return 0.
-    if key == "cone_auc": return .5
-    if key.endswith(("_top1", "_top5")): return min(1., int(key[-1]) * metrics[f"{key[:-5]}_chance"])
+    if key.endswith("_tau"): return 0.
+    if key.endswith("cone_auc"): return .5
+    if key.endswith("_per_class"): return metrics.get(f"{key.removesuffix('_per_class')}_chance")
+    if key.endswith(("_top1", "_top5")): return (one := metrics.get(f"{key[:-5]}_chance")) and min(1., int(key[-1]) * one)
     return metrics.get(f"{key}_chance")
 
 def summary(
@@ -440,9 +441,8 @@ def photo_summary(
     "A table of the main measures, and below it what was skipped and how to get it."
     m, lines = report.metrics, ["| | | model | untrained | chance |", "| --- | --- | --- | --- | --- |"]
     sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta", "depth_tau") if k.endswith(f"_{end}") and not k.endswith("_probe_top1") and not k.startswith("untrained_")}
-    chance = lambda s, k: m.get(f"{s}_chance") if k in ("top1", "per_class") else .5 if k == "cone_auc" else 0. if k.endswith("_tau") else m.get(f"{s}_{k}_chance")
     show = lambda v: "–" if v is None else f"{v:.3f}"
-    for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(m.get(f'untrained_{s}_{k}'))} | {show(chance(s, k))} |" for k, says in headlines.items() if f"{s}_{k}" in m]
+    for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(m.get(f'untrained_{s}_{k}'))} | {show(chance_of(f'{s}_{k}', m))} |" for k, says in headlines.items() if f"{s}_{k}" in m]
     lines += ["", *remarks(m), "", f"Skipped, {len(report.skipped)}:", "", *(f"- **{k}**: {why}" for k, why in report.skipped.items())]
     return "\n".join(lines)
 
