@@ -201,12 +201,12 @@ def story(
 ) -> dict:     # `points` and `more`: heading and text of each
     "What a page tells a newcomer."
     thing = items.titles[-1]
-    alike = ['Near means alike.', f'Each {thing} and each dot, which is a text, is one point. A neural network learned from {thing}s with the {items.words} that belong to them to put what fits together close together.']
+    alike = ['Near means alike.', f'Each {thing} and each dot, which is a text, is one point. A neural network learned from pictures and texts that belong together to put what fits together close together.']
     order = {-1: ['Near the middle: general. Towards the rim: special.', example(items)],
-        0: ['This model lives in flat space.', f'It learned from the same {thing}s in the space of school geometry, where room grows slowly on the way out. Is the general nearer to the root here? The bars below say.'],
+        0: ['This model lives in flat space.', 'It learned from the same data in the space of school geometry, where room grows slowly on the way out. Is the general nearer to the root here? The bars below say.'],
         1: ['This model is CLIP: no middle, no rim.', 'Only directions count, so all points are equally far from the centre of a ball. The cross marks the mean direction of everything shown. It can say what is near, but not what is more general.']}
     hands = ['Try it.', 'Drag anything to the middle, and the space re-centres around it. Click anything to see its walk to the root, its cone and its neighbours.']
-    told = ['What was the network told?', f'Only which {items.words} go with which {thing}' + (', and that a text is more general than its picture. ' if kappa < 1 else '. ') +
+    told = ['What was the network told?', 'Only which texts belong to which pictures' + (', and that a text is more general than its picture. ' if kappa < 1 else '. ') +
         ('It never saw the catalogue’s tree: how much of it came out all the same is what the bars and the cones show.' if len(items.titles) > 2 else 'Whatever else is to be seen came of that.')]
     bent = ['Why a disk, and why are lines bent?', 'In hyperbolic space room grows so fast on the way out that a whole tree of ideas fits without crowding. To get it onto a page, what is far from the middle is drawn small: drag it there and it is as large as any. The straightest lines look bent, as on a map of the world.']
     return dict(points=[alike, order[kappa], hands], more=[bent, told] if kappa < 0 else [told])

@@ -494,7 +494,7 @@ function ordered() {
 }
 function verdict() {
   const known = levels.map((_, l) => l).filter(l => byLevel[l].length), texts = known.filter(l => l !== IMAGE)
-  const half = l => `half of the ${levels[l]}s within ${fixed(median(radii(l)))}`, out = median(radii(IMAGE)), last = texts[texts.length - 1]
+  const half = l => `half of the ${levels[l]}s lie within ${fixed(median(radii(l)))}`, out = median(radii(IMAGE)), last = texts[texts.length - 1]
   const how = { 2: 'nearest the root', 1: 'only a little nearer the root than the special ones', [-1]: 'no nearer the root than the special ones' }[ordered()]
   const about = how ? [`the general words lie ${how}: ${half(texts[0])}`, half(last)] : texts.map(half)
   if (known.includes(IMAGE)) about.push(!texts.length ? half(IMAGE) : out > median(radii(last)) * 1.02 ? `${thing}s lie farthest out (${fixed(out)})` : `${thing}s lie at ${fixed(out)}, not beyond the ${words}`)
