@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['reasons', 'magic', 'foreign', 'n_draws', 'yiq', 'rgb', 'ImageError', 'sniff', 'open_image', 'to_rgb', 'plain_jpeg',
            'decode_image', 'crop_resize', 'resize_image', 'random_boxes', 'random_affine', 'warp', 'colour_matrices',
-           'recolour', 'ImageAugment', 'random_colours', 'augment_chunk', 'augment_images']
+           'recolour', 'ImageAugment', 'random_colours', 'finish', 'augment_chunk', 'augment_images', 'recipe',
+           'scaling', 'augment_batch']
 
 # %% ../nbs/03_images.ipynb #7d64713b
 import io
@@ -156,7 +157,7 @@ def warp(
     size:int,                          # side of the result, pixels
 ) -> Float32[Tensor, "b 3 s s"]:
     "Move the pictures; what comes in from outside repeats the border."
-    at = (2*torch.arange(size) + 1)/size - 1
+    at = (2*torch.arange(size, device=images.device) + 1)/size - 1
     grid = theta[:, :, 0, None, None]*at + theta[:, :, 1, None, None]*at[:, None] + theta[:, :, 2, None, None]
     return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode='bilinear', padding_mode='border', align_corners=False)
 
@@ -184,7 +185,7 @@ def recolour(
     share:Float32[Tensor, "b"],        # of the mean grey to add
 ) -> Float32[Tensor, "b 3 s s"]:
     "x' = Mx + share · mean grey, one picture independent of the others to the last bit."
-    grey = images.mean((2, 3), dtype=torch.float64) @ torch.tensor(yiq[0])
+    grey = images.mean((2, 3), dtype=torch.float64) @ torch.tensor(yiq[0], device=images.device)
     out = M[:, :, 0, None, None] * images[:, None, 0]
     for i in (1, 2): out.addcmul_(M[:, :, i, None, None], images[:, None, i])
     return out.add_((share*grey.float())[:, None, None, None])
@@ -213,6 +214,10 @@ class ImageAugment:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1: raise ValueError(f"crop_scale is {self.crop_scale}; it must be a range within (0, 1].")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]: raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be a range of positive numbers.")
 
+    moves = property(lambda self: bool(self.degrees or self.shear or self.translate), doc="is there anything to warp?")
+    recolours = property(lambda self: bool(self.brightness or self.contrast or self.saturation or self.hue or self.grey), doc="anything to recolour?")
+    def read_size(self, size:int) -> int: return size*3//2 if self.moves else size # side of the crop that is read for a result of `size`
+
     def __call__(self,
         img:UInt8[Tensor, "3 h w"], # a picture
         size:int,                   # side of the result, pixels
@@ -230,6 +235,19 @@ def random_colours(
     b, c, s = (1 + (2*u[:, :3] - 1) * [aug.brightness, aug.contrast, aug.saturation]).T
     return colour_matrices(b, c, np.where(u[:, 4] < aug.grey, 0, s), (2*u[:, 3] - 1)*aug.hue)
 
+def finish(
+    out:Tensor,                 # cut out pictures, uint8 or float
+    theta:Float32[Tensor, "b 2 3"], # from `random_affine`
+    M:Float32[Tensor, "b 3 3"], # from `random_colours`
+    share:Float32[Tensor, "b"], # the same
+    size:int,                   # side of the result, pixels
+    aug:ImageAugment,           # the settings: what is off costs nothing
+) -> UInt8[Tensor, "b 3 s s"]:
+    "Warp and recolour."
+    if aug.moves: out = warp(out.float(), theta, size)
+    if aug.recolours: out = recolour(out.float(), M, share)
+    return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).byte()
+
 def augment_chunk(
     images:list,                   # of UInt8[3 h w], any sizes
     size:int,                      # side of the result, pixels
@@ -237,15 +255,11 @@ def augment_chunk(
     aug:ImageAugment,              # the settings
 ) -> UInt8[Tensor, "b 3 s s"]:
     "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
-    moved = aug.degrees or aug.shear or aug.translate
     boxes = random_boxes(u[:, :4], np.array([o.shape[1:] for o in images]), aug.crop_scale, aug.crop_ratio).tolist()
-    out = torch.stack([crop_resize(*o, size*3//2 if moved else size) for o in zip(images, boxes)])
+    out = torch.stack([crop_resize(*o, aug.read_size(size)) for o in zip(images, boxes)])
     flip = torch.from_numpy(u[:, 4] < aug.flip)
     if flip.any(): out[flip] = out[flip].flip(-1)
-    if moved: out = warp(out.float(), random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate), size)
-    if aug.brightness or aug.contrast or aug.saturation or aug.hue or aug.grey:
-        out = recolour(out.float(), *random_colours(u[:, 9:], aug))
-    return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).byte()
+    return finish(out, random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate), *random_colours(u[:, 9:], aug), size, aug)
 
 def augment_images(
     images:list,                   # of UInt8[3 h w], any sizes
@@ -255,3 +269,47 @@ def augment_images(
 ) -> UInt8[Tensor, "b 3 s s"]:
     "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
     return torch.cat([augment_chunk(images[i:i+32], size, u[i:i+32], aug) for i in range(0, len(images), 32)])
+
+# %% ../nbs/03_images.ipynb #03de0002
+def recipe(
+    u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
+    hw:Int64[np.ndarray, "b 2"],   # height and width of each picture, pixels
+    aug:ImageAugment,              # the settings
+) -> Float32[Tensor, "b 21"]: # crop as shares of the picture, mirrored?, warp, colours
+    "What the draws mean for each picture."
+    box = random_boxes(u[:, :4], hw, aug.crop_scale, aug.crop_ratio)/np.tile(hw, 2)
+    M, share = random_colours(u[:, 9:], aug)
+    parts = torch.from_numpy(box).float(), torch.from_numpy(u[:, 4:5] < aug.flip), random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate).flatten(1)
+    return torch.cat([*parts, M.flatten(1), share[:, None]], 1)
+
+# %% ../nbs/03_images.ipynb #03de0004
+def scaling(
+    start:Float32[Tensor, "b"],  # where the crop begins, pixels
+    length:Float32[Tensor, "b"], # how long it is
+    n:int,                       # side of the picture, pixels
+    size:int,                    # side of the result
+) -> Float32[Tensor, "b s n"]:   # rows sum to 1
+    "Antialiased bicubic scaling of a crop; what lies outside of it is not read."
+    pixel = torch.arange(n, device=start.device) + .5
+    ratio, start = (length/size)[:, None, None], start[:, None, None]
+    place = start + (torch.arange(size, device=start.device)[:, None] + .5)*ratio
+    x = (pixel - place).abs()/ratio.clamp_min(1)
+    kernel = torch.where(x < 1, (1.5*x - 2.5)*x*x + 1, ((2.5 - .5*x)*x - 4)*x + 2)
+    kernel = torch.where((x < 2) & (pixel > start) & (pixel < start + ratio*size), kernel, 0)
+    return kernel/kernel.sum(2, keepdim=True)
+
+def augment_batch(
+    images:UInt8[Tensor, "b 3 t t"],   # whole pictures, squeezed into squares
+    recipe:Float32[Tensor, "b 21"],    # from `recipe`, on the same device
+    size:int,                          # side of the result, pixels
+    aug:ImageAugment,                  # the settings
+    chunk:int=256,                     # pictures at a time, for memory's sake
+) -> UInt8[Tensor, "b 3 s s"]:
+    "What `augment_images` does, in a few calls for all pictures."
+    if len(images) > chunk: return torch.cat([augment_batch(*o, size, aug) for o in zip(images.split(chunk), recipe.split(chunk))])
+    n, side = images.shape[-1], aug.read_size(size)
+    box, flip, theta, M, share = recipe.split((4, 1, 6, 9, 1), 1)
+    down, across = (scaling(n*box[:, i], n*box[:, i + 2], n, side) for i in (0, 1))
+    across = torch.where(flip[..., None] > 0, across.flip(1), across)
+    out = (down[:, None]@images.float()@across[:, None].mT).round_().clamp_(0, 255)
+    return finish(out, theta.view(-1, 2, 3), M.view(-1, 3, 3), share[:, 0], size, aug)

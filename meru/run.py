@@ -57,6 +57,9 @@ class TrainConfig(ModelConfig, ImageAugment):
     betas:tuple[float, float] = (0.9, 0.98) # decay of AdamW's two moments; 0.98 forgets faster, as CLIP's
     grad_clip:float = 0.0                # largest norm of the gradient; 0 clips nothing, as in the paper
     amp:str = 'bf16'                     # 'bf16' or 'off': precision of the towers; geometry is float32 in both
+    micro_batch:int = 0                  # pairs in memory at once, divides batch_size; 0: all. The gradient is the same, the time a third more
+    compile:str = 'off'                  # torch.compile of the transformer blocks: 'auto' (on a GPU), 'on' or 'off'
+    augment_on:str = 'loader'            # where pictures are augmented: 'loader', or 'device': a batch at a time, from pictures squeezed to 1.5 times the side
     init:str = ''                        # a run whose weights this one starts from
     level_probs:tuple[float, ...] = ()   # how often each level of a pair's texts is drawn; () = the caption
     word_mask:float = 0.0                # chance of each word of a caption to be masked
@@ -82,8 +85,9 @@ class TrainConfig(ModelConfig, ImageAugment):
         def all_in(low, high, names): return {k: low <= getattr(self, k) <= high for k in names.split()}
         check_ranges(self, **all_in(1, math.inf, 'steps batch_size log_every val_every save_every image_size'), lr=self.lr > 0,
             **all_in(0, math.inf, 'seed workers weight_decay grad_clip val_pairs'), **all_in(0, 1, 'word_mask word_shuffle word_drop'),
-            amp=self.amp in ('bf16', 'off'), batches=self.batches in ('random', 'hard'), verify=self.verify in ('sizes', 'hashes'), damaged_shards=self.damaged_shards in ('fail', 'quarantine'), duplicate=0 < self.duplicate <= 1.01, warmup=0 <= self.warmup < self.steps, betas=all(0 <= b < 1 for b in self.betas),
+            amp=self.amp in ('bf16', 'off'), compile=self.compile in ('auto', 'on', 'off'), augment_on=self.augment_on in ('loader', 'device'), micro_batch=self.micro_batch >= 0 and not (self.micro_batch and self.batch_size % self.micro_batch), batches=self.batches in ('random', 'hard'), verify=self.verify in ('sizes', 'hashes'), damaged_shards=self.damaged_shards in ('fail', 'quarantine'), duplicate=0 < self.duplicate <= 1.01, warmup=0 <= self.warmup < self.steps, betas=all(0 <= b < 1 for b in self.betas),
             level_probs=not self.level_probs or abs(sum(self.level_probs) - 1) < 1e-6)
+        if self.micro_batch and self.image_tower == 'conv': raise ValueError(f"micro_batch is {self.micro_batch}, but image_tower 'conv' normalises over the batch, and a part has other statistics: set micro_batch=0")
 
 # %% ../nbs/10_run.ipynb #97a13f30
 def _fits(v, t) -> bool:
@@ -110,7 +114,8 @@ def checked(
     return {k: tuple(v) if isinstance(v, list) else float(v) if types[k] is float else v for k, v in given.items()}
 
 # %% ../nbs/10_run.ipynb #a5cfe1e7
-vit_s = TrainConfig(image_width=384, image_depth=12, image_heads=12)
+# bfloat16, compiled blocks and texts cut in steps of 16 on a GPU: tested for what they compute, untimed
+vit_s = TrainConfig(image_width=384, image_depth=12, image_heads=12, compile='auto')
 vit_b = replace(vit_s, image_width=768)
 vit_l = replace(vit_s, image_width=1024, image_depth=24, image_heads=16)
 

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
-from .images import ImageAugment, ImageError, augment_images, decode_image, n_draws, open_image, resize_image
+from .images import ImageAugment, ImageError, augment_images, crop_resize, decode_image, n_draws, open_image, recipe, resize_image
 from .text import text_id
 
 # %% ../nbs/04_shards.ipynb #7da1f242
@@ -440,6 +440,7 @@ class Batch(NamedTuple):
     tokens:Int64[Tensor, "b l"]     # ids, padded with 0
     text_ids:Int64[Tensor, "b"]     # equal for equal texts, before their augmentation
     keys:list                       # of str: the samples
+    recipe:Tensor|None = None       # [b 21] of meru.images.recipe: `images` are whole pictures, to be augmented on the device
 
 def choose_text(
     sample:Sample,     # a pair
@@ -467,10 +468,11 @@ def to_batch(
     said:list[str],                  # as augmented
     samples:list,                    # of Sample
     tokenizer:Callable,              # texts to ids
+    recipe:Tensor|None=None,         # of augmentation on the device
 ) -> Batch:
     "Put a batch together."
     ids = torch.tensor([text_id(o) for o in texts], dtype=torch.int64)
-    return Batch(images, tokenizer(said), ids, [o.key for o in samples])
+    return Batch(images, tokenizer(said), ids, [o.key for o in samples], recipe)
 
 # %% ../nbs/04_shards.ipynb #e5ad822f
 class Steps(torch.utils.data.Dataset):
@@ -503,7 +505,7 @@ class Walks:
         "Batches from any step on, exactly as if all steps before had been made."
         if self.cache: self.source.fill()
         steps = Steps(self)
-        if self.workers: found = DataLoader(steps, batch_size=None, sampler=itertools.count(start_step), num_workers=self.workers, collate_fn=first)
+        if self.workers: found = DataLoader(steps, batch_size=None, sampler=itertools.count(start_step), num_workers=self.workers, collate_fn=first, pin_memory=torch.cuda.is_available())
         else: found = map(steps.__getitem__, itertools.count(start_step))
         for batch, damaged in found:
             self.source.damaged.update(damaged)
@@ -534,6 +536,7 @@ class Loader(Walks):
     cache:bool = True                 # decode everything first and keep it in memory
     drop_last:bool = True             # leave out an epoch's last, smaller batch
     share:tuple = (0, 1)              # of each batch, and of an evaluation: what process i of k takes
+    squeeze:int = 0                   # side of squares into which whole pictures are squeezed, to be augmented on the device; 0: augment here
 
     def __post_init__(self):
         n, probs = len(self.shards), self.level_probs
@@ -557,4 +560,7 @@ class Loader(Walks):
         u = np.stack([o.random(1 + n_draws) for o in rngs])
         texts = [choose_text(o, x, self.level_probs) for o, x in zip(samples, u[:, 0])]
         said = [self.augment_text(*o) for o in zip(texts, rngs)] if self.augment_text else texts
-        return to_batch(pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer)
+        if not self.squeeze: return to_batch(pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer)
+        hw = np.array([o.image.shape[1:] for o in samples])
+        whole = torch.stack([crop_resize(o.image, (0, 0, *o.image.shape[1:]), self.squeeze) for o in samples])
+        return to_batch(whole, texts, said, samples, self.tokenizer, recipe(u[:, 1:], hw, self.augment))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Part', 'CachedPart', 'open_cached', 'open_data', 'check_processes', 'open_together', 'make_loader', 'pick_device',
-           'NonFinite', 'update', 'describe', 'validate', 'begin', 'fit', 'sit_down', 'lost_shards', 'due', 'main']
+           'update', 'describe', 'validate', 'begin', 'fit', 'sit_down', 'lost_shards', 'due', 'main']
 
 # %% ../nbs/11_trainer.ipynb #5debb122
 import argparse, json, math, os, signal, sys, threading, time
@@ -26,6 +26,7 @@ from .model import Model, build_model, curv_range
 from .optim import lr_at, make_optimizer
 from .run import Run, TrainConfig, load_checkpoint, load_config, machine, save_checkpoint
 from .shards import Batch, Loader, Shards, embedded_data, file_sha256, root
+from .step import NonFinite, Watch, compile_blocks, compiles, gradients, to_device, waits
 from .text import Tokenizer, augment_caption
 
 # %% ../nbs/11_trainer.ipynb #0fe5d0dd
@@ -118,7 +119,8 @@ def make_loader(
     say = partial(augment_caption, mask=cfg.word_mask, shuffle=cfg.word_shuffle, drop=cfg.word_drop)
     tokenizer = load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
     kw = dict(image_size=cfg.image_size, batch_size=cfg.batch_size, seed=cfg.seed, augment=augment, augment_text=say,
-              level_probs=cfg.level_probs or None, workers=cfg.workers, cache=cfg.cache, share=(rank(), world()))
+              level_probs=cfg.level_probs or None, workers=cfg.workers, cache=cfg.cache, share=(rank(), world()),
+              squeeze=cfg.image_size*3//2 if cfg.augment_on == 'device' else 0)
     return Loader(shards, tokenizer, **kw | changes)
 
 # %% ../nbs/11_trainer.ipynb #4e901a96
@@ -130,31 +132,29 @@ def pick_device(
     if name.startswith('cuda') and not torch.cuda.is_available(): raise ValueError(f"device = {name!r}, but torch sees no GPU; use 'auto' or 'cpu'")
     return name
 
-class NonFinite(FloatingPointError):
-    "The loss or its gradient is not a number; no parameter was touched."
-
 def update(
     model:Model,               # moves by one step
     opt:torch.optim.Optimizer, # its optimiser
     batch:Batch,               # pairs, on the model's device
     cfg:TrainConfig,           # learning rate, precision, clipping
     step:int,                  # updates made so far
-) -> dict:                     # what the model returned, with `lr` and `grad_norm`
+) -> dict:                     # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
     "One step: forward, backward, and the update if everything is finite."
     torch.manual_seed(cfg.seed * 1_000_003 + step + rank()*2**40)
     lr = lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
     for group in opt.param_groups: group['lr'] = lr
     model.train()
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=cfg.amp == 'bf16'):
-        out = model(batch.images, batch.tokens, batch.text_ids)
     opt.zero_grad()
-    out['loss'].backward()
+    out = gradients(model, batch, cfg)
     sum_gradients(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
-    if not torch.isfinite(out['loss'] + norm): raise NonFinite(f"loss {out['loss'].item():.4g}, gradient norm {norm:.4g} at step {step}")
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if cfg.grad_clip: nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norm)
+    bad = ~torch.isfinite(out['loss'] + norm)
+    if waits(bad.device): opt.found_inf = bad.float() # where it is 1, fused AdamW touches nothing
+    elif bad: raise NonFinite(f"loss {out['loss'].item():.4g}, gradient norm {norm:.4g}", step)
     opt.step()
     model.clamp_()
-    return out | dict(lr=lr, grad_norm=norm)
+    return out | dict(lr=lr, grad_norm=norm, bad=bad)
 
 # %% ../nbs/11_trainer.ipynb #ea0c2d6a
 @torch.no_grad()
@@ -186,7 +186,8 @@ def validate(
     "Loss and naming accuracy on the held-out pairs."
     model.eval()
     device = next(model.parameters()).device
-    seen = [(model.encode_image(b.images.to(device)), model.encode_text(b.tokens.to(device)), b.text_ids) for b in loader.eval_batches()]
+    with torch.compiler.set_stance('force_eager'): # every length is a shape of its own here
+        seen = [(model.encode_image(b.images.to(device)), model.encode_text(b.tokens.to(device)), b.text_ids) for b in loader.eval_batches()]
     images, texts, ids = (gather_rows(torch.cat(o).to(device)) for o in zip(*seen))
     loss = model.contrastive(images, texts, ids)
     guess = model.geometry.scores(images, texts, model.curv).argmax(1)
@@ -206,6 +207,7 @@ def begin(
     model.to(device)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
     if run.last.exists(): state = load_checkpoint(run.last, model, opt)
+    if compiles(cfg, device): compile_blocks(model)
     return model, opt, state
 
 def _weights(folder:str) -> Path:
@@ -236,12 +238,14 @@ def fit(
     sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
     lost = lost_shards(pairs, held_out)
     run.record(pairs=len(pairs), params=model.param_count, lost=lost)
-    clock = _Clock(run)
+    clock, watch = _Clock(run), Watch()
     bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout, disable=quiet or rank() > 0)
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
-        try: out = update(model, opt, _to(batch, device), cfg, step)
-        except NonFinite as e: raise _named(run, e, batch) from None
         done, row = step + 1, {}
+        try:
+            out = update(model, opt, to_device(batch, cfg, device), cfg, step)
+            watch.see(out['bad'], step, read=any(due(done, n, cfg.steps) for n in (cfg.log_every, cfg.val_every, cfg.save_every)))
+        except NonFinite as e: raise _named(run, e, loader) from None
         bar.update(cfg.batch_size)
         if due(done, cfg.log_every, cfg.steps):
             row = dict(step=done, pairs=done*cfg.batch_size, **describe(model, out), **clock(done*cfg.batch_size))
@@ -299,18 +303,18 @@ class _Clock:
         self.seconds, self.tick = self.seconds + now - self.tick, now
         return dict(pairs_per_s=round(rate, 1), seconds=round(self.seconds, 2))
 
-def _to(batch, device): return batch._replace(**{k: getattr(batch, k).to(device, non_blocking=True) for k in ('images', 'tokens', 'text_ids')})
 def _failures(loader): # each damaged sample counts once, whoever met it
     return dict(Counter({i: o for damaged in gather_objects(loader.damaged) for i, o in damaged.items()}.values()))
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 def _peak(): return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
-def _named(run, error, batch):
+def _named(run, error, loader):
     "The error, with the batch written down."
     path = run.folder/'bad_batch.json'
-    keys = sum(gather_objects(batch.keys), [])
+    keys = sum(gather_objects(loader.batch_at(error.step).keys), [])
     if not rank(): path.write_text(json.dumps(keys))
-    return NonFinite(f'{error}. No parameter was touched; the keys of the batch are in {path}, the last good checkpoint is {run.last}.')
+    error.args = (f'{error}. That step touched no parameter; the keys of its batch are in {path}, the last good checkpoint is {run.last}.',)
+    return error
 
 # %% ../nbs/11_trainer.ipynb #e71c0a03
 def main(
