@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from .plots import palette
 from .run import checked, machine, write_json
+from .peers import step_suite
 from .rivals import generality_suite, search_suite
 from .throughput import loader_suite, ranks_suite
 
@@ -26,7 +27,8 @@ suites = dict(
     loader=Suite(loader_suite, dict(n=16, reps=1, size=32, batch=4)),
     ranks=Suite(ranks_suite, dict(n_images=100, dim=8, reps=1)),
     search=Suite(search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
-    generality=Suite(generality_suite, dict(run='', other='')))
+    generality=Suite(generality_suite, dict(run='', other='')),
+    step=Suite(step_suite, dict(cases='small', batch=8, reps=1)))
 
 # %% ../nbs/23_benchmark.ipynb #68f821b2
 def record_suite(

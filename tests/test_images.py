@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from meru.images import ImageAugment, ImageError, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recolour, resize_image, warp
+from meru.images import ImageAugment, ImageError, augment_batch, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recipe, recolour, resize_image, warp
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)
@@ -222,3 +222,16 @@ def test_colours_agree_with_torchvision():
 @pytest.mark.parametrize('bad', [dict(flip=1.5), dict(hue=.6), dict(degrees=-1), dict(crop_scale=(0, 1)), dict(crop_scale=(.9, .5)), dict(crop_ratio=(-1, 1)), dict(grey=float('nan'))])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))): ImageAugment(**bad)
+
+
+@pytest.mark.parametrize('aug, most', [(ImageAugment(flip=.5), 1), (ImageAugment(crop_scale=(.1, .2)), 2), (ImageAugment(degrees=20, shear=5, translate=.1), 3),
+    (ImageAugment(flip=.5, brightness=.3, contrast=.3, saturation=.4, hue=.1, grey=.2), 3)])
+def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):
+    "Pictures that are squares already: nothing is squeezed, and the two ways differ by their roundings."
+    pictures = torch.from_numpy(np.random.default_rng(2).integers(0, 255, (40, 3, 9, 9), dtype=np.uint8))
+    pictures = torch.nn.functional.interpolate(pictures, size=(72, 72), mode='bicubic')
+    u, hw = np.random.default_rng(3).random((40, n_draws)), np.full((40, 2), 72)
+    slow, fast = augment_images(list(pictures), 48, u, aug), augment_batch(pictures, recipe(u, hw, aug), 48, aug)
+    off = (slow.float() - fast.float()).abs()
+    assert off.max() <= most and off.mean() < .3
+    assert torch.equal(augment_batch(pictures, recipe(u, hw, aug), 48, aug, chunk=7), fast)
