@@ -70,7 +70,7 @@ def search_case(
     points = clumps(lorentz, n + n_queries + 200, shell, dim, topics=max(20, n//500))
     gallery, queries, like_them = points.split((n, n_queries, 200))
     began = time.process_time()
-    index = build_index(gallery.clone(), 'lorentz', 1., queries=like_them, n_cells=int(4*n**.5))
+    index = build_index(gallery.clone(), 'lorentz', 1., queries=like_them, n_cells=int(8*n**.5))
     seconds = dict(cells=round(time.process_time() - began, 1))
     peers, others = peers_of(index, queries, graphs)
     true = peers['exact']()

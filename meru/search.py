@@ -70,7 +70,7 @@ def fit_cells(
     points:Float[Tensor, "n d"], # 64 a cell are looked at
     curv:Float[Tensor, ""],      # curvature magnitude c > 0
     n_cells:int,                 # how many
-    steps:int=8,                 # rounds
+    steps:int=2,                 # rounds; more make cells less equal in size, which costs more than it gains
     seed:int=0,                  # of the points looked at
 ) -> Float[Tensor, "c d"]: # centres
     "k-means in any geometry (Lloyd; on the hyperboloid with the centre of Law et al. 2019)."
@@ -195,12 +195,12 @@ def build_index(
     model:str='',                      # which model made the points
     columns:dict|None=None,            # name -> list, of what is known of each point
     queries:Float[Tensor, "q d"]|None=None, # like those to come, to tune with; None: points of the gallery
-    n_cells:int|None=None,             # None: 4√n from 20,000 points on; 0: search is exact
+    n_cells:int|None=None,             # None: 8√n from 20,000 points on; 0: search is exact
     recall:float=.99,                  # at 10, of the true neighbours
 ) -> Index:
     "A gallery, ready to be searched."
     index = Index(points.float(), geometry, float(curv), model, columns or {})
-    if n_cells is None: n_cells = int(4*math.sqrt(len(points))) if len(points) >= 20_000 else 0
+    if n_cells is None: n_cells = int(8*math.sqrt(len(points))) if len(points) >= 20_000 else 0
     if not n_cells: return index
     index.centres = fit_cells(index.space, index.points, index.c, n_cells)
     index.cell = nearest_cell(index.space, index.points, index.centres, index.c)
@@ -262,7 +262,8 @@ def export_index(
     path:str|Path, # a .parquet file
 ):
     "Columns, radius and vector of every point, and how to ask, as a parquet file."
-    import pyarrow as pa, pyarrow.parquet as pq
+    try: import pyarrow as pa, pyarrow.parquet as pq
+    except ImportError: raise ImportError("a parquet file needs pyarrow: pip install pyarrow") from None
     vectors = database_vectors(index.space, index.points, index.c)
     held = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), vectors.shape[1])
     told = dict(geometry=index.geometry, curv=index.curv, model=index.model, metric='inner product, cosine or L2; any kind of index', query='meru.search.database_queries; in lorentz geometry (x, -sqrt(1/curv + |x|^2), 0)')

@@ -7,6 +7,7 @@ from conftest import ROOT
 from meru.hub import Pretrained
 from meru.model import build_model
 from meru.photos import *
+from meru.search import move_along_ray
 from meru.run import make_config
 
 
