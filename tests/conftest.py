@@ -26,3 +26,16 @@ def papermill():
 
 @pytest.fixture
 def in_root(monkeypatch): monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope='session')
+def made_up(tmp_path_factory):
+    "Features of 400 pairs that share half of their numbers."
+    import torch
+    from meru.features import save_cache, save_part
+    folder = tmp_path_factory.mktemp('cache')
+    shared = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0)).half()
+    save_part(folder/'part.safetensors', dict(image=shared, text=shared[..., :8].contiguous(), text_image=torch.arange(400)),
+              dict(keys=[f'{i}.jpg' for i in range(400)], splits=['train']*320 + ['dev']*40 + ['test']*40, captions=[f'caption {i}' for i in range(400)], damaged={}))
+    save_cache(folder, [folder/'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
+    return folder

@@ -43,17 +43,6 @@ def test_a_head_without_features_says_how_to_make_them(papermill, tmp_path):
     assert done.returncode != 0 and 'data/nowhere holds no features: papermill nbs/embed.ipynb' in done.stderr
 
 
-@pytest.fixture(scope='module')
-def made_up(tmp_path_factory):
-    "Features of 400 pairs that share half of their numbers."
-    folder = tmp_path_factory.mktemp('cache')
-    shared = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0)).half()
-    save_part(folder/'part.safetensors', dict(image=shared, text=shared[..., :8].contiguous(), text_image=torch.arange(400)),
-              dict(keys=[f'{i}.jpg' for i in range(400)], splits=['train']*320 + ['dev']*40 + ['test']*40, captions=[f'caption {i}' for i in range(400)], damaged={}))
-    save_cache(folder, [folder/'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
-    return folder
-
-
 def test_ablate_runs_resumes_and_draws(made_up, papermill, tmp_path):
     args = ['-p', 'data', made_up, '-p', 'out', tmp_path/'a', '-p', 'seeds', '2', '-p', 'steps', '3']
     done = papermill('ablate', tmp_path/'ablate.ipynb', *args)
