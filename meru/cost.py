@@ -44,7 +44,7 @@ def handed_over(
 ) -> dict[str, int]: # exchange to bytes
     "Bytes that a process with a longest slice hands to each exchange, in one step."
     k, b, most = columns(cfg), cfg.batch_size, math.ceil(cfg.batch_size/processes)
-    sums = 8*processes + 2*8*b*(2 if cfg.hard_beta else 1) + 8 + (8 if cfg.geometry != 'sphere' else 0)
+    sums = 8*processes + 2*8*b*(2 if cfg.hard_beta else 1) + 8 + 8
     return dict(all_reduce=sums + 4*parameters(cfg), all_gather_into_tensor=most*(4*k + 8 + 8) + 4*cfg.embed_dim, reduce_scatter_tensor=processes*most*4*k)
 
 def sent(
