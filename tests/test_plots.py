@@ -117,6 +117,15 @@ def test_placing_by_distance_keeps_radii():
     on = plots.to_disk_by_distance(x, g, curv, 1.5)
     torch.testing.assert_close(2*torch.atanh(on.xy.norm(dim=1)), 1.5*.5**.5*g.radius(x, curv).double(), rtol=1e-5, atol=1e-5)
     assert 0 < on.stretch < plots.to_disk(x, g, curv).stretch
+    assert on.note.startswith('radial MDS, drawn 1.5 times') and plots.to_disk(x, g, curv).note.startswith('tangent PCA: ')
+
+def test_a_small_space_fills_the_disk():
+    g, curv = get_geometry('lorentz'), torch.tensor(2.)
+    x = g.exp_map0(.01*torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), curv)
+    on = plots.to_disk_by_distance(x, g, curv)
+    assert float(on.xy.norm(dim=1).max()) == pytest.approx(math.tanh(2.9/2), abs=1e-6) and on.scale > 10
+    numbers = [t.get_text() for t in plots.disk(rings=3, scale=on.scale).texts]
+    assert numbers == [f'{r/on.scale:.2g}' for r in (1, 2, 3)]
 
 
 def test_tree_rows_do_not_cross():
@@ -129,6 +138,14 @@ def test_tree_rows_do_not_cross():
 def test_walk_strip_places_captions_at_their_radii():
     ax = plots.walk_strip(torch.tensor([2., 1., .5]), ['x', 'y', 'z'], torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [('root', 0), ('x', 2.), ('y', 1.), ('z', .5)] and len(ax.artists) == 1
+
+
+@pytest.mark.parametrize('n', [1, 2, 7])
+def test_neighbour_strip_shows_every_stop(n):
+    ax = plots.neighbour_strip(torch.linspace(2, 1, n), [f'a rather long name {i}' for i in range(n)], torch.zeros(n, 2, 3, 8, 8, dtype=torch.uint8), 3.)
+    line, = ax.lines
+    assert line.get_ydata().tolist() == torch.linspace(2, 1, n).tolist() and line.get_xdata()[-1] == (3 if n > 1 else 0)
+    assert [t.get_text().replace('\n', ' ') for t in ax.texts] == [f'a rather long name {i}' for i in range(n)] and len(ax.artists) == 2*n
 
 
 def label_boxes(ax):
