@@ -35,7 +35,7 @@ def test_embed_train_evaluate(features, papermill):
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
-    assert len(found) == 1 and all(v > 2*5/44 for v in found.values()), metrics # 44 photos: chance is 5/44
+    assert len(found) == 1 and all(v > .5 for v in found.values()), metrics # 44 photos: chance is 0.11
 
 
 def test_a_head_without_features_says_how_to_make_them(papermill, tmp_path):
