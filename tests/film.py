@@ -25,7 +25,7 @@ try:
     chrome.settle()
     (folder/'figures').mkdir(exist_ok=True)
     Image.fromarray(chrome.screenshot()).save(folder/'figures'/'explorer.webp', quality=82, method=6)
-    chrome.js("for (const id of ['bar', 'note', 'tip']) document.getElementById(id).style.display = 'none'")
+    chrome.js("for (const id of ['bar', 'key', 'note', 'tip']) document.getElementById(id).style.display = 'none'")
     frames, times = [photo()], [1400]
     item = chrome.js('return meru.data.items.text.lastIndexOf(arguments[0])', grabbed)
     start, end = chrome.at(item), chrome.at(-1)

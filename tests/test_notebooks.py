@@ -23,7 +23,7 @@ def test_evaluate_writes_metrics_and_figures(smoke, papermill):
     done = papermill('evaluate', smoke.parent/'evaluate.ipynb', '-p', 'run', smoke)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((smoke/'metrics.json').read_text())
-    assert {p.name for p in (smoke/'figures').iterdir()} >= {'curves.png', 'disk.png', 'radii.png', 'similarity.png'}
+    assert {p.name for p in (smoke/'figures').iterdir()} >= {'curves.png', 'disk.png', 'radii.png', 'similarity.png', 'tree.png', 'way.png'}
     assert {'style_top1', 'pixel_style_top1', 'untrained_style_top1', 'concept_top1', 'chain_tau', 'cone_own'} <= set(metrics)
     assert metrics['pixel_style_top1'] > .3 > metrics['untrained_style_top1']
     assert 100_000 < (smoke/'explorer.html').stat().st_size < 10_000_000
