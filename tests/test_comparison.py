@@ -110,3 +110,19 @@ def test_unfinished_runs_are_refused(trained, tmp_path):
     record = json.loads((tmp_path/'cut_s0'/'run.json').read_text()); del record['finished']
     (tmp_path/'cut_s0'/'run.json').write_text(json.dumps(record))
     with pytest.raises(ValueError, match='cut_s0 is not finished'): measure_run(tmp_path/'cut_s0', None, CompareConfig(data=str(trained/'hues')))
+
+
+def test_the_committed_page_tells_the_committed_numbers():
+    home = ROOT/'outputs'/'reference'/'comparison'
+    held, page = json.loads((home/'comparison.json').read_text()), (home/'README.md').read_text()
+    lines = [[c.strip() for c in l.strip('|').split('|')] for l in page.splitlines() if l.startswith('| ') and '±' in l]
+    says = {line['question']: line for line in held['table']} | {'Kendall τ of level and radius, within chains': next(l for l in held['table'] if l['key'] == 'chain_tau')}
+    assert len(lines) >= 10
+    for question, *cells in lines:
+        means, key = says[question]['means'], says[question]['key']
+        told = [f'{m[0]:.3f} ± {m[2] - m[0]:.3f}' if (m := means.get(n)) else '–' for n in ('demo', 'demo_clip', 'demo_euclid', 'demo_poincare')]
+        told += [f'{v:.3f}' if (v := held['controls'][c].get(key)) is not None else '–' for c in ('pixels', 'untrained', 'chance')]
+        assert cells == told, question
+    differences = [d for line in held['table'] for d in line['differences'].values() if 'sure' in d]
+    assert f'all {len(differences)} tests' in page and not any(d['sure'] for d in differences) and 'Nothing is sure' in page
+    assert len(held['runs']) == 12 and not any(r['record']['dirty'] for r in held['runs']) and all(r['config']['steps'] == 1000 for r in held['runs'])
