@@ -51,7 +51,7 @@ def processes(
         torch.cuda.set_device(gpu)
     try: dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=timedelta(minutes=10))
     except RuntimeError as e:
-        if 'EADDRINUSE' in str(e): raise ValueError(f'port {where} is in use, perhaps by another run: give torchrun another with --master-port, or --standalone') from None
+        if 'EADDRINUSE' in str(e): raise ValueError(f'port {os.environ.get("MASTER_PORT")} is in use, perhaps by another run: give torchrun another with --master-port, or --standalone') from None
         raise Lost(f'the processes did not meet at {where} ({str(e).splitlines()[0][:200]})') from None
     try: yield
     finally: dist.destroy_process_group()

@@ -142,6 +142,10 @@ def test_a_whole_model_has_the_same_gradients(team, preset):
 
 # the data
 
+def padded(x): # texts are as wide as the longest of their slice
+    return torch.nn.functional.pad(x, (0, 16 - x.shape[1])) if x.ndim == 2 and x.dtype == torch.int64 else x
+
+
 @pytest.mark.parametrize('k', [1, 2, 3, 5])
 def test_the_slices_of_a_batch_are_the_batch(k, made_up):
     config = make_config('smoke', batch_size=16, word_drop=.2, level_probs=())
@@ -152,7 +156,7 @@ def test_the_slices_of_a_batch_are_the_batch(k, made_up):
         for step in (0, 7):
             one, many = whole.batch_at(step), [o.batch_at(step) for o in parts]
             assert one.keys == sum([o.keys for o in many], []) and len(one.keys) == 16
-            for name in ('images', 'tokens', 'text_ids'): assert torch.equal(getattr(one, name), torch.cat([getattr(o, name) for o in many]))
+            for name in ('images', 'tokens', 'text_ids'): assert torch.equal(padded(getattr(one, name)), torch.cat([padded(getattr(o, name)) for o in many]))
     seen = [[key for b in make_loader(config, held_out, share=(i, k), batch_size=7).eval_batches() for key in b.keys] for i in range(k)]
     assert sum(seen, []) == [key for b in make_loader(config, held_out, batch_size=7).eval_batches() for key in b.keys]
 
