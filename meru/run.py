@@ -57,7 +57,7 @@ class TrainConfig(ModelConfig, ImageAugment):
     betas:tuple[float, float] = (0.9, 0.98) # decay of AdamW's two moments; 0.98 forgets faster, as CLIP's
     grad_clip:float = 0.0                # largest norm of the gradient; 0 clips nothing, as in the paper
     amp:str = 'bf16'                     # 'bf16' or 'off': precision of the towers; geometry is float32 in both
-    micro_batch:int = 0                  # pairs in memory at once, divides batch_size; 0: all. The gradient is the same, the time a third more
+    micro_batch:int = 0                  # pairs in memory at once, divides batch_size; 0: all. The gradient is the same, the time about 1.6 times
     compile:str = 'off'                  # torch.compile of the transformer blocks: 'auto' (on a GPU), 'on' or 'off'
     augment_on:str = 'loader'            # where pictures are augmented: 'loader', or 'device': a batch at a time, from pictures squeezed to 1.5 times the side
     init:str = ''                        # a run whose weights this one starts from
