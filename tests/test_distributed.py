@@ -232,7 +232,7 @@ def test_not_a_number_in_one_process_stops_all(team, tmp_path):
     run = Run(tmp_path/'run', make_config('smoke', **SMOKE))
     team.start(2, train, run.folder, True)
     _, errs = team.end()
-    assert all(o.exitcode == 1 for o in team.members) and all('at step 6. No parameter was touched' in o for o in errs), errs
+    assert all(o.exitcode == 1 for o in team.members) and all('at step 6. That step touched no parameter' in o for o in errs), errs
     assert run.step == 6 and len(json.loads((run.folder/'bad_batch.json').read_text())) == 32
 
 
