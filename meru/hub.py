@@ -117,8 +117,8 @@ class Pretrained(ModelHubMixin, library_name='meru'):
         return model, towers.tokenizer, towers.image_size
 
     def embed_images(self, files:list[str|Path|bytes]) -> Float[Tensor, "n d"]: # points
-        model, _, side = self.senses
-        return encode_images(model, torch.stack([read_picture(o, side) for o in several(files)]), [str(o)[:80] for o in several(files)])
+        (model, _, side), files = self.senses, several(files)
+        return encode_images(model, torch.stack([read_picture(o, side) for o in files]), [str(o)[:80] for o in files])
     def embed_texts(self, texts:list[str]) -> Float[Tensor, "n d"]: # points
         model, tokenizer, _ = self.senses
         return encode_texts(model, tokenizer, several(texts))
@@ -217,6 +217,7 @@ def publish(
 ) -> Pretrained: # as it was saved
     "Save a run's model with its record and card."
     folder, model = root()/asked.out, from_run(asked.run, asked.checkpoint)
+    if (theirs := [o for o in ('README.md', 'config.json', 'run.json', 'metrics.json') if (folder/o).exists()]) and not (folder/'model.safetensors').exists(): raise FileExistsError(f"{asked.out} holds other files, and {theirs[0]} would be written over: give another folder with -p out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'README.md').unlink(missing_ok=True)
     model.save_pretrained(folder, model_card_kwargs=dict(name=asked.out, licence=asked.licence, note=asked.note))

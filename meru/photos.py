@@ -105,14 +105,14 @@ class Album:
 
     def points(self, texts:list[str]) -> Float[Tensor, "n d"]:
         "Texts in the space."
-        with torch.no_grad(): return torch.cat([self.model.lift_text(self.model.text_proj(self.towers.text_tower(self.towers.tokenizer(texts[at:at + 64])))) for at in range(0, len(texts), 64)])
+        with torch.no_grad(): return torch.cat([self.model.encode_text(self.towers.tokenizer(texts[at:at + 64])) for at in range(0, len(texts), 64)])
 
     def point(self, query:str) -> Float[Tensor, "1 d"]:
         "A text, or a file's picture, in the space."
         path = root()/Path(query).expanduser() if query.lower().endswith(picture_suffixes) else self.folder
         if not path.is_file(): return self.points([query])
         pixels = resize_image(decode_image(path.read_bytes()), self.towers.image_size)[None]
-        with torch.no_grad(): return self.model.lift_image(self.model.image_proj(self.towers.image_tower(self.towers.normalise(pixels))))
+        with torch.no_grad(): return self.model.encode_image(pixels)
 
     def thumbnails(self, rows:list[int], size:int=96) -> UInt8[Tensor, "n 3 s s"]:
         "Pictures by their row."
@@ -124,8 +124,9 @@ def open_album(
     "Encode a folder, or open what was encoded before."
     model, towers = with_towers(from_pretrained(asked.model).model.eval())
     cache = embed(EmbedConfig(data=str(asked.folder), out=str(asked.place), towers=towers.id, batch_size=asked.batch_size, uncaptioned=True), towers)
+    for o in (model, towers.image_tower, towers.text_tower): o.cpu() # `embed` leaves towers on a GPU
     name, curv = weights_id(model), model.curv.item()
-    with torch.no_grad(): x, t = model.lift_image(model.image_proj(cache.image[:, 0].float())), model.lift_text(model.text_proj(cache.text[:, 0].float()))
+    with torch.no_grad(): x, t = model.lift_image(model.image_proj(cache.image[:, 0].float())), model.lift_text((model.text_proj or model.image_proj)(cache.text[:, 0].float()))
     pictures = kept_index(asked.place/f'index_{name}', name, lambda: build_index(x, model.geometry.name, curv, name, dict(file=cache.keys)), cache.keys)
     album = Album(asked.folder, model, towers, pictures, Index(t, model.geometry.name, curv, name, dict(file=[cache.keys[i] for i in cache.text_image], text=cache.captions)), left_out(asked.folder, cache.keys))
     if asked.texts:

@@ -1,5 +1,6 @@
 """The exam: an oracle passes it, a guesser fails it, controls stay controls."""
 import io, json, math
+from types import SimpleNamespace
 import numpy as np
 import pytest, torch
 from PIL import Image
@@ -249,6 +250,15 @@ def released(tmp_path_factory):
     held = torch.load(home/'meru.pth', weights_only=True) # HyCoCLIP trains the same tensors: only what stands beside them differs
     torch.save(dict(model=held['model'], scaler={}, iteration=500_000), home/'hycoclip.pth')
     return home
+
+
+def test_a_run_with_a_backbone_reads_texts_with_its_tokenizer(monkeypatch, tmp_path):
+    import meru.evaluation as e
+    own = object()
+    cfg = ModelConfig(image_tower='backbone', text_tower='backbone', backbone='lite2+minilm')
+    monkeypatch.setattr(e, 'load_run', lambda run, checkpoint: SimpleNamespace(cfg=cfg))
+    monkeypatch.setattr(e, 'load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
+    assert load_asked(EvalConfig(run='a run', out=str(tmp_path)))[1] == ('lite2+minilm', own)
 
 
 @pytest.mark.parametrize('name, geometry', [('meru', 'lorentz'), ('clip', 'sphere'), ('hycoclip', 'lorentz')])

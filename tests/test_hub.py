@@ -64,6 +64,20 @@ def test_the_card_says_what_the_record_says(tmp_path):
     assert 'license: apache-2.0' in (tmp_path/'out'/'README.md').read_text()
 
 
+def test_files_may_come_one_by_one():
+    model = Pretrained(tiny())
+    assert torch.equal(model.embed_images(o for o in [PICTURE, PICTURE]), model.embed_images([PICTURE, PICTURE]))
+
+
+def test_a_folder_of_other_things_is_not_written_over(tmp_path):
+    run = Run(tmp_path/'run', tiny().cfg)
+    save_checkpoint(run.last, tiny())
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'README.md').write_text('mine')
+    for out in ('mine', 'run'):
+        with pytest.raises(FileExistsError, match=f'{out} holds other files.*-p out'): publish(PublishConfig(str(tmp_path/'run'), str(tmp_path/out)))
+    assert (tmp_path/'mine'/'README.md').read_text() == 'mine'
+
+
 def test_import_meru_is_light_and_lazy():
     script = ("import sys, meru; heavy = {'torch', 'numpy', 'matplotlib', 'huggingface_hub'}; assert not heavy & set(sys.modules), heavy & set(sys.modules); "
               "from meru import from_pretrained, explore; assert {'from_pretrained', 'explore'} <= set(dir(meru)); print(from_pretrained.__module__, explore.__module__)")

@@ -86,6 +86,17 @@ def test_the_sphere_has_no_radii(asked, home):
     with pytest.raises(ValueError, match='all points are as far from the root'): ask(album, replace(there, generality=.5))
 
 
+def test_one_projection_may_serve_both(asked, home):
+    torch.manual_seed(0)
+    model = build_model(make_config('smoke', shared_proj=True, image_width=64, text_width=64)).eval()
+    Pretrained(model).save_pretrained(home/'shared')
+    album = open_album(replace(asked, model=str(home/'shared'), out=str(home/'shared kept')))
+    with torch.no_grad(): point = model.encode_text(album.towers.tokenizer(['a keycap']))
+    torch.testing.assert_close(album.point('a keycap'), point)
+    at = album.texts.columns['text'].index('a keycap')
+    torch.testing.assert_close(album.texts.points[at], point[0], rtol=1e-2, atol=1e-3) # features are kept in float16
+
+
 def test_an_index_of_another_model_is_not_taken(asked, home):
     place = home/'kept2'
     album = open_album(replace(asked, out=str(place)))
