@@ -154,8 +154,8 @@ class Index:
         "The nearest points; `probes` cells are looked into, None: as tuned."
         check_points(self.space, queries, self.c, self.points.shape[1], 'query points')
         if self.lists is None: return exact_search(self.space, queries, self.points, self.c, k)
-        if not 1 <= k <= len(self): raise ValueError(f"k must lie in 1..{len(self)}, the size of the gallery; got {k}")
-        self.lists.nprobe = min(probes or self.probes, len(self.centres))
+        if not 1 <= k <= len(self) or (probes := self.probes if probes is None else probes) < 1: raise ValueError(f"k must lie in 1..{len(self)}, the size of the gallery, and probes be at least 1 cell; got k = {k}, probes = {probes}")
+        self.lists.nprobe = min(probes, len(self.centres))
         rows = torch.from_numpy(self.lists.search(self.space.query_vectors(queries.float(), self.c).numpy(), min(k + 10, len(self)))[1])
         few = rows[:, -1] < 0 # the cells held too little
         found = rerank(self.space, queries, self.points, rows.clamp_min(0), self.c, k)

@@ -166,3 +166,11 @@ def test_a_database_that_knows_parquet_asks_right_with_any_measure(name, tmp_pat
     measures = dict(product=-asked@held.T, l2=((asked[:, None] - held)**2).sum(-1), cosine=-asked@(held/np.linalg.norm(held, axis=1, keepdims=True)).T)
     for measure, far in measures.items(): assert np.mean(far.argsort(1)[:, :5] == true) > .97, measure
     assert table['file'].to_pylist()[7] == '7.jpg' and json.loads(table.schema.metadata[b'meru'])['geometry'] == name
+
+
+def test_no_cell_is_too_few():
+    pytest.importorskip('faiss', reason="pip install 'meru[faiss]'")
+    points = clumps(LORENTZ, 400, 'narrow', dim=8)
+    index = build_index(points, 'lorentz', 1., n_cells=8)
+    with pytest.raises(ValueError, match='probes be at least 1 cell; got k = 5, probes = 0'): index.search(points[:3], 5, probes=0)
+    assert torch.equal(index.search(points[:3], 5).row, index.search(points[:3], 5, probes=index.probes).row)
