@@ -74,7 +74,7 @@ def plot_rows(
         sure = r['difference'] is not None and (r['difference'][1] > 0 or r['difference'][2] < 0)
         ax.plot([r['low'], r['high']], [y, y], c='C0', lw=1.5)
         ax.plot(r['mean'], y, 'o', c='C0', mfc='C0' if sure else 'white', ms=5)
-    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label); ax.locator_params(axis='x', nbins=5)
+    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label, ylim=(-.5, len(table) - .5)); ax.locator_params(axis='x', nbins=5)
     return ax
 
 # %% ../nbs/20_comparison.ipynb #20c00021
