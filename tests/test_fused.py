@@ -107,7 +107,9 @@ def test_under_autocast_it_is_float32():
     assert all(torch.equal(a, b) for a, b in zip(plain, cast))
 
 
-def test_memory_between_the_passes_grows_with_the_pairs():
+@pytest.mark.parametrize('limit', [0, 400**2 - 1])
+def test_memory_between_the_passes_grows_with_the_pairs(limit, monkeypatch):
+    monkeypatch.setattr(fused, 'KEPT', limit)
     def kept(b):
         held = {}
         def pack(t):
@@ -117,7 +119,18 @@ def test_memory_between_the_passes_grows_with_the_pairs():
         points = [o.requires_grad_() for o in (u, v, torch.tensor(1.), torch.tensor(10.))]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): alive = fused.contrastive_loss(get_geometry('lorentz'), *points)
         return sum(s.nbytes() for s in held.values())
-    assert kept(400) < 2.1*kept(200) < 40*200*16*4
+    assert kept(400) < 40*400*16*4
+    assert kept(400) < 2.1*kept(200) if not limit else kept(200) > 200*200*4 # kept up to the limit
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_kept_or_made_again(name, monkeypatch):
+    "The same gradients, whether tiles stay or not; with one text twice and hard negatives."
+    found = []
+    for limit in (0, 10**6):
+        monkeypatch.setattr(fused, 'KEPT', limit)
+        found.append(outcome(fused.contrastive_loss, name, tangents(23, 4, 0), 1., 14., torch.arange(23)//2, .1, .5))
+    assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
 @pytest.mark.parametrize('bad', [dict(t=3), dict(ids=4)])
