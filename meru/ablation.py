@@ -49,6 +49,7 @@ def ablation_rows() -> list[dict]: # group, name, preset, changes
     rows += [row('design', f'as {preset}', preset, design) for preset in ('head_lorentz', 'head_euclid', 'head_clip')]
     rows += [row('tuned', 'plain', 'head_lorentz', tuned)] + [row('tuned', name, 'head_lorentz', tuned, c) for name, c in ideas_on.items()]
     rows += [row('views', 'plain views', 'head_lorentz', tuned)] + [row('views', name, 'head_lorentz', tuned, c) for name, c in views_on.items()]
+    rows += [row('long', 'sphere 512, long', 'head_clip', tuned, dict(embed_dim=512, batch_size=512, steps=600, warmup=60))] # three times the pairs
     return rows + [row('width', f'{name} {d}', spaces[name][0], tuned, spaces[name][1], dict(embed_dim=d)) for name in spaces for d in widths[name]]
 
 # %% ../nbs/24_ablation.ipynb #2e3058bf
@@ -95,7 +96,7 @@ def run_row(
         return row | dict(seed=seed, seconds=run.read('run.json')['seconds'], metrics=head_metrics(model, open_cache(data), split))
 
 # %% ../nbs/24_ablation.ipynb #73272caa
-bases = dict(design='head_poincare', tuned='plain', views='plain views', width='sphere 64') # what the others of a group are compared with
+bases = dict(design='head_poincare', tuned='plain', views='plain views', long='sphere 512, long', width='sphere 64') # what the others of a group are compared with
 
 def findings(
     results:list[dict], # from `run_row`
