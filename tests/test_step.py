@@ -37,7 +37,7 @@ def apart(a, b):
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-5)]) # float32: as far as its rounding goes with several threads
 def test_parts_have_the_gradient_of_the_batch(geometry, dtype, tolerance):
     cfg = replace(VIT, geometry=geometry, entail_weight=.2*(geometry != 'sphere'))
     if dtype == torch.float64: cfg = replace(cfg, margin=.1, hard_beta=.2)
