@@ -155,9 +155,10 @@ def left_out(
     row:dict,           # of the table
     cache:FeatureCache, # features
 ) -> str: # why the row says nothing on this cache; '' if it can be run
-    "Augmented views must be there, and towers that share a projection must be equally wide."
+    "Augmented views and one whole batch must be there, and towers that share a projection must be equally wide."
     wide, high = cache.image.shape[-1], cache.text.shape[-1]
     if row['group'] == 'views' and 1 in (cache.image.shape[1], cache.text.shape[1]): return 'the cache holds one view of each image or text'
+    if row['group'] == 'long' and len(cache.rows('train')) < row['changes']['batch_size']: return f"the cache holds fewer than {row['changes']['batch_size']} training images"
     return f'the towers are {wide} and {high} wide' if row['changes'].get('shared_proj') and wide != high else ''
 
 def ablate(
