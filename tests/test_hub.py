@@ -3,9 +3,10 @@ import json, re, subprocess, sys
 import pytest, torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
-from meru.hub import Pretrained, PublishConfig, from_pretrained, publish
+from meru.hub import Pretrained, PublishConfig, from_pretrained, from_run, publish
 from meru.model import build_model
 from meru.run import Run, make_config, save_checkpoint
+from meru.shards import file_sha256
 
 COMMIT = 'c0ffee' + '0'*34
 PICTURE = ROOT/'outputs'/'reference'/'demo'/'figures'/'names.png'
@@ -55,13 +56,25 @@ def test_the_card_says_what_the_record_says(tmp_path):
     run = Run(tmp_path/'run', tiny().cfg)
     save_checkpoint(run.last, tiny())
     run.record(dataset=dict(train='id-of-the-pairs'), commit='0123abcd', dirty=True)
-    (tmp_path/'run'/'metrics_photos.json').write_text(json.dumps(dict(photos_top1=.25, untrained_photos_top1=.01, note=None)))
+    (tmp_path/'run'/'metrics_photos.json').write_text(json.dumps(dict(photos_top1=.25, untrained_photos_top1=.01, note=None, checkpoint_sha256=file_sha256(run.last))))
     publish(PublishConfig(str(tmp_path/'run'), str(tmp_path/'out'), licence='mit', note='Drawings under CC-BY-4.0.'))
     card = (tmp_path/'out'/'README.md').read_text()
     for said in ('license: mit', 'id-of-the-pairs', '0123abcd', '| dirty | True |', '| photos_top1 | 0.25 |', 'CC-BY-4.0', 'library_name: meru'): assert said in card, said
     assert 'untrained_photos_top1' not in card
     publish(PublishConfig(str(tmp_path/'run'), str(tmp_path/'out'), licence='apache-2.0'))
     assert 'license: apache-2.0' in (tmp_path/'out'/'README.md').read_text()
+
+
+def test_a_run_brings_the_numbers_of_its_own_checkpoint_only(tmp_path, capsys):
+    run = Run(tmp_path/'run', tiny().cfg)
+    save_checkpoint(run.last, tiny(), step=2)
+    save_checkpoint(run.best, tiny(), step=1)
+    for name, found in dict(metrics=dict(a=.1, checkpoint_sha256=file_sha256(run.last)), metrics_photos=dict(b=.2, checkpoint_sha256=file_sha256(run.best)), metrics_old=dict(c=.3)).items():
+        (run.folder/f'{name}.json').write_text(json.dumps(found))
+    assert {'a'} == set(from_run(run.folder).metrics) - {'checkpoint_sha256'}
+    said = capsys.readouterr().out
+    assert 'Left out: metrics_photos.json' in said and 'Left out: metrics_old.json' in said and 'metrics.json' not in said
+    assert {'b'} == set(from_run(run.folder, 'best').metrics) - {'checkpoint_sha256'}
 
 
 def test_files_may_come_one_by_one():

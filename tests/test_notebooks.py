@@ -25,6 +25,7 @@ def test_evaluate_writes_metrics_and_figures(smoke, papermill):
     metrics = json.loads((smoke/'metrics.json').read_text())
     assert {p.name for p in (smoke/'figures').iterdir()} >= {'curves.png', 'disk.png', 'radii.png', 'similarity.png', 'tree.png', 'way.png'}
     assert {'style_top1', 'pixel_style_top1', 'untrained_style_top1', 'concept_top1', 'chain_tau', 'cone_own'} <= set(metrics)
+    assert metrics['checkpoint_sha256'] == json.loads((smoke/'run.json').read_text())['checkpoints']['last']
     assert metrics['pixel_style_top1'] > .3 > metrics['untrained_style_top1']
     assert 100_000 < (smoke/'explorer.html').stat().st_size < 10_000_000
 
