@@ -1,11 +1,13 @@
 "The towers: shapes, positions, where the text feature is read, the paper's sizes."
-import json
+import json, shutil
 from types import SimpleNamespace
 import open_clip, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru import encoders
 from meru.encoders import ConvMLP, TextTransformer, ViT, build_image_tower, build_text_tower, load_towers, sincos_positions
+from meru.run import Run, load_run, make_config
+from meru.trainer import fit
 from conftest import ROOT
 
 
@@ -229,6 +231,28 @@ def test_the_tag_decides_the_gelu(folder, monkeypatch):
     extra = encoders.tag_weights('ViT-B-32', 'openai')[1]
     assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(.48145466)
     assert not encoders.tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
+
+
+def test_the_hub_at_a_pinned_revision(folder, tmp_path, monkeypatch):
+    "A cache as the hub's client leaves it, without network."
+    commit = 'c0ffee' + '0'*34
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    shutil.copytree(folder, tmp_path/'hub'/'models--some--towers'/'snapshots'/commit, ignore=lambda *_: ['hub'])
+    assert load_towers(f'hf-hub:some/towers@{commit}').id.partition('#')[2] == load_towers(f'local-dir:{folder}').id.partition('#')[2]
+    with pytest.raises(ConnectionError, match='some/towers@0123 are not on this machine'): load_towers('hf-hub:some/towers@0123')
+
+
+@pytest.mark.parametrize('blocks', [0, 1])
+def test_a_run_trains_the_last_blocks_of_its_towers(folder, blocks, tmp_path, in_root):
+    was = load_towers(f'local-dir:{folder}')
+    cfg = make_config('smoke', image_tower='backbone', text_tower='backbone', backbone=was.id, train_blocks=blocks, steps=2, lr=.01)
+    fit(Run(tmp_path/'run', cfg), quiet=True)
+    now = load_run(tmp_path/'run')
+    for name in ('image_tower', 'text_tower'):
+        old, new = getattr(was, name).state_dict(), getattr(now, name).state_dict()
+        moved = {k for k in old if not torch.equal(old[k], new[k])}
+        assert any('resblocks.2' in k for k in moved) == bool(blocks) and not any('resblocks.0' in k or 'resblocks.1' in k for k in moved), moved
 
 
 def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):
