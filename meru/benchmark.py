@@ -27,7 +27,7 @@ class Suite(NamedTuple):
 
 suites = dict(
     loader=Suite(loader_suite, dict(n=16, reps=1, size=32, batch=4)),
-    loss=Suite(loss_suite, dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, compiled=False, memory_sizes=()), draw_loss),
+    loss=Suite(loss_suite, dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, threads=(1,), compiled=False, memory_sizes=()), draw_loss),
     head=Suite(head_suite, dict(pairs=64, dim=8, width=16, reps=1)),
     ranks=Suite(ranks_suite, dict(n_images=100, dim=8, reps=1)),
     search=Suite(search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),

@@ -34,7 +34,7 @@ def parameters(
 # %% ../nbs/11b_cost.ipynb #1b500009
 def columns(
     cfg:TrainConfig, # geometry and width
-) -> int: # numbers of a row of `meru.fused.pair_rows`
+) -> int: # numbers of a row of `meru.fused.PairRows`
     "How wide a text travels."
     return cfg.embed_dim + dict(lorentz=3, poincare=2, euclidean=2, sphere=0)[cfg.geometry]
 

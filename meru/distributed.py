@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .fused import _centre, _count_rivals, _lost, _wide, pair_rows, rival_gradients, rival_sums
-from .geometry import Geometry
+from .fused import _chain, _count_rivals, _lost, _wide, PairRows, Space, rival_gradients, rival_sums
+from .geometry import Geometry, _centre, _full_float32
 from .losses import check_pairs
 
 # %% ../nbs/07c_distributed.ipynb #d1500006
@@ -129,25 +129,24 @@ def join_sums(
 
 # %% ../nbs/07c_distributed.ipynb #d1500018
 class _Block(torch.autograd.Function):
-    "What all rows and columns lose; its gradients are this process's share."
+    "What all rows and columns lose, and at once the gradients of this process's share."
     @staticmethod
-    def forward(ctx, a, b, own, scale, ids, rivals, how):
-        arc, beta, counts = how
-        start, powers = first_row(counts), (1 + beta, beta) if beta else (1.,)
-        mine = slice(start, start + len(a))
-        every, owns = gather_rows(b, counts), gather_rows(own, counts)
-        ctx.arc, ctx.power, ctx.counts, ctx.own = arc, powers[0], counts, start if ids is None else (ids[mine], ids)
-        rows, cols = rival_sums(a, every, scale.item(), arc, ctx.own, powers)
-        (row_lost, r), (col_lost, c) = _lost(own, rows, rivals[mine], beta), _lost(owns, join_sums(cols), rivals, beta)
-        ctx.save_for_backward(a, every, scale, r, c, (-row_lost).expm1() + (-col_lost[mine]).expm1())
-        return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(a.dtype)
+    def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how):
+        (arc, margin, beta, learn, counts, centre), space = how, Space(x)
+        scale, powers, start = inverse/curv.sqrt() if arc else inverse, (1 + beta, beta) if beta else (1.,), first_row(counts)
+        pairs, mine = PairRows(geometry, x, y, curv, centre, space), slice(start, start + len(x))
+        l = -_wide(scale)*pairs.u - margin
+        every, ls, own = gather_rows(pairs.b, counts), gather_rows(l, counts), start if ids is None else (ids[mine], ids)
+        rows, cols = rival_sums(pairs.a, every, scale.item(), arc, own, powers, space)
+        (row_lost, r), (col_lost, c) = _lost(l, rows, rivals[mine], beta), _lost(ls, join_sums(cols), rivals, beta)
+        if learn and any(ctx.needs_input_grad):
+            da, db, gap = rival_gradients(pairs.a, every, scale.item(), arc, own, powers[0], (r, c), space)
+            own_slope = (-row_lost).expm1() + (-col_lost[mine]).expm1()
+            ctx.save_for_backward(*_chain(pairs, arc, curv, scale, len(every), da, scatter_sum(db, counts), gap, own_slope))
+        return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
-        a, every, scale, r, c, own_slope = ctx.saved_tensors
-        da, db, gap = rival_gradients(a, every, scale.item(), ctx.arc, ctx.own, ctx.power, (r, c))
-        g = grad/(2*len(every))
-        return da.mul_(-g*scale), scatter_sum(db, ctx.counts).mul_(-g*scale), g*own_slope, (-g*gap).to(scale.dtype), None, None, None
+    def backward(ctx, grad): return *(grad*o for o in ctx.saved_tensors), None, None, None, None
 
 # %% ../nbs/07c_distributed.ipynb #d1500020
 def contrastive_loss(
@@ -167,9 +166,8 @@ def contrastive_loss(
     arc, counts = geometry.name in ('lorentz', 'poincare'), row_counts(x)
     ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), x.new_empty(sum(counts)))
     centres = gather_rows(_centre(x.detach(), y.detach())[None], [1]*world())
-    a, b, u = pair_rows(geometry, x, y, c, centres[centres.square().sum(1).argmin()])
-    scale = s/c.sqrt() if arc else s
-    return _Block.apply(a, b, -_wide(scale)*u - margin, scale, ids, _wide(rivals), (arc, hard_beta, counts))
+    how = arc, margin, hard_beta, torch.is_grad_enabled(), counts, centres[centres.square().sum(1).argmin()]
+    with _full_float32(x.device.type): return _Block.apply(x, y, c, s, geometry, ids, _wide(rivals), how)
 
 # %% ../nbs/07c_distributed.ipynb #d1500022
 class _Share(torch.autograd.Function):

@@ -9,7 +9,7 @@ from meru.fused import contrastive_loss
 from meru.geometry import get_geometry
 
 
-@pytest.mark.parametrize('geometry, peer', [('lorentz', peers.published_loss), ('lorentz', peers.geoopt_loss), ('sphere', peers.clip_loss)])
+@pytest.mark.parametrize('geometry, peer', [('lorentz', peers.published_loss), ('lorentz', peers.published_once), ('lorentz', peers.geoopt_loss), ('sphere', peers.clip_loss)])
 def test_peers_have_our_loss_and_gradients(geometry, peer):
     leaves = [o.detach().double().requires_grad_() for o in peers.near_pairs(geometry, 40, 6)]
     got, want = (peers.gradients(f, leaves) for f in (peer, partial(contrastive_loss, get_geometry(geometry))))
@@ -26,7 +26,7 @@ def test_the_published_head_is_ours():
 
 def test_short_forms_say_what_they_did(tmp_path):
     loss, head = (benchmark.record_suite(k, tmp_path, quick=True) for k in ('loss', 'head'))
-    assert {r['case'] for r in loss['rows']} == {*(f'lorentz {b} x {d}' for b in (48, 64, 96) for d in (8, 16)), 'sphere 64 x 8', 'sphere 64 x 16'}
+    assert {r['case'] for r in loss['rows']} == {f'{k}, 1 thread' for k in (*(f'lorentz {b} x {d}' for b in (48, 64, 96) for d in (8, 16)), 'sphere 64 x 8', 'sphere 64 x 16')}
     for row in loss['rows']:
         assert set(row['ms']) == set(row['gradient_error']) == {'ours', *row['ratio']} and row['gradient_error']['ours'] < 1e-4
     assert 'geoopt' in loss['rows'][0]['ratio'] and loss['torch_compile'] == 'not asked for'
