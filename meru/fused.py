@@ -48,19 +48,18 @@ def _centre(x, y, nx, ny): # mean direction, at the length of the shortest
 def _lorentz(c, low, nx, xx, ny, yy, apart): # δ = (c/2)(|x−y|² − (x_t−y_t)²)
     xt, yt, one = (1/c + nx).sqrt(), (1/c + ny).sqrt(), torch.ones_like(nx)
     xs, ys = xt - low, yt - low
-    return one, -c, (xx - xs**2, one, xs), (c/2*one, c/2*(yy - ys**2), c*ys), acosh1p(c/2*(apart - ((nx - ny)/(xt + yt))**2))
+    return None, -c, (xx - xs**2, one, xs), (c/2*one, c/2*(yy - ys**2), c*ys), acosh1p(c/2*(apart - ((nx - ny)/(xt + yt))**2))
 
 def _euclidean(c, low, nx, xx, ny, yy, apart): # |x−y|²
     one = torch.ones_like(nx)
-    return one, -2*one, (xx, one), (one, yy), apart
+    return None, -2*one, (xx, one), (one, yy), apart
 
 def _poincare(c, low, nx, xx, ny, yy, apart): # δ = 2c|x−y|²/((1−c|x|²)(1−c|y|²))
     p, q = ((1 - c*n).clamp_min(torch.finfo(n.dtype).eps) for n in (nx, ny))
     return 1/p, -4*c/q, (xx/p, 1/p), (2*c/q, 2*c*yy/q), acosh1p(2*c*apart/(p*q))
 
 def _sphere(c, low, nx, xx, ny, yy, apart): # −cos
-    one = torch.ones_like(nx)
-    return one, -one, (), (), (apart - nx - ny)/2
+    return None, -torch.ones_like(nx), (), (), (apart - nx - ny)/2
 
 rows_of = dict(lorentz=_lorentz, poincare=_poincare, euclidean=_euclidean, sphere=_sphere)
 
@@ -76,7 +75,7 @@ class PairRows:
         space:Space|None=None, # for the rows; None: memory of their own
     ):
         space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
-        x, y, curv = x.detach(), y.detach(), _wide(curv.detach())
+        x, y, curv, self.space = x.detach(), y.detach(), _wide(curv.detach()), space
         self.x, self.y, self.apart = x, y, torch.sub(x, y, out=space('x−y', b, d))
         self.a, self.b = (space(o, b, -(-(d + k)//8)*8) for o in 'ab') # products of odd widths are slow
         nx, ny, apart = (_square(o, space) for o in (x, y, self.apart))
@@ -92,10 +91,10 @@ class PairRows:
             *self._factors, beside_x, beside_y, self._u = f(self.leaves[0], low, *self.leaves[1:])
             self.beside = [torch.stack(o, 1) if o else self._u.new_empty(len(self._u), 0) for o in (beside_x, beside_y)]
         self.u = self._u.detach()
-        self.factors = [_column(o, self.a) for o in self._factors]
+        self.factors = [None if o is None else _column(o, self.a) for o in self._factors]
         for row, factor, beside in zip((self.a, self.b), self.factors, self.beside):
             k = d + beside.shape[1]
-            row[:, :d].mul_(factor)
+            if factor is not None: row[:, :d].mul_(factor)
             row[:, d:k] = beside.detach()
             row[:, k:] = 0
 
@@ -113,16 +112,17 @@ def pair_gradients(
     d, out, grad = pairs.x.shape[1], [pairs._u], [du]
     for row, drow, factor, beside in zip((pairs.a, pairs.b), (da, db), pairs._factors, pairs.beside):
         if beside.requires_grad: out.append(beside); grad.append(slope*_wide(drow[:, d:d + beside.shape[1]]))
-        if not factor.requires_grad: continue
-        out.append(factor); grad.append((slope*_wide((row[:, :d]*drow[:, :d]).sum(1))/factor.detach()).sum_to_size(factor.shape))
+        if factor is None or not factor.requires_grad: continue
+        dots = torch.mul(row[:, :d], drow[:, :d], out=pairs.space('dots', *pairs.x.shape)).sum(1)
+        out.append(factor); grad.append((slope*_wide(dots)/factor.detach()).sum_to_size(factor.shape))
     curv, *sums = torch.autograd.grad(out, pairs.leaves, grad, materialize_grads=True)
     nx, xx, ny, yy, apart = (2*_column(o, da) for o in sums)
     dx = _to_points(pairs.x, nx, pairs.a, xx, pairs.factors[0], da, slope, pairs.apart, apart)
     return dx, _to_points(pairs.y, ny, pairs.b, yy, pairs.factors[1], db, slope, pairs.apart, -apart), curv
 
 def _to_points(points, n, row, centred, factor, drow, slope, apart, by):
-    row, drow = row[:, :points.shape[1]], drow[:, :points.shape[1]].mul_(slope*factor)
-    return torch.addcmul(drow, apart, by).addcmul_(points, n).addcmul_(row, centred/factor)
+    row, drow = row[:, :points.shape[1]], drow[:, :points.shape[1]].mul_(slope if factor is None else slope*factor)
+    return torch.addcmul(drow, apart, by).addcmul_(points, n).addcmul_(row, centred if factor is None else centred/factor)
 
 # %% ../nbs/07a_fused.ipynb #41a7340a
 def blocks(
