@@ -16,7 +16,7 @@ from .plots import palette
 from .run import checked, machine, write_json
 from .peers import step_suite
 from .rivals import generality_suite, search_suite
-from .throughput import loader_suite, ranks_suite
+from .throughput import loader_suite, processes_suite, ranks_suite
 
 # %% ../nbs/23_benchmark.ipynb #5c17e500
 class Suite(NamedTuple):
@@ -30,6 +30,7 @@ suites = dict(
     loss=Suite(loss_suite, dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, threads=(1,), compiled=False, memory_sizes=()), draw_loss),
     head=Suite(head_suite, dict(pairs=64, dim=8, width=16, reps=1)),
     ranks=Suite(ranks_suite, dict(n_images=100, dim=8, reps=1)),
+    processes=Suite(processes_suite, dict(preset='smoke', steps=12, counts=(1,), reps=1)),
     search=Suite(search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
     generality=Suite(generality_suite, dict(run='', other='')),
     step=Suite(step_suite, dict(cases='small', batch=8, reps=1)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['kinds', 'tokenizer', 'by_turns', 'spread', 'rates', 'enlarged', 'tiled', 'photo_jpegs', 'our_batches',
            'obvious_batches', 'epoch', 'shards_of', 'loader_suite', 'captioned_points', 'listed_ranks', 'peak_memory',
-           'rank_both_ways', 'alone', 'ranks_suite']
+           'rank_both_ways', 'alone', 'ranks_suite', 'processes_suite']
 
 # %% ../nbs/22_throughput.ipynb #91c40eec
 import io, math, tempfile, time, zipfile
@@ -24,7 +24,11 @@ from jaxtyping import Float, Int64
 from .datasets import crop_letterbox
 from .geometry import Lorentz
 from .images import ImageAugment, decode_image
+from .launch import launch
+from .launch import launch
 from .retrieval import retrieval_ranks
+from .run import Run, make_config
+from .run import Run, make_config
 from .shards import Loader, Sample, Shards, root, write_shards
 from .text import Tokenizer
 
@@ -225,3 +229,23 @@ def ranks_suite(
         ratio=spread(ratio),
         counted_peak_bytes=max(of('counted', 'peak_bytes')), counted_grown_bytes=max(of('counted', 'grown_bytes')),
         listed_grown_bytes=max(of('listed', 'grown_bytes')))
+
+# %% ../nbs/22_throughput.ipynb #5d1e7a21
+def processes_suite(
+    preset:str='demo', # what is trained
+    steps:int=60,      # of each run
+    counts:tuple[int, ...]=(1, 2), # processes
+    reps:int=2,        # rounds
+) -> dict:
+    "Pairs a second of a run in one process and in several."
+    def rates(n):
+        with tempfile.TemporaryDirectory() as tmp:
+            run = Run(Path(tmp)/'run', make_config(preset, steps=steps, log_every=max(1, steps//6), warmup=1))
+            launch(run, n)
+            return [o['pairs_per_s'] for o in run.rows() if 'pairs_per_s' in o][1:] # without the start
+    found = {n: [] for n in counts}
+    for _ in range(reps):
+        for n in counts: found[n] += rates(n)
+    def against(n): return spread([b/a for a, b in zip(found[counts[0]], found[n])])
+    rows = [dict(case=f"{n} process{'es'*(n > 1)}", processes=n, pairs_per_second=spread(found[n], 0), ratio={f'{counts[0]} process': against(n)}) for n in counts]
+    return dict(what='pairs a second of one run, the same cores for one process or several', preset=preset, steps=steps, rows=rows)
