@@ -12,7 +12,7 @@ import dataclasses, inspect, json, linecache, math, os, platform, re, shutil, su
 from dataclasses import dataclass, asdict, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
-import numpy, safetensors, torch, torchvision
+import numpy, safetensors, torch
 from safetensors.torch import save_file
 from torch import nn
 from .distributed import rank
@@ -200,6 +200,7 @@ def machine(
     device:str='cpu', # where the run computes
 ) -> dict:            # what one must know to believe a number or to repeat it
     "Commit, versions, processor and threads."
+    import torchvision # seconds
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', 'meru', 'nbs', 'data', 'settings.ini')
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _processor()
     return dict(commit=_git('rev-parse', 'HEAD'), dirty=bool(changed), python=platform.python_version(),

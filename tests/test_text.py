@@ -1,4 +1,5 @@
 """The tokenizer against open_clip's, hostile captions, augmentation."""
+import pickle, subprocess, sys
 import numpy as np
 import pytest
 import torch
@@ -75,3 +76,16 @@ def test_text_ids_are_stable_and_fit_64_bits():
     assert text_id('exploding head') == text_id('exploding head') != text_id('exploding Head')
     assert text_id('exploding head') == 9116044026264445846
     assert torch.tensor([text_id(str(i)) for i in range(1000)], dtype=torch.int64).unique().numel() == 1000
+
+
+def test_training_starts_without_what_it_does_not_need():
+    "Seconds of every start: all of open_clip for its tokenizer, torchvision for its version."
+    script = "import sys, meru.trainer; heavy = {'open_clip', 'torchvision', 'timm', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_tokenizer_travels_to_another_process():
+    SMALL(['a photo'])
+    again = pickle.loads(pickle.dumps(SMALL))
+    assert (again.vocab_size, again.context_length) == (2048, 16) and again(['a photo of a cat']).tolist() == SMALL(['a photo of a cat']).tolist()
