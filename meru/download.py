@@ -538,7 +538,7 @@ def watch_family(parent:int):
         if os.getppid() != parent: os.killpg(0, signal.SIGKILL)
         seen |= set(multiprocessing.active_children())
         if dead := [p for p in seen if p.exitcode not in (None, 0, -signal.SIGTERM)]:
-            print(f'a worker ended with exit code {dead[0].exitcode}', flush=True)
+            print(f'\na worker ended with exit code {dead[0].exitcode}', flush=True) # img2dataset's bar has left its line open
             os._exit(3)
 
 def engine(
@@ -597,8 +597,9 @@ def follow(p:subprocess.Popen, bar:tqdm, folder:Path, work:Path, patience:float)
 
 # %% ../nbs/16_download.ipynb #107cc793
 def reason_in(log:deque) -> str:
-    "The last line of the engine's output that says what went wrong."
+    "The last line of the engine's output that says what went wrong; a worker's end is the cause of what follows."
     lines = [o.strip() for o in log if re.match(r'shard \d+ failed|a worker ended|[\w.]*(Error|Exception)\b', o)]
+    lines = [o for o in lines if o.startswith('a worker ended')] or lines
     return f': {lines[-1]}' if lines else ''
 
 def run_engine(
