@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['picture_suffixes', 'FeatureCache', 'cache_id', 'replace_text', 'write_tensors', 'save_cache', 'open_cache', 'Row',
            'ShardRows', 'FileRows', 'folder_rows', 'table_rows', 'captioned', 'EmbedConfig', 'open_rows', 'good_rows',
-           'encode_block', 'save_part', 'read_part', 'same_plan', 'embed', 'dequantise', 'import_flickr8k',
-           'neighbours', 'faiss_neighbours', 'near_duplicates', 'join', 'pair_ids', 'similarity_histogram',
-           'hard_order', 'clashes', 'FeatureWalks', 'known_ids', 'FeatureBatches', 'summary', 'sheet_rows']
+           'encode_block', 'save_part', 'read_part', 'same_plan', 'plan_of', 'encode_rows', 'embed', 'still_right',
+           'embed_folder', 'dequantise', 'import_flickr8k', 'neighbours', 'faiss_neighbours', 'near_duplicates', 'join',
+           'pair_ids', 'similarity_histogram', 'hard_order', 'clashes', 'FeatureWalks', 'known_ids', 'FeatureBatches',
+           'summary', 'sheet_rows']
 
 # %% ../nbs/06_features.ipynb #39f5172c
 import csv
@@ -110,6 +111,7 @@ def save_cache(
     shapes = dict(text_image=[len(captions)], image=[len(keys), *shapes['image'][1:]], text=[len(captions), *shapes['text'][1:]])
     chunks = (load_file(o)[k] + (int(at) if k == 'text_image' else 0) for k in shapes for o, at in zip(paths, starts))
     path = Path(folder)/'features.safetensors'
+    path.with_name('cache.json').unlink(missing_ok=True) # no description of other features beside them
     write_tensors(path, shapes, chunks)
     info = dict(features_sha256=file_sha256(path), image_width=shapes['image'][-1], text_width=shapes['text'][-1],
                 **info, damaged=damaged, keys=keys, splits=splits, captions=captions)
@@ -128,7 +130,7 @@ def open_cache(
     if not about.exists() or not path.exists(): raise FileNotFoundError(f"{folder} holds no finished feature cache: run nbs/embed.ipynb with -p out {folder}.")
     try: info = json.loads(about.read_text(encoding='utf-8'))
     except ValueError: info = {}
-    if info.get('id') != cache_id(info): raise ValueError(f"{about} is damaged or was edited: run nbs/embed.ipynb into an empty folder.")
+    if not isinstance(info, dict) or info.get('id') != cache_id(info): raise ValueError(f"{about} is damaged or was edited: run nbs/embed.ipynb into an empty folder.")
     for what, found, wanted in (('dataset', info['dataset'], dataset_id), ('towers', info['towers'], towers_id)):
         if wanted not in (None, found): raise ValueError(f"{folder} holds features of {what} {found}, but {wanted} was asked for: run nbs/embed.ipynb for it into another folder.")
     if file_sha256(path) != info['features_sha256']: raise ValueError(f"{path} does not have the sha256 that cache.json gives: run nbs/embed.ipynb into an empty folder.")
@@ -169,8 +171,8 @@ class FileRows:
         def sha256(path):
             try: return file_sha256(path) if path.is_file() else 'missing'
             except OSError: return 'unreadable'
-        hashes = (sha256(folder/k) for k in self.files)
-        self.id = dataset_id([json.dumps([k, *told[k], h]) for k, h in zip(self.files, hashes)])
+        said = [json.dumps([k, *told[k], sha256(folder/k)]) for k in self.files]
+        self.id, self.marks = dataset_id(said), {k: dataset_id([o]) for k, o in zip(self.files, said)} # of all; of each, with its captions
 
     def __len__(self): return len(self.files)
     def __getitem__(self, i:int) -> Row: # or an ImageError with its reason
@@ -191,7 +193,7 @@ def folder_rows(
     "A folder of pictures and texts; a text without picture counts as a missing file."
     files = sorted(o for o in folder.rglob('*') if o.is_file())
     pictures = [(o.with_suffix(''), o) for o in files if o.suffix.lower() in picture_suffixes]
-    texts = {o.with_suffix(''): o.read_text(encoding='utf-8', errors='replace').splitlines() for o in files if o.suffix == '.txt'}
+    texts = {o.with_suffix(''): o.read_text(encoding='utf-8', errors='replace').splitlines() for o in files if o.suffix.lower() == '.txt'}
     if not pictures: raise FileNotFoundError(f"There is no picture ({', '.join(picture_suffixes)}) in {folder}, and no manifest.json of shards: nothing to encode.")
     alone = [(k, k.with_suffix('.?')) for k in texts.keys() - {k for k, _ in pictures}]
     return FileRows(folder, {o.relative_to(folder).as_posix(): (texts.get(k, []), 'train') for k, o in sorted(pictures + alone)}, uncaptioned)
@@ -336,20 +338,26 @@ def same_plan(
     return True
 
 # %% ../nbs/06_features.ipynb #dddd6394
-def embed(
-    cfg:EmbedConfig,           # what, by which towers, where to
-    towers:Towers|None=None,   # None: those that `cfg` names
-) -> FeatureCache:
-    "Run the towers over everything once; a finished cache is opened as it is, one that was cut off goes on."
-    out, towers, device = root()/cfg.out, towers or load_towers(cfg.towers), 'cuda' if torch.cuda.is_available() else 'cpu'
-    rows = open_rows(cfg)
-    plan = json.loads(json.dumps(dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size) | ({'uncaptioned': True} if cfg.uncaptioned else {})))
-    if same_plan(out/'cache.json', plan, out):
-        print(f'{out.name} is finished: nothing to do.')
-        return open_cache(out)
-    parts = out/'parts'
+def plan_of(
+    cfg:EmbedConfig, # views and augmentation
+    rows,            # `ShardRows` or `FileRows`
+    towers:Towers,   # frozen
+) -> dict: # as JSON gives it back
+    "What decides the features of a cache."
+    plan = dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size)
+    return json.loads(json.dumps(plan | ({'uncaptioned': True} if cfg.uncaptioned else {})))
+
+def encode_rows(
+    rows,            # `ShardRows` or `FileRows`
+    parts:Path,      # folder of the parts
+    plan:dict,       # from `plan_of`
+    towers:Towers,   # frozen
+    cfg:EmbedConfig, # views, augmentation, size of a part
+) -> list[Path]: # the parts
+    "Run the towers over all rows, block by block; finished blocks stay."
     parts.mkdir(parents=True, exist_ok=True)
-    if not same_plan(parts/'plan.json', plan, out): replace_text(parts/'plan.json', json.dumps(plan))
+    if not same_plan(parts/'plan.json', plan, parts.parent): replace_text(parts/'plan.json', json.dumps(plan))
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     for o in (towers.image_tower, towers.text_tower): o.to(device)
     paths, b = [parts/f'{i:06d}.safetensors' for i in range(math.ceil(len(rows)/cfg.batch_size))], cfg.batch_size
     with torch.inference_mode(), tqdm(total=len(rows), unit='picture', desc='encode') as bar:
@@ -357,7 +365,52 @@ def embed(
             numbers = range(i*b, min((i + 1)*b, len(rows)))
             if not path.exists(): save_part(path, *encode_block(rows, numbers, towers, cfg, device))
             bar.update(len(numbers))
-    cache = save_cache(out, paths, **plan)
+    return paths
+
+def embed(
+    cfg:EmbedConfig,           # what, by which towers, where to
+    towers:Towers|None=None,   # None: those that `cfg` names
+) -> FeatureCache:
+    "Run the towers over everything once; a finished cache is opened as it is, one that was cut off goes on."
+    out, towers, rows = root()/cfg.out, towers or load_towers(cfg.towers), open_rows(cfg)
+    plan = plan_of(cfg, rows, towers)
+    if same_plan(out/'cache.json', plan, out):
+        print(f'{out.name} is finished: nothing to do.')
+        return open_cache(out)
+    cache = save_cache(out, encode_rows(rows, out/'parts', plan, towers, cfg), **plan)
+    shutil.rmtree(out/'parts')
+    return cache
+
+# %% ../nbs/06_features.ipynb #e1b7a002
+def still_right(
+    cache:FeatureCache, # of one view, with the marks of its files
+    rows:FileRows,      # the folder as it is now
+) -> tuple[dict, dict]: # as from `encode_block`
+    "Features of all files that are still as they were."
+    same = [i for i, k in enumerate(cache.keys) if k in rows.marks and rows.marks[k] == cache.info.get('marks', {}).get(k)]
+    place = torch.full([len(cache.keys)], -1)
+    place[same] = torch.arange(len(same))
+    said = (place[cache.text_image] >= 0).nonzero()[:, 0].tolist()
+    told = dict(keys=[cache.keys[i] for i in same], splits=[cache.info['splits'][i] for i in same], captions=[cache.captions[i] for i in said], damaged={})
+    return dict(image=cache.image[same], text=cache.text[said], text_image=place[cache.text_image[said]]), told
+
+def embed_folder(
+    cfg:EmbedConfig, # its `data` is a folder of pictures, its `views` 1
+    towers:Towers,   # frozen
+) -> FeatureCache:
+    "`embed` for a folder that changes: only what is new in it is encoded."
+    out, rows = root()/cfg.out, open_rows(cfg)
+    plan, parts = plan_of(cfg, rows, towers), out/'parts'
+    fixed = {k: v for k, v in plan.items() if k not in ('dataset', 'batch_size')}
+    if same_plan(parts/'plan.json', fixed, out) and json.loads((parts/'plan.json').read_text(encoding='utf-8')) != plan: shutil.rmtree(parts) # cut off before the folder changed
+    old, part = open_cache(out) if same_plan(out/'cache.json', fixed, out) else None, parts/'known.safetensors'
+    if old and old.info['dataset'] == rows.id: return old
+    parts.mkdir(parents=True, exist_ok=True)
+    if old: save_part(part, *still_right(old, rows))
+    held = [part] if part.exists() else []
+    known = {k for o in held for k in read_part(o)['keys']}
+    rest = FileRows(rows.folder, {k: o for k, o in rows.told.items() if k not in known}, cfg.uncaptioned)
+    cache = save_cache(out, held + encode_rows(rest, parts, plan, towers, cfg), **plan, marks=rows.marks)
     shutil.rmtree(parts)
     return cache
 

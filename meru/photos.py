@@ -7,6 +7,7 @@ __all__ = ['SearchConfig', 'with_towers', 'left_out', 'kept_index', 'Album', 'op
            'sweep_sheet']
 
 # %% ../nbs/26_photos.ipynb #26a00003
+import hashlib
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,17 +16,16 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from .encoders import Towers, load_towers, weights_id
-from .features import EmbedConfig, embed, picture_suffixes
+from .encoders import Towers, weights_id
+from .features import EmbedConfig, embed_folder, picture_suffixes
 from .hub import from_pretrained
 from .images import ImageError, decode_image, resize_image
-from .model import Model, attach_backbone
+from .model import Model, attach_backbone, tokenizer_of
 from .plots import contact_sheet
 from .retrieval import Hits
 from .run import check_ranges
 from .search import Index, build_index, load_index, move_along_ray, save_index
 from .shards import root
-from .text import Tokenizer
 from .traversal import read_pool
 
 # %% ../nbs/26_photos.ipynb #26a00011
@@ -35,7 +35,7 @@ class SearchConfig:
     images:str = ''         # folder of pictures; a text file beside a picture holds its captions, one a line
     query:str = ''          # a text, or the file of a picture
     model:str = 'outputs/reference/head' # folder of a saved model or of a run, or org/name of the hub
-    out:str = ''            # folder for what is kept; '' = outputs/search/NAME of the folder
+    out:str = ''            # folder for what is kept; '' = outputs/search/NAME-HASH of the folder
     find:str = 'pictures'   # 'pictures', or 'texts': captions beside the pictures, or those of `texts`
     texts:str = ''          # a file of texts to find, one a line or .jsonl
     k:int = 12              # hits, at least 1
@@ -50,7 +50,11 @@ class SearchConfig:
         if (self.folder/'manifest.json').exists(): raise ValueError(f"{self.images} holds shards, not pictures: name a folder of picture files")
 
     folder = property(lambda self: root()/Path(self.images).expanduser(), doc="of the pictures")
-    place = property(lambda self: root()/(self.out or f'outputs/search/{self.folder.resolve().name}'), doc="for what is kept")
+
+    @property
+    def place(self) -> Path: # for what is kept; folders of one name are told apart
+        path = self.folder.resolve()
+        return root()/(self.out or f'outputs/search/{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}')
 
 # %% ../nbs/26_photos.ipynb #26a00021
 def with_towers(
@@ -59,9 +63,8 @@ def with_towers(
     "The model with its towers, and the towers by themselves."
     cfg = model.cfg
     if cfg.image_tower == 'features': return attach_backbone(deepcopy(model))
-    tokenizer = load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
     mean, std = (tuple(o.flatten().tolist()) for o in (model.pixel_mean, model.pixel_std))
-    return model, Towers(model.image_tower, model.text_tower, tokenizer, cfg.image_size, mean, std, f'own#{weights_id(model.image_tower, model.text_tower)}')
+    return model, Towers(model.image_tower, model.text_tower, tokenizer_of(cfg), cfg.image_size, mean, std, f'own#{weights_id(model.image_tower, model.text_tower)}')
 
 # %% ../nbs/26_photos.ipynb #26a00031
 def left_out(
@@ -70,24 +73,22 @@ def left_out(
 ) -> dict: # file -> why; suffix -> how many files that are no pictures
     "What of a folder cannot be found by any query."
     files, kept = sorted(o for o in folder.rglob('*') if o.is_file()), set(keys)
-    others = Counter(o.suffix.lower() or 'no suffix' for o in files if o.suffix.lower() not in (*picture_suffixes, '.txt'))
+    named = {o.with_suffix('') for o in files if o.suffix.lower() in picture_suffixes}
+    others = Counter(o.suffix.lower() or 'no suffix' for o in files if o.suffix.lower() not in picture_suffixes and not (o.suffix.lower() == '.txt' and o.with_suffix('') in named))
     told = {}
     for o in files:
         if o.suffix.lower() not in picture_suffixes or (key := o.relative_to(folder).as_posix()) in kept: continue
         try: decode_image(o.read_bytes())
         except (ImageError, OSError) as e: told[key] = str(e)
-    return told | {f'*{k}': f'{n} files that are no pictures' for k, n in others.items()}
+    return told | {f'*{k}': f'{n} files that are no pictures' + (' and have none of their name' if k == '.txt' else '') for k, n in others.items()}
 
 def kept_index(
-    place:Path,     # folder of the index
-    model:str,      # its id
-    build,          # -> Index; called if there is none of these files
-    files:list[str],# that it should hold
+    place:Path, # folder of the index
+    made_of:str,# ids of model and features
+    build,      # -> Index; called if there is none of them
 ) -> Index:
     "The index that lies there, or a new one."
-    if (place/'index.json').exists():
-        index = load_index(place, model)
-        if index.columns['file'] == files: return index
+    if (place/'index.json').exists() and (index := load_index(place)).model == made_of: return index
     index = build()
     save_index(index, place)
     return index
@@ -121,13 +122,13 @@ class Album:
 def open_album(
     asked:SearchConfig, # folder and model
 ) -> Album:
-    "Encode a folder, or open what was encoded before."
+    "Encode a folder, or what is new in it, or open what was encoded before."
     model, towers = with_towers(from_pretrained(asked.model).model.eval())
-    cache = embed(EmbedConfig(data=str(asked.folder), out=str(asked.place), towers=towers.id, batch_size=asked.batch_size, uncaptioned=True), towers)
-    for o in (model, towers.image_tower, towers.text_tower): o.cpu() # `embed` leaves towers on a GPU
-    name, curv = weights_id(model), model.curv.item()
+    cache = embed_folder(EmbedConfig(data=str(asked.folder), out=str(asked.place), towers=towers.id, batch_size=asked.batch_size, uncaptioned=True), towers)
+    for o in (model, towers.image_tower, towers.text_tower): o.cpu() # `embed_folder` leaves towers on a GPU
+    name, curv = f'{weights_id(model)}#{cache.id}', model.curv.item()
     with torch.no_grad(): x, t = model.lift_image(model.image_proj(cache.image[:, 0].float())), model.lift_text((model.text_proj or model.image_proj)(cache.text[:, 0].float()))
-    pictures = kept_index(asked.place/f'index_{name}', name, lambda: build_index(x, model.geometry.name, curv, name, dict(file=cache.keys)), cache.keys)
+    pictures = kept_index(asked.place/f'index_{weights_id(model)}', name, lambda: build_index(x, model.geometry.name, curv, name, dict(file=cache.keys)))
     album = Album(asked.folder, model, towers, pictures, Index(t, model.geometry.name, curv, name, dict(file=[cache.keys[i] for i in cache.text_image], text=cache.captions)), left_out(asked.folder, cache.keys))
     if asked.texts:
         pool = read_pool(root()/Path(asked.texts).expanduser())

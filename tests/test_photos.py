@@ -124,9 +124,7 @@ def test_folders_without_a_picture(asked, tmp_path):
     with pytest.raises(ValueError, match='holds shards, not pictures'): replace(asked, images=str(tmp_path/'shards'))
 
 
-def test_a_misspelt_name_ends_the_command(papermill, tmp_path):
-    done = papermill('search', tmp_path/'out.ipynb', '-p', 'image', tmp_path)
-    assert done.returncode != 0 and "unknown parameter 'image'; known are: images, query, model" in done.stderr
+def test_a_misspelt_name_ends_the_command(run_cells, tmp_path): assert "unknown parameter 'image'; known are: images, query, model" in run_cells('search', image=tmp_path)[0]
 
 
 COCO = ROOT/'data/local/coco_val_ccby_263_128.zip'
@@ -143,3 +141,53 @@ def test_the_command_on_photos(papermill, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     told = (tmp_path/'out.ipynb').read_text()
     assert '24 pictures, 0 texts, 0 left out' in told and (tmp_path/'kept'/'generality.png').stat().st_size > 10_000
+
+
+def points_of(album): return dict(zip(album.pictures.columns['file'], album.pictures.points))
+
+
+def test_only_what_is_new_is_encoded(asked, home, tmp_path, monkeypatch):
+    import shutil, meru.features as F
+    shutil.copytree(home/'drawings', tmp_path/'drawings')
+    there, seen, encode = replace(asked, images=str(tmp_path/'drawings'), out=str(tmp_path/'kept')), [], F.encode_block
+    def watched(rows, numbers, *rest): seen.extend(rows.files[i] for i in numbers); return encode(rows, numbers, *rest)
+    monkeypatch.setattr(F, 'encode_block', watched)
+    before = open_album(there)
+    seen.clear()
+    (tmp_path/'drawings'/'new.webp').write_bytes((home/'drawings'/'02.webp').read_bytes())
+    (tmp_path/'drawings'/'08.webp').write_bytes((home/'drawings'/'06.webp').read_bytes()) # the same name, another picture
+    (tmp_path/'drawings'/'00.webp').unlink()
+    (tmp_path/'drawings'/'04.txt').write_text('another caption\n')
+    with monkeypatch.context() as m: # cut off before the end
+        m.setattr(F, 'write_tensors', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): open_album(there)
+    assert sorted(seen) == ['04.png', '04.webp', '08.webp', 'new.webp', 'torn.jpg']
+    after = open_album(replace(there, batch_size=64))
+    assert len(seen) == 5, 'encoded again'
+    whole = points_of(open_album(replace(there, out=str(tmp_path/'whole'))))
+    assert whole.keys() == points_of(after).keys() == {*points_of(before), 'new.webp'} - {'00.webp'}
+    for k, x in points_of(after).items(): torch.testing.assert_close(x, whole[k], rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(points_of(after)['08.webp'], points_of(before)['08.webp'], rtol=1e-2) and after.left_out.keys() == {'torn.jpg', '*.mov'}
+    assert sorted(after.texts.columns['text']) == ['another caption']*2 and points_of(open_album(there)).keys() == whole.keys()
+
+
+def test_a_folder_that_changed_while_it_was_encoded(asked, home, tmp_path, monkeypatch):
+    import shutil, meru.features as F
+    shutil.copytree(home/'drawings'/'deeper', tmp_path/'drawings')
+    there = replace(asked, images=str(tmp_path/'drawings'), out=str(tmp_path/'kept'), batch_size=10)
+    with monkeypatch.context() as m:
+        m.setattr(F, 'save_cache', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): open_album(there)
+    (tmp_path/'drawings'/'new.webp').write_bytes((home/'drawings'/'02.webp').read_bytes())
+    assert len(open_album(there).pictures) == 16
+
+
+def test_two_folders_of_one_name_have_places_of_their_own(asked, tmp_path):
+    for o in 'ab': (tmp_path/o/'Pictures').mkdir(parents=True)
+    a, b = (replace(asked, images=str(tmp_path/o/'Pictures'), out='').place for o in 'ab')
+    assert a != b and a.parent == b.parent == ROOT/'outputs'/'search' and a.name.startswith('Pictures-')
+
+
+def test_texts_without_a_picture_are_counted(tmp_path):
+    for o in ('a.webp', 'a.txt', 'b.txt', 'c.TXT'): (tmp_path/o).write_bytes(b'')
+    assert left_out(tmp_path, ['a.webp']) == {'*.txt': '2 files that are no pictures and have none of their name'}
