@@ -29,8 +29,8 @@ def rank() -> int: # from 0
     "The number of this process."
     return dist.get_rank() if world() > 1 else 0
 
-class Lost(ConnectionError):
-    "Another process of the run has gone, or was never there."
+class Lost(BaseException):
+    "Another process of the run has gone, or was never there. No `Exception`: torchrun may say so amid a decode, which takes those for a damaged picture."
 
 @contextmanager
 def _together(): # what goes wrong between processes, in one sentence
@@ -214,18 +214,24 @@ class SpreadNorm(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, x): pass
 
     def forward(self, x:Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
-        if not self.training or world() == 1: return super().forward(x)
+        if world() == 1 or not self.training and self.running_mean is not None: return super().forward(x)
         over = [i for i in range(x.ndim) if i != 1]
         def each(v): return v.view(-1, *[1]*(x.ndim - 2)) # a number a channel, against x
         kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         n = total(x.new_tensor(x.numel()//x.shape[1]))
         mean = _Total.apply(x.sum(over))/n
         var = _Total.apply((x - each(mean)).square().sum(over))/n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var*(n/(n - 1)), self.momentum)
-        return ((x - each(mean))*each((var + self.eps).rsqrt()*self.weight) + each(self.bias)).to(kind)
+        if self.running_mean is not None: self.track(mean.detach(), (var*(n/(n - 1).clamp_min(1))).detach())
+        scale = (var + self.eps).rsqrt()
+        if self.weight is None: return ((x - each(mean))*each(scale)).to(kind)
+        return ((x - each(mean))*each(scale*self.weight) + each(self.bias)).to(kind)
+
+    def track(self, mean:Float[Tensor, "c"], var:Float[Tensor, "c"]):
+        "Move the running statistics; without a momentum they are the mean of all batches."
+        self.num_batches_tracked += 1
+        share = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)
 
 def spread_norms(
     model:nn.Module, # changed in place, but not its state
@@ -239,9 +245,11 @@ def agree(
     **seen, # name to what this process sees
 ):
     "Stop all processes where one of them sees something else."
-    for r, other in enumerate(said := gather_objects(seen)):
-        for k, v in other.items():
-            if v != said[0][k]: raise ValueError(f'process {r} of {world()} has {k} = {v}, but process 0 has {said[0][k]}: all must read the same folders')
+    flat = {k: v for name, o in seen.items() for k, v in ({f'{name}.{k}': v for k, v in o.items()} if isinstance(o, dict) else {name: o}).items()}
+    first, *others = gather_objects(flat)
+    for r, other in enumerate(others, 1):
+        odd = [k for k in other if other[k] != first[k]]
+        if odd: raise ValueError(f"process {r} of {world()} has {', '.join(f'{k} = {other[k]}' for k in odd)}, but process 0 has {', '.join(f'{first[k]}' for k in odd)}: all must run the same code on the same folders")
 
 def checksum(
     model:nn.Module, # its parameters and buffers

@@ -19,14 +19,12 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from .datasets import Captions, Chains, Naming, noun_names, noun_parents, nouns, read_data, short, spread, survey
-from .encoders import load_towers
 from .features import FeatureCache, open_cache
 from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics, word_tree_metrics
-from .model import ModelConfig, build_model, load_released
+from .model import ModelConfig, build_model, load_released, tokenizer_of
 from .retrieval import pixel_scores, retrieval_metrics
 from .run import load_run, write_json
 from .shards import Shards, Source, file_sha256, pictures, root
-from .text import Tokenizer
 from .zeroshot import class_points, encode_images, encode_texts, half_of_each, linear_probe, naming_metrics, probe_metrics
 
 # %% ../nbs/18_evaluation.ipynb #937afa5d
@@ -497,7 +495,7 @@ def load_asked(
         raise ValueError(f"{asked.run} reads features of {cfg.backbone}, not pictures: name a cache of them with -p data FOLDER, such as {getattr(cfg, 'data', '')}")
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.data != 'emoji' and torch.cuda.is_available(): model.cuda() # the drawings take seconds on a CPU
-    return model, (lambda x: x) if features else load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
+    return model, tokenizer_of(cfg)
 
 # %% ../nbs/18_evaluation.ipynb #00c015a2
 def keep_metrics(

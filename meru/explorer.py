@@ -27,13 +27,12 @@ from torch import Tensor
 
 import meru
 from .datasets import Captions, Chains, Naming, Pictures, holds_one, read_data, shard_pairs, spread, survey
-from .encoders import load_towers
 from .evaluation import Exam, levels, read_exam, spread_rows
 from .geometry import get_geometry, unit
+from .model import tokenizer_of
 from .plots import fit_angles, polar_dist, principal_axes
 from .run import Run, TrainConfig, load_config, load_run, write_atomic
 from .shards import Shards, embedded_data, root
-from .text import Tokenizer
 from .trainer import CachedPart, open_data
 from .zeroshot import check_finite, encode_images, encode_texts
 
@@ -407,7 +406,7 @@ def run_space(
     "Where a run puts these texts and pictures."
     cfg, model = load_config(run), load_run(run, checkpoint)
     if scene.images.ndim == 4 and scene.images.shape[-1] != cfg.image_size: raise ValueError(f'{run} takes pictures of {cfg.image_size} pixels, the first run of the page {scene.images.shape[-1]}: compare runs of one size.')
-    tokenizer = (lambda x: x) if cfg.text_tower == 'features' else load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
+    tokenizer = tokenizer_of(cfg)
     names = scene.items.texts[len(scene.words):]
     points = [encode_texts(model, tokenizer, scene.words).cpu(), encode_images(model, scene.images, names).cpu()]
     return Space(cfg.geometry, torch.cat(points), model.curv.detach().cpu(), cfg.min_radius)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['curv_range', 'max_logit_scale', 'paper_sizes', 'renames', 'SpaceConfig', 'one_of', 'ModelConfig', 'widen', 'Scalars',
            'normalise_tangent', 'Model', 'projection', 'projections', 'FeatureTower', 'build_model', 'with_pixels',
-           'attach_backbone', 'read_released', 'our_name', 'released_config', 'load_released']
+           'attach_backbone', 'tokenizer_of', 'read_released', 'our_name', 'released_config', 'load_released']
 
 # %% ../nbs/08_model.ipynb #a74c3745
 import math
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -21,6 +22,7 @@ from .encoders import Towers, build_image_tower, build_text_tower, image_towers,
 from .geometry import get_geometry
 from .fused import contrastive_loss as fused_loss
 from .losses import contrastive_loss, entailment_loss
+from .text import Tokenizer
 
 # %% ../nbs/08_model.ipynb #ccbe62f0
 curv_range = (0.1, 10.) # bounds of the curvature magnitude (MERU)
@@ -272,6 +274,13 @@ def attach_backbone(
         if new.width != old.width: raise ValueError(f"{towers.id} gives {kind} features of width {new.width}; this head takes {old.width}")
         setattr(model, f'{kind}_tower', new)
     return with_pixels(model, towers), towers
+
+def tokenizer_of(
+    cfg:ModelConfig, # of a model
+) -> Callable: # what its text tower takes, of a list of texts
+    "The vocabulary of a model; features are taken as they are."
+    if cfg.text_tower == 'features': return lambda x: x
+    return load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
 
 # %% ../nbs/08_model.ipynb #b5bf77af
 def read_released(

@@ -16,12 +16,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from .evaluation import embed, read_exam
 from .geometry import Lorentz
-from .model import build_model
+from .model import build_model, tokenizer_of
 from .retrieval import exact_search
 from .run import load_run, make_config
 from .search import Index, build_index, clumps, database_queries, database_vectors, move_along_ray, share_found, shells
 from .shards import embedded_data
-from .text import Tokenizer
 from .throughput import alone, by_turns, peak_memory, rates
 
 # %% ../nbs/22a_rivals.ipynb #22a00011
@@ -144,7 +143,7 @@ def generality_suite(
         torch.manual_seed(seed)
         model = (load_run(name) if name else build_model(make_config(preset))).eval()
         exam = read_exam(embedded_data(), model.cfg.image_size)
-        emb = embed(model, Tokenizer(model.cfg.vocab_size, model.cfg.context_length), exam)
+        emb = embed(model, tokenizer_of(model.cfg), exam)
         asked = (model.geometry, emb.image_points['test_style'], emb.text_points, exam.chains['test_style'], exam.levels, emb.curv)
         radius = model.geometry.radius(emb.text_points, emb.curv)
         rows.append(dict(case=Path(name).name or 'untrained', geometry=model.geometry.name, queries=len(asked[1]), texts=len(exam.texts),

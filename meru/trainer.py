@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from .distributed import Lost, agree, checksum, gather_objects, gather_rows, processes, rank, spread_norms, sum_gradients, world
-from .encoders import load_towers
 from .features import FeatureBatches, FeatureCache, open_cache
 from .images import ImageAugment
-from .model import Model, build_model, curv_range
+from .model import Model, build_model, curv_range, tokenizer_of
 from .optim import lr_at, make_optimizer
 from .run import Run, TrainConfig, load_checkpoint, load_config, machine, save_checkpoint
 from .shards import Batch, Loader, Shards, embedded_data, file_sha256, root
 from .step import NonFinite, Watch, compile_blocks, compiles, gradients, to_device, waits
-from .text import Tokenizer, augment_caption
+from .text import augment_caption
 
 # %% ../nbs/11_trainer.ipynb #0fe5d0dd
 class Part:
@@ -117,11 +116,10 @@ def make_loader(
             image_views=cfg.image_views and train, text_views=cfg.text_views and train, duplicate=cfg.duplicate, share=(rank(), world()))
     augment = ImageAugment(**{f.name: getattr(cfg, f.name) for f in fields(ImageAugment)})
     say = partial(augment_caption, mask=cfg.word_mask, shuffle=cfg.word_shuffle, drop=cfg.word_drop)
-    tokenizer = load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
     kw = dict(image_size=cfg.image_size, batch_size=cfg.batch_size, seed=cfg.seed, augment=augment, augment_text=say,
               level_probs=cfg.level_probs or None, workers=cfg.workers, cache=cfg.cache, share=(rank(), world()),
               squeeze=cfg.image_size*3//2 if cfg.augment_on == 'device' else 0)
-    return Loader(shards, tokenizer, **kw | changes)
+    return Loader(shards, tokenizer_of(cfg), **kw | changes)
 
 # %% ../nbs/11_trainer.ipynb #4e901a96
 def pick_device(
@@ -188,7 +186,10 @@ def validate(
     device = next(model.parameters()).device
     with torch.compiler.set_stance('force_eager'): # every length is a shape of its own here
         seen = [(model.encode_image(b.images.to(device)), model.encode_text(b.tokens.to(device)), b.text_ids) for b in loader.eval_batches()]
-    images, texts, ids = (gather_rows(torch.cat(o).to(device)) for o in zip(*seen))
+    counts = gather_objects(sum(len(ids) for _, _, ids in seen)) # what could be read; a process may have nothing
+    if not sum(counts): raise ValueError(f'none of the held-out pairs can be used ({_failures(loader)}): mend them, or train on other data')
+    points = torch.empty(0, model.cfg.embed_dim, device=device)
+    images, texts, ids = (gather_rows(torch.cat(o).to(device), counts) for o in zip((points, points, torch.empty(0, dtype=torch.int64)), *seen))
     loss = model.contrastive(images, texts, ids)
     guess = model.geometry.scores(images, texts, model.curv).argmax(1)
     return dict(val_loss=float(loss), val_top1=float((ids[guess] == ids).float().mean()))
@@ -255,7 +256,7 @@ def fit(
         if row: run.log(row)
         if due(done, cfg.save_every, cfg.steps): agree(weights=checksum(model)); save_checkpoint(run.last, model, opt, **state | dict(step=done))
     bar.close()
-    run.record(finished=_now(), seconds=round(clock.seconds, 1), peak_memory=max(gather_objects(_peak() or 0)), failures=_failures(loader),
+    run.record(finished=_now(), seconds=round(clock.seconds, 1), peak_memory=_peak(), failures=_failures(loader), held_out_failures=_failures(val_loader),
                checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()})
     return model.eval()
 
@@ -306,7 +307,9 @@ class _Clock:
 def _failures(loader): # each damaged sample counts once, whoever met it
     return dict(Counter({i: o for damaged in gather_objects(loader.damaged) for i, o in damaged.items()}.values()))
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
-def _peak(): return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+def _peak(): # bytes, of the process that held most; None where the system does not say
+    held = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return max(held)*(1 if sys.platform == 'darwin' else 1024) if all(held) else None
 
 def _named(run, error, loader):
     "The error, with the batch written down."
@@ -327,12 +330,15 @@ def main(
     given = parser.parse_args(args)
     if given.followed: threading.Thread(target=_end_with_input, daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
+    folder, cfg = given.config.parent, None
     try:
         if given.config.name != 'config.json': raise ValueError(f"--config is {given.config}; it must be the config.json of a run's folder")
-        cfg = load_config(given.config.parent.absolute())
+        cfg = load_config(folder.absolute())
         check_processes(int(os.environ.get('WORLD_SIZE', 1)), batch_size=cfg.batch_size)
-        with processes(pick_device(cfg.device)): fit(Run(given.config.parent.absolute(), cfg))
-    except Lost as e: sys.exit(f"process {os.environ.get('RANK', 0)}: {e}; {given.config.parent} keeps its checkpoint of step {Run(given.config.parent.absolute(), cfg).step}, and the same command goes on from there.")
+        with processes(pick_device(cfg.device)): fit(Run(folder.absolute(), cfg))
+    except Lost as e:
+        kept = f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, and the same command goes on from there' if cfg else ', before it had begun'
+        sys.exit(f"process {os.environ.get('RANK', 0)}: {e}{kept}.")
     except (ValueError, OSError, ArithmeticError) as e: sys.exit(f"process {os.environ.get('RANK', 0)}: {e}")
 
 def _end_with_input(): # whoever started this has gone

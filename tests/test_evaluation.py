@@ -257,7 +257,7 @@ def test_a_run_with_a_backbone_reads_texts_with_its_tokenizer(monkeypatch, tmp_p
     own = object()
     cfg = ModelConfig(image_tower='backbone', text_tower='backbone', backbone='lite2+minilm')
     monkeypatch.setattr(e, 'load_run', lambda run, checkpoint: SimpleNamespace(cfg=cfg))
-    monkeypatch.setattr(e, 'load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
+    monkeypatch.setattr('meru.model.load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
     assert load_asked(EvalConfig(run='a run', out=str(tmp_path)))[1] == ('lite2+minilm', own)
 
 

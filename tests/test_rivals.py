@@ -30,3 +30,19 @@ def test_a_query_without_order_gains_nothing_from_moving():
 
 def test_a_run_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match='nowhere holds no run'): R.generality_suite(run='outputs/nowhere')
+
+
+def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
+    "Of a run on pretrained towers, theirs."
+    from types import SimpleNamespace
+    from meru.model import tokenizer_of
+    from meru.run import make_config
+    theirs, seen = object(), []
+    def embed(model, tokenizer, exam): seen.append(tokenizer); raise KeyboardInterrupt
+    cfg = SimpleNamespace(image_size=32, text_tower='backbone', backbone='theirs', vocab_size=4096, context_length=16)
+    monkeypatch.setattr('meru.model.load_towers', lambda name: SimpleNamespace(tokenizer=theirs))
+    monkeypatch.setattr(R, 'load_run', lambda name: SimpleNamespace(cfg=cfg, eval=lambda: SimpleNamespace(cfg=cfg)))
+    monkeypatch.setattr(R, 'embed', embed)
+    monkeypatch.setattr(R, 'read_exam', lambda *args: None)
+    with pytest.raises(KeyboardInterrupt): R.generality_suite('a', 'b')
+    assert seen == [theirs] and tokenizer_of(make_config('head_lorentz'))('as it is') == 'as it is'
