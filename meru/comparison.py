@@ -264,6 +264,7 @@ def plot_comparison(
     controls:dict[str, dict[str, float|None]], # name of a control -> its metrics
 ) -> Figure:
     "A panel a measure: means with intervals over seeds, filled where the difference from the base is sure; controls as dotted lines."
+    table = [l for l in table if base in l['means']] # None at some seed: no line to compare with
     lines = [l for l in table if l['key'] in shown] or table[:12]
     fig, axes = plt.subplots(-(-len(lines)//4), 4, figsize=(12, 1.7*-(-len(lines)//4) + .4), squeeze=False, layout='constrained')
     for ax in axes.flat[len(lines):]: ax.axis('off')
@@ -344,7 +345,7 @@ def compare_runs(
     check_pairs(runs, base)
     fresh = [kept_measure(f, exam, asked, fresh=True).metrics for f, r in zip(folders, runs) if r.name == base]
     controls = dict(pixels=pixel_metrics(exam)) if exam else {}
-    controls['untrained'] = {k: float(np.mean([m[k] for m in fresh])) for k, v in fresh[0].items() if isinstance(v, float)}
+    controls['untrained'] = {k: float(np.mean([m[k] for m in fresh])) for k in fresh[0] if all(isinstance(m.get(k), float) for m in fresh)}
     controls['chance'] = {k: chance_of(k, runs[0].metrics) for k in asked_of(runs[0].metrics).values()}
     return runs, base, controls, compare(runs, base, dict(concept=exam.targets('test_concept')) if exam else {})
 

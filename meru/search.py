@@ -232,7 +232,7 @@ def load_index(
     if not about.exists() or not path.exists(): raise FileNotFoundError(f"{folder} holds no index: save_index writes {about.name} and {path.name}")
     try: info = json.loads(about.read_text(encoding='utf-8'))
     except ValueError: info = {}
-    if info.pop('id', None) != cache_id(info): raise ValueError(f"{about} is damaged or was edited: build the index again")
+    if not isinstance(info, dict) or info.pop('id', None) != cache_id(info): raise ValueError(f"{about} is damaged or was edited: build the index again")
     if file_sha256(path) != info.pop('sha256'): raise ValueError(f"{path} does not have the sha256 that {about.name} gives: build the index again")
     if model not in (None, info['model']): raise ValueError(f"{folder} is an index of model {info['model']!r}, but {model!r} asks: their points have nothing to do with each other; build an index with this model")
     return Index(**load_file(path), **info)

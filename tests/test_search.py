@@ -141,6 +141,13 @@ def test_a_flipped_byte_is_refused_by_name(name, at, tmp_path):
     with pytest.raises(ValueError, match=name): load_index(tmp_path)
 
 
+@pytest.mark.parametrize('text', ['[]', '3', 'null', '{'])
+def test_a_description_that_is_none_is_refused_by_name(text, tmp_path):
+    save_index(build_index(torch.randn(50, 6), 'lorentz', 1.), tmp_path)
+    (tmp_path/'index.json').write_text(text)
+    with pytest.raises(ValueError, match='index.json is damaged'): load_index(tmp_path)
+
+
 def test_what_does_not_belong_is_refused(tmp_path):
     index = build_index(torch.randn(50, 6), 'lorentz', 1., 'm', dict(key=list(range(50))))
     save_index(index, tmp_path)
