@@ -7,6 +7,8 @@ __all__ = ['tower_flops', 'parameters', 'columns', 'handed_over', 'sent', 'Step'
 
 # %% ../nbs/11b_cost.ipynb #1b500003
 import math
+from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,22 +16,26 @@ from .model import build_model
 from .run import TrainConfig
 
 # %% ../nbs/11b_cost.ipynb #1b500006
-def tower_flops(
-    cfg:TrainConfig, # sizes of both towers
-) -> int: # multiplications and additions of one pair, forwards
-    "What the towers and projections compute."
+@cache
+def _counted(cfg): # a second for large towers
     with torch.device('meta'):
         model = build_model(cfg).eval()
         images = torch.zeros(1, cfg.image_width) if cfg.image_tower == 'features' else torch.zeros(1, 3, cfg.image_size, cfg.image_size)
         tokens = torch.zeros(1, cfg.text_width) if cfg.text_tower == 'features' else torch.zeros(1, cfg.context_length, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, torch.no_grad(): model.project_image(images), model.project_text(tokens)
-    return counter.get_total_flops()
+    return counter.get_total_flops(), model.param_count
+
+def tower_flops(
+    cfg:TrainConfig, # sizes of both towers
+) -> int: # multiplications and additions of one pair, forwards
+    "What the towers and projections compute."
+    return _counted(replace(cfg, batch_size=1, micro_batch=0))[0]
 
 def parameters(
     cfg:TrainConfig, # sizes of both towers
 ) -> int: # trained numbers
     "How many gradients travel."
-    with torch.device('meta'): return build_model(cfg).param_count
+    return _counted(replace(cfg, batch_size=1, micro_batch=0))[1]
 
 # %% ../nbs/11b_cost.ipynb #1b500009
 def columns(
