@@ -68,6 +68,22 @@ def test_better_is_lower_where_it_is():
     assert 'surely better in 1' in conclusion([line], 'meru') and 'surely worse in 1' in conclusion([compare(runs, 'clip')[0]], 'clip')
 
 
+def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
+    import meru.comparison as c
+    def measured(folder, exam, asked, fresh=False):
+        name, seed = folder.name.split('_s')
+        r = run(name, int(seed), .5 + .1*int(seed) + .1*(name == 'flat'))
+        return r._replace(metrics=r.metrics | dict(cone_auc=None if seed == '1' else .7, chain_tau=.2))
+    monkeypatch.setattr(c, 'find_runs', lambda asked: [ROOT/f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
+    monkeypatch.setattr(c, 'kept_measure', measured)
+    monkeypatch.setattr(c, 'read_exam', lambda *a: None)
+    monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
+    runs, base, controls, table = compare_runs(CompareConfig(out=str(tmp_path)))
+    assert controls['untrained'] == dict(style_top1=pytest.approx(.55), cosine_agreement=.9, chain_tau=.2)
+    figure = plot_comparison(table, base, controls)
+    assert len([ax for ax in figure.axes if ax.axison]) == len([l for l in table if l['key'] in c.shown and l['means']])
+
+
 @pytest.fixture(scope='module')
 def trained(papermill, tmp_path_factory):
     "Two presets, two seeds, two steps each, trained by the notebook."

@@ -1,17 +1,19 @@
 "Many processes against one: loss, gradients, data, runs; and what is said when one of them goes."
-import json, multiprocessing, os, re, signal, socket, time
+import io, json, multiprocessing, os, re, signal, socket, subprocess, time
 from contextlib import redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
 import pytest, torch
-from meru import distributed, losses
-from meru.distributed import gather_rows, processes, rank, sum_gradients, total, world
+from meru import distributed, losses, trainer
+from meru.distributed import Lost, SpreadNorm, gather_rows, processes, rank, sum_gradients, total, world
 from meru.features import open_cache, FeatureBatches
 from meru.geometry import geometries, get_geometry
+from meru.images import decode_image
 from meru.launch import launch, start, what_happened
+from meru.model import build_model
 from meru.run import Run, make_config
 from meru.shards import Loader, file_sha256, part_of
-from meru.trainer import check_processes, main, make_loader, open_data
+from meru.trainer import Part, check_processes, main, make_loader, open_data, validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 SMOKE = dict(dropout=0., steps=12, val_every=6, save_every=1, log_every=1)
@@ -29,7 +31,7 @@ class Team:
     "Processes forked from one that has imported everything; each returns what its job returned, or says why not."
     def __init__(self, home):
         self.home, self.fork = home, multiprocessing.get_context('forkserver')
-        self.fork.set_forkserver_preload(['meru.launch'])
+        self.fork.set_forkserver_preload(['meru.launch', 'torch._dynamo']) # which an optimiser would import
     def start(self, n, job, *args):
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
         self.pipes, self.errs = [self.fork.Pipe(False) for _ in range(n)], [self.home/f'err{r}' for r in range(n)]
@@ -119,7 +121,6 @@ def test_the_comparison_catches(compared, mutant, n):
 
 def model_gradients(preset):
     "Loss and all gradients of a whole model in float64, batch norm included, in slices and in one."
-    from meru.model import build_model
     def of(parts):
         torch.manual_seed(0)
         model = build_model(make_config(preset, dropout=0., **({} if 'clip' in preset or 'euclid' in preset else dict(learn_curv=True)))).double().train()
@@ -138,6 +139,28 @@ def model_gradients(preset):
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
 def test_a_whole_model_has_the_same_gradients(team, preset):
     for told in team.run(2, model_gradients, preset): assert max(told) < 1e-10 and told[0] < 1e-12, told
+
+
+def norms():
+    "Every kind of batch norm, spread and plain: outputs in training and after it, and running statistics."
+    x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    def of(kind, part):
+        norm, said = torch.nn.BatchNorm1d(3, **kind).double(), []
+        if world() > 1: distributed.spread_norms(norm)
+        for step in (1, 2, 3): said.append(norm(step*x[part] + step))
+        return [*said, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
+    kinds = [dict(), dict(momentum=None), dict(track_running_stats=False), dict(affine=False)]
+    want = [of(kind, slice(None)) for kind in kinds]
+    with processes('cpu'):
+        part = part_of(7, (rank(), 2))
+        told = [errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w]) for kind, w in zip(kinds, want)]
+        lonely = distributed.SpreadNorm(3)
+        lonely(torch.ones(rank(), 3, 1)) # one value a channel in all
+        return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
+
+
+def test_every_kind_of_batch_norm_sees_all_processes(team):
+    for told, finite in team.run(2, norms): assert max(map(max, told)) < 1e-12 and all(finite), (told, finite)
 
 
 # the data
@@ -247,7 +270,43 @@ def test_a_head_trains_on_cached_features(team, made_up, tmp_path):
     assert three.read('run.json')['failures'] == {}
 
 
+def half_is_damaged():
+    "What the held-out pairs say where one process can read none of its own."
+    cfg = make_config('smoke')
+    torch.manual_seed(0)
+    model, held_out = build_model(cfg), open_data(cfg)[1]
+    half = Part(held_out.shards, held_out.start, held_out.start + len(held_out)//2)
+    want = validate(model, make_loader(cfg, half))
+    with processes('cpu'):
+        loader = make_loader(cfg, held_out)
+        if rank() == 1: loader.eval_batches = lambda: iter(())
+        return validate(model, loader), want
+
+
+def test_a_process_without_a_good_held_out_pair_still_validates(team):
+    for got, want in team.run(2, half_is_damaged): assert got == pytest.approx(want, rel=1e-5)
+
+
 # what is refused
+
+def test_a_stop_amid_a_decode_is_no_damaged_picture(monkeypatch):
+    monkeypatch.setattr('PIL.Image.open', lambda *a, **k: trainer._stop())
+    with pytest.raises(Lost, match='torchrun stopped this process'): decode_image(b'GIF89a')
+
+
+def test_the_cause_is_told_whatever_the_processes_do(tmp_path, monkeypatch):
+    class Stuck: # goes only when it is killed
+        stdin, killed = io.BytesIO(), False
+        def wait(self, seconds=None):
+            if not self.killed: raise subprocess.TimeoutExpired('torchrun', seconds)
+        def kill(self): self.killed = True
+    def fails(run, child): raise PermissionError('the cause')
+    monkeypatch.setattr('meru.launch.start', lambda *a: child)
+    monkeypatch.setattr('meru.launch.follow', fails)
+    child = Stuck()
+    with pytest.raises(PermissionError, match='the cause'): launch(Run(tmp_path, make_config('smoke')), 2)
+    assert child.killed and child.stdin.closed
+
 
 def test_bad_numbers_of_processes(tmp_path):
     run = Run(tmp_path/'run', make_config('smoke'))
@@ -280,12 +339,12 @@ def test_one_device_for_two_processes():
 
 def different(): # what each process sees
     with processes('cpu'):
-        try: distributed.agree(step=5*rank())
+        try: distributed.agree(config=dict(seed=rank(), lr=.1), data='emoji', step=5*rank())
         except ValueError as e: return str(e)
 
 
 def test_processes_that_see_different_things(team):
-    assert team.run(2, different) == ['process 1 of 2 has step = 5, but process 0 has 0: all must read the same folders']*2
+    assert team.run(2, different) == ['process 1 of 2 has config.seed = 1, step = 5, but process 0 has 0, 0: all must run the same code on the same folders']*2
 
 
 # as a person runs it

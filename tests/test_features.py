@@ -125,6 +125,8 @@ def test_a_wrong_or_damaged_cache_is_refused(photos, tmp_path):
     about = (cache.folder/'cache.json').read_text()
     (cache.folder/'cache.json').write_text(about.replace('thing number 3', 'thing number 4'))
     with pytest.raises(ValueError, match='damaged or was edited'): open_cache(cache.folder)
+    (cache.folder/'cache.json').write_text('[]')
+    with pytest.raises(ValueError, match='damaged or was edited'): open_cache(cache.folder)
     (cache.folder/'cache.json').write_text(about)
     held = bytearray((cache.folder/'features.safetensors').read_bytes())
     for at in (3, len(held)//2, len(held) - 1):

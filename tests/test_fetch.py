@@ -3,7 +3,7 @@ import importlib.util, json, os, resource, shutil, signal, subprocess, sys, thre
 import psutil, pyarrow.parquet as pq
 import pytest
 from collections import Counter
-from meru.download import done_shards, fetch, make_fetch_config
+from meru.download import done_shards, fetch, make_fetch_config, reason_in
 from meru.shards import Shards
 from conftest import ROOT
 from hostile import Hostile, rows_of, write_list
@@ -121,6 +121,15 @@ def test_pictures_and_captions_are_right(world, fetched):
 def test_a_killed_worker_was_told_and_survived(world, fetched):
     text = (world['home']/'fetch.ipynb').read_text()
     assert 'a worker ended with exit code -9' in text and 'row/s, ' in text and 'pairs stored of' in text and {'reasons.png', 'pairs.png', 'sizes.png'} == {p.name for p in (fetched/'figures').iterdir()}
+
+
+def test_a_workers_end_is_found_among_what_others_say():
+    "img2dataset's bar leaves its line open; a worker that lives on may trip over the closed pipe."
+    script = ("import multiprocessing, os, threading, time; from meru.download import watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
+              "threading.Thread(target=watch_family, args=(os.getppid(),), daemon=True).start(); time.sleep(.5); print('0it [00:00, ?it/s]', end='', flush=True); p.kill(); time.sleep(60)")
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=120)
+    assert done.returncode == 3, done.stderr[-2000:]
+    assert reason_in([*done.stdout.splitlines(), 'BrokenPipeError: [Errno 32] Broken pipe']) == ': a worker ended with exit code -9'
 
 
 def test_a_full_disk_is_loud_and_a_kill_leaves_no_process(pieces):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest, torch
 from meru.run import Run, make_config, write_json
 from meru.shards import Shards, embedded_data, file_sha256, write_shards
-from meru.trainer import NonFinite, begin, fit, make_loader, open_data, update
+from meru.trainer import NonFinite, begin, fit, main, make_loader, open_data, update, validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 CONFIG = dict(steps=40, save_every=1, val_every=8)
 LAUNCHER = f"""
-import os, sys, torch
+import os, sys, torch, torch._dynamo # an optimiser would import it
 torch.set_num_threads(1)
 from meru.run import Run, make_config
 from meru.trainer import fit
@@ -153,7 +153,8 @@ def test_data_that_changed_between_sittings_is_refused(tmp_path):
 def test_a_quarantined_shard_is_on_record(tmp_path, capsys):
     "One flipped byte: by default the run fails by name; in quarantine it goes on with the rest, and says what it lost."
     data = tmp_path/'data'
-    write_shards((Shards(embedded_data()/'train')[i] for i in range(200)), data, shard_size=50)
+    drawings = Shards(embedded_data()/'train')
+    write_shards((drawings[i] for i in range(200)), data, shard_size=50)
     shard = data/'00001.tar'
     shard.write_bytes(bytes(b ^ (i == 5000) for i, b in enumerate(shard.read_bytes())))
     config = make_config('smoke', data=str(data), steps=2, val_pairs=8)
@@ -163,3 +164,26 @@ def test_a_quarantined_shard_is_on_record(tmp_path, capsys):
     record = run.read('run.json')
     assert [(o['shard'], o['samples']) for o in record['lost']] == [('00001.tar', 50)] and 'Left out: 50 pairs.' in capsys.readouterr().out
     assert record['pairs'] == 150 - 8
+
+
+def test_held_out_pairs_that_are_all_damaged_are_counted(tmp_path):
+    model, *_ = begin(Run(tmp_path, cfg := make_config('smoke')), 'cpu')
+    loader = make_loader(cfg, open_data(cfg)[1])
+    loader.damaged.update({0: 'truncated', 1: 'truncated', 2: 'format'})
+    loader.eval_batches = lambda: iter(())
+    with pytest.raises(ValueError, match="none of the held-out pairs can be used .*'truncated': 2, 'format': 1"): validate(model, loader)
+
+
+def test_a_stop_before_the_config_is_read_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr('meru.trainer.load_config', lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match='process 0: torchrun stopped this process, since another has ended, before it had begun'): main(['--config', str(tmp_path/'config.json')])
+    finally: signal.signal(signal.SIGTERM, before)
+
+
+def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr('meru.trainer.resource', None)
+    run = Run(tmp_path, make_config('smoke', steps=2, warmup=1))
+    fit(run, quiet=True)
+    assert run.read('run.json')['peak_memory'] is None and run.read('run.json')['held_out_failures'] == {}
