@@ -19,7 +19,7 @@ twins: .venv/installed
 
 test: .venv/installed
 	$(BIN)/nbdev_test --path nbs --file_re '^[0-9]' --do_print --timing
-	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/installed
 	$(BIN)/jupyter lab nbs
