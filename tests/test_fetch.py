@@ -165,14 +165,13 @@ def test_the_same_command_again_changes_nothing(world, fetched, capsys):
     assert 'is complete: nothing was fetched' in capsys.readouterr().out and before == state()
 
 
-def test_bad_parameters_end_the_run(papermill, tmp_path):
-    done = papermill('fetch', tmp_path/'f.ipynb', '-p', 'out', tmp_path/'data', '-p', 'url_lst', 'x.tsv')
-    assert done.returncode != 0 and "unknown parameter 'url_lst'" in done.stderr and not (tmp_path/'data').exists()
+def test_bad_parameters_end_the_run(run_cells, tmp_path):
+    assert "unknown parameter 'url_lst'" in run_cells('fetch', out=tmp_path/'data', url_lst='x.tsv')[0] and not (tmp_path/'data').exists()
 
 
-def test_train_runs_on_what_was_fetched(world, fetched, papermill):
+def test_train_runs_on_what_was_fetched(world, fetched, run_cells):
     if not (ROOT/'nbs'/'train.ipynb').exists(): pytest.skip('nbs/train.ipynb is not there')
     run = world['home']/'run'
-    done = papermill('train', world['home']/'train.ipynb', '-p', 'preset', 'smoke', '-p', 'data', fetched, '-p', 'batch_size', 16, '-p', 'out', run)
-    assert done.returncode == 0, done.stderr[-3000:]
+    error, _ = run_cells('train', preset='smoke', data=fetched, batch_size=16, out=run)
+    assert not error, error
     assert Shards(fetched).id in json.dumps(json.loads((run/'run.json').read_text())['dataset'])

@@ -11,40 +11,50 @@ WHEELS = [o for o in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_m
 
 @pytest.fixture(scope='module')
 def features(papermill, tmp_path_factory):
-    "263 real photos, two captions each, through real pretrained towers."
+    "263 real photos, five captions each, through real pretrained towers; and one that is not there."
     if WHEELS: pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
     home = tmp_path_factory.mktemp('photos')
     with zipfile.ZipFile(PHOTOS) as z: z.extractall(home)
     rows = [json.loads(o) for o in (home/'coco_ccby.jsonl').read_text().splitlines()]
     split = lambda i: ('test', 'dev', *['train']*4)[i % 6]
-    lines = [json.dumps(dict(file=f"images/{o['file']}", caption=o['captions'][:2], split=split(i))) for i, o in enumerate(rows)]
+    lines = [json.dumps(dict(file=o['file'], captions=o['captions'], split=split(i))) for i, o in enumerate([*rows, dict(file='gone.jpg', captions=['a photo that is not there'])])]
     (home/'photos.jsonl').write_text('\n'.join(lines))
-    done = papermill('embed', home/'embed.ipynb', '-p', 'data', home/'photos.jsonl', '-p', 'out', home/'features')
+    done = papermill('embed', home/'embed.ipynb', '-p', 'data', home/'photos.jsonl', '-p', 'out', home/'features', '-p', 'images', 'images', '-p', 'caption_column', 'captions')
     assert done.returncode == 0, done.stderr[-2000:]
     return home/'features'
 
 
-def test_embed_train_evaluate(features, papermill):
+def test_embed_as_a_person_runs_it(features, run_cells):
+    cache = open_cache(features)
+    assert cache.image.shape == (263, 1, 1280) and cache.text.shape == (1315, 1, 384) and cache.info['damaged'] == dict(missing_file=1)
+    assert cache.info['towers'].startswith('lite2+minilm#') and (features/'similarity.png').stat().st_size > 3000
+    said, own = torch.nn.functional.normalize(cache.text[:480, 0].float(), dim=-1), cache.text_image[:480]
+    found = own[(said @ said.T).fill_diagonal_(-2).argmax(1)] == own
+    assert found.float().mean() > .7 # of 96 photos: real sentence features, the nearest caption mostly tells of the same photo
+    content = lambda: [(features/o).read_bytes() for o in ('features.safetensors', 'cache.json')]
+    before = content()
+    error, printed = run_cells('embed', data=features.parent/'photos.jsonl', out=features, images='images', caption_column='captions')
+    assert not error and 'is finished: nothing to do' in printed and content() == before
+
+
+def test_embed_train_evaluate(features, run_cells):
     cache, run = open_cache(features), features.parent/'head'
-    assert cache.image.shape == (263, 1, 1280) and cache.text.shape == (526, 1, 384)
-    done = papermill('train', features.parent/'train.ipynb', '-p', 'preset', 'head_poincare', '-p', 'data', features, '-p', 'out', run,
-                     '-p', 'steps', '100', '-p', 'batch_size', '64', '-p', 'lr', '0.002')
-    assert done.returncode == 0, done.stderr[-2000:]
+    error, _ = run_cells('train', preset='head_poincare', data=features, out=run, steps=100, batch_size=64, lr=.002)
+    assert not error, error
     config = json.loads((run/'config.json').read_text())
     assert config['backbone'] == cache.info['towers'] and config['image_width'] == 1280 and config['geometry'] == 'poincare'
-    done = papermill('evaluate', features.parent/'evaluate.ipynb', '-p', 'run', run, '-p', 'data', features)
-    assert done.returncode == 0, done.stderr[-2000:]
+    error, _ = run_cells('evaluate', run=run, data=features)
+    assert not error, error
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
     assert len(found) == 1 and all(v > .5 for v in found.values()), metrics # 44 photos: chance is 0.11
 
 
-def test_a_head_without_features_says_how_to_make_them(papermill, tmp_path):
-    done = papermill('train', tmp_path/'t.ipynb', '-p', 'preset', 'head_lorentz', '-p', 'data', 'data/nowhere', '-p', 'out', tmp_path/'run')
-    assert done.returncode != 0 and 'data/nowhere holds no features: papermill nbs/embed.ipynb' in done.stderr
+def test_a_head_without_features_says_how_to_make_them(run_cells, tmp_path):
+    assert 'data/nowhere holds no features: papermill nbs/embed.ipynb' in run_cells('train', preset='head_lorentz', data='data/nowhere', out=tmp_path/'run')[0]
 
 
-def test_ablate_runs_resumes_and_draws(made_up, papermill, tmp_path):
+def test_ablate_runs_resumes_and_draws(made_up, papermill, run_cells, tmp_path):
     args = ['-p', 'data', made_up, '-p', 'out', tmp_path/'a', '-p', 'seeds', '2', '-p', 'steps', '3']
     done = papermill('ablate', tmp_path/'ablate.ipynb', *args)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -54,15 +64,13 @@ def test_ablate_runs_resumes_and_draws(made_up, papermill, tmp_path):
     assert {'ideas.png', 'widths.png'} <= {p.name for p in (tmp_path/'a').iterdir()}
     results['runs'].pop()
     (tmp_path/'a'/'results.json').write_text(json.dumps(results))
-    again = papermill('ablate', tmp_path/'again.ipynb', *args)
-    assert again.returncode == 0 and len(json.loads((tmp_path/'a'/'results.json').read_text())['runs']) == 2*47
+    error, _ = run_cells('ablate', data=made_up, out=tmp_path/'a', seeds=2, steps=3)
+    assert not error and len(json.loads((tmp_path/'a'/'results.json').read_text())['runs']) == 2*47
 
 
-@pytest.mark.parametrize('args, says', [(['-p', 'sedes', '2'], "unknown parameter 'sedes'"), (['-p', 'seeds', '1'], 'seeds = 1 is out of range'),
-                                        (['-p', 'data', 'data/nowhere'], 'data/nowhere holds no finished feature cache')])
-def test_ablate_says_what_is_wrong(args, says, papermill, tmp_path):
-    done = papermill('ablate', tmp_path/'a.ipynb', '-p', 'out', tmp_path/'a', *args)
-    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
+@pytest.mark.parametrize('given, says', [(dict(sedes=2), "unknown parameter 'sedes'"), (dict(seeds=1), 'seeds = 1 is out of range'),
+                                         (dict(data='data/nowhere'), 'data/nowhere holds no finished feature cache')])
+def test_ablate_says_what_is_wrong(given, says, run_cells, tmp_path): assert says in run_cells('ablate', out=tmp_path/'a', **given)[0]
 
 
 def page(name, kind): return re.findall(rf'```{kind}\n(.*?)```', (ROOT/'data'/name).read_text(encoding='utf-8'), re.S)

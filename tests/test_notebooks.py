@@ -30,29 +30,28 @@ def test_evaluate_writes_metrics_and_figures(smoke, papermill):
     assert 100_000 < (smoke/'explorer.html').stat().st_size < 10_000_000
 
 
-def test_the_same_command_again_changes_nothing(smoke, papermill):
+def test_the_same_command_again_changes_nothing(smoke, run_cells):
     before = (smoke/'last.safetensors').read_bytes(), (smoke/'run.json').read_text()
-    done = papermill('train', smoke.parent/'again.ipynb', '-p', 'preset', 'smoke', '-p', 'out', smoke)
-    assert done.returncode == 0 and 'is finished' in (smoke.parent/'again.ipynb').read_text()
+    error, said = run_cells('train', preset='smoke', out=smoke)
+    assert not error and 'is finished' in said
     assert before == ((smoke/'last.safetensors').read_bytes(), (smoke/'run.json').read_text())
 
 
-@pytest.mark.parametrize('args, says', [
-    (['-p', 'stepps', '3'], "unknown parameter 'stepps'; known are: preset, out"),
-    (['-p', 'steps', 'many'], 'not of type int'),
-    (['-p', 'preset', 'demmo'], "unknown preset 'demmo'; known are: smoke"),
-    (['-p', 'preset', 'smoke', '-p', 'data', 'data/nowhere'], 'data/nowhere'),
-    (['-p', 'preset', 'smoke', '-p', 'init', 'outputs/nowhere'], 'outputs/nowhere')])
-def test_bad_parameters_end_the_run(args, says, papermill, tmp_path):
-    done = papermill('train', tmp_path/'t.ipynb', '-p', 'out', tmp_path/'run', *args)
-    assert done.returncode != 0 and says in done.stderr, done.stderr[-1500:]
+def test_a_bad_parameter_ends_the_command(papermill, tmp_path):
+    done = papermill('train', tmp_path/'t.ipynb', '-p', 'out', tmp_path/'run', '-p', 'stepps', '3')
+    assert done.returncode != 0 and "unknown parameter 'stepps'; known are: preset, out" in done.stderr, done.stderr[-1500:]
 
 
-def test_another_config_is_refused(smoke, papermill):
-    done = papermill('train', smoke.parent/'other.ipynb', '-p', 'preset', 'smoke', '-p', 'out', smoke, '-p', 'seed', '7')
-    assert done.returncode != 0 and 'seed (there 0, asked 7)' in done.stderr
+@pytest.mark.parametrize('given, says', [
+    (dict(stepps=3), "unknown parameter 'stepps'; known are: preset, out"),
+    (dict(steps='many'), 'not of type int'),
+    (dict(preset='demmo'), "unknown preset 'demmo'; known are: smoke"),
+    (dict(preset='smoke', data='data/nowhere'), 'data/nowhere'),
+    (dict(preset='smoke', init='outputs/nowhere'), 'outputs/nowhere')])
+def test_bad_parameters_end_the_run(given, says, run_cells, tmp_path): assert says in run_cells('train', out=tmp_path/'run', **given)[0]
 
 
-def test_evaluate_without_a_run_says_so(papermill, tmp_path):
-    done = papermill('evaluate', tmp_path/'e.ipynb', '-p', 'run', tmp_path/'nowhere')
-    assert done.returncode != 0 and 'holds no run' in done.stderr
+def test_another_config_is_refused(smoke, run_cells): assert 'seed (there 0, asked 7)' in run_cells('train', preset='smoke', out=smoke, seed=7)[0]
+
+
+def test_evaluate_without_a_run_says_so(run_cells, tmp_path): assert 'holds no run' in run_cells('evaluate', run=tmp_path/'nowhere')[0]

@@ -131,15 +131,14 @@ COCO = ROOT/'data/local/coco_val_ccby_263_128.zip'
 
 @pytest.mark.skipif(not COCO.exists(), reason=f'{COCO.name} is not in data/local')
 @pytest.mark.skipif(find_spec('efficientnet_lite_pytorch') is None, reason="pip install 'meru[towers]'")
-def test_the_command_on_photos(papermill, tmp_path):
+def test_the_command_on_photos(run_cells, tmp_path):
     with zipfile.ZipFile(COCO) as z:
         for name in [o for o in z.namelist() if o.endswith('.jpg')][:24]: z.extract(name, tmp_path/'photos')
     torch.manual_seed(0)
     Pretrained(build_model(make_config('head_lorentz', backbone='lite2+minilm', image_width=1280, text_width=384)).eval()).save_pretrained(tmp_path/'head')
     photo = next((tmp_path/'photos').rglob('*.jpg'))
-    done = papermill('search', tmp_path/'out.ipynb', '-p', 'images', tmp_path/'photos', '-p', 'query', photo, '-p', 'model', tmp_path/'head', '-p', 'out', tmp_path/'kept')
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = (tmp_path/'out.ipynb').read_text()
+    error, told = run_cells('search', images=tmp_path/'photos', query=photo, model=tmp_path/'head', out=tmp_path/'kept')
+    assert not error, error
     assert '24 pictures, 0 texts, 0 left out' in told and (tmp_path/'kept'/'generality.png').stat().st_size > 10_000
 
 
