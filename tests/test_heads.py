@@ -1,6 +1,6 @@
 """A head on pretrained towers, as a person makes it: embed, train, evaluate; and the ablation."""
 import importlib.util, json, os, re, shlex, subprocess, sys, zipfile
-import pytest
+import pytest, torch
 from conftest import ROOT
 from meru.features import EmbedConfig, open_cache, open_rows
 from meru.hub import from_pretrained
