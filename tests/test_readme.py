@@ -48,3 +48,39 @@ def test_reference_runs_are_complete(run):
     record = json.loads((REFERENCE/run/'run.json').read_text())
     assert record['finished'] and record['commit'] and not record['dirty']
     assert {'config.json', 'metrics.json', 'metrics.jsonl', 'train.ipynb', 'evaluate.ipynb', 'figures'} <= {p.name for p in (REFERENCE/run).iterdir()}
+
+
+def result(name): return json.loads((ROOT/f'outputs/benchmarks/{name}.json').read_text())
+
+
+def speeds():
+    "What the table of speeds must say, from the committed results."
+    loss, step = ({r['case']: r['ratio'] for r in result(k)['rows']} for k in ('loss', 'step'))
+    def times(ratio, *peers): return '; '.join(f"{ratio[k]['median']:.1f}" for k in peers)
+    return {f'{what} x {dim}': times(loss[f'lorentz {pairs} x {dim}, 2 threads'], 'published', 'published_once', 'compiled')
+            for what, pairs, dim in (('loss and gradients, 4,096 pairs', 4096, 64), ('the same, 4,096', 4096, 512), ('the same, 512', 512, 512))} | {
+        'head on cached features, 4,096 pairs x 64': times(result('head')['rows'][0]['ratio'], 'published'),
+        'training step of `demo`': times(step['demo'], 'plain'), 'training step of a small ViT': times(step['small'], 'plain', 'open_clip'),
+        'loader, 224-pixel pictures, a core': times(result('loader')['enlarged']['ratio'], 'obvious_batches'),
+        'ranks, 25,000 texts x 5,000 images, a core': times(result('ranks'), 'ratio')}
+
+
+@pytest.mark.parametrize('what', speeds())
+def test_speeds(what):
+    line = next(l for l in README.splitlines() if l.startswith(f'| {what} |'))
+    assert line.split('|')[3].strip() == speeds()[what]
+
+
+def test_measured_sentences():
+    "The numbers of search, processes and memory."
+    search, spread, memory = result('search'), result('processes')['rows'][1]['ratio']['1 process'], result('loss')['memory']['bytes']
+    small, large = (search['rows'][i] for i in (0, 2))
+    for row, n in ((small, '100,000 points of radius 0.5 to 6'), (large, 'a million')):
+        assert re.search(rf"{row['recall_at_10']['cells']:.3f} at {row['ratio']['exact']['median']:.1f} times .*?{n}", README)
+    assert f"inner products finds {small['recall_at_10']['naive_graph']:.2f}" in README and f"(a million x 64 in {search['exact_memory']['peak_bytes']/1e9:.2f} GB)" in README
+    assert f"train `demo` at {spread['median']:.1f} times the speed of one" in README
+    assert f"adds {memory['ours']['8192']/1e6:.0f} MB, the published formula {memory['published']['8192']/1e6:,.0f} MB" in README
+
+
+@pytest.mark.parametrize('name', ('loss', 'head', 'step', 'processes', 'search', 'generality'))
+def test_results_come_from_a_clean_tree(name): assert not result(name)['machine']['dirty'] and not result(name)['quick']
