@@ -275,14 +275,16 @@ def draw_loss(
     axs=None,    # two of matplotlib's
 ):
     "Time against pairs for each width, and memory."
-    axs = plt.subplots(1, 2, figsize=(9, 3.2))[1] if axs is None else axs
+    axs = plt.subplots(1, 2, figsize=(9, 3.4))[1] if axs is None else axs
     rows = [o for o in result['rows'] if (o['geometry'], o['threads']) == ('lorentz', result['rows'][0]['threads'])]
-    for d, line in zip(dict.fromkeys(o['dim'] for o in rows), ('-', '--')):
+    dims, bytes_of = list(dict.fromkeys(o['dim'] for o in rows)), result['memory']['bytes']
+    for d, line in zip(dims, ('-', '--')):
         for i, k in enumerate(('ours', 'published', 'published_once', 'compiled', 'geoopt')):
             of = [(o['pairs'], o['ms'][k]['median']) for o in rows if o['dim'] == d and k in o['ms']]
-            if of: axs[0].loglog(*zip(*of), line, marker='.', color=f'C{i}', label=f'{k}, {d} dimensions')
-    for i, (k, o) in enumerate(result['memory']['bytes'].items()): axs[1].loglog([int(b) for b in o], [v/2**20 for v in o.values()], '.--', color=f'C{i}', label=k)
-    sizes = list(dict.fromkeys(o['pairs'] for o in rows))
-    axs[0].set(xlabel='pairs', ylabel=f"ms, threads: {rows[0]['threads']}"); axs[1].set(xlabel='pairs', ylabel=f"MiB added, {result['memory']['dim']} dimensions")
-    for ax in axs: ax.set_xticks(sizes, sizes); ax.minorticks_off(); ax.legend(fontsize=7)
+            if of: axs[0].loglog(*zip(*of), line, marker='.', color=f'C{i}', label=k.replace('_', ' ') if line == '-' else None)
+    for i, (k, o) in enumerate(bytes_of.items()): axs[1].loglog([int(b) for b in o], [v/2**20 for v in o.values()], '.--', color=f'C{i}', label=k)
+    axs[0].set(xlabel='pairs', ylabel='ms', title=f"{' (solid) and '.join(map(str, dims))} dimensions, threads: {rows[0]['threads']}")
+    axs[1].set(xlabel='pairs', ylabel='MiB added', title=f"{result['memory']['dim']} dimensions")
+    for ax, sizes in zip(axs, ({o['pairs'] for o in rows}, {int(b) for b in bytes_of['ours']})):
+        ax.set_xticks(sorted(sizes), sorted(sizes)); ax.minorticks_off(); ax.legend(fontsize=7)
     return axs[0]

@@ -83,3 +83,15 @@ def test_committed_results_keep_the_promises():
     for kind in ('enlarged', 'tiled'): assert loader[kind]['ratio']['obvious_batches']['median'] >= 2.5
     assert loader['size'] == 224 and loader['pairs'] >= 512 and loader['reps'] >= 5
     assert ranks['ratio']['median'] >= 5 and ranks['counted_grown_bytes'] < 1e9 and (ranks['images'], ranks['texts'], ranks['dim']) == (5000, 25000, 64)
+
+
+def test_processes_are_timed_by_turns(monkeypatch):
+    "Two counts, two rounds: launched as asked, the start left out, ratios by round."
+    asked, speed = [], {1: 100., 2: 50.}
+    def launch(run, n):
+        asked.append((n, run.config.steps))
+        for i in range(4): run.log(dict(step=i + 1, pairs_per_s=speed[n] + (i == 0)*1e6))
+    monkeypatch.setattr(T, 'launch', launch)
+    found = T.processes_suite('smoke', steps=12, counts=(1, 2))
+    assert asked == [(1, 12), (2, 12)]*2
+    assert [r['pairs_per_second']['median'] for r in found['rows']] == [100., 50.] and found['rows'][1]['ratio']['1 process']['median'] == .5
