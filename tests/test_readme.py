@@ -84,3 +84,12 @@ def test_measured_sentences():
 
 @pytest.mark.parametrize('name', ('loss', 'head', 'step', 'processes', 'search', 'generality'))
 def test_results_come_from_a_clean_tree(name): assert not result(name)['machine']['dirty'] and not result(name)['quick']
+
+
+@pytest.mark.parametrize('name, shown_as', [('best sphere', 'the sphere reaches text to image R@1/5/10 of {} and image to text {} at 512'),
+    ('best Lorentz, one radius', 'Lorentz at one radius {} and {}'), ('best Lorentz', 'with free radii {} and {}')])
+def test_the_best_recipe_of_the_ablation(name, shown_as):
+    runs = [r['metrics'] for r in json.loads((REFERENCE/'ablation/results.json').read_text())['runs'] if r['name'] == name]
+    assert len(runs) == 3
+    recalls = ['/'.join(f"{100*sum(r[f'{way}_r{k}'] for r in runs)/3:.1f}" for k in (1, 5, 10)) for way in ('text_to_image', 'image_to_text')]
+    assert shown_as.format(*recalls) in README
