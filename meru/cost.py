@@ -41,8 +41,8 @@ def parameters(
 def columns(
     cfg:TrainConfig, # geometry and width
 ) -> int: # numbers of a row of `meru.fused.PairRows`
-    "How wide a text travels."
-    return cfg.embed_dim + dict(lorentz=3, poincare=2, euclidean=2, sphere=0)[cfg.geometry]
+    "How wide a text travels: a multiple of eight."
+    return 8*math.ceil((cfg.embed_dim + dict(lorentz=3, poincare=2, euclidean=2, sphere=0)[cfg.geometry])/8)
 
 def handed_over(
     cfg:TrainConfig, # batch, width, parameters; towers without batch norm
