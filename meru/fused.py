@@ -241,12 +241,12 @@ def _lost(own, sums, rivals, beta): # nats of each row; and R, for which shares 
     lost = torch.logaddexp(sums[0] - excess - own, torch.zeros_like(own)) # log(e^own + e^sum) − own
     return lost, own + lost + excess
 
-_held = threading.local() # what serves a thread again, up to 32 MB a tensor
+_held = threading.local() # what serves a thread again: rows, and the tiles of up to `KEPT` logits
 
 def _lend(like): return Space(like, _held.__dict__ if like.device.type == 'cpu' and like.numel() <= 2**23 else None)
 
 class _BothWays(torch.autograd.Function):
-    "Mean of what rows and columns lose; its gradients are taken at once, and nothing of the size of the logits is left behind."
+    "Mean of what rows and columns lose; its gradients are taken at once, and nothing of the size of the logits is left to autograd."
     @staticmethod
     def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how): # inverse temperature
         (arc, margin, beta, learn), space = how, _lend(x)

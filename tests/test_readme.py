@@ -77,9 +77,11 @@ def test_measured_sentences():
     small, large = (search['rows'][i] for i in (0, 2))
     for row, n in ((small, '100,000 points of radius 0.5 to 6'), (large, 'a million')):
         assert re.search(rf"{row['recall_at_10']['cells']:.3f} at {row['ratio']['exact']['median']:.1f} times .*?{n}", README)
-    assert f"inner products finds {small['recall_at_10']['naive_graph']:.2f}" in README and f"(a million x 64 in {search['exact_memory']['peak_bytes']/1e9:.2f} GB)" in README
+    assert f"inner products finds {small['recall_at_10']['naive_graph']:.2f}, one of lifted vectors {small['recall_at_10']['lifted_graph']:.2f} at {1/small['ratio']['lifted_graph']['median']:.1f} times" in README and f"(a million x 64 in {search['exact_memory']['peak_bytes']/1e9:.2f} GB)" in README
     assert f"train `demo` at {spread['median']:.1f} times the speed of one" in README
-    assert f"adds {memory['ours']['8192']/1e6:.0f} MB, the published formula {memory['published']['8192']/1e6:,.0f} MB" in README
+    ours, theirs = ([f'{o/1e6:,.0f}' for o in memory[k].values()] for k in ('ours', 'published'))
+    assert f"adds {ours[0]}, {ours[1]} and {ours[2]} MB" in README and f"formula {theirs[0]}, {theirs[1]} and {theirs[2]} MB" in README
+    assert max(r['gradient_error']['ours'] for r in result('loss')['rows']) < 4e-6
 
 
 @pytest.mark.parametrize('name', ('loss', 'head', 'step', 'processes', 'search', 'generality'))
