@@ -8,7 +8,7 @@ __all__ = ['world', 'rank', 'Lost', 'processes', 'total', 'gather_objects', 'row
            'agree', 'checksum']
 
 # %% ../nbs/07c_distributed.ipynb #d1500003
-import os
+import math, os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .fused import _chain, _count_rivals, _lost, _wide, PairRows, Space, rival_gradients, rival_sums
+from .fused import _chain, _count_rivals, _lost, _wide, Logits, PairRows, Space, rival_gradients, rival_sums
 from .geometry import Geometry, _centre, _full_float32
 from .losses import check_pairs
 
@@ -133,16 +133,17 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how):
         (arc, margin, beta, learn, counts, centre), space = how, Space(x)
-        scale, powers, start = inverse/curv.sqrt() if arc else inverse, (1 + beta, beta) if beta else (1.,), first_row(counts)
-        pairs, mine = PairRows(geometry, x, y, curv, centre, space), slice(start, start + len(x))
-        l = -_wide(scale)*pairs.u - margin
+        pairs, powers, start = PairRows(geometry, x, y, curv, centre, space), (1 + beta, beta) if beta else (1.,), first_row(counts)
+        scale, mine = inverse.item()/math.sqrt(pairs.c) if arc else inverse.item(), slice(start, start + len(x))
+        l = -scale*pairs.u - margin
         every, ls, own = gather_rows(pairs.b, counts), gather_rows(l, counts), start if ids is None else (ids[mine], ids)
-        rows, cols = rival_sums(pairs.a, every, scale.item(), arc, own, powers, space)
+        g = Logits(pairs.a, every, pairs.by, scale, arc, own)
+        rows, cols = rival_sums(g, powers, space)
         (row_lost, r), (col_lost, c) = _lost(l, rows, rivals[mine], beta), _lost(ls, join_sums(cols), rivals, beta)
         if learn and any(ctx.needs_input_grad):
-            da, db, gap = rival_gradients(pairs.a, every, scale.item(), arc, own, powers[0], (r, c), space)
+            da, db, gap = rival_gradients(g, powers[0], (r, c), -scale/(2*len(every)), space)
             own_slope = (-row_lost).expm1() + (-col_lost[mine]).expm1()
-            ctx.save_for_backward(*_chain(pairs, arc, curv, scale, len(every), da, scatter_sum(db, counts), gap, own_slope))
+            ctx.save_for_backward(*_chain(pairs, arc, scale, len(every), da, scatter_sum(db, counts), gap, own_slope))
         return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(x.dtype)
 
     @staticmethod

@@ -183,7 +183,7 @@ def compile_published(
 def loss_suite(
     sizes:tuple[int, ...]=(512, 1024, 2048, 4096), # pairs
     dims:tuple[int, ...]=(64, 512), # of the points
-    reps:int=9,          # counted rounds; 6 at 2048 pairs, 3 at 4096
+    reps:int=24,         # counted rounds; 12 at 1024 pairs, 6 at 2048, 3 at 4096
     threads:tuple[int, ...]=(1, 2), # of torch
     compiled:bool=True,  # torch.compile takes part
     memory_sizes:tuple[int, ...]=(2048, 4096, 8192), # pairs, at the last of `dims`; each in a process of its own

@@ -141,7 +141,7 @@ def test_kept_or_made_again(name, monkeypatch):
     for limit in (0, 10**6):
         monkeypatch.setattr(fused, 'KEPT', limit)
         found.append(outcome(fused.contrastive_loss, name, tangents(23, 4, 0), 1., 14., torch.arange(23)//2, .1, .5))
-    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert all((a - b).norm() <= 1e-12*b.norm() for a, b in zip(*found))
 
 
 @pytest.mark.parametrize('bad', [dict(t=3), dict(ids=4)])

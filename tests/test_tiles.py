@@ -9,8 +9,11 @@ import torch
 from meru import fused, losses, tiles
 from meru.geometry import geometries, get_geometry
 fused.KEPT = 0 # on a GPU nothing is kept
-fused.rival_sums = lambda *args: tiles.triton_sums(*args[:6], block=(16, 16, 16), slots=2)
-fused.rival_gradients = lambda *args: tiles.triton_gradients(*args[:7], block=(16, 16, 16))
+fused.rival_sums = lambda g, powers, space: tiles.triton_sums(g.a, g.by*g.b, *g[3:], powers, block=(16, 16, 16), slots=2)
+def gradients(g, power, sums, weight, space):
+    da, db, gap = tiles.triton_gradients(g.a, g.by*g.b, *g[3:], power, sums, block=(16, 16, 16))
+    return weight*da, weight*g.by*db, gap
+fused.rival_gradients = gradients
 def outcome(loss, name, dtype, b, d, curv, scale, *how):
     g = torch.Generator().manual_seed(b)
     leaves = [o.to(dtype).requires_grad_() for o in (*(.7*torch.randn(2, b, d, generator=g).double()), torch.tensor(curv), torch.tensor(scale))]
