@@ -95,3 +95,12 @@ def test_the_best_recipe_of_the_ablation(name, shown_as):
     assert len(runs) == 3
     recalls = ['/'.join(f"{100*sum(r[f'{way}_r{k}'] for r in runs)/3:.1f}" for k in (1, 5, 10)) for way in ('text_to_image', 'image_to_text')]
     assert shown_as.format(*recalls) in README
+
+
+def test_the_ideas_around_the_best_recipe():
+    held = json.loads((REFERENCE/'ablation/results.json').read_text())['runs']
+    mean = lambda name, key: (lambda o: sum(o)/len(o))([r['metrics'][key] for r in held if (r['group'], r['name']) == ('best ideas', name)])
+    moved = {r['name']: 100*(mean(r['name'], 'text_to_image_r10') - mean('one radius', 'text_to_image_r10')) for r in held if r['group'] == 'best ideas'}
+    assert f'{len(held)} runs' in README and f"free radii, clipped or not (−{-moved.pop('free radii'):.1f})" in README and 'no idea moves text to image at ten by more than 0.1' in README
+    moved.pop('clipping') # clips free radii
+    assert max(map(abs, moved.values())) < .15 and mean('entailment', 'text_below') > .999
