@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import softplus
 from .geometry import Geometry, _full_float32
 from .losses import check_pairs
 
@@ -44,9 +45,13 @@ def _wide_type(t): return torch.float32 if t.device.type == 'mps' else torch.flo
 
 def _wide(t): return t.to(_wide_type(t))
 
+def _part(x, i, j): return x if j - i == len(x) else x[i:j]
+
 def _norms(x, out): # |x_i| in float64, some rows at a time
     step = max(1, 2**18//x.shape[1])
-    for o, to in zip(x.split(step), out.split(step)): torch.linalg.vector_norm(o, dim=1, dtype=out.dtype, out=to)
+    for i in range(0, len(x), step):
+        j = min(i + step, len(x))
+        torch.linalg.vector_norm(_part(x, i, j), dim=1, dtype=out.dtype, out=_part(out, i, j))
 
 def _centre(x, y, r): # mean direction of some, at the length of the shortest
     some = slice(None, None, max(1, len(x)//64))
@@ -61,39 +66,41 @@ def _arc(delta): # acosh(1 + δ), and its slope 1/sinh
     return torch.addcmul(delta, square, slope).log1p_(), slope
 
 # %% ../nbs/07a_fused.ipynb #281b6a3c
+# what multiplies the products; factors of the rows; columns beside the points of a and of b; the own pairs' u; and, from gradients
+# against those columns, the rows' a·da and b·db and the own u: those against c, as multiples of points, −multiples of centred points, and multiples of x − y
 def _lorentz(c, low, n, z, apart): # δ = (c/2)(|x−y|² − (x_t−y_t)²)
-    t = 1/c + n
+    t = n + 1/c
     t = t*t.rsqrt() # the root
-    (nx, ny), (xt, yt), s = n, t, t - low
-    gap, one = (nx - ny)/(xt + yt), torch.ones_like(nx)
-    (fx, fy), (xs, ys), delta = z - s*s, s, c/2*(apart - gap*gap)
+    (nx, ny), (xt, yt), s, one = n, t, t - low, torch.ones_like(apart)
+    gap, (hx, hy), (xs, ys) = (nx - ny)/(xt + yt), torch.addcmul(z/-2, s, s, value=.5), s
+    delta = torch.addcmul(apart, gap, gap, value=-1).mul_(c/2)
     u, slope = _arc(delta)
     def back(da, db, along_a, along_b, du):
         (ax, _, at), (_, by, bt), d = da, db, du*slope
-        dz, turn = torch.stack([ax, by/-2]), c*gap*d
-        dn = (torch.stack([at - turn, turn - bt])/2 - s*dz)/t
-        return (along_b().sum() + delta@d)/c - dn.sum()/c**2, dn, dz, c/2*d
-    return -c, None, (fx, one, xs), (one/-2, fy/-2, -ys), u, back
+        dh, turn = torch.stack((ax, by)), gap*d*c
+        dn = torch.addcmul(torch.stack((at - turn, turn - bt)), s, dh).div_(t)
+        return (along_b().sum() + delta@d - dn.sum()/(2*c))/c, dn, dh, c*d
+    return -c, None, (hx, one, xs), (one, hy, -ys), u, back
 
 def _euclidean(c, low, n, z, apart): # |x−y|²
-    def back(da, db, along_a, along_b, du): return 0*du[0], None, torch.stack([da[0], db[1]/-2]), du
-    one = torch.ones_like(apart)
-    return -2, None, (z[0], one), (one/-2, z[1]/-2), apart, back
+    def back(da, db, along_a, along_b, du): return 0*du[0], None, torch.stack((da[0], db[1])), 2*du
+    (hx, hy), one = z/-2, torch.ones_like(apart)
+    return -2, None, (hx, one), (one, hy), apart, back
 
 def _poincare(c, low, n, z, apart): # δ = 2c|x−y|²/((1−c|x|²)(1−c|y|²))
     eps = torch.finfo(n.dtype).eps
     q = (1 - c*n).clamp_min(eps)
-    (p, r), (xx, yy), near = q, z, 2*c/q.prod(0)
+    (hx, hy), (one_x, one_y), near = z/q/-2, 1/q, 2*c/q.prod(0)
     u, slope = _arc(near*apart)
     def back(da, db, along_a, along_b, du):
         d, b = du*slope, along_b()
         own = near*apart*d
-        dn = (c*(torch.stack([along_a(), b]) + own)/q).masked_fill_(q == eps, 0)
-        return (b.sum() + own.sum() + (n*dn).sum())/c, dn, torch.stack([da[0], db[1]/-2])/q, near*d
-    return -4*c, 1/q, (xx/p, 1/p), (-.5/r, yy/r/-2), u, back
+        dn = (2*c*(torch.stack((along_a(), b)) + own)/q).masked_fill_(q == eps, 0)
+        return (b.sum() + own.sum() + (n*dn).sum()/2)/c, dn, torch.stack((da[0], db[1]))/q, 2*near*d
+    return -4*c, 1/q, (hx, one_x), (one_y, hy), u, back
 
 def _sphere(c, low, n, z, apart): # −cos
-    def back(da, db, along_a, along_b, du): return 0*du[0], -du.expand(2, -1)/2, None, du/2
+    def back(da, db, along_a, along_b, du): return 0*du[0], -du.expand(2, -1), None, du
     return -1, None, (), (), (apart - n.sum(0))/2, back
 
 rows_of = dict(lorentz=_lorentz, poincare=_poincare, euclidean=_euclidean, sphere=_sphere)
@@ -109,24 +116,26 @@ class PairRows:
         centre:Float[Tensor, "d"]|None=None, # subtracted first; None: these points' own
         space:Space|None=None, # for the rows; None: memory of their own
     ):
-        space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
-        x, y, self.space = x.detach(), y.detach(), space
-        self.x, self.y, self.apart = x, y, torch.sub(x, y, out=space('x−y', b, d))
-        self.a, self.b = (space(o, b, -(-(d + k)//8)*8) for o in 'ab') # products of odd widths are slow
+        self.space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
+        self.x, self.y, self.apart = x, y, torch.sub(x, y, out=self.space('x−y', b, d))
+        self.a, self.b = (self.space(o, b, -(-(d + k)//8)*8) for o in 'ab') # products of odd widths are slow
         sums = x.new_empty(5, b, dtype=_wide_type(x))
-        for o, to in zip((x, y, self.apart), sums): _norms(o, to)
+        (n, z, _), (*of_points, of_x, of_y, apart) = sums.split((2, 2, 1)), sums
+        for o, to in zip((x, y, self.apart), (*of_points, apart)): _norms(o, to)
         if not k: centre = x.new_zeros(d) # nothing beside the points would make up for it
-        elif centre is None: centre = _centre(x, y, sums[:2])
-        for p, r, to in zip((x, y), (self.a, self.b), sums[3:]): to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
-        self.c, sums = curv.item(), sums.square_()
+        elif centre is None: centre = _centre(x, y, n)
+        for p, r, to in zip((x, y), (self.a, self.b), (of_x, of_y)): to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
+        self.c, _ = curv.item(), sums.square_()
         low = math.sqrt(1/self.c + centre.norm().item()**2) # any constant would do
-        self.by, factors, x, y, self.u, self.back = rows_of[geometry.name](self.c, low, sums[:2], sums[3:], sums[2])
-        self.factors = (None, None) if factors is None else factors.to(self.a.dtype)[..., None]
-        self.beside = [slice(d, d + len(o)) for o in (x, y)]
-        for row, factor, columns, place in zip((self.a, self.b), self.factors, (x, y), self.beside):
+        self.by, self.factors, *beside, self.u, self.back = rows_of[geometry.name](self.c, low, n, z, apart)
+        self._fill(d, *beside)
+
+    def _fill(self, d, *beside):
+        self.width, wide = len(beside[0]), self.a.shape[1] - d
+        self.factors = (None, None) if self.factors is None else self.factors.to(self.a.dtype)[..., None]
+        for row, factor, columns in zip((self.a, self.b), self.factors, beside):
             if factor is not None: row[:, :d].mul_(factor)
-            if columns: row[:, place] = torch.stack(columns, 1)
-            row[:, place.stop:] = 0
+            if wide: row[:, d:] = torch.stack([*columns, *[torch.zeros_like(self.u)]*(wide - self.width)], 1)
 
 # %% ../nbs/07a_fused.ipynb #c9e04d21
 def pair_gradients(
@@ -136,21 +145,21 @@ def pair_gradients(
     du:Float[Tensor, "b"],   # against u
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, ""]]:
     "The loss's gradients against images, texts and curvature."
-    sides = (pairs.a, da), (pairs.b, db)
-    beside = (_wide(o[:, k].T) for (_, o), k in zip(sides, pairs.beside))
+    d, sides = pairs.x.shape[1], ((pairs.a, da), (pairs.b, db))
+    beside = (_wide(o[:, d:d + pairs.width]).T for _, o in sides)
     along = (partial(_along, *o, pairs.space) for o in sides)
     curv, n, z, apart = pairs.back(*beside, *along, du)
     n, z, apart = ((None, None) if o is None else o.to(da.dtype)[..., None] for o in (n, z, apart))
-    x, y = (_to_points(*o, *side, pairs.apart, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (2, -2), pairs.factors, sides))
+    x, y = (_to_points(*o, *side, pairs.apart, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides))
     return x, y, curv
 
-def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('f', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
+def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('a·da', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
 
-def _to_points(points, n, z, two, factor, row, drow, difference, apart): # d|v|² = 2v dv
+def _to_points(points, n, z, sign, factor, row, drow, difference, apart):
     d = points.shape[1]
-    out = torch.addcmul(drow[:, :d] if factor is None else drow[:, :d].mul_(factor), difference, apart, value=two)
-    if n is not None: out.addcmul_(points, n, value=2)
-    return out if z is None else out.addcmul_(row[:, :d], z if factor is None else z/factor, value=2)
+    out = torch.addcmul(drow[:, :d] if factor is None else drow[:, :d].mul_(factor), difference, apart, value=sign)
+    if n is not None: out.addcmul_(points, n)
+    return out if z is None else out.addcmul_(row[:, :d], z if factor is None else z/factor, value=-1)
 
 # %% ../nbs/07a_fused.ipynb #41a7340a
 def blocks(
@@ -178,19 +187,22 @@ def _tiles(g): # i, j, m, n of every tile a[i:j] x b[m:n], and whether what `riv
     for i, j in rows:
         for m, n in cols: yield i, j, m, n, (i, m) if stay else None
 
-def _arcs(g, i, m, u, r, work): # u of the tile at i, m; and r = √2/sinh(u)
-    torch.addmm(u, g.a[i:i + len(u)], g.b[m:m + u.shape[1]].T, beta=0, alpha=g.by, out=u)
-    if not g.arc: return
-    info = torch.finfo(u.dtype)
-    u.clamp_(info.eps, info.max**.49)                # no root of a negative, no overflow of the square
-    torch.addcmul(u, u, u, value=.5, out=work)       # sinh²(u)/2, for sinh² u = δ(δ+2)
-    torch.rsqrt(work, out=r)                         # faster than the root
-    u.addcmul_(work, r, value=2**.5).log1p_()        # u = acosh(1 + δ)
+def _far(scale): return min(1e30/scale, 1e37) # a distance that leaves no share
 
-def _hide(tile, own, i, m, value): # what is no rival: the own pair, and pairs with the same text
-    rows, cols = tile.shape
-    if not isinstance(own, int): tile.masked_fill_(own[0][i:i + rows, None] == own[1][m:m + cols], value)
-    elif -rows < i + own - m < cols: tile.diagonal(i + own - m).fill_(value)
+def _arcs(g, i, m, u, r, work): # u of the tile at i, m; and r = √2/sinh(u)
+    torch.addmm(u, _part(g.a, i, i + len(u)), _part(g.b, m, m + u.shape[1]).T, beta=0, alpha=g.by, out=u)
+    if g.arc:
+        info = torch.finfo(u.dtype)
+        u.clamp_(info.eps, info.max**.49)            # no root of a negative, no overflow of the square
+        torch.addcmul(u, u, u, value=.5, out=work)   # sinh²(u)/2, for sinh² u = δ(δ+2)
+        torch.rsqrt(work, out=r)                     # faster than the root
+        u.addcmul_(work, r, value=2**.5).log1p_()    # u = acosh(1 + δ)
+    _hide(u, g.own, i, m, _far(g.scale))
+
+def _hide(u, own, i, m, far): # what is no rival: the own pair, and pairs with the same text
+    rows, cols = u.shape
+    if not isinstance(own, int): u.masked_fill_(own[0][i:i + rows, None] == own[1][m:m + cols], far)
+    elif -rows < i + own - m < cols: u.diagonal(i + own - m).fill_(far)
 
 # %% ../nbs/07a_fused.ipynb #2e9eecbf
 LOG2E = 1/math.log(2) # e^x = 2^(x·LOG2E), and powers of two are the faster ones
@@ -206,32 +218,30 @@ def rival_sums(
     if g.a.is_cuda and g.a.dtype == torch.float32:
         from meru.tiles import triton, triton_sums
         if triton: return triton_sums(g.a, g.by*g.b, g.scale, g.arc, g.own, powers)
-    rows, cols = (o.new_full((len(powers), len(o)), -torch.inf, dtype=_wide_type(o)) for o in g[:2])
+    rows, cols = [{} for _ in powers], [{} for _ in powers]
     for i, j, m, n, stay in _tiles(g):
         e, u, r, more = (space(o, j - i, n - m) for o in (('e', stay), ('u', stay), ('r', stay), 'f'))
         _arcs(g, i, m, u, r, more)
-        _hide(u, g.own, i, m, torch.inf)
-        least = u.min().clamp_max_(1e30/g.scale) # finite where there are no rivals
+        least = min(u.min().item(), _far(g.scale)/10) # there may be no rival
         for k, p in enumerate(powers):
-            bits = torch.mul(least, LOG2E*p*g.scale, out=space(('bits', k, stay))).floor_()
-            _add_sums(rows[k, i:j], cols[k, m:n], p*g.scale, bits, u, more if k else e, more)
-        if stay: _hide(u, g.own, i, m, 0.)
-    return rows, cols
+            bits = space.held['bits', k, stay] = LOG2E*p*g.scale*least//1
+            row, col = _sums(p*g.scale, bits, u, more if k else e, more)
+            for sums, at, now in ((rows[k], i, row), (cols[k], m, col)): sums[at] = torch.logaddexp(sums[at], now) if at in sums else now
+    return *(torch.stack([torch.cat([*o.values()]) for o in side]) for side in (rows, cols)),
 
-def _powers(bits, u, slope, out): return torch.add(bits, u, alpha=LOG2E*slope, out=out).exp2_() # 2^bits e^(slope·u); whole bits are exact
+def _powers(bits, u, slope, out): # 2^bits e^(slope·u); whole bits are exact
+    if isinstance(bits, float): bits = u.new_full((), bits)
+    return torch.add(bits, u, alpha=LOG2E*slope, out=out).exp2_()
 
-def _logs(sums, bits): return _wide(sums).log_().sub_(_wide(bits), alpha=1/LOG2E)
+def _sums(scale, bits, u, e, more): # log-sum-exp over rows, over columns
+    _powers(bits, u, -scale, e)                                              # at most 1
+    found = _wide(torch.cat((e.sum(1), e.sum(0)))).log_().sub_(bits/LOG2E)
+    if found.min().item() >= -bits/LOG2E - _limit(e.dtype): return found.split([*u.shape])
+    return _apart(scale, u, more), _apart(scale, u.T, more.T)                # underflow: each has bits of its own
 
-def _add_sums(rows, cols, scale, bits, u, e, more):
-    _powers(bits, u, -scale, e)                                               # at most 1
-    found = _logs(torch.cat([e.sum(1), e.sum(0)]), bits)
-    low = (found < _wide(bits)/-LOG2E - _limit(e.dtype)).any()                # underflow: each has bits of its own
-    now = [_apart(o, scale, out) for o, out in ((u, more), (u.T, more.T))] if low else found.split([len(rows), len(cols)])
-    for sums, o in zip((rows, cols), now): torch.logaddexp(sums, o, out=sums)
-
-def _apart(u, scale, out): # log-sum-exp over each row
-    bits = (LOG2E*scale*u.amin(1).clamp_max_(1e30/scale)).floor_()
-    return _logs(_powers(bits[:, None], u, -scale, out).sum(1), bits)
+def _apart(scale, u, out):
+    bits = (LOG2E*scale*u.amin(1).clamp_max_(_far(scale)/10)).floor_()
+    return _wide(_powers(bits[:, None], u, -scale, out).sum(1)).log_().sub_(_wide(bits), alpha=1/LOG2E)
 
 # %% ../nbs/07a_fused.ipynb #5c1f07e2
 def rival_gradients(
@@ -246,40 +256,40 @@ def rival_gradients(
         from meru.tiles import triton, triton_gradients
         if triton: da, db, gap = triton_gradients(g.a, g.by*g.b, g.scale, g.arc, g.own, power, sums); return da.mul_(weight), db.mul_(weight*g.by), gap
     slope, turn = -power*g.scale, weight*g.by*(.5**.5 if g.arc else 1.)
-    da, db, gap, parts = space('da', *g.a.shape), space('db', *g.b.shape), sums[0].new_zeros(()), _factors(*sums, g.a.dtype)
+    da, db, gap, parts = space('da', *g.a.shape), space('db', *g.b.shape), 0., _factors(*sums, g.a.dtype)
     for i, j, m, n, stay in _tiles(g):
         share, more, u, r = (space(o, j - i, n - m) for o in (('e', stay), 'f', ('u', stay), ('r', stay)))
         if not stay: _arcs(g, i, m, u, r, more)
-        k = _shares(*parts, slice(i, j), slice(m, n), slope, stay and space(('bits', 0, stay)), u, (share, more))
-        _hide(share, g.own, i, m, 0.)
-        gap += k*_wide(torch.mul(share, u, out=more).sum(1)).sum() # dl/ds = −u, row by row: the sum nearly cancels
-        if g.arc: share.mul_(r)                                    # du/dδ = 1/sinh u, but for √2
-        torch.addmm(da[i:j], share, g.b[m:n], alpha=k*turn, beta=float(m > 0), out=da[i:j])
-        torch.addmm(db[m:n], share.T, g.a[i:j], alpha=k*turn, beta=float(i > 0), out=db[m:n])
+        k = _shares(*parts, (i, j, m, n), slope, stay and space.held['bits', 0, stay], u, (share, more))
+        gap = gap + k*_wide(torch.mul(share, u, out=more).sum(1)).sum() # dl/ds = −u, row by row: the sum nearly cancels
+        if g.arc: share.mul_(r)                                         # du/dδ = 1/sinh u, but for √2
+        for out, s, points, first in ((_part(da, i, j), share, _part(g.b, m, n), m == 0), (_part(db, m, n), share.T, _part(g.a, i, j), i == 0)):
+            torch.addmm(out, s, points, alpha=k*turn, beta=float(not first), out=out)
     return da, db, gap
 
-def _factors(r, c, dtype): # T = max R, e^(T−R) and e^(T−C); or None, −R and −C in bits, where they lie too far apart
+def _factors(r, c, dtype): # T = max(R, C), e^(T−R) and e^(T−C); or None, −R and −C in bits, where they lie too far apart
     both = torch.cat((r, c))
-    top, low = r.max().item(), both.min().item()
+    low, top = (o.item() for o in both.aminmax())
     far = top - low > _limit(dtype)
     bits = both.sub_(0. if far else top).mul_(-LOG2E)
     return None if far else top, *(bits if far else bits.exp2_()).to(dtype).split([len(r), len(c)])
 
-def _shares(top, rows, cols, i, m, slope, bits, u, into): # and the number by which they are too small
-    rows, cols, (share, more) = rows[i, None], cols[m], into
+def _shares(top, rows, cols, tile, slope, bits, u, into): # and the number by which they are too small
+    (i, j, m, n), (share, more) = tile, into
+    rows, cols = _part(rows, i, j)[:, None], _part(cols, m, n)
     if top is None: # an exponential for rows, another for columns
         _powers(rows, u, slope, share).add_(_powers(cols, u, slope, more))
         return 1.
     if bits is None: # otherwise `rival_sums` left the powers
-        bits = u.new_tensor(-LOG2E*top).floor_()
+        bits = -LOG2E*top//1
         _powers(bits, u, slope, share)
     share.mul_(torch.add(rows, cols, out=more))
-    return math.exp(bits.item()/-LOG2E - top)
+    return math.exp(bits/-LOG2E - top)
 
 # %% ../nbs/07a_fused.ipynb #05b0e1aa
 def _lost(own, sums, rivals, beta): # nats of each row; and R, for which shares are exp((1+β)l − R)
     if beta: own = own + torch.where(rivals > 0, sums[1] - rivals.log(), 0) # hard negatives sum to N exp(LSE((1+β)l) − LSE(βl))
-    lost = torch.logaddexp(sums[0] - own, torch.zeros_like(own))            # log(e^own + e^sum) − own
+    lost = softplus(sums[0] - own, threshold=50)                            # log(e^own + e^sum) − own
     return lost, own + lost
 
 _held = threading.local() # what serves a thread again: rows, and the tiles of up to `KEPT` logits
@@ -303,10 +313,10 @@ class _BothWays(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): # most often 1
         found = ctx.saved_tensors
-        return *(found if grad.device.type == 'cpu' and grad == 1 else [grad*o for o in found]), None, None, None, None
+        return *(found if grad.device.type == 'cpu' and grad.item() == 1 else [grad*o for o in found]), None, None, None, None
 
 def _chain(pairs, arc, scale, n, da, db, gap, own_slope): # gradients for images, texts, curvature and inverse temperature
-    d_scale = -(gap + own_slope@pairs.u)/(2*n)
+    d_scale = (gap + own_slope@pairs.u)/(-2*n)
     x, y, d_curv = pair_gradients(pairs, da, db, -scale/(2*n)*own_slope)
     if arc: d_curv, d_scale = d_curv - scale/(2*pairs.c)*d_scale, d_scale/math.sqrt(pairs.c)
     return x, y, d_curv.to(x.dtype), d_scale.to(x.dtype)
