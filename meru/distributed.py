@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .fused import _chain, _count_rivals, _lost, _wide, Logits, PairRows, Space, rival_gradients, rival_sums
+from .fused import _chain, _count_rivals, _lost, Logits, PairRows, Space, rival_gradients, rival_sums
 from .geometry import Geometry, _centre, _full_float32
 from .losses import check_pairs
 
@@ -139,7 +139,7 @@ class _Block(torch.autograd.Function):
         every, ls, own = gather_rows(pairs.b, counts), gather_rows(l, counts), start if ids is None else (ids[mine], ids)
         g = Logits(pairs.a, every, pairs.by, scale, arc, own)
         rows, cols = rival_sums(g, powers, space)
-        (row_lost, r), (col_lost, c) = _lost(l, rows, rivals[mine], beta), _lost(ls, join_sums(cols), rivals, beta)
+        (row_lost, r), (col_lost, c) = _lost(l, rows, rivals if ids is None else rivals[mine], beta), _lost(ls, [join_sums(o) for o in cols], rivals, beta)
         if learn and any(ctx.needs_input_grad):
             da, db, gap = rival_gradients(g, powers[0], (r, c), -scale/(2*len(every)), space)
             own_slope = (-row_lost).expm1() + (-col_lost[mine]).expm1()
@@ -168,7 +168,7 @@ def contrastive_loss(
     ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), x.new_empty(sum(counts)))
     centres = gather_rows(_centre(x.detach(), y.detach())[None], [1]*world())
     how = arc, margin, hard_beta, torch.is_grad_enabled(), counts, centres[centres.square().sum(1).argmin()]
-    with _full_float32(x.device.type): return _Block.apply(x, y, c, s, geometry, ids, _wide(rivals), how)
+    with _full_float32(x.device.type): return _Block.apply(x, y, c, s, geometry, ids, rivals, how)
 
 # %% ../nbs/07c_distributed.ipynb #d1500022
 class _Share(torch.autograd.Function):

@@ -53,11 +53,11 @@ def _norms(x, out): # |x_i| in float64, some rows at a time
         j = min(i + step, len(x))
         torch.linalg.vector_norm(_part(x, i, j), dim=1, dtype=out.dtype, out=_part(out, i, j))
 
-def _centre(x, y, r): # mean direction of some, at the length of the shortest
-    some = slice(None, None, max(1, len(x)//64))
-    x, y, r = x[some], y[some], r[:, some]
-    wx, wy = (r.min()/(2*len(x))/r.clamp_min(1e-15)).to(x.dtype)
-    return torch.addmv(x.T@wx, y.T, wy)
+def _centre(x, y, r): # mean direction of some, at the length of the shortest; None where they point everywhere
+    step = max(1, len(x)//64)
+    some = torch.cat((x[::step], y[::step]))
+    mean = (some/some.norm(dim=1, keepdim=True).clamp_min_(1e-15)).mean(0)
+    return mean*r.min().to(x.dtype) if mean.norm().item() > .25 else None
 
 def _arc(delta): # acosh(1 + δ), and its slope 1/sinh
     delta = delta.clamp(1e-30, torch.finfo(delta.dtype).max**.49) # no root of 0, no overflow of the square
@@ -113,7 +113,7 @@ class PairRows:
         x:Float[Tensor, "b d"], # lifted images
         y:Float[Tensor, "b d"], # lifted texts, row i belonging to image i
         curv:Float[Tensor, ""], # curvature magnitude c > 0
-        centre:Float[Tensor, "d"]|None=None, # subtracted first; None: these points' own
+        centre:Float[Tensor, "d"]|None=None, # subtracted first; None: these points' own, where they have one
         space:Space|None=None, # for the rows; None: memory of their own
     ):
         self.space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
@@ -122,25 +122,29 @@ class PairRows:
         sums = x.new_empty(5, b, dtype=_wide_type(x))
         (n, z, _), (*of_points, of_x, of_y, apart) = sums.split((2, 2, 1)), sums
         for o, to in zip((x, y, self.apart), (*of_points, apart)): _norms(o, to)
-        if not k: centre = x.new_zeros(d) # nothing beside the points would make up for it
+        if not k: centre = None # nothing beside the sphere's points would make up for it
         elif centre is None: centre = _centre(x, y, n)
-        for p, r, to in zip((x, y), (self.a, self.b), (of_x, of_y)): to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
+        self.centred = centre is not None
+        for p, r, to in zip((x, y), (self.a, self.b), (of_x, of_y)):
+            if self.centred: to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
+            else: r[:, :d] = p
         self.c, _ = curv.item(), sums.square_()
-        low = math.sqrt(1/self.c + centre.norm().item()**2) # any constant would do
-        self.by, self.factors, *beside, self.u, self.back = rows_of[geometry.name](self.c, low, n, z, apart)
+        low = math.sqrt(1/self.c + (centre.norm().item()**2 if self.centred else 0)) # any constant would do
+        self.by, self.factors, *beside, self.u, self.back = rows_of[geometry.name](self.c, low, n, z if self.centred else n, apart)
         self._fill(d, *beside)
 
     def _fill(self, d, *beside):
         self.width, wide = len(beside[0]), self.a.shape[1] - d
         self.factors = (None, None) if self.factors is None else self.factors.to(self.a.dtype)[..., None]
+        void = [torch.zeros_like(self.u)]*(wide - self.width) if wide > self.width else []
         for row, factor, columns in zip((self.a, self.b), self.factors, beside):
             if factor is not None: row[:, :d].mul_(factor)
-            if wide: row[:, d:] = torch.stack([*columns, *[torch.zeros_like(self.u)]*(wide - self.width)], 1)
+            if wide: row[:, d:] = torch.stack([*columns, *void], 1)
 
 # %% ../nbs/07a_fused.ipynb #c9e04d21
 def pair_gradients(
     pairs:PairRows,          # rows
-    da:Float[Tensor, "b k"], # a loss's gradient against a; overwritten
+    da:Float[Tensor, "b k"], # a loss's gradient against a; what is returned lies there
     db:Float[Tensor, "b k"], # against b
     du:Float[Tensor, "b"],   # against u
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, ""]]:
@@ -149,15 +153,18 @@ def pair_gradients(
     beside = (_wide(o[:, d:d + pairs.width]).T for _, o in sides)
     along = (partial(_along, *o, pairs.space) for o in sides)
     curv, n, z, apart = pairs.back(*beside, *along, du)
+    if not pairs.centred and z is not None: n, z = -z if n is None else n - z, None
     n, z, apart = ((None, None) if o is None else o.to(da.dtype)[..., None] for o in (n, z, apart))
     x, y = (_to_points(*o, *side, pairs.apart, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides))
     return x, y, curv
 
-def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('a·da', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
+def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('f', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
 
 def _to_points(points, n, z, sign, factor, row, drow, difference, apart):
     d = points.shape[1]
-    out = torch.addcmul(drow[:, :d] if factor is None else drow[:, :d].mul_(factor), difference, apart, value=sign)
+    out = drow[:, :d]
+    if factor is not None: out.mul_(factor)
+    out.addcmul_(difference, apart, value=sign)
     if n is not None: out.addcmul_(points, n)
     return out if z is None else out.addcmul_(row[:, :d], z if factor is None else z/factor, value=-1)
 
@@ -213,7 +220,7 @@ def rival_sums(
     g:Logits,    # of all pairs
     powers:tuple[float, ...],  # p of the log-sum-exp of p·l
     space:Space, # for the tiles
-) -> tuple[Float[Tensor, "p n"], Float[Tensor, "p b"]]: # over rows, over columns
+) -> tuple[list[Float[Tensor, "n"]], list[Float[Tensor, "b"]]]: # over rows, over columns; one for each power
     "Log-sum-exp over the rivals of every row and of every column."
     if g.a.is_cuda and g.a.dtype == torch.float32:
         from meru.tiles import triton, triton_sums
@@ -227,7 +234,7 @@ def rival_sums(
             bits = space.held['bits', k, stay] = LOG2E*p*g.scale*least//1
             row, col = _sums(p*g.scale, bits, u, more if k else e, more)
             for sums, at, now in ((rows[k], i, row), (cols[k], m, col)): sums[at] = torch.logaddexp(sums[at], now) if at in sums else now
-    return *(torch.stack([torch.cat([*o.values()]) for o in side]) for side in (rows, cols)),
+    return *([torch.cat([*o.values()]) if len(o) > 1 else o[0] for o in side] for side in (rows, cols)),
 
 def _powers(bits, u, slope, out): # 2^bits e^(slope·u); whole bits are exact
     if isinstance(bits, float): bits = u.new_full((), bits)
@@ -256,13 +263,13 @@ def rival_gradients(
         from meru.tiles import triton, triton_gradients
         if triton: da, db, gap = triton_gradients(g.a, g.by*g.b, g.scale, g.arc, g.own, power, sums); return da.mul_(weight), db.mul_(weight*g.by), gap
     slope, turn = -power*g.scale, weight*g.by*(.5**.5 if g.arc else 1.)
-    da, db, gap, parts = space('da', *g.a.shape), space('db', *g.b.shape), 0., _factors(*sums, g.a.dtype)
+    da, db, gap, parts = torch.empty_like(g.a), torch.empty_like(g.b), 0., _factors(*sums, g.a.dtype)
     for i, j, m, n, stay in _tiles(g):
         share, more, u, r = (space(o, j - i, n - m) for o in (('e', stay), 'f', ('u', stay), ('r', stay)))
         if not stay: _arcs(g, i, m, u, r, more)
         k = _shares(*parts, (i, j, m, n), slope, stay and space.held['bits', 0, stay], u, (share, more))
-        gap = gap + k*_wide(torch.mul(share, u, out=more).sum(1)).sum() # dl/ds = −u, row by row: the sum nearly cancels
-        if g.arc: share.mul_(r)                                         # du/dδ = 1/sinh u, but for √2
+        gap += k*torch.mul(share, u, out=more).sum(1).sum(dtype=_wide_type(u)) # dl/ds = −u, row by row: the sum nearly cancels
+        if g.arc: share.mul_(r)                                                # du/dδ = 1/sinh u, but for √2
         for out, s, points, first in ((_part(da, i, j), share, _part(g.b, m, n), m == 0), (_part(db, m, n), share.T, _part(g.a, i, j), i == 0)):
             torch.addmm(out, s, points, alpha=k*turn, beta=float(not first), out=out)
     return da, db, gap
@@ -288,8 +295,10 @@ def _shares(top, rows, cols, tile, slope, bits, u, into): # and the number by wh
 
 # %% ../nbs/07a_fused.ipynb #05b0e1aa
 def _lost(own, sums, rivals, beta): # nats of each row; and R, for which shares are exp((1+β)l − R)
-    if beta: own = own + torch.where(rivals > 0, sums[1] - rivals.log(), 0) # hard negatives sum to N exp(LSE((1+β)l) − LSE(βl))
-    lost = softplus(sums[0] - own, threshold=50)                            # log(e^own + e^sum) − own
+    if beta: # hard negatives sum to N exp(LSE((1+β)l) − LSE(βl))
+        rivals = torch.as_tensor(rivals, dtype=own.dtype, device=own.device)
+        own = own + torch.where(rivals > 0, sums[1] - rivals.log(), 0)
+    lost = softplus(sums[0] - own, threshold=50) # log(e^own + e^sum) − own
     return lost, own + lost
 
 _held = threading.local() # what serves a thread again: rows, and the tiles of up to `KEPT` logits
@@ -304,7 +313,8 @@ class _BothWays(torch.autograd.Function):
         pairs, powers = PairRows(geometry, x, y, curv, space=space), (1 + beta, beta) if beta else (1.,)
         scale = inverse.item()/math.sqrt(pairs.c) if arc else inverse.item()
         g = Logits(pairs.a, pairs.b, pairs.by, scale, arc, 0 if ids is None else (ids, ids))
-        lost, both = _lost(-scale*pairs.u - margin, torch.stack(rival_sums(g, powers, space), 1), rivals, beta)
+        l = -scale*pairs.u - margin if margin else -scale*pairs.u
+        lost, both = _lost(l, [torch.stack(o) for o in zip(*rival_sums(g, powers, space))], rivals, beta)
         if learn and any(ctx.needs_input_grad):
             found = rival_gradients(g, powers[0], both, -scale/(2*len(x)), space)
             ctx.save_for_backward(*_chain(pairs, arc, scale, len(x), *found, (-lost).expm1_().sum(0)))
@@ -323,10 +333,10 @@ def _chain(pairs, arc, scale, n, da, db, gap, own_slope): # gradients for images
 
 # %% ../nbs/07a_fused.ipynb #8da28b72
 def _count_rivals(text_ids, x):
-    "Ids, or None where all differ; and the number of rivals of each pair."
-    if text_ids is None: return None, x.new_full((len(x),), len(x) - 1.)
+    "Ids, or None where all differ; and the number of rivals of each pair, or of all."
+    if text_ids is None: return None, len(x) - 1
     _, ids, counts = text_ids.unique(return_inverse=True, return_counts=True)
-    return None if counts.max() == 1 else ids, (len(x) - counts[ids]).to(x.dtype)
+    return (None, len(x) - 1) if counts.max() == 1 else (ids, len(x) - counts[ids])
 
 def contrastive_loss(
     geometry:Geometry, # one of the four
@@ -343,4 +353,4 @@ def contrastive_loss(
     dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     arc, (ids, rivals) = geometry.name in ('lorentz', 'poincare'), _count_rivals(text_ids, x)
-    with _full_float32(x.device.type): return _BothWays.apply(x, y, c, s, geometry, ids, _wide(rivals), (arc, margin, hard_beta, torch.is_grad_enabled()))
+    with _full_float32(x.device.type): return _BothWays.apply(x, y, c, s, geometry, ids, rivals, (arc, margin, hard_beta, torch.is_grad_enabled()))

@@ -193,6 +193,7 @@ def lorentz_dist(
 def _full_float32(device):
     "No autocast, and no TF32 or bfloat16 shortcuts in float32 products."
     before = torch.get_float32_matmul_precision()
+    if before == 'highest' and not torch.is_autocast_enabled(device): yield; return
     torch.set_float32_matmul_precision('highest')
     try:
         with torch.autocast(device, enabled=False): yield
