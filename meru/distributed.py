@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .fused import _chain, _count_rivals, _lost, Logits, PairRows, Space, rival_gradients, rival_sums
+from .fused import _chain, _count_rivals, _lost, _refuse_twice, Logits, PairRows, Space, rival_gradients, rival_sums
 from .geometry import Geometry, _centre, _full_float32
 from .losses import check_pairs
 
@@ -147,7 +147,9 @@ class _Block(torch.autograd.Function):
         return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad): return *(grad*o for o in ctx.saved_tensors), None, None, None, None
+    def backward(ctx, grad):
+        _refuse_twice()
+        return *(grad*o for o in ctx.saved_tensors), None, None, None, None
 
 # %% ../nbs/07c_distributed.ipynb #d1500020
 def contrastive_loss(
@@ -165,7 +167,7 @@ def contrastive_loss(
     dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     arc, counts = geometry.name in ('lorentz', 'poincare'), row_counts(x)
-    ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), x.new_empty(sum(counts)))
+    ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), sum(counts))
     centres = gather_rows(_centre(x.detach(), y.detach())[None], [1]*world())
     how = arc, margin, hard_beta, torch.is_grad_enabled(), counts, centres[centres.square().sum(1).argmin()]
     with _full_float32(x.device.type): return _Block.apply(x, y, c, s, geometry, ids, rivals, how)

@@ -19,7 +19,7 @@ from .losses import check_pairs
 
 # %% ../nbs/07a_fused.ipynb #a7c3e510
 class Space:
-    "Memory by name: what is asked for again is there already, for fresh memory costs as much as a logarithm."
+    "Buffers by name, used again: fresh memory costs as much as a logarithm."
     def __init__(self,
         like:Tensor,          # of the same type and device
         held:dict|None=None,  # what there is already
@@ -59,15 +59,15 @@ def _centre(x, y, r): # mean direction of some, at the length of the shortest; N
     mean = (some/some.norm(dim=1, keepdim=True).clamp_min_(1e-15)).mean(0)
     return mean*r.min().to(x.dtype) if mean.norm().item() > .25 else None
 
-def _arc(delta): # acosh(1 + δ), and its slope 1/sinh
+def _arc(delta): # acosh(1 + δ), and its slope 1/sinh; 0 at 0
     delta = delta.clamp(1e-30, torch.finfo(delta.dtype).max**.49) # no root of 0, no overflow of the square
     square = delta*(delta + 2)
     slope = square.rsqrt()
-    return torch.addcmul(delta, square, slope).log1p_(), slope
+    return torch.addcmul(delta, square, slope).log1p_(), slope*(delta > 1e-30)
 
 # %% ../nbs/07a_fused.ipynb #281b6a3c
-# what multiplies the products; factors of the rows; columns beside the points of a and of b; the own pairs' u; and, from gradients
-# against those columns, the rows' a·da and b·db and the own u: those against c, as multiples of points, −multiples of centred points, and multiples of x − y
+# each returns: factor of the products; factors of the rows (or None); extra columns of a; of b; own u; back
+# back: gradients against those columns, a·da and b·db (called only where needed) and own u → against c; multiples of x; of −(x−μ); of x−y
 def _lorentz(c, low, n, z, apart): # δ = (c/2)(|x−y|² − (x_t−y_t)²)
     t = n + 1/c
     t = t*t.rsqrt() # the root
@@ -76,9 +76,9 @@ def _lorentz(c, low, n, z, apart): # δ = (c/2)(|x−y|² − (x_t−y_t)²)
     delta = torch.addcmul(apart, gap, gap, value=-1).mul_(c/2)
     u, slope = _arc(delta)
     def back(da, db, along_a, along_b, du):
-        (ax, _, at), (_, by, bt), d = da, db, du*slope
-        dh, turn = torch.stack((ax, by)), gap*d*c
-        dn = torch.addcmul(torch.stack((at - turn, turn - bt)), s, dh).div_(t)
+        (gx, _, gxt), (_, gy, gyt), d = da, db, du*slope
+        dh, turn = torch.stack((gx, gy)), gap*d*c
+        dn = torch.addcmul(torch.stack((gxt - turn, turn - gyt)), s, dh).div_(t)
         return (along_b().sum() + delta@d - dn.sum()/(2*c))/c, dn, dh, c*d
     return -c, None, (hx, one, xs), (one, hy, -ys), u, back
 
@@ -117,11 +117,11 @@ class PairRows:
         space:Space|None=None, # for the rows; None: memory of their own
     ):
         self.space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
-        self.x, self.y, self.apart = x, y, torch.sub(x, y, out=self.space('x−y', b, d))
+        self.x, self.y, self.difference = x, y, torch.sub(x, y, out=self.space('x−y', b, d))
         self.a, self.b = (self.space(o, b, -(-(d + k)//8)*8) for o in 'ab') # products of odd widths are slow
         sums = x.new_empty(5, b, dtype=_wide_type(x))
         (n, z, _), (*of_points, of_x, of_y, apart) = sums.split((2, 2, 1)), sums
-        for o, to in zip((x, y, self.apart), (*of_points, apart)): _norms(o, to)
+        for o, to in zip((x, y, self.difference), (*of_points, apart)): _norms(o, to)
         if not k: centre = None # nothing beside the sphere's points would make up for it
         elif centre is None: centre = _centre(x, y, n)
         self.centred = centre is not None
@@ -144,7 +144,7 @@ class PairRows:
 # %% ../nbs/07a_fused.ipynb #c9e04d21
 def pair_gradients(
     pairs:PairRows,          # rows
-    da:Float[Tensor, "b k"], # a loss's gradient against a; what is returned lies there
+    da:Float[Tensor, "b k"], # a loss's gradient against a; overwritten, the result is a view of it
     db:Float[Tensor, "b k"], # against b
     du:Float[Tensor, "b"],   # against u
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, ""]]:
@@ -155,7 +155,7 @@ def pair_gradients(
     curv, n, z, apart = pairs.back(*beside, *along, du)
     if not pairs.centred and z is not None: n, z = -z if n is None else n - z, None
     n, z, apart = ((None, None) if o is None else o.to(da.dtype)[..., None] for o in (n, z, apart))
-    x, y = (_to_points(*o, *side, pairs.apart, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides))
+    x, y = (_to_points(*o, *side, pairs.difference, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides))
     return x, y, curv
 
 def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('f', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
@@ -229,10 +229,12 @@ def rival_sums(
     for i, j, m, n, stay in _tiles(g):
         e, u, r, more = (space(o, j - i, n - m) for o in (('e', stay), ('u', stay), ('r', stay), 'f'))
         _arcs(g, i, m, u, r, more)
-        least = min(u.min().item(), _far(g.scale)/10) # there may be no rival
+        cap = _far(g.scale)/10 # there may be no rival
+        least = min(u.min().item(), cap)
         for k, p in enumerate(powers):
-            bits = space.held['bits', k, stay] = LOG2E*p*g.scale*least//1
-            row, col = _sums(p*g.scale, bits, u, more if k else e, more)
+            bits = LOG2E*p*g.scale*least//1
+            if not k: space.held['bits', stay] = bits
+            row, col = _sums(p*g.scale, bits, cap, u, more if k else e, more)
             for sums, at, now in ((rows[k], i, row), (cols[k], m, col)): sums[at] = torch.logaddexp(sums[at], now) if at in sums else now
     return *([torch.cat([*o.values()]) if len(o) > 1 else o[0] for o in side] for side in (rows, cols)),
 
@@ -240,14 +242,14 @@ def _powers(bits, u, slope, out): # 2^bits e^(slope·u); whole bits are exact
     if isinstance(bits, float): bits = u.new_full((), bits)
     return torch.add(bits, u, alpha=LOG2E*slope, out=out).exp2_()
 
-def _sums(scale, bits, u, e, more): # log-sum-exp over rows, over columns
+def _sums(scale, bits, cap, u, e, more): # log-sum-exp over rows, over columns
     _powers(bits, u, -scale, e)                                              # at most 1
     found = _wide(torch.cat((e.sum(1), e.sum(0)))).log_().sub_(bits/LOG2E)
     if found.min().item() >= -bits/LOG2E - _limit(e.dtype): return found.split([*u.shape])
-    return _apart(scale, u, more), _apart(scale, u.T, more.T)                # underflow: each has bits of its own
+    return _each(scale, cap, u, more), _each(scale, cap, u.T, more.T)        # underflow: each has bits of its own
 
-def _apart(scale, u, out):
-    bits = (LOG2E*scale*u.amin(1).clamp_max_(_far(scale)/10)).floor_()
+def _each(scale, cap, u, out):
+    bits = (LOG2E*scale*u.amin(1).clamp_max_(cap)).floor_()
     return _wide(_powers(bits[:, None], u, -scale, out).sum(1)).log_().sub_(_wide(bits), alpha=1/LOG2E)
 
 # %% ../nbs/07a_fused.ipynb #5c1f07e2
@@ -255,7 +257,7 @@ def rival_gradients(
     g:Logits,    # of all pairs
     power:float, # p
     sums:tuple[Float[Tensor, "n"], Float[Tensor, "b"]], # R and C: the shares of pair (i, j) are exp(p·l − R_i) and exp(p·l − C_j)
-    weight:float,# of du/da and du/db
+    weight:float, # of du/da and du/db
     space:Space, # that `rival_sums` filled
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "b k"], Float[Tensor, ""]]: # weight·Σ A du/da, weight·Σ A du/db, Σ A u
     "Sums over the rivals, with A the two shares together."
@@ -267,7 +269,7 @@ def rival_gradients(
     for i, j, m, n, stay in _tiles(g):
         share, more, u, r = (space(o, j - i, n - m) for o in (('e', stay), 'f', ('u', stay), ('r', stay)))
         if not stay: _arcs(g, i, m, u, r, more)
-        k = _shares(*parts, (i, j, m, n), slope, stay and space.held['bits', 0, stay], u, (share, more))
+        k = _shares(*parts, (i, j, m, n), slope, stay and space.held['bits', stay], u, (share, more))
         gap += k*torch.mul(share, u, out=more).sum(1).sum(dtype=_wide_type(u)) # dl/ds = −u, row by row: the sum nearly cancels
         if g.arc: share.mul_(r)                                                # du/dδ = 1/sinh u, but for √2
         for out, s, points, first in ((_part(da, i, j), share, _part(g.b, m, n), m == 0), (_part(db, m, n), share.T, _part(g.a, i, j), i == 0)):
@@ -303,7 +305,10 @@ def _lost(own, sums, rivals, beta): # nats of each row; and R, for which shares 
 
 _held = threading.local() # what serves a thread again: rows, and the tiles of up to `KEPT` logits
 
-def _lend(like): return Space(like, _held.__dict__ if like.device.type == 'cpu' and like.numel() <= 2**23 else None)
+def _lend(like): return Space(like, _held.__dict__ if type(like) is Tensor and like.device.type == 'cpu' and like.numel() <= 2**23 else None)
+
+def _refuse_twice(): # gradients that were kept are constants to autograd
+    if torch.is_grad_enabled(): raise RuntimeError('this loss can be differentiated once: for second derivatives (create_graph=True) take meru.losses.contrastive_loss')
 
 class _BothWays(torch.autograd.Function):
     "Mean of what rows and columns lose; its gradients are taken at once, and nothing of the size of the logits is left to autograd."
@@ -322,6 +327,7 @@ class _BothWays(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad): # most often 1
+        _refuse_twice()
         found = ctx.saved_tensors
         return *(found if grad.device.type == 'cpu' and grad.item() == 1 else [grad*o for o in found]), None, None, None, None
 
@@ -332,11 +338,11 @@ def _chain(pairs, arc, scale, n, da, db, gap, own_slope): # gradients for images
     return x, y, d_curv.to(x.dtype), d_scale.to(x.dtype)
 
 # %% ../nbs/07a_fused.ipynb #8da28b72
-def _count_rivals(text_ids, x):
+def _count_rivals(text_ids, n):
     "Ids, or None where all differ; and the number of rivals of each pair, or of all."
-    if text_ids is None: return None, len(x) - 1
+    if text_ids is None: return None, n - 1
     _, ids, counts = text_ids.unique(return_inverse=True, return_counts=True)
-    return (None, len(x) - 1) if counts.max() == 1 else (ids, len(x) - counts[ids])
+    return (None, n - 1) if counts.max() == 1 else (ids, n - counts[ids])
 
 def contrastive_loss(
     geometry:Geometry, # one of the four
@@ -348,9 +354,9 @@ def contrastive_loss(
     margin:float=0., # by which a pair must win, nats, >= 0
     hard_beta:float=0., # concentration on the hardest negatives, >= 0; 0: all count alike
 ) -> Float[Tensor, ""]: # nats
-    "`meru.losses.contrastive_loss` in memory that grows with the pairs, not with their square."
+    "`meru.losses.contrastive_loss` in memory that, beyond `KEPT` logits, grows with the pairs, not with their square. Differentiable once."
     check_pairs(image_points, text_points, text_ids)
     dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
-    arc, (ids, rivals) = geometry.name in ('lorentz', 'poincare'), _count_rivals(text_ids, x)
+    arc, (ids, rivals) = geometry.name in ('lorentz', 'poincare'), _count_rivals(text_ids, len(x))
     with _full_float32(x.device.type): return _BothWays.apply(x, y, c, s, geometry, ids, rivals, (arc, margin, hard_beta, torch.is_grad_enabled()))

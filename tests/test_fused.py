@@ -38,7 +38,7 @@ def assert_same(*args, tol=1e-8):
 
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(NAMES), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99), st.floats(.1, 10), st.floats(.5, 100),
-       st.sampled_from([0, 1, 3, 40]), st.sampled_from([0., .7]), st.sampled_from([0., .5, 2.]))
+       st.sampled_from([0, 1, 3, 40]), st.sampled_from([0., .7]), st.sampled_from([0., .05, .5, 2.]))
 def test_is_the_plain_loss(name, b, d, seed, curv, scale, texts, margin, beta):
     ids = torch.randint(texts, (b,), generator=torch.Generator().manual_seed(seed)) if texts else None
     assert_same(name, tangents(b, d, seed), curv, scale, ids, margin, beta)
@@ -150,6 +150,19 @@ def test_two_losses_alive_and_a_scaled_one():
         assert all(torch.equal(a, 3*b) for a, b in zip(torch.autograd.grad(3*loss, leaf), want))
     with torch.inference_mode(): fused.contrastive_loss(lorentz, *leaves(2)) # leaves nothing unusable behind
     assert torch.equal(torch.autograd.grad(fused.contrastive_loss(lorentz, *first), first)[0], alone[0][0])
+
+
+def test_a_tile_of_one_text_beside_faint_hard_negatives():
+    "A row whose every entry of a tile is hidden; in both precisions."
+    ids = torch.arange(33).clamp_max(28)
+    for dtype, tol in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
+        for scale in (5., 14., 1/.07, 30.): assert_same('lorentz', tangents(33, 4, 0, dtype), 1., scale, ids, 0., .05, tol=tol)
+
+
+def test_a_second_derivative_is_refused():
+    u, v = (o.requires_grad_() for o in tangents(9, 3, 0))
+    loss = fused.contrastive_loss(get_geometry('lorentz'), u, v, torch.tensor(1.).double(), torch.tensor(9.).double())
+    with pytest.raises(RuntimeError, match='differentiated once'): torch.autograd.grad(loss + u.square().sum(), u, create_graph=True)
 
 
 @pytest.mark.parametrize('name', NAMES)
