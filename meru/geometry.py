@@ -8,12 +8,11 @@ __all__ = ['geometries', 'at_least', 'Geometry', 'time_component', 'sinhc', 'asi
            'lorentz_exterior_angle', 'Lorentz', 'ball_gap', 'lorentz_to_poincare', 'poincare_to_lorentz', 'Poincare',
            'Euclidean', 'Sphere', 'get_geometry']
 
-# %% ../nbs/00_geometry.ipynb #953f9d26
+# %% ../nbs/00_geometry.ipynb #48225c9a
 import math
+import torch
 from contextlib import contextmanager
 from functools import reduce, wraps
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm

@@ -8,27 +8,24 @@ __all__ = ['palette', 'style', 'disk', 'geodesic', 'geodesics', 'cone_edge', 'co
            'radius_histogram', 'similarity_matrix', 'tree_rows', 'level_tree', 'walk_strip', 'neighbour_strip',
            'training_curves']
 
-# %% ../nbs/01_plots.ipynb #beb4f626
+# %% ../nbs/01_plots.ipynb #8063d417
 import io
 import math
-import sys
-import textwrap
-from typing import NamedTuple
-
 import matplotlib.pyplot as plt
 import numpy as np
+import sys
+import textwrap
 import torch
+from PIL import Image
 from jaxtyping import Float, Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patheffects import withStroke
-from PIL import Image
 from torch import Tensor
-from torch.linalg import vector_norm
-
-from .geometry import Geometry, get_geometry, poincare_to_lorentz, lorentz_to_poincare, unit
+from typing import NamedTuple
+from .geometry import Geometry, get_geometry, lorentz_to_poincare, poincare_to_lorentz, unit
 
 # %% ../nbs/01_plots.ipynb #39fe41c4
 palette = dict(blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#4D4D4D')

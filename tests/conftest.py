@@ -49,7 +49,7 @@ def _cells(notebook, given, pipe):
 def run_cells():
     "A run notebook without a kernel of its own, in a process forked from one that has imported everything; its error, and what it printed."
     fork = multiprocessing.get_context('forkserver')
-    fork.set_forkserver_preload(['meru.launch', 'meru.photos', 'meru.ablation', 'torch._dynamo'])
+    fork.set_forkserver_preload(['meru.training.launch', 'meru.album', 'meru.evaluation.ablation', 'torch._dynamo'])
     def run(notebook, **given):
         ours, theirs = fork.Pipe(False)
         child = fork.Process(target=_cells, args=(notebook, {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}, theirs))
@@ -68,7 +68,7 @@ def in_root(monkeypatch): monkeypatch.chdir(ROOT)
 def made_up(tmp_path_factory):
     "Features of 400 pairs that share half of their numbers."
     import torch
-    from meru.features import save_cache, save_part
+    from meru.models.feature_cache import save_cache, save_part
     folder = tmp_path_factory.mktemp('cache')
     shared = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0)).half()
     save_part(folder/'part.safetensors', dict(image=shared, text=shared[..., :8].contiguous(), text_image=torch.arange(400)),

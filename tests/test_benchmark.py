@@ -1,7 +1,7 @@
 "Every suite runs from one command in its short form, and says what it did."
 import json
 import pytest
-from meru.benchmark import Suite, ratios, record_suite, suites
+from meru.benchmarks.suites import Suite, ratios, record_suite, suites
 
 
 def sized(

@@ -3,7 +3,8 @@ import itertools, json
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
-from meru.comparison import *
+from meru.evaluation.statistics import *
+from meru.evaluation.comparison import *
 from conftest import ROOT
 
 
@@ -69,7 +70,7 @@ def test_better_is_lower_where_it_is():
 
 
 def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
-    import meru.comparison as c
+    import meru.evaluation.comparison as c
     def measured(folder, exam, asked, fresh=False):
         name, seed = folder.name.split('_s')
         r = run(name, int(seed), .5 + .1*int(seed) + .1*(name == 'flat'))
@@ -108,7 +109,7 @@ def test_compare_notebook(trained):
 
 
 def test_measured_once(trained, monkeypatch):
-    import meru.comparison as c
+    import meru.evaluation.comparison as c
     asked = CompareConfig(runs='', presets='smoke smoke_clip', seeds=2, steps=2, folder=str(trained/'runs'), data=str(trained/'hues'), out=str(trained/'out'))
     monkeypatch.setattr(c, 'measure_run', lambda *a, **k: pytest.fail('measured again'))
     again = c.kept_measure(trained/'runs'/'smoke_s0', None, asked)

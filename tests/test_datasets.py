@@ -5,9 +5,9 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from conftest import ROOT
-from meru.datasets import *
-from meru.hierarchy import ancestor_overlap, tree_metrics
-from meru.shards import Sample, write_shards
+from meru.evaluation.datasets import *
+from meru.evaluation.hierarchy import ancestor_overlap, tree_metrics
+from meru.data.shards import Sample, write_shards
 
 pytestmark = pytest.mark.usefixtures('in_root')
 LOCAL = ROOT/'data'/'local'

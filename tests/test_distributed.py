@@ -4,16 +4,22 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
 import pytest, torch
-from meru import distributed, losses, trainer
-from meru.distributed import Lost, SpreadNorm, gather_rows, processes, rank, sum_gradients, total, world
-from meru.features import open_cache, FeatureBatches
+from meru import parallel
+from meru.losses import contrastive as losses
+from meru.losses.entailment import entailment_loss
+from meru.training import trainer
+from meru.parallel import Lost, SpreadNorm, gather_rows, processes, rank, sum_gradients, total, world
+from meru.models.feature_cache import open_cache
+from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry
-from meru.images import decode_image
-from meru.launch import launch, start, what_happened
-from meru.model import build_model
-from meru.run import Run, make_config
-from meru.shards import Loader, file_sha256, part_of
-from meru.trainer import Part, check_processes, main, make_loader, open_data, validate
+from meru.data.images import decode_image
+from meru.training.launch import launch, start, what_happened
+from meru.models.model import build_model
+from meru.training.config import make_config
+from meru.training.run import Run
+from meru.core import file_sha256
+from meru.data.loader import Loader, part_of
+from meru.training.trainer import Part, check_processes, main, make_loader, open_data, validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 SMOKE = dict(dropout=0., val_pairs=128, steps=12, val_every=6, save_every=1, log_every=1)
@@ -31,7 +37,7 @@ class Team:
     "Processes forked from one that has imported everything; each returns what its job returned, or says why not."
     def __init__(self, home):
         self.home, self.fork = home, multiprocessing.get_context('forkserver')
-        self.fork.set_forkserver_preload(['meru.launch', 'torch._dynamo']) # which an optimiser would import
+        self.fork.set_forkserver_preload(['meru.training.launch', 'torch._dynamo']) # which an optimiser would import
     def start(self, n, job, *args):
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
         self.pipes, self.errs = [self.fork.Pipe(False) for _ in range(n)], [self.home/f'err{r}' for r in range(n)]
@@ -63,7 +69,7 @@ WAYS = dict(plain={}, masked=dict(text_ids=torch.arange(B)%7), all=dict(margin=.
 CUTS = {1: [11], 2: [8, 3], 4: [1, 5, 3, 2]} # pairs of each process
 MUTANTS = {'gather without gradient': dict(scatter_sum=lambda x, counts: torch.zeros_like(x[:counts[rank()]])),
            'wrong target offset': dict(first_row=lambda counts: 0),
-           'missing average': dict(mean_of_all=lambda mean, n: distributed._Share.apply(mean))}
+           'missing average': dict(mean_of_all=lambda mean, n: parallel._Share.apply(mean))}
 
 
 def numbers(name, spread, how, size=.7):
@@ -78,8 +84,8 @@ def numbers(name, spread, how, size=.7):
     how = how | ({'text_ids': how['text_ids'][mine]} if 'text_ids' in how else {})
     loss = (distributed if spread else losses).contrastive_loss(geometry, x, y, *leaves[2:], **how)
     if geometry.has_cones:
-        entail = losses.entailment_loss(geometry, y, x, leaves[2])
-        loss = loss + .2*(distributed.mean_of_all(entail, len(x)) if spread else entail)
+        entail = entailment_loss(geometry, y, x, leaves[2])
+        loss = loss + .2*(parallel.mean_of_all(entail, len(x)) if spread else entail)
     grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [loss.detach(), *(gather_rows(o) for o in grads[:2]), *map(total, grads[2:])] if spread else [loss.detach(), *grads]
 
@@ -127,7 +133,7 @@ def model_gradients(preset):
         g = torch.Generator().manual_seed(1)
         images, tokens = torch.rand(B, 3, 32, 32, generator=g, dtype=torch.float64), torch.randint(1, 99, (B, 16), generator=g)
         tokens[:, 9] = tokens.max() + 1
-        if world() > 1: distributed.spread_norms(model)
+        if world() > 1: parallel.spread_norms(model)
         out = model(images[parts], tokens[parts], (torch.arange(B)%7)[parts])
         out['loss'].backward()
         sum_gradients(model, bucket=50_000)
@@ -146,7 +152,7 @@ def norms():
     x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     def of(kind, part):
         norm, said = torch.nn.BatchNorm1d(3, **kind).double(), []
-        if world() > 1: distributed.spread_norms(norm)
+        if world() > 1: parallel.spread_norms(norm)
         for step in (1, 2, 3): said.append(norm(step*x[part] + step))
         return [*said, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
     kinds = [dict(), dict(momentum=None), dict(track_running_stats=False), dict(affine=False)]
@@ -154,7 +160,7 @@ def norms():
     with processes('cpu'):
         part = part_of(7, (rank(), 2))
         told = [errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w]) for kind, w in zip(kinds, want)]
-        lonely = distributed.SpreadNorm(3)
+        lonely = parallel.SpreadNorm(3)
         lonely(torch.ones(rank(), 3, 1)) # one value a channel in all
         return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
 
@@ -301,8 +307,8 @@ def test_the_cause_is_told_whatever_the_processes_do(tmp_path, monkeypatch):
             if not self.killed: raise subprocess.TimeoutExpired('torchrun', seconds)
         def kill(self): self.killed = True
     def fails(run, child): raise PermissionError('the cause')
-    monkeypatch.setattr('meru.launch.start', lambda *a: child)
-    monkeypatch.setattr('meru.launch.follow', fails)
+    monkeypatch.setattr('meru.training.launch.start', lambda *a: child)
+    monkeypatch.setattr('meru.training.launch.follow', fails)
     child = Stuck()
     with pytest.raises(PermissionError, match='the cause'): launch(Run(tmp_path, make_config('smoke')), 2)
     assert child.killed and child.stdin.closed
@@ -339,7 +345,7 @@ def test_one_device_for_two_processes():
 
 def different(): # what each process sees
     with processes('cpu'):
-        try: distributed.agree(config=dict(seed=rank(), lr=.1), data='emoji', step=5*rank())
+        try: parallel.agree(config=dict(seed=rank(), lr=.1), data='emoji', step=5*rank())
         except ValueError as e: return str(e)
 
 

@@ -5,8 +5,10 @@ from contextlib import suppress
 import pyarrow as pa, pyarrow.parquet as pq
 import pytest
 from PIL import Image
-import meru.download as D
-from meru.shards import Shards
+import meru.data.download as D
+
+from meru.data.shards import Shards
+from meru.data.fetch import Tally, check_raw, fetch, folder_rows, guarded_download, only_one, read_pairs
 from conftest import ROOT
 from hostile import Hostile, encoded
 
@@ -33,17 +35,17 @@ def fate(url, cfg):
     ('caption,url', True, 'id\turl\tcaption\n1\t{u}1\ta "b\n2\t{u}2\tc" d\te\n')])
 def test_tsv_keeps_quotes_and_tabs(columns, header, text, tmp_path):
     (tmp_path/'t.tsv').write_text('\ufeff' + text.format(u='http://x/').replace('\n', '\r\n'), newline='')
-    rows = list(D.read_pairs(tmp_path/'t.tsv', 'url', 'caption', columns))
+    rows = list(read_pairs(tmp_path/'t.tsv', 'url', 'caption', columns))
     assert rows == [('a "b', 'http://x/1'), ('c" d\te', 'http://x/2')]
 
 
 def test_csv_and_parquet_with_other_names(tmp_path):
     (tmp_path/'t.csv').write_text('link,alt,n\nhttp://x/1,"two\nlines, ""q""",1\nhttp://x/2,,2\nhttp://x/3,c,3,4\n')
-    assert list(D.read_pairs(tmp_path/'t.csv', 'link', 'alt', 'caption,url')) == [('two\nlines, "q"', 'http://x/1'), None, None]
+    assert list(read_pairs(tmp_path/'t.csv', 'link', 'alt', 'caption,url')) == [('two\nlines, "q"', 'http://x/1'), None, None]
     pq.write_table(pa.table(dict(alt=['a\t"', None], other=[1, 2], link=['http://x/1', 'http://x/2'])), tmp_path/'t.parquet')
-    assert list(D.read_pairs(tmp_path/'t.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
-    with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"): list(D.read_pairs(tmp_path/'t.parquet', 'url', 'alt', 'caption,url'))
-    with pytest.raises(ValueError, match='must end in .tsv, .csv or .parquet'): list(D.read_pairs(tmp_path/'t.xls', 'url', 'alt', 'caption,url'))
+    assert list(read_pairs(tmp_path/'t.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
+    with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"): list(read_pairs(tmp_path/'t.parquet', 'url', 'alt', 'caption,url'))
+    with pytest.raises(ValueError, match='must end in .tsv, .csv or .parquet'): list(read_pairs(tmp_path/'t.xls', 'url', 'alt', 'caption,url'))
 
 
 def test_every_notation_of_a_forbidden_address_is_refused_untouched(server):
@@ -93,10 +95,10 @@ def test_a_name_server_that_does_not_answer_is_cut_off(monkeypatch):
 
 
 def test_retry_only_what_may_pass(server):
-    tally = D.Tally(ROOT/'nowhere'/'x')
+    tally = Tally(ROOT/'nowhere'/'x')
     for path, times in (('status/503', 3), ('status/404', 1), ('cut', 3), ('robots/noai', 1)):
         url = f'{server.home}/{path}?retry'
-        assert D.guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
+        assert guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
         assert server.asked[f'/{path}?retry'] == times, path
     assert (tally.done, tally.good) == (4, 0)
 
@@ -152,10 +154,10 @@ def wrong_stats(f): (f/'00000_stats.json').write_text((f/'00000_stats.json').rea
 
 @pytest.mark.parametrize('damage', [cut_tar, drop_row, wrong_stats])
 def test_a_shard_that_img2dataset_left_incomplete_is_refused(damage, tmp_path):
-    assert len(D.check_raw(raw_shard(tmp_path), 0, 5)[0]) == 5
+    assert len(check_raw(raw_shard(tmp_path), 0, 5)[0]) == 5
     damage(tmp_path)
-    with pytest.raises((ValueError, tarfile.ReadError), match='incomplete|unexpected end|00000'): D.check_raw(tmp_path, 0, 5)
-    with pytest.raises((ValueError, tarfile.ReadError)): D.check_raw(raw_shard(tmp_path), 0, 6)
+    with pytest.raises((ValueError, tarfile.ReadError), match='incomplete|unexpected end|00000'): check_raw(tmp_path, 0, 5)
+    with pytest.raises((ValueError, tarfile.ReadError)): check_raw(raw_shard(tmp_path), 0, 6)
 
 
 def own_folder(folder, n=24):
@@ -171,16 +173,16 @@ def own_folder(folder, n=24):
 
 def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
     own = own_folder(tmp_path/'own')
-    one = D.fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=1), tmp_path)
+    one = fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=1), tmp_path)
     assert one['books'] == dict(rows=27, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, no_caption=1), equal_images=12)
     assert [s['rows'] for s in one['shards']] == [10, 10, 7] and one['id'] == Shards(tmp_path/'a', 'hashes').id
-    lines = ['path,caption'] + [f'{p},{c}' for c, p in D.folder_rows(own) if p != 'mute.png']
+    lines = ['path,caption'] + [f'{p},{c}' for c, p in folder_rows(own) if p != 'mute.png']
     (own/'list.csv').write_text('\n'.join(lines + ['00.png,again', 'gone.png,gone']) + '\n')
-    two = D.fetch(tmp_path/'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path)
+    two = fetch(tmp_path/'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path)
     assert two['books']['stored'] == 24 and two['books']['repeated'] == 1 and two['books']['failed'] == dict(not_an_image=2, missing_file=1)
     assert [s['sha256'] for s in two['shards']][:2] == [s['sha256'] for s in one['shards']][:2]
     assert 'nothing was fetched' not in capsys.readouterr().out
-    D.fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=3), tmp_path)
+    fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=3), tmp_path)
     assert 'is complete: nothing was fetched' in capsys.readouterr().out
 
 
@@ -188,30 +190,30 @@ def test_a_changed_source_another_config_and_a_changed_shard_are_refused(tmp_pat
     own_folder(tmp_path/'own')
     cfg = D.make_fetch_config(pairs='own', shard_size=10, processes=1)
     monkeypatch.setattr(D, 'close_books', lambda *a: 1/0)
-    with pytest.raises(ZeroDivisionError): D.fetch(tmp_path/'a', cfg, tmp_path)
+    with pytest.raises(ZeroDivisionError): fetch(tmp_path/'a', cfg, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match='quality .there 95, asked 90.'): D.fetch(tmp_path/'a', D.make_fetch_config(pairs='own', shard_size=10, quality=90), tmp_path)
+    with pytest.raises(ValueError, match='quality .there 95, asked 90.'): fetch(tmp_path/'a', D.make_fetch_config(pairs='own', shard_size=10, quality=90), tmp_path)
     tar = tmp_path/'a'/'00001.tar'
     good = tar.read_bytes()
     tar.write_bytes(good[:700] + bytes([good[700] ^ 1]) + good[701:])
-    with pytest.raises(ValueError, match='00001.tar has changed'): D.fetch(tmp_path/'a', cfg, tmp_path)
+    with pytest.raises(ValueError, match='00001.tar has changed'): fetch(tmp_path/'a', cfg, tmp_path)
     (tmp_path/'a'/'00001_stats.json').unlink()
     (tmp_path/'own'/'new.png').write_bytes(b'')
-    with pytest.raises(ValueError, match='own has changed since'): D.fetch(tmp_path/'a', cfg, tmp_path)
+    with pytest.raises(ValueError, match='own has changed since'): fetch(tmp_path/'a', cfg, tmp_path)
     (tmp_path/'own'/'new.png').unlink()
-    assert D.fetch(tmp_path/'a', cfg, tmp_path)['books']['stored'] == 24 and tar.read_bytes() == good
+    assert fetch(tmp_path/'a', cfg, tmp_path)['books']['stored'] == 24 and tar.read_bytes() == good
 
 
 def test_two_fetches_into_one_folder_are_refused(tmp_path):
     own_folder(tmp_path/'own'); (tmp_path/'a').mkdir()
     cfg = D.make_fetch_config(pairs='own', processes=1)
-    with D.only_one(tmp_path/'a'), pytest.raises(RuntimeError, match='another process is fetching'): D.fetch(tmp_path/'a', cfg, tmp_path)
+    with only_one(tmp_path/'a'), pytest.raises(RuntimeError, match='another process is fetching'): fetch(tmp_path/'a', cfg, tmp_path)
 
 
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path/'t.tsv').write_text('one column\nonly\n')
-    with pytest.raises(ValueError, match='no usable row among 2'): D.fetch(tmp_path/'a', D.make_fetch_config(url_list='t.tsv'), tmp_path)
-    with pytest.raises(FileNotFoundError, match='nowhere.tsv'): D.fetch(tmp_path/'b', D.make_fetch_config(url_list='nowhere.tsv'), tmp_path)
+    with pytest.raises(ValueError, match='no usable row among 2'): fetch(tmp_path/'a', D.make_fetch_config(url_list='t.tsv'), tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere.tsv'): fetch(tmp_path/'b', D.make_fetch_config(url_list='nowhere.tsv'), tmp_path)
 
 
 COMMIT = 'c0ffee' + '0'*34
@@ -273,7 +275,7 @@ def mirror(hub, **kw): return D.make_fetch_config(**dict(mirror='some/mirror', r
 
 def test_the_mirror_is_resumed_checked_and_made_ours(hub, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE', 4096)
-    manifest = D.fetch(tmp_path/'m', mirror(hub), tmp_path)
+    manifest = fetch(tmp_path/'m', mirror(hub), tmp_path)
     assert manifest['books'] == dict(rows=30, malformed=0, repeated=0, stored=24, failed=dict(too_large=2, not_an_image=2, missing_file=2), equal_images=0)
     assert any(r and not r.startswith('bytes=0-') for _, _, r in hub.log), 'the broken download was begun anew'
     assert all(COMMIT in p for _, p, _ in hub.log), 'something was asked of another revision'
@@ -287,13 +289,13 @@ def test_the_mirror_is_resumed_checked_and_made_ours(hub, tmp_path, monkeypatch)
 def test_a_mirror_file_with_another_hash_is_refused_and_the_rest_is_kept(hub, tmp_path):
     hub.break_off, good = False, hub.files['x-train-0001.tar']
     hub.spoil = lambda d: d if d != good else d[:900] + bytes([d[900] ^ 1]) + d[901:]
-    with pytest.raises(ValueError, match='x-train-0001.tar .* does not have the size and hash'): D.fetch(tmp_path/'m', mirror(hub), tmp_path)
+    with pytest.raises(ValueError, match='x-train-0001.tar .* does not have the size and hash'): fetch(tmp_path/'m', mirror(hub), tmp_path)
     hub.spoil = lambda d: d
     begun = len(hub.log)
-    D.fetch(tmp_path/'m', mirror(hub), tmp_path)
+    fetch(tmp_path/'m', mirror(hub), tmp_path)
     assert not [p for _, p, _ in hub.log[begun:] if '0000.tar' in p], 'a finished shard was fetched again'
-    assert D.fetch(tmp_path/'n', mirror(hub), tmp_path)['id'] == Shards(tmp_path/'m').id
+    assert fetch(tmp_path/'n', mirror(hub), tmp_path)['id'] == Shards(tmp_path/'m').id
 
 
 def test_a_pattern_that_fits_nothing_is_named(hub, tmp_path):
-    with pytest.raises(ValueError, match="no file 'y-.*it has README.md, x-train-0000.tar"): D.fetch(tmp_path/'m', mirror(hub, pattern='y-*'), tmp_path)
+    with pytest.raises(ValueError, match="no file 'y-.*it has README.md, x-train-0000.tar"): fetch(tmp_path/'m', mirror(hub, pattern='y-*'), tmp_path)

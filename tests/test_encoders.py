@@ -4,10 +4,13 @@ from types import SimpleNamespace
 import open_clip, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from meru import encoders
-from meru.encoders import ConvMLP, TextTransformer, ViT, build_image_tower, build_text_tower, load_towers, sincos_positions
-from meru.run import Run, load_run, make_config
-from meru.trainer import fit
+from meru.models import towers as encoders
+from meru.models.towers import ConvMLP, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
+from meru.models.pretrained import load_towers
+from meru.training.config import make_config
+from meru.training.run import Run, load_run
+from meru.training.trainer import fit
+from meru.models.pretrained import tag_weights
 from conftest import ROOT
 
 
@@ -228,9 +231,9 @@ def test_only_the_last_blocks_learn(folder):
 def test_the_tag_decides_the_gelu(folder, monkeypatch):
     (folder/'open_clip_model.safetensors').write_bytes(b'')
     monkeypatch.setattr(encoders, 'from_hub', lambda *_: folder)
-    extra = encoders.tag_weights('ViT-B-32', 'openai')[1]
+    extra = tag_weights('ViT-B-32', 'openai')[1]
     assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(.48145466)
-    assert not encoders.tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
+    assert not tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
 
 
 def test_the_hub_at_a_pinned_revision(folder, tmp_path, monkeypatch):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from conftest import ROOT
-from meru.evaluation import *
+from meru.evaluation.suites import *
 from meru.geometry import geometries, get_geometry
-from meru.model import ModelConfig
-from meru.shards import Sample, write_shards
-from meru.text import Tokenizer
+from meru.models.model import ModelConfig
+from meru.data.shards import Sample, write_shards
+from meru.data.tokenizer import Tokenizer
 
 NAMES = [f'thing {i}' for i in range(12)]  # two groups > four subgroups > twelve names; the last of each subgroup is unseen
 UNSEEN = {2, 5, 8, 11}
@@ -253,11 +253,11 @@ def released(tmp_path_factory):
 
 
 def test_a_run_with_a_backbone_reads_texts_with_its_tokenizer(monkeypatch, tmp_path):
-    import meru.evaluation as e
+    import meru.evaluation.suites as e
     own = object()
     cfg = ModelConfig(image_tower='backbone', text_tower='backbone', backbone='lite2+minilm')
     monkeypatch.setattr(e, 'load_run', lambda run, checkpoint: SimpleNamespace(cfg=cfg))
-    monkeypatch.setattr('meru.model.load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
+    monkeypatch.setattr('meru.models.model.load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
     assert load_asked(EvalConfig(run='a run', out=str(tmp_path)))[1] == ('lite2+minilm', own)
 
 
@@ -312,7 +312,7 @@ def test_real_photos(name, tiny):
 def test_cached_features():
     "A head on features finds its pairs where pictures and texts share their features."
     from pathlib import Path
-    from meru.features import FeatureCache
+    from meru.models.feature_cache import FeatureCache
     x = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)).half()
     cache = FeatureCache(Path('cache'), x[:, None], x.repeat_interleave(2, 0)[:, None], torch.arange(12).repeat_interleave(2), dict(splits=['train'] * 4 + ['test'] * 8))
     model = untrained(ModelConfig(image_tower='features', text_tower='features', image_width=8, text_width=8, embed_dim=8))

@@ -8,7 +8,7 @@ from conftest import ROOT
 from meru import explorer
 from meru.explorer import Items, Space, make_page
 from meru.geometry import geometries, get_geometry, unit
-from meru.hierarchy import cone_margins
+from meru.evaluation.hierarchy import cone_margins
 
 CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
 
@@ -297,8 +297,9 @@ def test_touch_taps_and_pinches(walked):
 
 
 def test_a_run_becomes_a_page(tmp_path, in_root):
-    from meru.run import Run, make_config
-    from meru.trainer import fit
+    from meru.training.config import make_config
+    from meru.training.run import Run
+    from meru.training.trainer import fit
     for name in ('smoke', 'smoke_clip'): fit(Run(tmp_path/name, make_config(name, steps=2, warmup=1)))
     page = explorer.explore(tmp_path/'smoke', n=400)
     html = page.path.read_text(encoding='utf-8')
@@ -311,8 +312,9 @@ def test_a_run_becomes_a_page(tmp_path, in_root):
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
     "A run of two steps, and its Euclidean twin."
-    from meru.run import Run, make_config
-    from meru.trainer import fit
+    from meru.training.config import make_config
+    from meru.training.run import Run
+    from meru.training.trainer import fit
     folder = tmp_path_factory.mktemp('runs')
     for name in ('smoke', 'smoke_euclid'): fit(Run(folder/name, make_config(name, steps=2, warmup=1)))
     return folder/'smoke'
@@ -357,9 +359,10 @@ def test_class_folders_and_few_points(smoke, tmp_path, in_root):
 
 
 def test_the_held_out_part_of_a_runs_own_shards(tmp_path, in_root):
-    from meru.run import Run, make_config
-    from meru.shards import Sample, write_shards
-    from meru.trainer import fit
+    from meru.training.config import make_config
+    from meru.training.run import Run
+    from meru.data.shards import Sample, write_shards
+    from meru.training.trainer import fit
     write_shards([Sample(f'{i}', picture(i), f'thing {i}', {}) for i in range(60)], tmp_path/'own')
     run = Run(tmp_path/'run', make_config('smoke', steps=2, warmup=1, batch_size=8, data=str(tmp_path/'own'), level_probs=()))
     fit(run)
@@ -368,9 +371,10 @@ def test_the_held_out_part_of_a_runs_own_shards(tmp_path, in_root):
 
 
 def test_a_head_on_features_shows_points(chrome, tmp_path, in_root):
-    from meru.features import save_cache, save_part
-    from meru.run import Run, make_config
-    from meru.trainer import fit
+    from meru.models.feature_cache import save_cache, save_part
+    from meru.training.config import make_config
+    from meru.training.run import Run
+    from meru.training.trainer import fit
     x, folder = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)).half(), tmp_path/'cache'
     folder.mkdir()
     save_part(folder/'part.safetensors', dict(image=x, text=x.repeat_interleave(2, 0), text_image=torch.arange(60).repeat_interleave(2)),

@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
-from meru import features
-from meru.encoders import Towers
-from meru.features import (EmbedConfig, FeatureBatches, clashes, embed, faiss_neighbours, hard_order, import_flickr8k, near_duplicates,
-                           neighbours, open_cache, open_rows, pair_ids, similarity_histogram, summary)
-from meru.text import Tokenizer
+from meru.models import feature_cache as features
+from meru.models.pretrained import Towers
+from meru.models.feature_cache import import_flickr8k, open_cache
+from meru.models.embedding import EmbedConfig, embed, open_rows
+from meru.models.mining import FeatureBatches, clashes, faiss_neighbours, hard_order, near_duplicates, neighbours, pair_ids, similarity_histogram, summary
+from meru.data.tokenizer import Tokenizer
 from conftest import ROOT
 
 LOCAL = ROOT/'data/local'

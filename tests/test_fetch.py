@@ -3,8 +3,9 @@ import importlib.util, json, os, resource, shutil, signal, subprocess, sys, thre
 import psutil, pyarrow.parquet as pq
 import pytest
 from collections import Counter
-from meru.download import done_shards, fetch, make_fetch_config, reason_in
-from meru.shards import Shards
+from meru.data.download import make_fetch_config
+from meru.data.fetch import done_shards, fetch, reason_in
+from meru.data.shards import Shards
 from conftest import ROOT
 from hostile import Hostile, rows_of, write_list
 

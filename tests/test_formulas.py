@@ -3,9 +3,10 @@ import json
 from functools import partial
 import pytest, torch
 from conftest import ROOT
-from meru.throughput import alone
-from meru import benchmark, formulas as peers
-from meru.fused import contrastive_loss
+from meru.benchmarks.loading import alone
+from meru.benchmarks import suites as benchmark
+from meru.benchmarks import loss as peers
+from meru.losses.pairwise import contrastive_loss
 from meru.geometry import get_geometry
 
 

@@ -1,7 +1,8 @@
 "The fused loss against the plain one: value and every gradient, in float64, at awkward sizes and points."
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from meru import fused, losses
+from meru.losses import pairwise as fused
+from meru.losses import contrastive as losses
 from meru.geometry import geometries, get_geometry
 
 NAMES = list(geometries)
@@ -184,8 +185,8 @@ def test_refuses_what_the_plain_one_refuses(bad):
 
 @pytest.mark.parametrize('preset', ['head_poincare', 'head_lorentz', 'head_clip', 'head_euclid'])
 def test_the_model_takes_it_from_512_pairs_on(preset, monkeypatch):
-    from meru import model
-    from meru.run import presets
+    from meru.models import model
+    from meru.training.config import presets
     torch.manual_seed(0)
     head, asked = model.build_model(presets[preset]), []
     images, texts, ids = torch.randn(512, 512), torch.randn(512, 512), torch.arange(512)//2

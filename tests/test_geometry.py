@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from meru.geometry import (acosh1p, asinhc, ball_gap, cone_aperture, geometries, get_geometry, lorentz_to_poincare,
-                           poincare_to_lorentz, products, sinhc, square_dists, time_component, unit)
+from meru.geometry import acosh1p, asinhc, ball_gap, cone_aperture, geometries, get_geometry, lorentz_to_poincare, poincare_to_lorentz, products, sinhc, square_dists, time_component, unit
 
 mpmath.mp.dps = 50
 lorentz, poincare, euclidean, sphere = (get_geometry(n) for n in ('lorentz', 'poincare', 'euclidean', 'sphere'))

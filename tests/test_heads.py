@@ -2,7 +2,8 @@
 import importlib.util, json, os, re, shlex, subprocess, sys, zipfile
 import pytest, torch
 from conftest import ROOT
-from meru.features import EmbedConfig, open_cache, open_rows
+from meru.models.feature_cache import open_cache
+from meru.models.embedding import EmbedConfig, open_rows
 from meru.hub import from_pretrained
 
 PHOTOS = ROOT/'data'/'coco_ccby'/'photos.zip'

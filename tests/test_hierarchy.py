@@ -3,7 +3,7 @@ import json, math
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.hierarchy import *
+from meru.evaluation.hierarchy import *
 
 c = torch.tensor(1.)
 L = get_geometry('lorentz')

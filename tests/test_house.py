@@ -3,12 +3,12 @@ import ast, json, re
 import pytest
 from conftest import ROOT
 
-NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
+NBS = sorted((o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts), key=lambda o: o.name)
 CELLS = {p: [(c, ''.join(c['source'])) for c in json.loads(p.read_text())['cells']] for p in NBS}
 LIBRARY = [p for p in NBS if p.name[0].isdigit()]
 RUNS = [p for p in NBS if not p.name[0].isdigit()]
 name = lambda p: p.stem
-EXPORTS = {re.search(r'default_exp (\w+)', ' '.join(s for _, s in CELLS[p])).group(1): i for i, p in enumerate(LIBRARY)}
+EXPORTS = {re.search(r'default_exp ([\w.]+)', ' '.join(s for _, s in CELLS[p])).group(1): i for i, p in enumerate(LIBRARY)}
 
 
 def code(p): return [(c, s) for c, s in CELLS[p] if c['cell_type'] == 'code']
@@ -19,8 +19,7 @@ def test_there_are_notebooks(): assert len(LIBRARY) >= 12 and {'train', 'evaluat
 
 @pytest.mark.parametrize('p', LIBRARY, ids=name)
 def test_imports_only_lower_numbers(p):
-    used = {m for _, s in code(p) for m in re.findall(r'(?:from|import)\s+meru\.(\w+)', s)}
-    assert used <= set(EXPORTS), used
+    used = {m for _, s in code(p) for m in re.findall(r'^\s*(?:from|import)\s+meru\.([\w.]+)', s, re.M)} & set(EXPORTS)
     assert all(EXPORTS[m] < LIBRARY.index(p) for m in used), used
 
 
@@ -57,15 +56,15 @@ def test_run_notebook_defines_nothing(p):
     assert not any(c['outputs'] for c, _ in code(p)), 'outputs of run notebooks are stripped in nbs/'
 
 
-@pytest.mark.parametrize('p', sorted((ROOT/'meru').glob('*.py')), ids=name)
+@pytest.mark.parametrize('p', sorted((ROOT/'meru').rglob('*.py')), ids=name)
 def test_module_comes_from_a_notebook(p):
-    assert p.name == '_modidx.py' or p.stem in EXPORTS or p.name == '__init__.py'
+    assert p.name == '_modidx.py' or '.'.join(p.relative_to(ROOT/'meru').with_suffix('').parts) in EXPORTS or p.name == '__init__.py'
 
 
 def test_docstrings_and_types():
     "Every public function says what it is, and types its parameters."
     bare = []
-    for p in (ROOT/'meru').glob('[!_]*.py'):
+    for p in (ROOT/'meru').rglob('[!_]*.py'):
         for f in ast.parse(p.read_text()).body:
             if not isinstance(f, ast.FunctionDef) or f.name.startswith('_'): continue
             untyped = [a.arg for a in f.args.args + f.args.kwonlyargs if a.annotation is None]

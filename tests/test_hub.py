@@ -4,9 +4,10 @@ import pytest, torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from meru.hub import Pretrained, PublishConfig, from_pretrained, from_run, publish
-from meru.model import build_model
-from meru.run import Run, make_config, save_checkpoint
-from meru.shards import file_sha256
+from meru.models.model import build_model
+from meru.training.config import make_config
+from meru.training.run import Run, save_checkpoint
+from meru.core import file_sha256
 
 COMMIT = 'c0ffee' + '0'*34
 PICTURE = ROOT/'outputs'/'reference'/'demo'/'figures'/'names.png'

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from meru.images import ImageAugment, ImageError, augment_batch, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recipe, recolour, resize_image, warp
+from meru.data.images import ImageAugment, ImageError, augment_batch, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recipe, recolour, resize_image, warp
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)

@@ -4,7 +4,8 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.losses import contrastive_loss, entailment_loss, hard_cross_entropy
+from meru.losses.contrastive import contrastive_loss, hard_cross_entropy
+from meru.losses.entailment import entailment_loss
 
 NAMES, CONED = list(geometries), [n for n, g in geometries.items() if g.has_cones]
 LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.)

@@ -5,7 +5,8 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from meru.geometry import geometries
-from meru.model import Model, ModelConfig, build_model, load_released, our_name, paper_sizes, read_released
+from meru.models.model import Model, ModelConfig, build_model, paper_sizes
+from meru.models.released import load_released, our_name, read_released
 from conftest import ROOT
 
 PARITY, NAMES = ROOT/'tests/parity', list(geometries)

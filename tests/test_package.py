@@ -14,7 +14,7 @@ def wheel(root, tmp_path_factory):
 
 def test_wheel_installs_and_works_outside_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as z: z.extractall(tmp_path)
-    script = ("import torch, meru, meru.trainer; from meru.geometry import get_geometry; "
+    script = ("import torch, meru, meru.training.trainer; from meru.geometry import get_geometry; "
               "g = get_geometry('lorentz'); c = torch.tensor(1.); x = g.exp_map0(torch.ones(1, 3), c); "
               "print(meru.__file__, float(g.radius(x, c)))")
     done = subprocess.run([sys.executable, '-P', '-c', script], cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)

@@ -2,9 +2,9 @@
 import json
 from dataclasses import replace
 import pytest, torch
-from meru import peers as P
-from meru.model import build_model
-from meru.run import presets
+from meru.benchmarks import step as P
+from meru.models.model import build_model
+from meru.training.config import presets
 
 TINY = replace(presets['demo'], image_tower='vit', image_size=16, patch_size=4, image_width=16, image_depth=2, image_heads=2, dropout=0.,
                text_width=16, text_depth=2, text_heads=2, embed_dim=8, batch_size=8)

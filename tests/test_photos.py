@@ -5,10 +5,10 @@ from importlib.util import find_spec
 import pytest, torch
 from conftest import ROOT
 from meru.hub import Pretrained
-from meru.model import build_model
-from meru.photos import *
-from meru.search import move_along_ray
-from meru.run import make_config
+from meru.models.model import build_model
+from meru.album import *
+from meru.search.index import move_along_ray
+from meru.training.config import make_config
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def test_the_command(home, papermill):
 
 
 def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
-    import meru.features as F
+    import meru.models.embedding as F
     seen, encode, there = [], F.encode_block, replace(asked, out=str(home/'once'), batch_size=10)
     def stop_at_second(*args):
         seen.append(args[1])

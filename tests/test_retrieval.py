@@ -3,7 +3,8 @@ import math
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.retrieval import *
+from meru.search.exact import *
+from meru.evaluation.retrieval import *
 
 c = torch.tensor(.7)
 

@@ -1,7 +1,7 @@
 "The suite of searches in its short form; times mean nothing here, recalls do."
 import pytest, torch
-import meru.rivals as R
-from meru.benchmark import suites
+import meru.benchmarks.search as R
+from meru.benchmarks.suites import suites
 from meru.geometry import get_geometry
 
 pytest.importorskip('faiss', reason='pip install faiss-cpu')
@@ -35,12 +35,12 @@ def test_a_run_that_is_not_there_is_named():
 def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
     "Of a run on pretrained towers, theirs."
     from types import SimpleNamespace
-    from meru.model import tokenizer_of
-    from meru.run import make_config
+    from meru.models.model import tokenizer_of
+    from meru.training.config import make_config
     theirs, seen = object(), []
     def embed(model, tokenizer, exam): seen.append(tokenizer); raise KeyboardInterrupt
     cfg = SimpleNamespace(image_size=32, text_tower='backbone', backbone='theirs', vocab_size=4096, context_length=16)
-    monkeypatch.setattr('meru.model.load_towers', lambda name: SimpleNamespace(tokenizer=theirs))
+    monkeypatch.setattr('meru.models.model.load_towers', lambda name: SimpleNamespace(tokenizer=theirs))
     monkeypatch.setattr(R, 'load_run', lambda name: SimpleNamespace(cfg=cfg, eval=lambda: SimpleNamespace(cfg=cfg)))
     monkeypatch.setattr(R, 'embed', embed)
     monkeypatch.setattr(R, 'read_exam', lambda *args: None)

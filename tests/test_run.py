@@ -2,7 +2,9 @@
 import json
 from dataclasses import asdict, replace
 import pytest, torch
-from meru import run as R
+from meru.training import run as R
+from meru.training.config import TrainConfig, make_config, presets
+from meru.core import checked, write_json
 
 
 @pytest.mark.parametrize('given, says', [
@@ -11,25 +13,25 @@ from meru import run as R
     (dict(crop_scale=[.5, 'x']), 'crop_scale'), (dict(seed=-1), 'seed'), (dict(batch_size=0), 'batch_size'),
     (dict(level_probs=[.5, .2]), 'level_probs'), (dict(geometry='torus'), 'geometry'), (dict(amp='fp64'), 'amp')])
 def test_bad_values_are_named(given, says):
-    with pytest.raises(ValueError, match=says): R.make_config('smoke', **given)
+    with pytest.raises(ValueError, match=says): make_config('smoke', **given)
 
 
 def test_every_preset_survives_json():
-    for name, cfg in R.presets.items():
-        again = R.TrainConfig(**R.checked(R.TrainConfig, json.loads(json.dumps(asdict(cfg)))))
+    for name, cfg in presets.items():
+        again = TrainConfig(**checked(TrainConfig, json.loads(json.dumps(asdict(cfg)))))
         assert again == cfg, name
 
 
 def test_twins_differ_only_in_geometry_and_cones():
     for name in ('smoke', 'demo', 'vit_s', 'vit_b', 'vit_l'):
         for twin in ('clip', 'euclid', 'poincare'):
-            a, b = asdict(R.presets[name]), asdict(R.presets[f'{name}_{twin}'])
+            a, b = asdict(presets[name]), asdict(presets[f'{name}_{twin}'])
             assert {k for k in a if a[k] != b[k]} <= {'geometry', 'entail_weight'}
 
 
 def test_folder_refuses_another_config(tmp_path):
-    R.Run(tmp_path, R.make_config('smoke')).log(dict(step=1))
-    with pytest.raises(ValueError, match='seed .there 0, asked 1.'): R.Run(tmp_path, R.make_config('smoke', seed=1))
+    R.Run(tmp_path, make_config('smoke')).log(dict(step=1))
+    with pytest.raises(ValueError, match='seed .there 0, asked 1.'): R.Run(tmp_path, make_config('smoke', seed=1))
 
 
 def test_checkpoint_of_another_model_is_named(tmp_path):
@@ -52,13 +54,13 @@ def test_checkpoint_bytes_depend_on_content_alone(tmp_path):
 
 
 def test_write_that_fails_leaves_the_old_file(tmp_path):
-    R.write_json(tmp_path/'a.json', dict(x=1))
-    with pytest.raises(ValueError): R.write_json(tmp_path/'a.json', dict(x=float('nan')))
+    write_json(tmp_path/'a.json', dict(x=1))
+    with pytest.raises(ValueError): write_json(tmp_path/'a.json', dict(x=float('nan')))
     assert json.loads((tmp_path/'a.json').read_text()) == dict(x=1)
 
 
 def test_rewind_drops_a_torn_line(tmp_path):
-    run = R.Run(tmp_path, R.make_config('smoke'))
+    run = R.Run(tmp_path, make_config('smoke'))
     for i in range(4): run.log(dict(step=i))
     with open(tmp_path/'metrics.jsonl', 'a') as f: f.write('{"step": 4')
     run.rewind(2)
@@ -66,10 +68,10 @@ def test_rewind_drops_a_torn_line(tmp_path):
 
 
 def test_a_younger_field_at_its_default_does_not_refuse_an_older_run(tmp_path):
-    run = R.Run(tmp_path/'old', R.make_config('smoke'))
+    run = R.Run(tmp_path/'old', make_config('smoke'))
     run.log(dict(step=1))
     held = run.read('config.json')
     del held['margin']
-    R.write_json(run.folder/'config.json', held)
-    R.Run(run.folder, R.make_config('smoke'))
-    with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'): R.Run(run.folder, R.make_config('smoke', margin=.5))
+    write_json(run.folder/'config.json', held)
+    R.Run(run.folder, make_config('smoke'))
+    with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'): R.Run(run.folder, make_config('smoke', margin=.5))

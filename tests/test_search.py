@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from safetensors.torch import save_file
 from conftest import ROOT
 from meru.geometry import geometries, get_geometry
-from meru.retrieval import FileVectors, exact_search, nearest
-from meru.search import *
+from meru.search.exact import FileVectors, exact_search, nearest
+from meru.search.index import *
 
 LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.)
 

@@ -17,10 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from conftest import ROOT
-from meru.images import ImageAugment
-from meru.shards import (Loader, Sample, Shards, dataset_id, embedded_data, emoji_rows, emoji_splits, epoch_order, make_manifest, sample_rng,
-                         without_person, write_shards)
-from meru.text import Tokenizer, augment_caption
+from meru.data.images import ImageAugment
+from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_shards
+from meru.data.emoji import embedded_data, emoji_rows, emoji_splits, without_person
+from meru.data.loader import Loader, epoch_order, sample_rng
+from meru.data.tokenizer import Tokenizer, augment_caption
 
 pytestmark = [pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning'),
               pytest.mark.filterwarnings('ignore:This DataLoader will create:UserWarning')] # more workers than cores, on purpose

@@ -3,11 +3,13 @@ import json, shutil
 from dataclasses import replace
 import pytest, torch
 from torch import nn
-import meru.trainer as T
-from meru.model import build_model
-from meru.run import Run, make_config
-from meru.shards import Batch, file_sha256
-from meru.step import Kept, compile_blocks, gradients, to_device
+import meru.training.trainer as T
+from meru.models.model import build_model
+from meru.training.config import make_config
+from meru.training.run import Run
+from meru.core import file_sha256
+from meru.data.loader import Batch
+from meru.training.step import Kept, compile_blocks, gradients, to_device
 
 pytestmark = pytest.mark.usefixtures('in_root')
 VIT = replace(make_config('smoke'), image_tower='vit', image_size=16, patch_size=4, image_width=16, image_depth=2, image_heads=2, dropout=0.,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from open_clip.tokenizer import SimpleTokenizer
-from meru.text import Tokenizer, augment_caption, text_id
+from meru.data.tokenizer import Tokenizer, augment_caption, text_id
 
 FULL, SMALL, BYTES = Tokenizer(), Tokenizer(2048, 16), Tokenizer(514, 400)
 CLIP = SimpleTokenizer()
@@ -80,7 +80,7 @@ def test_text_ids_are_stable_and_fit_64_bits():
 
 def test_training_starts_without_what_it_does_not_need():
     "Seconds of every start: all of open_clip for its tokenizer, torchvision for its version."
-    script = "import sys, meru.trainer; heavy = {'open_clip', 'torchvision', 'timm', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    script = "import sys, meru.training.trainer; heavy = {'open_clip', 'torchvision', 'timm', 'transformers'} & set(sys.modules); assert not heavy, heavy"
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
 

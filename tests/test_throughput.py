@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 from conftest import ROOT
-from meru import throughput as T
+from meru.benchmarks import loading as T
 from meru.geometry import Lorentz
-from meru.retrieval import retrieval_ranks
-from meru.shards import Shards
+from meru.evaluation.retrieval import retrieval_ranks
+from meru.data.shards import Shards
 
 # webdataset leaves its files to the garbage collector
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::pytest.PytestUnraisableExceptionWarning')

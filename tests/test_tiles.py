@@ -6,7 +6,9 @@ from conftest import ROOT
 
 CHECK = """
 import torch
-from meru import fused, losses, tiles
+from meru.losses import pairwise as fused
+from meru.losses import contrastive as losses
+from meru.losses import triton_kernels as tiles
 from meru.geometry import geometries, get_geometry
 fused.KEPT = 0 # on a GPU nothing is kept
 fused.rival_sums = lambda g, powers, space: tiles.triton_sums(g.a, g.by*g.b, *g[3:], powers, block=(16, 16, 16), slots=2)
@@ -39,12 +41,12 @@ def test_in_the_interpreter():
 
 
 def test_without_triton_the_rest_works():
-    code = "import sys; sys.modules['triton'] = None; from meru import tiles, fused; assert tiles.triton is None and callable(fused.contrastive_loss)"
+    code = "import sys; sys.modules['triton'] = None; from meru.losses import triton_kernels as tiles, pairwise as fused; assert tiles.triton is None and callable(fused.contrastive_loss)"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_triton_is_not_imported_before_it_is_used():
-    code = "import sys; from meru import fused; assert 'meru.tiles' not in sys.modules"
+    code = "import sys; from meru.losses import pairwise; assert 'meru.losses.triton_kernels' not in sys.modules"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,17 +3,23 @@ import os, random, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from meru.run import Run, make_config, write_json
-from meru.shards import Shards, embedded_data, file_sha256, write_shards
-from meru.trainer import NonFinite, begin, fit, main, make_loader, open_data, update, validate
+from meru.core import write_json
+from meru.training.config import make_config
+from meru.training.run import Run
+from meru.core import file_sha256
+from meru.data.shards import Shards, write_shards
+from meru.data.emoji import embedded_data
+from meru.training.step import NonFinite
+from meru.training.trainer import begin, fit, main, make_loader, open_data, update, validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 CONFIG = dict(steps=26, save_every=1, val_every=8, log_every=1, val_pairs=128)
 LAUNCHER = f"""
 import os, sys, torch, torch._dynamo, torchvision # a run would import them
 torch.set_num_threads(1)
-from meru.run import Run, make_config
-from meru.trainer import fit
+from meru.training.config import make_config
+from meru.training.run import Run
+from meru.training.trainer import fit
 for folder in map(str.strip, sys.stdin):
     if pid := os.fork():
         print(pid, flush=True)
@@ -77,7 +83,7 @@ def test_killed_twenty_times_and_bit_identical(tmp_path, launcher):
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
-    import meru.trainer as T
+    import meru.training.trainer as T
     real = T.Loader.batches
     def poisoned(self, start):
         for i, b in enumerate(real(self, start), start):
@@ -175,7 +181,7 @@ def test_held_out_pairs_that_are_all_damaged_are_counted(tmp_path):
 
 
 def test_a_stop_before_the_config_is_read_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr('meru.trainer.load_config', lambda folder: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr('meru.training.trainer.load_config', lambda folder: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit, match='process 0: torchrun stopped this process, since another has ended, before it had begun'): main(['--config', str(tmp_path/'config.json')])
@@ -183,7 +189,7 @@ def test_a_stop_before_the_config_is_read_is_one_sentence(tmp_path, monkeypatch)
 
 
 def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr('meru.trainer.resource', None)
+    monkeypatch.setattr('meru.training.trainer.resource', None)
     run = Run(tmp_path, make_config('smoke', steps=2, warmup=1))
     fit(run, quiet=True)
     assert run.read('run.json')['peak_memory'] is None and run.read('run.json')['held_out_failures'] == {}

@@ -3,7 +3,8 @@ import json, re
 import pytest, torch
 from PIL import Image
 from meru.geometry import geometries, get_geometry
-from meru.traversal import *
+from meru.data.folders import *
+from meru.evaluation.traversal import *
 from conftest import ROOT
 
 c = torch.tensor(.8, dtype=torch.float64)
@@ -75,7 +76,7 @@ def home(tmp_path_factory):
 
 
 def test_the_root_of_clip(home):
-    from meru.model import load_released
+    from meru.models.released import load_released
     model = load_released(home/'clip.pth', 4)
     held = torch.load(home/'clip.pth', weights_only=True)
     held['root'] = torch.arange(1., 1 + model.cfg.embed_dim)

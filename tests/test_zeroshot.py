@@ -5,7 +5,10 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from meru.geometry import geometries, get_geometry
-from meru.zeroshot import *
+from meru.core import *
+from meru.models.model import *
+from meru.evaluation.statistics import *
+from meru.evaluation.zeroshot import *
 
 c = torch.tensor(1.)
 
