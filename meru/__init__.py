@@ -9,15 +9,20 @@ __all__ = []
 # %% ../nbs/99_meru.ipynb #a1c90e05
 from importlib import import_module
 
-_lazy = dict(from_pretrained='hub', explore='explorer') # name to the module that has it
+_lazy = dict(from_pretrained='hub', explore='explorer')  # name to the module that has it
+
 
 def __getattr__(
-    name:str, # that the package does not have yet
+    name: str,  # that the package does not have yet
 ):
     "What `import meru` offers, from its module."
-    if name in _lazy: return getattr(import_module(f'meru.{_lazy[name]}'), name)
-    raise AttributeError(f"module 'meru' has no attribute {name!r}; it offers {', '.join(_lazy)}, and its modules, such as meru.geometry")
+    if name in _lazy:
+        return getattr(import_module(f'meru.{_lazy[name]}'), name)
+    raise AttributeError(
+        f"module 'meru' has no attribute {name!r}; it offers {', '.join(_lazy)}, and its modules, such as meru.geometry"
+    )
 
-def __dir__() -> list[str]: # for completion
+
+def __dir__() -> list[str]:  # for completion
     "The names of this file and the lazy ones."
     return sorted([*globals(), *_lazy])

@@ -30,63 +30,90 @@ from .hub import from_pretrained
 @dataclass(frozen=True)
 class SearchConfig:
     "What `nbs/search.ipynb` takes."
-    images:str = ''         # folder of pictures; a text file beside a picture holds its captions, one a line
-    query:str = ''          # a text, or the file of a picture
-    model:str = 'outputs/reference/head' # folder of a saved model or of a run, or org/name of the hub
-    out:str = ''            # folder for what is kept; '' = outputs/search/NAME-HASH of the folder
-    find:str = 'pictures'   # 'pictures', or 'texts': captions beside the pictures, or those of `texts`
-    texts:str = ''          # a file of texts to find, one a line or .jsonl
-    k:int = 12              # hits, at least 1
-    generality:float = 0.   # share of its way to the root that the query goes, below 1; negative leads outwards, -2 or above
-    batch_size:int = 64     # pictures encoded at once
+
+    images: str = ''  # folder of pictures; a text file beside a picture holds its captions, one a line
+    query: str = ''  # a text, or the file of a picture
+    model: str = 'outputs/reference/head'  # folder of a saved model or of a run, or org/name of the hub
+    out: str = ''  # folder for what is kept; '' = outputs/search/NAME-HASH of the folder
+    find: str = 'pictures'  # 'pictures', or 'texts': captions beside the pictures, or those of `texts`
+    texts: str = ''  # a file of texts to find, one a line or .jsonl
+    k: int = 12  # hits, at least 1
+    generality: float = (
+        0.0  # share of its way to the root that the query goes, below 1; negative leads outwards, -2 or above
+    )
+    batch_size: int = 64  # pictures encoded at once
 
     def __post_init__(self):
         check_ranges(self, k=self.k >= 1, generality=-2 <= self.generality < 1, find=self.find in ('pictures', 'texts'))
         for name, example in dict(images='~/Pictures', query='"a dog on a beach"').items():
-            if not getattr(self, name): raise ValueError(f"{name} is empty: give -p {name} {example}")
-        if not self.folder.is_dir(): raise FileNotFoundError(f"there is no folder {self.images}")
-        if (self.folder/'manifest.json').exists(): raise ValueError(f"{self.images} holds shards, not pictures: name a folder of picture files")
+            if not getattr(self, name):
+                raise ValueError(f'{name} is empty: give -p {name} {example}')
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f'there is no folder {self.images}')
+        if (self.folder / 'manifest.json').exists():
+            raise ValueError(f'{self.images} holds shards, not pictures: name a folder of picture files')
 
-    folder = property(lambda self: root()/Path(self.images).expanduser(), doc="of the pictures")
+    folder = property(lambda self: root() / Path(self.images).expanduser(), doc='of the pictures')
 
     @property
-    def place(self) -> Path: # for what is kept; folders of one name are told apart
+    def place(self) -> Path:  # for what is kept; folders of one name are told apart
         path = self.folder.resolve()
-        return root()/(self.out or f'outputs/search/{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}')
+        return root() / (self.out or f'outputs/search/{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}')
 
 # %% ../nbs/72_album.ipynb #26a00021
 def with_towers(
-    model:Model, # of a run, or a saved one
-) -> tuple[Model, Towers]: # takes pixels and token ids; what makes its features
+    model: Model,  # of a run, or a saved one
+) -> tuple[Model, Towers]:  # takes pixels and token ids; what makes its features
     "The model with its towers, and the towers by themselves."
     cfg = model.cfg
-    if cfg.image_tower == 'features': return attach_backbone(deepcopy(model))
+    if cfg.image_tower == 'features':
+        return attach_backbone(deepcopy(model))
     mean, std = (tuple(o.flatten().tolist()) for o in (model.pixel_mean, model.pixel_std))
-    return model, Towers(model.image_tower, model.text_tower, tokenizer_of(cfg), cfg.image_size, mean, std, f'own#{weights_id(model.image_tower, model.text_tower)}')
+    return model, Towers(
+        model.image_tower,
+        model.text_tower,
+        tokenizer_of(cfg),
+        cfg.image_size,
+        mean,
+        std,
+        f'own#{weights_id(model.image_tower, model.text_tower)}',
+    )
 
 # %% ../nbs/72_album.ipynb #26a00031
 def left_out(
-    folder:Path,    # of pictures
-    keys:list[str], # files that were encoded
-) -> dict: # file -> why; suffix -> how many files that are no pictures
+    folder: Path,  # of pictures
+    keys: list[str],  # files that were encoded
+) -> dict:  # file -> why; suffix -> how many files that are no pictures
     "What of a folder cannot be found by any query."
     files, kept = sorted(o for o in folder.rglob('*') if o.is_file()), set(keys)
     named = {o.with_suffix('') for o in files if o.suffix.lower() in picture_suffixes}
-    others = Counter(o.suffix.lower() or 'no suffix' for o in files if o.suffix.lower() not in picture_suffixes and not (o.suffix.lower() == '.txt' and o.with_suffix('') in named))
+    others = Counter(
+        o.suffix.lower() or 'no suffix'
+        for o in files
+        if o.suffix.lower() not in picture_suffixes and not (o.suffix.lower() == '.txt' and o.with_suffix('') in named)
+    )
     told = {}
     for o in files:
-        if o.suffix.lower() not in picture_suffixes or (key := o.relative_to(folder).as_posix()) in kept: continue
-        try: decode_image(o.read_bytes())
-        except (ImageError, OSError) as e: told[key] = str(e)
-    return told | {f'*{k}': f'{n} files that are no pictures' + (' and have none of their name' if k == '.txt' else '') for k, n in others.items()}
+        if o.suffix.lower() not in picture_suffixes or (key := o.relative_to(folder).as_posix()) in kept:
+            continue
+        try:
+            decode_image(o.read_bytes())
+        except (ImageError, OSError) as e:
+            told[key] = str(e)
+    return told | {
+        f'*{k}': f'{n} files that are no pictures' + (' and have none of their name' if k == '.txt' else '')
+        for k, n in others.items()
+    }
 
+# %% ../nbs/72_album.ipynb #6179f8a5
 def kept_index(
-    place:Path, # folder of the index
-    made_of:str,# ids of model and features
-    build,      # -> Index; called if there is none of them
+    place: Path,  # folder of the index
+    made_of: str,  # ids of model and features
+    build,  # -> Index; called if there is none of them
 ) -> Index:
     "The index that lies there, or a new one."
-    if (place/'index.json').exists() and (index := load_index(place)).model == made_of: return index
+    if (place / 'index.json').exists() and (index := load_index(place)).model == made_of:
+        return index
     index = build()
     save_index(index, place)
     return index
@@ -95,85 +122,141 @@ def kept_index(
 @dataclass
 class Album:
     "A folder of pictures in the space of one model."
-    folder:Path     # of the pictures
-    model:Model     # takes pixels and token ids
-    towers:Towers   # make its features
-    pictures:Index  # column `file`
-    texts:Index     # columns `file`, `text`; may be empty
-    left_out:dict   # file -> why
 
-    def points(self, texts:list[str]) -> Float[Tensor, "n d"]:
+    folder: Path  # of the pictures
+    model: Model  # takes pixels and token ids
+    towers: Towers  # make its features
+    pictures: Index  # column `file`
+    texts: Index  # columns `file`, `text`; may be empty
+    left_out: dict  # file -> why
+
+    def points(self, texts: list[str]) -> Float[Tensor, 'n d']:
         "Texts in the space."
-        with torch.no_grad(): return torch.cat([self.model.encode_text(self.towers.tokenizer(texts[at:at + 64])) for at in range(0, len(texts), 64)])
+        with torch.no_grad():
+            return torch.cat(
+                [self.model.encode_text(self.towers.tokenizer(texts[at : at + 64])) for at in range(0, len(texts), 64)]
+            )
 
-    def point(self, query:str) -> Float[Tensor, "1 d"]:
+    def point(self, query: str) -> Float[Tensor, '1 d']:
         "A text, or a file's picture, in the space."
-        path = root()/Path(query).expanduser() if query.lower().endswith(picture_suffixes) else self.folder
-        if not path.is_file(): return self.points([query])
+        path = root() / Path(query).expanduser() if query.lower().endswith(picture_suffixes) else self.folder
+        if not path.is_file():
+            return self.points([query])
         pixels = resize_image(decode_image(path.read_bytes()), self.towers.image_size)[None]
-        with torch.no_grad(): return self.model.encode_image(pixels)
+        with torch.no_grad():
+            return self.model.encode_image(pixels)
 
-    def thumbnails(self, rows:list[int], size:int=96) -> UInt8[Tensor, "n 3 s s"]:
+    def thumbnails(self, rows: list[int], size: int = 96) -> UInt8[Tensor, 'n 3 s s']:
         "Pictures by their row."
-        return torch.stack([resize_image(decode_image((self.folder/self.pictures.columns['file'][i]).read_bytes()), size) for i in rows])
+        return torch.stack(
+            [
+                resize_image(decode_image((self.folder / self.pictures.columns['file'][i]).read_bytes()), size)
+                for i in rows
+            ]
+        )
 
+# %% ../nbs/72_album.ipynb #fde51d67
 def open_album(
-    asked:SearchConfig, # folder and model
+    asked: SearchConfig,  # folder and model
 ) -> Album:
     "Encode a folder, or what is new in it, or open what was encoded before."
     model, towers = with_towers(from_pretrained(asked.model).model.eval())
-    cache = embed_folder(EmbedConfig(data=str(asked.folder), out=str(asked.place), towers=towers.id, batch_size=asked.batch_size, uncaptioned=True), towers)
-    for o in (model, towers.image_tower, towers.text_tower): o.cpu() # `embed_folder` leaves towers on a GPU
+    cache = embed_folder(
+        EmbedConfig(
+            data=str(asked.folder),
+            out=str(asked.place),
+            towers=towers.id,
+            batch_size=asked.batch_size,
+            uncaptioned=True,
+        ),
+        towers,
+    )
+    for o in (model, towers.image_tower, towers.text_tower):
+        o.cpu()  # `embed_folder` leaves towers on a GPU
     name, curv = f'{weights_id(model)}#{cache.id}', model.curv.item()
-    with torch.no_grad(): x, t = model.lift_image(model.image_proj(cache.image[:, 0].float())), model.lift_text((model.text_proj or model.image_proj)(cache.text[:, 0].float()))
-    pictures = kept_index(asked.place/f'index_{weights_id(model)}', name, lambda: build_index(x, model.geometry.name, curv, name, dict(file=cache.keys)))
-    album = Album(asked.folder, model, towers, pictures, Index(t, model.geometry.name, curv, name, dict(file=[cache.keys[i] for i in cache.text_image], text=cache.captions)), left_out(asked.folder, cache.keys))
+    with torch.no_grad():
+        x, t = (
+            model.lift_image(model.image_proj(cache.image[:, 0].float())),
+            model.lift_text((model.text_proj or model.image_proj)(cache.text[:, 0].float())),
+        )
+    pictures = kept_index(
+        asked.place / f'index_{weights_id(model)}',
+        name,
+        lambda: build_index(x, model.geometry.name, curv, name, dict(file=cache.keys)),
+    )
+    album = Album(
+        asked.folder,
+        model,
+        towers,
+        pictures,
+        Index(
+            t,
+            model.geometry.name,
+            curv,
+            name,
+            dict(file=[cache.keys[i] for i in cache.text_image], text=cache.captions),
+        ),
+        left_out(asked.folder, cache.keys),
+    )
     if asked.texts:
-        pool = read_pool(root()/Path(asked.texts).expanduser())
-        album.texts = Index(album.points(pool), model.geometry.name, curv, name, dict(file=['']*len(pool), text=pool))
+        pool = read_pool(root() / Path(asked.texts).expanduser())
+        album.texts = Index(album.points(pool), model.geometry.name, curv, name, dict(file=[''] * len(pool), text=pool))
     return album
 
 # %% ../nbs/72_album.ipynb #26a00043
 def ask(
-    album:Album,                # where to look
-    asked:SearchConfig,         # query, generality, how many
-    generality:float|None=None, # in place of the asked one
+    album: Album,  # where to look
+    asked: SearchConfig,  # query, generality, how many
+    generality: float | None = None,  # in place of the asked one
 ) -> Hits:
     "The nearest pictures or texts."
     index = album.texts if asked.find == 'texts' else album.pictures
-    if not len(index): raise ValueError(f"no picture of {asked.images} has a caption: lay a .txt file of its name beside a picture, or name a file of texts with -p texts FILE")
-    x = move_along_ray(index.space, album.point(asked.query), index.c, asked.generality if generality is None else generality)
+    if not len(index):
+        raise ValueError(
+            f'no picture of {asked.images} has a caption: lay a .txt file of its name beside a picture, or name a file of texts with -p texts FILE'
+        )
+    x = move_along_ray(
+        index.space, album.point(asked.query), index.c, asked.generality if generality is None else generality
+    )
     return index.search(x, min(asked.k, len(index)))
 
+# %% ../nbs/72_album.ipynb #859ddfd8
 def hit_rows(
-    album:Album,        # where the hits come from
-    asked:SearchConfig, # says whether they are pictures or texts
-    hits:Hits,          # of one query
+    album: Album,  # where the hits come from
+    asked: SearchConfig,  # says whether they are pictures or texts
+    hits: Hits,  # of one query
 ) -> list[dict]:
     "Each hit with its distance from the query and from the root."
     index = album.texts if asked.find == 'texts' else album.pictures
     rows, radius = hits.row[0].tolist(), index.space.radius(index.points, index.c)
-    return [dict(distance=round(d, 3), radius=round(radius[i].item(), 3), **{k: v[i] for k, v in index.columns.items()}) for d, i in zip(hits.distance[0].tolist(), rows)]
+    return [
+        dict(distance=round(d, 3), radius=round(radius[i].item(), 3), **{k: v[i] for k, v in index.columns.items()})
+        for d, i in zip(hits.distance[0].tolist(), rows)
+    ]
 
 # %% ../nbs/72_album.ipynb #26a00044
 def sweep(
-    album:Album,         # where to look
-    asked:SearchConfig,  # its generality is not used
-    levels:tuple=(-.5, 0., .3, .6, .9), # of generality
-) -> list[tuple[float, list[dict]]]: # generality, hits
+    album: Album,  # where to look
+    asked: SearchConfig,  # its generality is not used
+    levels: tuple = (-0.5, 0.0, 0.3, 0.6, 0.9),  # of generality
+) -> list[tuple[float, list[dict]]]:  # generality, hits
     "The same query at several radii; on the sphere at its own alone."
-    levels = levels if album.model.geometry.has_radius else (0.,)
+    levels = levels if album.model.geometry.has_radius else (0.0,)
     return [(g, hit_rows(album, asked, ask(album, asked, g))) for g in levels]
 
+# %% ../nbs/72_album.ipynb #7053493d
 def sweep_sheet(
-    album:Album,  # where the hits come from
-    swept:list,   # from `sweep`
-    cols:int=8,   # pictures a row
+    album: Album,  # where the hits come from
+    swept: list,  # from `sweep`
+    cols: int = 8,  # pictures a row
 ):
     "A row of pictures for each generality, titled by their distance from the root."
     cols = min(cols, min(len(rows) for _, rows in swept))
     number = {o: i for i, o in enumerate(album.pictures.columns['file'])}
     shown = [o for _, rows in swept for o in rows[:cols]]
-    ax = contact_sheet(album.thumbnails([number[o['file']] for o in shown]), [f"r {o['radius']:.2f}" for o in shown], cols=cols)
-    for i, (g, _) in enumerate(swept): ax.text(-8, i*120 + 48, f'{g:+.1f}', ha='right', va='center', size=8)
+    ax = contact_sheet(
+        album.thumbnails([number[o['file']] for o in shown]), [f'r {o["radius"]:.2f}' for o in shown], cols=cols
+    )
+    for i, (g, _) in enumerate(swept):
+        ax.text(-8, i * 120 + 48, f'{g:+.1f}', ha='right', va='center', size=8)
     return ax

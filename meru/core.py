@@ -31,22 +31,23 @@ from .parallel import rank
 def root() -> Path:
     "The project's folder: the nearest one above that holds settings.ini, else the current one."
     here = Path.cwd()
-    return next((o for o in (here, *here.parents) if (o/'settings.ini').exists()), here)
+    return next((o for o in (here, *here.parents) if (o / 'settings.ini').exists()), here)
 
 # %% ../nbs/03_core.ipynb #24aeacc0
 def file_sha256(
-    path:Path, # a file
+    path: Path,  # a file
 ) -> str:
     "Its sha256, read in pieces."
     h = hashlib.sha256()
     with open(path, 'rb') as f:
-        while block := f.read(1 << 20): h.update(block)
+        while block := f.read(1 << 20):
+            h.update(block)
     return h.hexdigest()
 
 # %% ../nbs/03_core.ipynb #84bfcd15
 def replace_text(
-    path:Path, # a file
-    text:str,  # its new content
+    path: Path,  # a file
+    text: str,  # its new content
 ):
     "The old content or the new one, never a part."
     part = path.with_name(path.name + '.part')
@@ -55,11 +56,12 @@ def replace_text(
 
 # %% ../nbs/03_core.ipynb #c6b48503
 def field_docs(
-    cls:type,          # a config dataclass, with a `__post_init__` of its own; or a function
-) -> dict[str, str]:   # field name -> the comment beside it
+    cls: type,  # a config dataclass, with a `__post_init__` of its own; or a function
+) -> dict[str, str]:  # field name -> the comment beside it
     "The comment beside each field of `cls` and of its bases, or beside each parameter."
     line, docs = re.compile(r'^    (\w+)\s*:[^#\n]+#\s*(.+)$', re.M), {}
-    if not isinstance(cls, type): return dict(line.findall(inspect.getsource(cls)))
+    if not isinstance(cls, type):
+        return dict(line.findall(inspect.getsource(cls)))
     for c in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
         source = ''.join(linecache.getlines(c.__post_init__.__code__.co_filename))
         body = re.search(rf'^class {c.__name__}\b.*?^    def __post_init__', source, re.S | re.M)[0]
@@ -68,12 +70,13 @@ def field_docs(
 
 # %% ../nbs/03_core.ipynb #a95adc89
 def check_ranges(
-    cfg,               # a config
-    **rules:bool,      # field name -> whether its value is in range
+    cfg,  # a config
+    **rules: bool,  # field name -> whether its value is in range
 ):
     "Refuse the first value that is out of range, in one sentence."
     for k, ok in rules.items():
-        if not ok: raise ValueError(f'{k} = {getattr(cfg, k)!r} is out of range: {field_docs(type(cfg))[k]}')
+        if not ok:
+            raise ValueError(f'{k} = {getattr(cfg, k)!r} is out of range: {field_docs(type(cfg))[k]}')
 
 # %% ../nbs/03_core.ipynb #97a13f30
 def _fits(v, t) -> bool:
@@ -82,49 +85,64 @@ def _fits(v, t) -> bool:
         kinds = get_args(t)
         kinds = kinds[:1] * len(v) if isinstance(v, (list, tuple)) and kinds[-1] is ... else kinds
         return isinstance(v, (list, tuple)) and len(v) == len(kinds) and all(map(_fits, v, kinds))
-    if t is float: return type(v) in (int, float) and math.isfinite(v)
+    if t is float:
+        return type(v) in (int, float) and math.isfinite(v)
     return type(v) is t
 
+
 def checked(
-    cls:type,       # a config dataclass, or a function
-    given:dict,     # field name -> value, as it came from a person
-    also:str='',    # names that the caller knows beside the fields, for the error's sake
-) -> dict:          # the same, tuples and floats made of what stood for them
+    cls: type,  # a config dataclass, or a function
+    given: dict,  # field name -> value, as it came from a person
+    also: str = '',  # names that the caller knows beside the fields, for the error's sake
+) -> dict:  # the same, tuples and floats made of what stood for them
     "Refuse an unknown name or a wrong type in one sentence."
     types, docs = get_type_hints(cls), field_docs(cls)
     if bad := [k for k in given if k not in docs]:
-        raise ValueError(f"unknown parameter {', '.join(map(repr, bad))}; known are: {also}{', '.join(docs)}")
+        raise ValueError(f'unknown parameter {", ".join(map(repr, bad))}; known are: {also}{", ".join(docs)}')
     for k, v in given.items():
         if not _fits(v, types[k]):
-            raise ValueError(f"{k} = {v!r} is not of type {getattr(types[k], '__name__', types[k])}: {docs[k]}")
+            raise ValueError(f'{k} = {v!r} is not of type {getattr(types[k], "__name__", types[k])}: {docs[k]}')
     return {k: tuple(v) if isinstance(v, list) else float(v) if types[k] is float else v for k, v in given.items()}
 
 # %% ../nbs/03_core.ipynb #726aa5ad
 def injected(
-    namespace:dict, # the `globals()` of a run notebook, right after its parameters
-) -> dict:          # the parameters that were given a value
+    namespace: dict,  # the `globals()` of a run notebook, right after its parameters
+) -> dict:  # the parameters that were given a value
     "The plain values in `namespace`, without those left at None."
     plain = (bool, int, float, str, list, tuple)
-    return {k: v for k, v in namespace.items()
-            if isinstance(v, plain) and not k.startswith('_') and k not in ('In', 'Out')}
+    return {
+        k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith('_') and k not in ('In', 'Out')
+    }
 
 # %% ../nbs/03_core.ipynb #52fdfb56
-def _git(*args:str) -> str | None:
+def _git(*args: str) -> str | None:
     "What git says about the project, None outside a checkout or without git."
-    if not (root()/'settings.ini').exists() or not shutil.which('git'): return None
+    if not (root() / 'settings.ini').exists() or not shutil.which('git'):
+        return None
     done = subprocess.run(['git', *args], cwd=root(), capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
+
 def machine(
-    device:str='cpu', # where the run computes
-) -> dict:            # what one must know to believe a number or to repeat it
+    device: str = 'cpu',  # where the run computes
+) -> dict:  # what one must know to believe a number or to repeat it
     "Commit, versions, processor and threads."
-    import torchvision # seconds
+    import torchvision  # seconds
+
     changed = _git('status', '--porcelain', '--untracked-files=no', '--', 'meru', 'nbs', 'data', 'settings.ini')
     name = torch.cuda.get_device_name(device) if device.startswith('cuda') else _processor()
-    return dict(commit=_git('rev-parse', 'HEAD'), dirty=bool(changed), python=platform.python_version(),
-                torch=torch.__version__, torchvision=torchvision.__version__, numpy=numpy.__version__,
-                device=name, cores=os.cpu_count(), threads=torch.get_num_threads())
+    return dict(
+        commit=_git('rev-parse', 'HEAD'),
+        dirty=bool(changed),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        numpy=numpy.__version__,
+        device=name,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+    )
+
 
 def _processor() -> str:
     "The processor's name as its maker writes it."
@@ -134,20 +152,23 @@ def _processor() -> str:
 
 # %% ../nbs/03_core.ipynb #7cc00572
 def write_atomic(
-    path:Path, # the file to write or to replace
-    write,     # a function that writes to the path it is given
+    path: Path,  # the file to write or to replace
+    write,  # a function that writes to the path it is given
 ):
     "Write beside `path`, flush to disk, then rename: `path` holds the old content or the new, never a part. Of many processes, the first writes."
-    if rank(): return
+    if rank():
+        return
     tmp = path.with_name(path.name + '.tmp')
     write(tmp)
     os.chmod(tmp, 0o644)
-    with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+    with open(tmp, 'rb+') as f:
+        os.fsync(f.fileno())
     os.replace(tmp, path)
 
+# %% ../nbs/03_core.ipynb #370fcfd3
 def write_json(
-    path:Path, # the file to write or to replace
-    value,     # anything json can hold; NaN is refused
+    path: Path,  # the file to write or to replace
+    value,  # anything json can hold; NaN is refused
 ):
     "Write `value` as readable JSON, atomically."
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
@@ -155,45 +176,63 @@ def write_json(
 
 # %% ../nbs/03_core.ipynb #628fa1db
 def check_finite(
-    x:Float[Tensor, "b ..."], # features, points or scores, one row per item
-    keys:list[str]|None=None, # a name per row for the message; row numbers without
-    what:str="features",      # what the rows are, for the message
-) -> Float[Tensor, "b ..."]:  # `x` unchanged
+    x: Float[Tensor, 'b ...'],  # features, points or scores, one row per item
+    keys: list[str] | None = None,  # a name per row for the message; row numbers without
+    what: str = 'features',  # what the rows are, for the message
+) -> Float[Tensor, 'b ...']:  # `x` unchanged
     "Refuse NaN and infinity, naming the rows."
     bad = (~x.isfinite())[..., None].flatten(1).any(1).nonzero().flatten().tolist()
-    if not bad: return x
-    names = ", ".join(f"row {i}" if keys is None else str(keys[i]) for i in bad[:5])
-    more = ", ..." if len(bad) > 5 else ""
-    raise ValueError(f"{what} must be finite, but {len(bad)} of {len(x)} rows hold NaN or infinity: {names}{more}")
+    if not bad:
+        return x
+    names = ', '.join(f'row {i}' if keys is None else str(keys[i]) for i in bad[:5])
+    more = ', ...' if len(bad) > 5 else ''
+    raise ValueError(f'{what} must be finite, but {len(bad)} of {len(x)} rows hold NaN or infinity: {names}{more}')
 
 # %% ../nbs/03_core.ipynb #c0f01d02
 class RunFolder:
     "A folder with `config.json`, what was asked, and `run.json`, what was there."
-    def __init__(self,
-        folder:str | Path,  # where the run lives; made if it is not there
-        config,             # what was asked: a config dataclass
+
+    def __init__(
+        self,
+        folder: str | Path,  # where the run lives; made if it is not there
+        config,  # what was asked: a config dataclass
     ):
         self.folder, self.config = Path(folder), config
         self.folder.mkdir(parents=True, exist_ok=True)
         held = self.read('config.json')
-        if not held or not self.begun: return write_json(self.folder/'config.json', asdict(config))
+        if not held or not self.begun:
+            return write_json(self.folder / 'config.json', asdict(config))
         asked = json.loads(json.dumps(asdict(config)))
-        younger = {f.name: f.default for f in fields(config) if f.name not in held and f.default is not dataclasses.MISSING}
-        held |= json.loads(json.dumps(younger)) # fields that this run has never heard of stand at their defaults
-        diff = [f'{k} (there {held.get(k)!r}, asked {asked.get(k)!r})' for k in sorted(held.keys() | asked.keys())
-                if held.get(k) != asked.get(k)]
-        if diff: raise ValueError(f'{self.folder} holds a run with another config: {"; ".join(diff)}. '
-                                  'Give another folder with -p out, or remove this one.')
+        younger = {
+            f.name: f.default for f in fields(config) if f.name not in held and f.default is not dataclasses.MISSING
+        }
+        held |= json.loads(json.dumps(younger))  # fields that this run has never heard of stand at their defaults
+        diff = [
+            f'{k} (there {held.get(k)!r}, asked {asked.get(k)!r})'
+            for k in sorted(held.keys() | asked.keys())
+            if held.get(k) != asked.get(k)
+        ]
+        if diff:
+            raise ValueError(
+                f'{self.folder} holds a run with another config: {"; ".join(diff)}. '
+                'Give another folder with -p out, or remove this one.'
+            )
 
-    def read(self, name:str) -> dict:
+    def read(self, name: str) -> dict:
         "A JSON file of the run; empty if it is not there."
-        path = self.folder/name
+        path = self.folder / name
         return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
-    begun = property(lambda self: any(f.name != 'config.json' and f.suffix != '.ipynb' for f in self.folder.iterdir()), doc="is there more than a request?")
-    finished = property(lambda self: 'finished' in self.read('run.json'), doc="were all steps made?")
-    name = property(lambda self: str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name, doc="the folder as a person would write it")
+    begun = property(
+        lambda self: any(f.name != 'config.json' and f.suffix != '.ipynb' for f in self.folder.iterdir()),
+        doc='is there more than a request?',
+    )
+    finished = property(lambda self: 'finished' in self.read('run.json'), doc='were all steps made?')
+    name = property(
+        lambda self: str(self.folder.relative_to(root())) if self.folder.is_relative_to(root()) else self.folder.name,
+        doc='the folder as a person would write it',
+    )
 
     def record(self, **values):
         "Add to `run.json`."
-        write_json(self.folder/'run.json', self.read('run.json') | values)
+        write_json(self.folder / 'run.json', self.read('run.json') | values)

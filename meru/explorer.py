@@ -33,57 +33,75 @@ from .models.model import encode_images, encode_texts, tokenizer_of
 from .training.config import TrainConfig
 from .training.run import load_config, load_run, Run
 from .training.trainer import CachedPart, open_data
-from .evaluation.datasets import Captions, Chains, holds_one, Naming, Pictures, read_data, shard_pairs, spread, survey
+from meru.evaluation.datasets import (
+    Captions,
+    Chains,
+    holds_one,
+    Naming,
+    Pictures,
+    read_data,
+    shard_pairs,
+    spread,
+    survey,
+)
 from .evaluation.suites import Exam, levels, read_exam, spread_rows
 
 # %% ../nbs/70_explorer.ipynb #0c0de3b2
 class Items(NamedTuple):
     "What every space of a page shows, in one order: texts first, then pictures."
-    texts:list[str]             # a picture carries its name
-    levels:Int64[Tensor, "n"]   # 0 = most general; the last level holds the pictures
-    parents:Int64[Tensor, "n"]  # the row above in the data's tree; -1 for the top
-    pictures:list               # bytes of an image file for a picture, None for a text
-    titles:list[str]            # one word for each level, singular
-    credits:str = ''            # whose pictures these are
-    shown:str = ''              # what is shown of the data and what is left out
-    drawn:bool = True           # drawings on white, to be cut out; photos are not
+
+    texts: list[str]  # a picture carries its name
+    levels: Int64[Tensor, 'n']  # 0 = most general; the last level holds the pictures
+    parents: Int64[Tensor, 'n']  # the row above in the data's tree; -1 for the top
+    pictures: list  # bytes of an image file for a picture, None for a text
+    titles: list[str]  # one word for each level, singular
+    credits: str = ''  # whose pictures these are
+    shown: str = ''  # what is shown of the data and what is left out
+    drawn: bool = True  # drawings on white, to be cut out; photos are not
 
     @property
-    def words(self) -> str: return 'words' if len(self.titles) > 2 else f'{self.titles[0]}s' # what the texts are called
-    def groups(self) -> Int64[Tensor, "n"]: # the top row above each row
+    def words(self) -> str:
+        return 'words' if len(self.titles) > 2 else f'{self.titles[0]}s'  # what the texts are called
+
+    def groups(self) -> Int64[Tensor, 'n']:  # the top row above each row
         "Follow the tree upwards."
         up = torch.arange(len(self.texts))
-        while (self.parents[up] >= 0).any(): up = torch.where(self.parents[up] >= 0, self.parents[up], up)
+        while (self.parents[up] >= 0).any():
+            up = torch.where(self.parents[up] >= 0, self.parents[up], up)
         return up
 
 # %% ../nbs/70_explorer.ipynb #a4419db3
 def cut_out(
-    data:bytes, # an image file
-    side:int,   # of the result, pixels
-    drawn:bool, # on white, which is made clear
-) -> Image.Image: # RGBA
+    data: bytes,  # an image file
+    side: int,  # of the result, pixels
+    drawn: bool,  # on white, which is made clear
+) -> Image.Image:  # RGBA
     "A picture in a square, its white surroundings made clear."
     picture = Image.open(io.BytesIO(data)).convert('RGBA')
     picture.thumbnail((side, side))
     square = Image.new('RGBA', (side, side), (255, 255, 255, 0))
-    square.paste(picture, ((side - picture.width)//2, (side - picture.height)//2))
-    if not drawn: return square
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    if not drawn:
+        return square
     pixels = np.array(square)
     parts, _ = label((pixels[..., :3] >= 244).all(-1))
     border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     pixels[np.isin(parts, border[border > 0]), 3] = 0
     return Image.fromarray(pixels)
 
+# %% ../nbs/70_explorer.ipynb #ab1ff032
 def sheet(
-    pictures:list,   # bytes of image files
-    side:int,        # of each, pixels
-    columns:int,     # beside each other
-    drawn:bool=True, # on white, which is made clear
-) -> bytes:          # a WebP, empty without pictures
+    pictures: list,  # bytes of image files
+    side: int,  # of each, pixels
+    columns: int,  # beside each other
+    drawn: bool = True,  # on white, which is made clear
+) -> bytes:  # a WebP, empty without pictures
     "All pictures in one."
-    if not pictures: return b''
-    big = Image.new('RGBA', (columns*side, -(-len(pictures)//columns)*side), (255, 255, 255, 0))
-    for i, o in enumerate(pictures): big.paste(cut_out(o, side, drawn), (i%columns*side, i//columns*side))
+    if not pictures:
+        return b''
+    big = Image.new('RGBA', (columns * side, -(-len(pictures) // columns) * side), (255, 255, 255, 0))
+    for i, o in enumerate(pictures):
+        big.paste(cut_out(o, side, drawn), (i % columns * side, i // columns * side))
     out = io.BytesIO()
     big.save(out, 'webp', quality=78, alpha_quality=70, method=4)
     return out.getvalue()
@@ -91,98 +109,139 @@ def sheet(
 # %% ../nbs/70_explorer.ipynb #1c37b83a
 kappas = dict(lorentz=-1, poincare=-1, euclidean=0, sphere=1)
 names = dict(lorentz='MERU', poincare='Poincaré', euclidean='Euclid', sphere='CLIP')
-titles = dict(lorentz='MERU: hyperbolic space (Lorentz model)', poincare='MERU in the Poincaré ball: hyperbolic space',
-    euclidean='The flat twin: Euclidean space', sphere='The CLIP twin: directions on a sphere')
+titles = dict(
+    lorentz='MERU: hyperbolic space (Lorentz model)',
+    poincare='MERU in the Poincaré ball: hyperbolic space',
+    euclidean='The flat twin: Euclidean space',
+    sphere='The CLIP twin: directions on a sphere',
+)
+
 
 class Space(NamedTuple):
     "Where one model puts the items."
-    geometry:str                 # its name
-    points:Float[Tensor, "n d"]
-    curv:Float[Tensor, ""]       # curvature magnitude c > 0
-    min_radius:float = .1        # cone constant K
+
+    geometry: str  # its name
+    points: Float[Tensor, 'n d']
+    curv: Float[Tensor, '']  # curvature magnitude c > 0
+    min_radius: float = 0.1  # cone constant K
 
     @property
-    def kappa(self) -> int: return kappas[self.geometry]
+    def kappa(self) -> int:
+        return kappas[self.geometry]
+
     @property
-    def sqrt_curv(self) -> float: return float(self.curv.sqrt()) if self.kappa < 0 else 1. # lengths times this fit curvature -1, 0 or 1
+    def sqrt_curv(self) -> float:
+        return float(self.curv.sqrt()) if self.kappa < 0 else 1.0  # lengths times this fit curvature -1, 0 or 1
 
 # %% ../nbs/70_explorer.ipynb #4f589afe
 class Polar(NamedTuple):
     "Points seen from the root, and their distances, in units where the curvature is -1, 0 or 1."
-    vectors:Float[Tensor, "n d"]   # tangent at the root; on the sphere the points themselves
-    centre:Float[Tensor, "d"]      # the root among the vectors
-    away:Float[Tensor, "n d"]      # direction from the root times radius
-    radii:Float[Tensor, "n"]
-    distances:Float[Tensor, "n n"]
 
+    vectors: Float[Tensor, 'n d']  # tangent at the root; on the sphere the points themselves
+    centre: Float[Tensor, 'd']  # the root among the vectors
+    away: Float[Tensor, 'n d']  # direction from the root times radius
+    radii: Float[Tensor, 'n']
+    distances: Float[Tensor, 'n n']
+
+# %% ../nbs/70_explorer.ipynb #c60a8f86
 def polar(
-    space:Space,
-    texts:list[str], # names of the rows, for messages
+    space: Space,
+    texts: list[str],  # names of the rows, for messages
 ) -> Polar:
     "The root is the origin; on the sphere, which has none, the mean direction, as MERU's authors took it for CLIP."
-    g, x, c = get_geometry(space.geometry), check_finite(space.points, texts, 'points').detach().cpu().double(), space.curv.detach().cpu().double()
+    g, x, c = (
+        get_geometry(space.geometry),
+        check_finite(space.points, texts, 'points').detach().cpu().double(),
+        space.curv.detach().cpu().double(),
+    )
     if space.kappa < 1:
-        v = g.log_map0(x, c)*space.sqrt_curv
-        return Polar(v/space.sqrt_curv, torch.zeros_like(v[0]), v, v.norm(dim=1), -g.scores(x, x, c)*space.sqrt_curv if space.kappa else torch.cdist(x, x))
+        v = g.log_map0(x, c) * space.sqrt_curv
+        return Polar(
+            v / space.sqrt_curv,
+            torch.zeros_like(v[0]),
+            v,
+            v.norm(dim=1),
+            -g.scores(x, x, c) * space.sqrt_curv if space.kappa else torch.cdist(x, x),
+        )
     x, centre = unit(x), unit(unit(x).mean(0))
-    across = x - (x@centre)[:, None]*centre
-    r = torch.atan2(across.norm(dim=1), x@centre)
-    return Polar(x, centre, unit(across)*r[:, None], r, 2*torch.asin((torch.cdist(x, x)/2).clamp(max=1)))
+    across = x - (x @ centre)[:, None] * centre
+    r = torch.atan2(across.norm(dim=1), x @ centre)
+    return Polar(x, centre, unit(across) * r[:, None], r, 2 * torch.asin((torch.cdist(x, x) / 2).clamp(max=1)))
 
 # %% ../nbs/70_explorer.ipynb #660dbda0
 class Place(NamedTuple):
     "Items in the plane: the unit disk, the flat plane, or the sphere seen from its far pole."
-    name:str
-    xy:Float[Tensor, "n 2"]
-    scale:float # drawn lengths over true ones
-    note:str    # what the drawing costs, for people
 
+    name: str
+    xy: Float[Tensor, 'n 2']
+    scale: float  # drawn lengths over true ones
+    note: str  # what the drawing costs, for people
+
+# %% ../nbs/70_explorer.ipynb #80571a66
 def draw_radius(
-    r:Float[Tensor, "n"], # in units where the curvature is -1, 0 or 1
-    kappa:int,
-) -> Float[Tensor, "n"]:
+    r: Float[Tensor, 'n'],  # in units where the curvature is -1, 0 or 1
+    kappa: int,
+) -> Float[Tensor, 'n']:
     "Distance from the middle of the drawing."
-    return torch.tanh(r/2) if kappa < 0 else torch.tan(r.clamp(max=3)/2) if kappa else r
+    return torch.tanh(r / 2) if kappa < 0 else torch.tan(r.clamp(max=3) / 2) if kappa else r
 
+# %% ../nbs/70_explorer.ipynb #11623e34
 def off_by(
-    seen:Polar,
-    angle:Float[Tensor, "n"],
-    kappa:int,
-    scale:float,
-) -> tuple[float, float]: # common factor of drawn to true distances, median relative error after it
+    seen: Polar,
+    angle: Float[Tensor, 'n'],
+    kappa: int,
+    scale: float,
+) -> tuple[float, float]:  # common factor of drawn to true distances, median relative error after it
     "How far distances read off the drawing miss."
     i, j = torch.randint(len(angle), (2, 20000), generator=torch.Generator().manual_seed(0))
-    true, r = seen.distances[i, j], seen.radii*scale
+    true, r = seen.distances[i, j], seen.radii * scale
     keep = true > 1e-9
-    if not keep.any(): return 1., 0.
-    ratio = (polar_dist(r[i], r[j], angle[i] - angle[j], kappa)/scale/true)[keep]
-    return float(ratio.median()), float((ratio/ratio.median() - 1).abs().median())
+    if not keep.any():
+        return 1.0, 0.0
+    ratio = (polar_dist(r[i], r[j], angle[i] - angle[j], kappa) / scale / true)[keep]
+    return float(ratio.median()), float((ratio / ratio.median() - 1).abs().median())
 
 # %% ../nbs/70_explorer.ipynb #5e4c2608
 def places(
-    space:Space,
-    seen:Polar,
-    reach:float=2.9, # where the farthest points of a hyperbolic space are drawn, radii of curvature -1
+    space: Space,
+    seen: Polar,
+    reach: float = 2.9,  # where the farthest points of a hyperbolic space are drawn, radii of curvature -1
 ) -> list[Place]:
     "The same radii with fitted angles, then with the angles of the two main axes."
-    scale = max(1., reach/float(seen.radii.max().clamp_min(1e-6))) if space.kappa < 0 else 1.
-    flat = seen.away@principal_axes(seen.away - seen.away.mean(0))
-    start, r = torch.atan2(flat[:, 1], flat[:, 0]), seen.radii*scale
-    kept = float(flat.square().sum()/seen.away.square().sum().clamp_min(1e-12))
+    scale = max(1.0, reach / float(seen.radii.max().clamp_min(1e-6))) if space.kappa < 0 else 1.0
+    flat = seen.away @ principal_axes(seen.away - seen.away.mean(0))
+    start, r = torch.atan2(flat[:, 1], flat[:, 0]), seen.radii * scale
+    kept = float(flat.square().sum() / seen.away.square().sum().clamp_min(1e-12))
     drawn = f', drawn {scale:.1f} times as large' if scale > 1 else ''
+
     def at(name, angle, how):
         z, (factor, off) = draw_radius(r, space.kappa), off_by(seen, angle, space.kappa, scale)
-        z = z if space.kappa else z/z.max().clamp_min(1e-9)
-        return Place(name, torch.stack([z*angle.cos(), z*angle.sin()], 1), scale,
-            f'Distance from the root is exact{drawn}; {how}. Distances between points are drawn {factor:.2f} times their size, give or take {off:.0%} (median).')
-    fitted = fit_angles(seen.distances*scale, r, start, space.kappa)
-    return [at('distances (fitted angles)', fitted, 'directions are fitted to the distances (radial multidimensional scaling)'),
-            at('main directions (tangent PCA)', start, f'directions are the two main ones at the root (tangent PCA), which keep {kept:.0%}')]
+        z = z if space.kappa else z / z.max().clamp_min(1e-9)
+        return Place(
+            name,
+            torch.stack([z * angle.cos(), z * angle.sin()], 1),
+            scale,
+            f'Distance from the root is exact{drawn}; {how}. Distances between points are drawn {factor:.2f} times their size, give or take {off:.0%} (median).',
+        )
+
+    fitted = fit_angles(seen.distances * scale, r, start, space.kappa)
+    return [
+        at(
+            'distances (fitted angles)',
+            fitted,
+            'directions are fitted to the distances (radial multidimensional scaling)',
+        ),
+        at(
+            'main directions (tangent PCA)',
+            start,
+            f'directions are the two main ones at the root (tangent PCA), which keep {kept:.0%}',
+        ),
+    ]
 
 # %% ../nbs/70_explorer.ipynb #6a9e311d
 def example(
-    items:Items,
-) -> str: # why one text lies near the root and another does not
+    items: Items,
+) -> str:  # why one text lies near the root and another does not
     "A general text and a special one, out of the data."
     shown = items.levels == len(items.titles) - 1
     if len(items.titles) < 3 or not shown.any():
@@ -191,100 +250,165 @@ def example(
     top = int(tops[shown].bincount().argmax())
     mine = (shown & (tops == top)).nonzero().flatten().tolist()
     special = min((items.texts[i] for i in mine), key=lambda t: (len(t), t))
-    return (f'“{items.texts[top]}” fits {len(mine)} of the {int(shown.sum())} {items.titles[-1]}s here, which have little else in common; '
-            f'the only place near all of them is the middle, the root. “{special}” fits hardly any but its own, and can move out to it.')
+    return (
+        f'“{items.texts[top]}” fits {len(mine)} of the {int(shown.sum())} {items.titles[-1]}s here, which have little else in common; '
+        f'the only place near all of them is the middle, the root. “{special}” fits hardly any but its own, and can move out to it.'
+    )
 
+# %% ../nbs/70_explorer.ipynb #1e7aa7f5
 def story(
-    items:Items,
-    kappa:int, # curvature of the space
-) -> dict:     # `points` and `more`: heading and text of each
+    items: Items,
+    kappa: int,  # curvature of the space
+) -> dict:  # `points` and `more`: heading and text of each
     "What a page tells a newcomer."
     thing = items.titles[-1]
-    alike = ['Near means alike.', f'Each {thing} and each dot, which is a text, is one point. A neural network learned from pictures and texts that belong together to put what fits together close together.']
-    order = {-1: ['Near the middle: general. Towards the rim: special.', example(items)],
-        0: ['This model lives in flat space.', 'It learned from the same data in the space of school geometry, where room grows slowly on the way out. Is the general nearer to the root here? The bars below say.'],
-        1: ['This model is CLIP: no middle, no rim.', 'Only directions count, so all points are equally far from the centre of a ball. The cross marks the mean direction of everything shown. It can say what is near, but not what is more general.']}
-    hands = ['Try it.', 'Drag anything to the middle, and the space re-centres around it. Click anything to see its walk to the root, its cone and its neighbours.']
-    told = ['What was the network told?', 'Only which texts belong to which pictures' + (', and that a text is more general than its picture. ' if kappa < 1 else '. ') +
-        ('It never saw the catalogue’s tree: how much of it came out all the same is what the bars and the cones show.' if len(items.titles) > 2 else 'Whatever else is to be seen came of that.')]
-    bent = ['Why a disk, and why are lines bent?', 'In hyperbolic space room grows so fast on the way out that a whole tree of ideas fits without crowding. To get it onto a page, what is far from the middle is drawn small: drag it there and it is as large as any. The straightest lines look bent, as on a map of the world.']
+    alike = [
+        'Near means alike.',
+        f'Each {thing} and each dot, which is a text, is one point. A neural network learned from pictures and texts that belong together to put what fits together close together.',
+    ]
+    order = {
+        -1: ['Near the middle: general. Towards the rim: special.', example(items)],
+        0: [
+            'This model lives in flat space.',
+            'It learned from the same data in the space of school geometry, where room grows slowly on the way out. Is the general nearer to the root here? The bars below say.',
+        ],
+        1: [
+            'This model is CLIP: no middle, no rim.',
+            'Only directions count, so all points are equally far from the centre of a ball. The cross marks the mean direction of everything shown. It can say what is near, but not what is more general.',
+        ],
+    }
+    hands = [
+        'Try it.',
+        'Drag anything to the middle, and the space re-centres around it. Click anything to see its walk to the root, its cone and its neighbours.',
+    ]
+    told = [
+        'What was the network told?',
+        'Only which texts belong to which pictures'
+        + (', and that a text is more general than its picture. ' if kappa < 1 else '. ')
+        + (
+            'It never saw the catalogue’s tree: how much of it came out all the same is what the bars and the cones show.'
+            if len(items.titles) > 2
+            else 'Whatever else is to be seen came of that.'
+        ),
+    ]
+    bent = [
+        'Why a disk, and why are lines bent?',
+        'In hyperbolic space room grows so fast on the way out that a whole tree of ideas fits without crowding. To get it onto a page, what is far from the middle is drawn small: drag it there and it is as large as any. The straightest lines look bent, as on a map of the world.',
+    ]
     return dict(points=[alike, order[kappa], hands], more=[bent, told] if kappa < 0 else [told])
+
 
 exact = 'The shaded region shows how a cone of this opening looks in this plane; the lit points are those inside the real cone.'
 
 # %% ../nbs/70_explorer.ipynb #bdbf65ea
 def text_of(
-    a, # tensor or bytes
+    a,  # tensor or bytes
 ) -> str:
     "Base64."
     return base64.b64encode(a if isinstance(a, bytes) else a.contiguous().numpy().tobytes()).decode()
 
+# %% ../nbs/70_explorer.ipynb #6b4bfdc5
 def space_data(
-    space:Space,
-    items:Items,
+    space: Space,
+    items: Items,
 ) -> dict:
     "What the page needs to compute in the full space and to draw."
     seen, g = polar(space, items.texts), get_geometry(space.geometry)
     found = places(space, seen)
-    return dict(name=names[space.geometry], title=titles[space.geometry], story=story(items, space.kappa), kappa=space.kappa, cones=g.has_cones,
-        curv=float(space.curv) if space.kappa < 0 else 1., min_radius=space.min_radius, vectors=text_of(seen.vectors.half()),
-        centre=text_of(seen.centre.half()), unit=1/max(float(seen.radii.max()), 1e-9),
-        places=[dict(name=p.name, note=p.note, scale=p.scale, at=text_of(p.xy.float())) for p in found])
+    return dict(
+        name=names[space.geometry],
+        title=titles[space.geometry],
+        story=story(items, space.kappa),
+        kappa=space.kappa,
+        cones=g.has_cones,
+        curv=float(space.curv) if space.kappa < 0 else 1.0,
+        min_radius=space.min_radius,
+        vectors=text_of(seen.vectors.half()),
+        centre=text_of(seen.centre.half()),
+        unit=1 / max(float(seen.radii.max()), 1e-9),
+        places=[dict(name=p.name, note=p.note, scale=p.scale, at=text_of(p.xy.float())) for p in found],
+    )
 
 # %% ../nbs/70_explorer.ipynb #3e041773
 def page_data(
-    items:Items,
-    spaces:list[Space],
-    title:str,
-    side:int=64, # of a picture, pixels
+    items: Items,
+    spaces: list[Space],
+    title: str,
+    side: int = 64,  # of a picture, pixels
 ) -> dict:
     "Everything in the page."
     for s in spaces:
-        if len(s.points) != len(items.texts): raise ValueError(f'{len(items.texts)} items need as many points, but the {s.geometry} space has {len(s.points)}')
+        if len(s.points) != len(items.texts):
+            raise ValueError(
+                f'{len(items.texts)} items need as many points, but the {s.geometry} space has {len(s.points)}'
+            )
     shown = [i for i, p in enumerate(items.pictures) if p is not None]
     number, top, tree = {i: k for k, i in enumerate(shown)}, items.groups(), len(items.titles) > 2
     order = {int(t): k for k, t in enumerate(top.unique())}
-    rows = dict(text=items.texts, level=items.levels.tolist(), parent=items.parents.tolist(),
-        group=[order[int(t)] for t in top], tile=[number.get(i, -1) for i in range(len(items.texts))])
+    rows = dict(
+        text=items.texts,
+        level=items.levels.tolist(),
+        parent=items.parents.tolist(),
+        group=[order[int(t)] for t in top],
+        tile=[number.get(i, -1) for i in range(len(items.texts))],
+    )
     picture = sheet([items.pictures[i] for i in shown], side, 26, items.drawn)
-    return dict(title=title, items=rows, levels=items.titles, groups=[items.texts[t] for t in order], tree=tree, drawn=items.drawn,
-        visible=[t != 'detail' for t in items.titles], tile=side, columns=26, exact=('Faint lines are the catalogue’s tree. ' if tree else '') + exact,
-        credits=items.credits, shown=items.shown,
-        atlas=f'data:image/webp;base64,{text_of(picture)}' if shown else '', spaces=[space_data(s, items) for s in spaces])
+    return dict(
+        title=title,
+        items=rows,
+        levels=items.titles,
+        groups=[items.texts[t] for t in order],
+        tree=tree,
+        drawn=items.drawn,
+        visible=[t != 'detail' for t in items.titles],
+        tile=side,
+        columns=26,
+        exact=('Faint lines are the catalogue’s tree. ' if tree else '') + exact,
+        credits=items.credits,
+        shown=items.shown,
+        atlas=f'data:image/webp;base64,{text_of(picture)}' if shown else '',
+        spaces=[space_data(s, items) for s in spaces],
+    )
 
 # %% ../nbs/70_explorer.ipynb #bd46b84f
 def wrap(
-    data:str,  # JSON without a `<`
-    title:str,
-) -> str:      # one HTML file
+    data: str,  # JSON without a `<`
+    title: str,
+) -> str:  # one HTML file
     "Template, style, script and data in one."
-    parts = {k: (Path(meru.__file__).parent/'assets'/f'explorer.{k}').read_text(encoding='utf-8') for k in ('html', 'css', 'js')}
+    parts = {
+        k: (Path(meru.__file__).parent / 'assets' / f'explorer.{k}').read_text(encoding='utf-8')
+        for k in ('html', 'css', 'js')
+    }
     fill = dict(title=escape(title), css=parts['css'], js=parts['js'], data=data)
     return re.sub(r'\{(title|css|js|data)\}', lambda m: fill[m[1]], parts['html'])
 
+# %% ../nbs/70_explorer.ipynb #4afda4f8
 def make_page(
-    items:Items,
-    spaces:list[Space], # the first is shown first
-    title:str,
-) -> str: # one HTML file
+    items: Items,
+    spaces: list[Space],  # the first is shown first
+    title: str,
+) -> str:  # one HTML file
     "Put the page together."
     data = json.dumps(page_data(items, spaces, title), ensure_ascii=False, allow_nan=False, separators=(',', ':'))
     return wrap(data.replace('<', '\\u003c'), title)
 
+# %% ../nbs/70_explorer.ipynb #07fa574c
 def rewrap(
-    page:str, # an explorer
-) -> str:     # the same data in the shell of today
+    page: str,  # an explorer
+) -> str:  # the same data in the shell of today
     "Renew a page's template, style and script."
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    if not found: raise ValueError('this page is no explorer: it has no data')
+    if not found:
+        raise ValueError('this page is no explorer: it has no data')
     return wrap(found[1], json.loads(found[1])['title'])
 
 # %% ../nbs/70_explorer.ipynb #f77d9633
 def credits_of(
-    styles:list[str], # of drawings
+    styles: list[str],  # of drawings
 ) -> str:
     "Whose drawings these are, from the licence table beside the data."
-    table = (root()/'data/emoji/LICENSES.md').read_text(encoding='utf-8')
+    table = (root() / 'data/emoji/LICENSES.md').read_text(encoding='utf-8')
     found = [re.search(rf'^\|[^|]*`{style}`[^|]*\|([^|]+)\|([^|]+)\|', table, re.M) for style in styles]
     words = '; '.join(f'{m[1].strip()}, {m[2].strip()}' for m in found)
     plain = re.sub(r'[<>]', '', re.sub(r'\[(.+?)\]\((.+?)\)', r'\1 (\2)', words))
@@ -293,53 +417,77 @@ def credits_of(
 # %% ../nbs/70_explorer.ipynb #53c6b4d1
 class Scene(NamedTuple):
     "What is shown, and what the two towers read of it."
-    items:Items
-    words:list|Tensor # the texts, or their features
-    images:Tensor     # the pictures, or their features
 
+    items: Items
+    words: list | Tensor  # the texts, or their features
+    images: Tensor  # the pictures, or their features
+
+# %% ../nbs/70_explorer.ipynb #5279d5cc
 def emoji_scene(
-    exam:Exam,
-    n:int=2000,             # points at most
-    split:str='test_style', # whose drawings
+    exam: Exam,
+    n: int = 2000,  # points at most
+    split: str = 'test_style',  # whose drawings
 ) -> Scene:
     "Texts of four levels and drawings, at equal steps through the tree."
     chains, tops = exam.chains[split], int((exam.levels < 2).sum())
-    rows = spread_rows(exam, max(1, min(len(chains), (n - tops)//3)), split).unique()
+    rows = spread_rows(exam, max(1, min(len(chains), (n - tops) // 3)), split).unique()
     # a detail that says no more than the name is left out
-    texts = torch.tensor([t for t in chains[rows].unique().tolist() if exam.levels[t] < 3 or exam.texts[t] != exam.texts[exam.above[t, 2]]])
+    texts = torch.tensor(
+        [
+            t
+            for t in chains[rows].unique().tolist()
+            if exam.levels[t] < 3 or exam.texts[t] != exam.texts[exam.above[t, 2]]
+        ]
+    )
     at = {t: i for i, t in enumerate(texts.tolist())}
     up = [at[int(exam.above[t, exam.levels[t] - 1])] if exam.levels[t] else -1 for t in texts.tolist()]
     up += [at.get(c[3], at[c[2]]) for c in chains[rows].tolist()]
-    source = Shards(embedded_data()/split)
+    source = Shards(embedded_data() / split)
     samples = {s.key: s for s in (source[i] for i in range(len(source)))}
     mine = [samples[exam.drawings[split].keys[r]] for r in rows.tolist()]
     words = [exam.texts[t] for t in texts.tolist()]
-    told = f"Shown are {len(rows):,} of the {len(chains):,} drawings of the split {split} and the texts above them, less the details that say no more than a name."
-    items = Items(words + [exam.texts[chains[r, 2]] for r in rows.tolist()], torch.cat([exam.levels[texts], torch.full((len(rows),), len(levels))]), torch.tensor(up),
-        [None]*len(words) + [s.image for s in mine], [*levels, 'drawing'], credits_of(sorted({x.meta['style'] for x in mine})), told)
+    told = f'Shown are {len(rows):,} of the {len(chains):,} drawings of the split {split} and the texts above them, less the details that say no more than a name.'
+    items = Items(
+        words + [exam.texts[chains[r, 2]] for r in rows.tolist()],
+        torch.cat([exam.levels[texts], torch.full((len(rows),), len(levels))]),
+        torch.tensor(up),
+        [None] * len(words) + [s.image for s in mine],
+        [*levels, 'drawing'],
+        credits_of(sorted({x.meta['style'] for x in mine})),
+        told,
+    )
     return Scene(items, words, exam.drawings[split].images[rows])
 
 # %% ../nbs/70_explorer.ipynb #b83e50d7
 def chain_items(
-    texts:list[str],
-    chains:Int64[Tensor, "n l"], # texts above each picture, general to special
-    pictures:list,               # bytes of image files, or None
-    titles:list[str],            # of the levels, the pictures' last
-    **more,                      # further fields of `Items`
-) -> tuple[Items, Int64[Tensor, "t"]]: # and the rows of the texts that are used
+    texts: list[str],
+    chains: Int64[Tensor, 'n l'],  # texts above each picture, general to special
+    pictures: list,  # bytes of image files, or None
+    titles: list[str],  # of the levels, the pictures' last
+    **more,  # further fields of `Items`
+) -> tuple[Items, Int64[Tensor, 't']]:  # and the rows of the texts that are used
     "A tree out of chains; where a text stands below two others, the first chain decides."
     used, at = chains.unique(return_inverse=True)
     at = at.view(chains.shape)
     levels_, parents = torch.zeros(len(used), dtype=torch.long), torch.full((len(used),), -1)
     for chain in at.flip(0).tolist():
-        for l, t in enumerate(chain): levels_[t], parents[t] = l, chain[l - 1] if l else -1
+        for l, t in enumerate(chain):
+            levels_[t], parents[t] = l, chain[l - 1] if l else -1
     words = [texts[i] for i in used.tolist()]
-    return Items(words + [words[c] for c in at[:, -1].tolist()], torch.cat([levels_, torch.full((len(at),), at.shape[1])]),
-        torch.cat([parents, at[:, -1]]), [None]*len(words) + pictures, titles, drawn=False, **more), used
+    return Items(
+        words + [words[c] for c in at[:, -1].tolist()],
+        torch.cat([levels_, torch.full((len(at),), at.shape[1])]),
+        torch.cat([parents, at[:, -1]]),
+        [None] * len(words) + pictures,
+        titles,
+        drawn=False,
+        **more,
+    ), used
 
+# %% ../nbs/70_explorer.ipynb #f9651a92
 def png(
-    picture:UInt8[Tensor, "3 h w"],
-) -> bytes: # an image file
+    picture: UInt8[Tensor, '3 h w'],
+) -> bytes:  # an image file
     "Encode a picture."
     out = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(out, 'png')
@@ -347,120 +495,164 @@ def png(
 
 # %% ../nbs/70_explorer.ipynb #e5c2947b
 def chains_of(
-    task:Captions|Naming|Chains,
-) -> tuple[list[str], Int64[Tensor, "n l"], list[str]]: # texts, those above each picture, titles of the levels
+    task: Captions | Naming | Chains,
+) -> tuple[list[str], Int64[Tensor, 'n l'], list[str]]:  # texts, those above each picture, titles of the levels
     "Captions stand alone over their picture, the first of each; class names over many; HierarCaps has four levels."
-    if isinstance(task, Naming): return task.classes, task.targets[:, None], ['name', 'picture']
+    if isinstance(task, Naming):
+        return task.classes, task.targets[:, None], ['name', 'picture']
     if isinstance(task, Chains):
         depth = task.chains.shape[1]
-        return task.texts, task.chains, ['general text', *[f'level-{i} text' for i in range(2, depth)], 'caption'][-depth:] + ['picture']
+        return (
+            task.texts,
+            task.chains,
+            ['general text', *[f'level-{i} text' for i in range(2, depth)], 'caption'][-depth:] + ['picture'],
+        )
     return task.texts, torch.searchsorted(task.owner, torch.arange(len(task.pictures)))[:, None], ['caption', 'picture']
 
+# %% ../nbs/70_explorer.ipynb #be518814
 def task_scene(
-    task:Captions|Naming|Chains,
-    n:int=2000, # points at most
+    task: Captions | Naming | Chains,
+    n: int = 2000,  # points at most
 ) -> Scene:
     "Pictures at equal steps with the texts above them."
-    total, said, deep = len(task.pictures), len(task.texts) if isinstance(task, Captions) else 0, task.chains.shape[1] if isinstance(task, Chains) else 1
-    task = task.some(max(1, n//(deep + 1)))
+    total, said, deep = (
+        len(task.pictures),
+        len(task.texts) if isinstance(task, Captions) else 0,
+        task.chains.shape[1] if isinstance(task, Chains) else 1,
+    )
+    task = task.some(max(1, n // (deep + 1)))
     texts, chains, titles = chains_of(task)
     pictures, small = task.pictures, Pictures(task.pictures.keys, task.pictures.read, 64)
-    told = f'Shown are {len(pictures):,} of the {total:,} pictures of {task.name}' + (f', each with the first of its captions, of {said:,} in all.' if said else ' and the texts above them.')
-    items, used = chain_items(texts, chains, [png(p) for p in small[:]], titles, shown=told, credits='Whose pictures these are, their source must say.')
-    return Scene(items, items.texts[:len(used)], pictures[:])
+    told = f'Shown are {len(pictures):,} of the {total:,} pictures of {task.name}' + (
+        f', each with the first of its captions, of {said:,} in all.' if said else ' and the texts above them.'
+    )
+    items, used = chain_items(
+        texts,
+        chains,
+        [png(p) for p in small[:]],
+        titles,
+        shown=told,
+        credits='Whose pictures these are, their source must say.',
+    )
+    return Scene(items, items.texts[: len(used)], pictures[:])
 
+# %% ../nbs/70_explorer.ipynb #47cd77f8
 def cache_scene(
-    part:CachedPart, # cached features
-    n:int=2000,      # points at most
+    part: CachedPart,  # cached features
+    n: int = 2000,  # points at most
 ) -> Scene:
     "Features at equal steps, each with the first of its captions; there is no picture to show."
     cache, split = part.cache, 'test' if 'test' in part.cache.info['splits'] else part.split
     rows = cache.rows(split)
-    mine = rows[spread(len(rows), max(1, n//2))]
+    mine = rows[spread(len(rows), max(1, n // 2))]
     first = torch.searchsorted(cache.text_image, mine)
     told = f'Shown are {len(mine):,} of the {len(rows):,} pictures of the split {split}, as points alone: the cache holds features, no pictures. Each comes with the first of its captions.'
-    items, used = chain_items(cache.captions, first[:, None], [None]*len(mine), ['caption', 'picture'], shown=told)
+    items, used = chain_items(cache.captions, first[:, None], [None] * len(mine), ['caption', 'picture'], shown=told)
     return Scene(items, cache.text[used, 0].float(), cache.image[mine, 0].float())
 
 # %% ../nbs/70_explorer.ipynb #2e10dc25
 @dataclass
 class Page:
     "An explorer on disk; a notebook shows it in place."
-    path:Path # of the HTML file
+
+    path: Path  # of the HTML file
+
     def _repr_html_(self) -> str:
         return f'<iframe srcdoc="{escape(self.path.read_text(encoding="utf-8"))}" width="100%" height="680" style="border:0" title="explorer"></iframe>'
 
+# %% ../nbs/70_explorer.ipynb #42206bbb
 def twins_of(
-    run:str|Path, # a run's folder, from the project's root
+    run: str | Path,  # a run's folder, from the project's root
 ) -> list[Path]:
     "The trained twins that stand beside a run."
-    folder = root()/run
+    folder = root() / run
     beside = [folder.with_name(f'{folder.name}_{end}') for end in ('euclid', 'clip', 'poincare')]
-    return [t for t in beside if (t/'last.safetensors').exists()]
+    return [t for t in beside if (t / 'last.safetensors').exists()]
 
+# %% ../nbs/70_explorer.ipynb #3fe3c1e4
 def run_space(
-    run:str|Path, # a run's folder, from the project's root
-    checkpoint:str,
-    scene:Scene,
+    run: str | Path,  # a run's folder, from the project's root
+    checkpoint: str,
+    scene: Scene,
 ) -> Space:
     "Where a run puts these texts and pictures."
     cfg, model = load_config(run), load_run(run, checkpoint)
-    if scene.images.ndim == 4 and scene.images.shape[-1] != cfg.image_size: raise ValueError(f'{run} takes pictures of {cfg.image_size} pixels, the first run of the page {scene.images.shape[-1]}: compare runs of one size.')
+    if scene.images.ndim == 4 and scene.images.shape[-1] != cfg.image_size:
+        raise ValueError(
+            f'{run} takes pictures of {cfg.image_size} pixels, the first run of the page {scene.images.shape[-1]}: compare runs of one size.'
+        )
     tokenizer = tokenizer_of(cfg)
-    names = scene.items.texts[len(scene.words):]
+    names = scene.items.texts[len(scene.words) :]
     points = [encode_texts(model, tokenizer, scene.words).cpu(), encode_images(model, scene.images, names).cpu()]
     return Space(cfg.geometry, torch.cat(points), model.curv.detach().cpu(), cfg.min_radius)
 
 # %% ../nbs/70_explorer.ipynb #c36bf009
 def one_dataset(
-    data:str, # as `explore` takes it
+    data: str,  # as `explore` takes it
 ) -> bool:
     "Is it something to show on one page, not a folder of datasets?"
-    folder = root()/data
-    if data != 'emoji' and not folder.exists(): raise FileNotFoundError(f'there is no {folder}')
-    return data == 'emoji' or (folder/'cache.json').exists() or holds_one(folder)
+    folder = root() / data
+    if data != 'emoji' and not folder.exists():
+        raise FileNotFoundError(f'there is no {folder}')
+    return data == 'emoji' or (folder / 'cache.json').exists() or holds_one(folder)
 
+# %% ../nbs/70_explorer.ipynb #6583ef9d
 def read_scene(
-    cfg:TrainConfig, # of the run
-    data:str,        # 'emoji', or a dataset from the project's root
-    n:int,           # points at most
-    split:str,       # of the drawings
+    cfg: TrainConfig,  # of the run
+    data: str,  # 'emoji', or a dataset from the project's root
+    n: int,  # points at most
+    split: str,  # of the drawings
 ) -> Scene:
     "The drawings; or the held-out part of the run's own data; or all of another dataset."
-    if data == 'emoji': return emoji_scene(read_exam(embedded_data(), cfg.image_size), n, split)
-    if not one_dataset(data): raise ValueError(f'{data} holds {len(found := survey(root()/data)[0])} datasets, and a page shows one: name it, such as data={data + "/" + found[0].name!r}.')
-    if data != cfg.data and cfg.image_tower != 'features': return task_scene(read_data(root()/data, cfg.image_size), n)
+    if data == 'emoji':
+        return emoji_scene(read_exam(embedded_data(), cfg.image_size), n, split)
+    if not one_dataset(data):
+        raise ValueError(
+            f'{data} holds {len(found := survey(root() / data)[0])} datasets, and a page shows one: name it, such as data={data + "/" + found[0].name!r}.'
+        )
+    if data != cfg.data and cfg.image_tower != 'features':
+        return task_scene(read_data(root() / data, cfg.image_size), n)
     held = open_data(replace(cfg, data=data))[1]
     return cache_scene(held, n) if isinstance(held, CachedPart) else task_scene(shard_pairs(held, cfg.image_size), n)
 
+# %% ../nbs/70_explorer.ipynb #2ab1c5dc
 def explore(
-    run:str|Path|Run,       # its folder, from the project's root
-    twins:list|None=None,   # folders of runs to compare with; None: those that stand beside it
-    n:int=2000,             # points at most
-    checkpoint:str='last',  # 'last' or 'best'
-    data:str|None=None,     # 'emoji' or a dataset, from the project's root; None: what the run learned from, its held-out part
-    split:str='test_style', # of the drawings
+    run: str | Path | Run,  # its folder, from the project's root
+    twins: list | None = None,  # folders of runs to compare with; None: those that stand beside it
+    n: int = 2000,  # points at most
+    checkpoint: str = 'last',  # 'last' or 'best'
+    data: str
+    | None = None,  # 'emoji' or a dataset, from the project's root; None: what the run learned from, its held-out part
+    split: str = 'test_style',  # of the drawings
 ) -> Page:
     "Write `explorer.html` into the run's folder, or `explorer_DATA.html` for other data than its own."
-    run = root()/(run.folder if isinstance(run, Run) else run)
+    run = root() / (run.folder if isinstance(run, Run) else run)
     cfg = load_config(run)
     scene = read_scene(cfg, data := data or cfg.data, n, split)
     spaces = [run_space(r, checkpoint, scene) for r in [run, *(twins_of(run) if twins is None else twins)]]
     end = '' if data == cfg.data else f'_{Path(data).stem}'
-    html = make_page(scene.items, spaces, f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s' + (f' of {end[1:]}' if end else ''))
-    page = run/f'explorer{end}.html'
+    html = make_page(
+        scene.items,
+        spaces,
+        f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s' + (f' of {end[1:]}' if end else ''),
+    )
+    page = run / f'explorer{end}.html'
     write_atomic(page, lambda tmp: tmp.write_text(html, encoding='utf-8'))
     return Page(page)
 
 # %% ../nbs/70_explorer.ipynb #c47fb10a
 def explored(
-    run:str,        # its folder, from the project's root
-    checkpoint:str, # 'last' or 'best'
-    data:str,       # 'emoji' or a dataset
-) -> str: # the page's name and size, or why there is none
+    run: str,  # its folder, from the project's root
+    checkpoint: str,  # 'last' or 'best'
+    data: str,  # 'emoji' or a dataset
+) -> str:  # the page's name and size, or why there is none
     "`explore` for an evaluation, which goes on where data do not make a page."
     try:
-        if data != 'emoji' and not one_dataset(data): raise ValueError(f'{data} holds several datasets, and a page shows one: meru.explorer.explore({run!r}, data=ONE)')
+        if data != 'emoji' and not one_dataset(data):
+            raise ValueError(
+                f'{data} holds several datasets, and a page shows one: meru.explorer.explore({run!r}, data=ONE)'
+            )
         page = explore(run, checkpoint=checkpoint, data=data).path
-    except (ValueError, OSError, RuntimeError) as e: return f'no page: {e}'
-    return f'{page.name}: {page.stat().st_size/1e6:.1f} MB'
+    except (ValueError, OSError, RuntimeError) as e:
+        return f'no page: {e}'
+    return f'{page.name}: {page.stat().st_size / 1e6:.1f} MB'

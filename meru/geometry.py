@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 # %% ../nbs/00_geometry.ipynb #e204d17a
-def _promote(tensors, dtype): return reduce(torch.promote_types, (t.dtype for t in tensors), dtype)
+def _promote(tensors, dtype):
+    return reduce(torch.promote_types, (t.dtype for t in tensors), dtype)
+
 
 def at_least(
-    dtype:torch.dtype, # least precision inside the function; float32 stands in for float64 on mps, which has none
+    dtype: torch.dtype,  # least precision inside the function; float32 stands in for float64 on mps, which has none
 ):
     "Decorator: compute in `dtype` or better with autocast off; the result is float32 or better."
+
     def decorate(f):
         @wraps(f)
         def run(*args, **kwargs):
@@ -31,115 +34,148 @@ def at_least(
             device = tensors[0].device.type
             points = [t for t in tensors if t.ndim]
             inner = _promote(points, torch.float32 if device == 'mps' else dtype)
-            def up(a): return a.to(inner) if torch.is_tensor(a) else a
+
+            def up(a):
+                return a.to(inner) if torch.is_tensor(a) else a
+
             with torch.autocast(device, enabled=False):
                 out = f(*map(up, args), **{k: up(a) for k, a in kwargs.items()})
             return out.to(_promote(points, torch.float32))
+
         return run
+
     return decorate
 
 # %% ../nbs/00_geometry.ipynb #54066c42
 class Geometry:
     "What the model, the losses and the evaluation may ask of a space; `curv` is a 0-d tensor c > 0."
-    name:str # key in `geometries`
-    has_curv, has_cones, has_radius = True, True, True # is curvature a parameter; are there cones; does tangent scale matter
 
-    def exp_map0(self, v:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b d"]:
+    name: str  # key in `geometries`
+    has_curv, has_cones, has_radius = (
+        True,
+        True,
+        True,
+    )  # is curvature a parameter; are there cones; does tangent scale matter
+
+    def exp_map0(self, v: Float[Tensor, '*b d'], curv: Float[Tensor, '']) -> Float[Tensor, '*b d']:
         "Lift tangent vectors `v` at the root to points."
         raise NotImplementedError
-    def log_map0(self, x:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b d"]:
+
+    def log_map0(self, x: Float[Tensor, '*b d'], curv: Float[Tensor, '']) -> Float[Tensor, '*b d']:
         "Inverse of `exp_map0`."
         raise NotImplementedError
-    def dist(self, x:Float[Tensor, "*b d"], y:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b"]:
+
+    def dist(self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], curv: Float[Tensor, '']) -> Float[Tensor, '*b']:
         "Geodesic distance of pairs."
         raise NotImplementedError
-    def scores(self, x:Float[Tensor, "b d"], y:Float[Tensor, "n d"], curv:Float[Tensor, ""]) -> Float[Tensor, "b n"]:
+
+    def scores(self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b n']:
         "Similarity of all pairs, larger is nearer: the logits before the scale."
         raise NotImplementedError
-    def query_vectors(self, x:Float[Tensor, "b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "b e"]:
+
+    def query_vectors(self, x: Float[Tensor, 'b d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b e']:
         "What a query brings to a search: its inner product with a gallery vector rises as the distance falls."
         raise NotImplementedError
-    def gallery_vectors(self, y:Float[Tensor, "n d"], curv:Float[Tensor, ""]) -> Float[Tensor, "n e"]:
+
+    def gallery_vectors(self, y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'n e']:
         "What a search keeps of `y`."
         raise NotImplementedError
-    def centre(self, g:Float[Tensor, "b e"], curv:Float[Tensor, ""]) -> Float[Tensor, "b d"]:
+
+    def centre(self, g: Float[Tensor, 'b e'], curv: Float[Tensor, '']) -> Float[Tensor, 'b d']:
         "The point that a mean of gallery vectors stands for."
         raise NotImplementedError
-    def between(self, x:Float[Tensor, "*b d"], y:Float[Tensor, "*b d"], t:Float[Tensor, "*b 1"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b d"]:
+
+    def between(
+        self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], t: Float[Tensor, '*b 1'], curv: Float[Tensor, '']
+    ) -> Float[Tensor, '*b d']:
         "The point at the share `t` of the geodesic from `x` to `y`."
         raise NotImplementedError
-    def radius(self, x:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b"]:
+
+    def radius(self, x: Float[Tensor, '*b d'], curv: Float[Tensor, '']) -> Float[Tensor, '*b']:
         "Geodesic distance from the root."
         raise NotImplementedError
-    def half_aperture(self, x:Float[Tensor, "*b d"], curv:Float[Tensor, ""], min_radius:float=0.1) -> Float[Tensor, "*b"]:
+
+    def half_aperture(
+        self, x: Float[Tensor, '*b d'], curv: Float[Tensor, ''], min_radius: float = 0.1
+    ) -> Float[Tensor, '*b']:
         "Half opening of the cone at `x`, radians; `min_radius` is the constant K."
-        raise NotImplementedError(f"The {self.name} geometry has no entailment cones; check has_cones first.")
-    def exterior_angle(self, x:Float[Tensor, "*b d"], y:Float[Tensor, "*b d"], curv:Float[Tensor, ""]) -> Float[Tensor, "*b"]:
+        raise NotImplementedError(f'The {self.name} geometry has no entailment cones; check has_cones first.')
+
+    def exterior_angle(
+        self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], curv: Float[Tensor, '']
+    ) -> Float[Tensor, '*b']:
         "Angle at `x`, radians, between the ray away from the root and the ray to `y`."
-        raise NotImplementedError(f"The {self.name} geometry has no entailment cones; check has_cones first.")
+        raise NotImplementedError(f'The {self.name} geometry has no entailment cones; check has_cones first.')
+
     @at_least(torch.float32)
-    def prompt_mean(self, v:Float[Tensor, "*b p d"], curv:Float[Tensor, ""], dim:int) -> Float[Tensor, "*b d"]:
+    def prompt_mean(self, v: Float[Tensor, '*b p d'], curv: Float[Tensor, ''], dim: int) -> Float[Tensor, '*b d']:
         "One tangent vector for an ensemble of prompts: average, then lift."
         return v.mean(dim)
 
 # %% ../nbs/00_geometry.ipynb #f3b10ef6
 @at_least(torch.float32)
 def time_component(
-    x:Float[Tensor, "*b d"], # space components
-    curv:Float[Tensor, ""],  # curvature magnitude c > 0
-) -> Float[Tensor, "*b"]:
+    x: Float[Tensor, '*b d'],  # space components
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, '*b']:
     "The component that puts `x` on the hyperboloid (MERU)."
-    return (1/curv + x.square().sum(-1)).sqrt()
+    return (1 / curv + x.square().sum(-1)).sqrt()
 
 # %% ../nbs/00_geometry.ipynb #e4952171
 def _quotient(f, t, curve):
     "f(t)/t, continued through zero by 1 + curve·t²."
-    small = t < torch.finfo(t.dtype).eps**0.25
+    small = t < torch.finfo(t.dtype).eps ** 0.25
     safe = torch.where(small, 1, t)
-    return torch.where(small, 1 + curve*t*t, f(safe)/safe)
+    return torch.where(small, 1 + curve * t * t, f(safe) / safe)
+
 
 def sinhc(
-    t:Float[Tensor, "*b"], # hyperbolic length, >= 0; overflows float32 beyond 88
-) -> Float[Tensor, "*b"]:
+    t: Float[Tensor, '*b'],  # hyperbolic length, >= 0; overflows float32 beyond 88
+) -> Float[Tensor, '*b']:
     "sinh(t)/t."
-    return _quotient(torch.sinh, t, 1/6)
+    return _quotient(torch.sinh, t, 1 / 6)
 
+# %% ../nbs/00_geometry.ipynb #f9181127
 def asinhc(
-    s:Float[Tensor, "*b"], # √c times a Euclidean norm, >= 0
-) -> Float[Tensor, "*b"]:
+    s: Float[Tensor, '*b'],  # √c times a Euclidean norm, >= 0
+) -> Float[Tensor, '*b']:
     "asinh(s)/s."
-    return _quotient(torch.asinh, s, -1/6)
+    return _quotient(torch.asinh, s, -1 / 6)
 
 # %% ../nbs/00_geometry.ipynb #e9cb554d
-def _nonzero(t): return torch.where(t > 0, t, 1)
+def _nonzero(t):
+    return torch.where(t > 0, t, 1)
+
 
 def unit(
-    v:Float[Tensor, "*b d"],
-) -> Float[Tensor, "*b d"]:
+    v: Float[Tensor, '*b d'],
+) -> Float[Tensor, '*b d']:
     "Direction of `v`; the zero vector stays zero, with a finite gradient."
-    return v/_nonzero(vector_norm(v, dim=-1, keepdim=True))
+    return v / _nonzero(vector_norm(v, dim=-1, keepdim=True))
 
+# %% ../nbs/00_geometry.ipynb #f1ee1887
 def polar_delta(
-    x:Float[Tensor, "*b d"], # space components
-    y:Float[Tensor, "*b d"],
-    curv:Float[Tensor, ""],  # curvature magnitude c > 0
-) -> Float[Tensor, "*b"]:
+    x: Float[Tensor, '*b d'],  # space components
+    y: Float[Tensor, '*b d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, '*b']:
     "δ = −c<x,y> − 1 of pairs, from differences only: exactly 0 for x = y."
     h = x - y
     nx, ny = vector_norm(x, dim=-1), vector_norm(y, dim=-1)
-    s1, s2 = curv.sqrt()*nx, curv.sqrt()*ny
+    s1, s2 = curv.sqrt() * nx, curv.sqrt() * ny
     both = _nonzero(nx + ny)
-    squares = (h*(x + y)).sum(-1)                          # |x|² − |y|²
+    squares = (h * (x + y)).sum(-1)  # |x|² − |y|²
     # sinh(r₁−r₂) = s₁C₂ − s₂C₁ = (s₁²−s₂²)/(s₁C₂+s₂C₁)
-    u = curv*squares/_nonzero(s1*(1 + s2*s2).sqrt() + s2*(1 + s1*s1).sqrt())
-    radial = u*u/(1 + (1 + u*u).sqrt())                    # cosh(r₁−r₂) − 1
+    u = curv * squares / _nonzero(s1 * (1 + s2 * s2).sqrt() + s2 * (1 + s1 * s1).sqrt())
+    radial = u * u / (1 + (1 + u * u).sqrt())  # cosh(r₁−r₂) − 1
     # x − y = ½(|x|+|y|)(x̂−ŷ) + ½(|x|−|y|)(x̂+ŷ), and |x̂−ŷ|² = 2(1−cosθ)
-    across = h - (squares/both)[..., None]*(unit(x) + unit(y))/2
-    return radial + 2*s1*s2*across.square().sum(-1)/both**2
+    across = h - (squares / both)[..., None] * (unit(x) + unit(y)) / 2
+    return radial + 2 * s1 * s2 * across.square().sum(-1) / both**2
 
 # %% ../nbs/00_geometry.ipynb #1d4c482a
 class LorentzDelta(torch.autograd.Function):
     "`polar_delta` with the gradient of the difference form, right at the root and at x = y too."
+
     @staticmethod
     def forward(ctx, x, y, curv):
         ctx.save_for_backward(x, y, curv)
@@ -150,10 +186,10 @@ class LorentzDelta(torch.autograd.Function):
         x, y, curv = ctx.saved_tensors
         h, xt, yt = x - y, time_component(x, curv), time_component(y, curv)
         # x_t − y_t without cancellation
-        dt = (h*(x + y)).sum(-1)/(xt + yt)
-        scale = (curv*grad)[..., None]
-        gx, gy = scale*(h - (dt/xt)[..., None]*x), -scale*(h - (dt/yt)[..., None]*y)
-        return gx, gy, ((x*gx).sum() + (y*gy).sum())/(2*curv)
+        dt = (h * (x + y)).sum(-1) / (xt + yt)
+        scale = (curv * grad)[..., None]
+        gx, gy = scale * (h - (dt / xt)[..., None] * x), -scale * (h - (dt / yt)[..., None] * y)
+        return gx, gy, ((x * gx).sum() + (y * gy).sum()) / (2 * curv)
 
 # %% ../nbs/00_geometry.ipynb #e00971bb
 class _Acosh1p(torch.autograd.Function):
@@ -161,58 +197,67 @@ class _Acosh1p(torch.autograd.Function):
     def forward(ctx, delta):
         ctx.save_for_backward(delta)
         delta = delta.clamp_min(0)
-        return torch.log1p(delta + delta.sqrt()*(delta + 2).sqrt()) # two roots: their product cannot overflow
+        return torch.log1p(delta + delta.sqrt() * (delta + 2).sqrt())  # two roots: their product cannot overflow
 
     @staticmethod
     def backward(ctx, grad):
-        delta, = ctx.saved_tensors
+        (delta,) = ctx.saved_tensors
         away = delta > 0
         safe = torch.where(away, delta, 1)
-        return torch.where(away, grad/(safe.sqrt()*(safe + 2).sqrt()), 0)
+        return torch.where(away, grad / (safe.sqrt() * (safe + 2).sqrt()), 0)
+
 
 def acosh1p(
-    delta:Float[Tensor, "*b"], # cosh of the arc, minus 1; anything below 0 is rounding and counts as 0
-) -> Float[Tensor, "*b"]:
+    delta: Float[Tensor, '*b'],  # cosh of the arc, minus 1; anything below 0 is rounding and counts as 0
+) -> Float[Tensor, '*b']:
     "acosh(1 + δ), accurate near 0, gradient 0 at 0."
     return _Acosh1p.apply(delta)
 
 # %% ../nbs/00_geometry.ipynb #19dc6e5f
 @at_least(torch.float64)
 def lorentz_dist(
-    x:Float[Tensor, "*b d"], # space components
-    y:Float[Tensor, "*b d"],
-    curv:Float[Tensor, ""],  # curvature magnitude c > 0
-) -> Float[Tensor, "*b"]:
+    x: Float[Tensor, '*b d'],  # space components
+    y: Float[Tensor, '*b d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, '*b']:
     "Geodesic distance of pairs; float32 right to 1e-6 for √c·radius up to 8, whatever the separation."
     x, y = torch.broadcast_tensors(x, y)
-    return acosh1p(LorentzDelta.apply(x, y, curv))/curv.sqrt()
+    return acosh1p(LorentzDelta.apply(x, y, curv)) / curv.sqrt()
 
 # %% ../nbs/00_geometry.ipynb #8c44a5ed
 @contextmanager
 def _full_float32(device):
     "No autocast, and no TF32 or bfloat16 shortcuts in float32 products."
     before = torch.get_float32_matmul_precision()
-    if before == 'highest' and not torch.is_autocast_enabled(device): yield; return
+    if before == 'highest' and not torch.is_autocast_enabled(device):
+        yield
+        return
     torch.set_float32_matmul_precision('highest')
     try:
-        with torch.autocast(device, enabled=False): yield
-    finally: torch.set_float32_matmul_precision(before)
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
 
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
-        with _full_float32(x.device.type): return x@y.T
+        with _full_float32(x.device.type):
+            return x @ y.T
 
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
-        with _full_float32(x.device.type): return grad@y, grad.T@x
+        with _full_float32(x.device.type):
+            return grad @ y, grad.T @ x
+
 
 def products(
-    x:Float[Tensor, "b d"],
-    y:Float[Tensor, "n d"],
-) -> Float[Tensor, "b n"]:
+    x: Float[Tensor, 'b d'],
+    y: Float[Tensor, 'n d'],
+) -> Float[Tensor, 'b n']:
     "All inner products at full precision, forwards and backwards."
     return _Products.apply(x, y)
 
@@ -220,19 +265,20 @@ def products(
 def _centre(x, y):
     "Mean direction, at the length of the shortest vector, so that nothing gets longer than twice itself."
     shortest = torch.minimum(vector_norm(x, dim=-1).min(), vector_norm(y, dim=-1).min())
-    return shortest*(unit(x).mean(0) + unit(y).mean(0))/2
+    return shortest * (unit(x).mean(0) + unit(y).mean(0)) / 2
+
 
 def square_dists(
-    x:Float[Tensor, "b d"],
-    y:Float[Tensor, "n d"],
-    dtype:torch.dtype,      # precision of the matrix product
-    sign:Float[Tensor, "d"]|float=1., # signature of the metric: −1 for a time coordinate
-) -> Float[Tensor, "b n"]:
+    x: Float[Tensor, 'b d'],
+    y: Float[Tensor, 'n d'],
+    dtype: torch.dtype,  # precision of the matrix product
+    sign: Float[Tensor, 'd'] | float = 1.0,  # signature of the metric: −1 for a time coordinate
+) -> Float[Tensor, 'b n']:
     "<x−y, x−y> of all pairs by one matrix product."
     centre = _centre(x.detach(), y.detach())
     x, y = x - centre, y - centre
-    xx, yy = ((sign*p*p).sum(-1).to(dtype) for p in (x, y))
-    return xx[:, None] + yy - 2*products((sign*x).to(dtype), y.to(dtype))
+    xx, yy = ((sign * p * p).sum(-1).to(dtype) for p in (x, y))
+    return xx[:, None] + yy - 2 * products((sign * x).to(dtype), y.to(dtype))
 
 # %% ../nbs/00_geometry.ipynb #03d8415e
 def _space_time(x, curv):
@@ -240,28 +286,29 @@ def _space_time(x, curv):
     x = x if x.device.type == 'mps' else x.double()
     return torch.cat([x, time_component(x, curv.to(x.dtype))[:, None]], -1)
 
+
 @at_least(torch.float32)
 def lorentz_scores(
-    x:Float[Tensor, "b d"], # space components
-    y:Float[Tensor, "n d"],
-    curv:Float[Tensor, ""], # curvature magnitude c > 0
-) -> Float[Tensor, "b n"]:
+    x: Float[Tensor, 'b d'],  # space components
+    y: Float[Tensor, 'n d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, 'b n']:
     "Minus the geodesic distance of all pairs; the absolute error of δ is about eps·cosh²(radius)."
     sign = torch.ones(x.shape[-1] + 1, device=x.device)
     sign[-1] = -1
     x, y, dtype = _space_time(x, curv), _space_time(y, curv), x.dtype
-    return -acosh1p(curv/2*square_dists(x, y, dtype, sign))/curv.sqrt()
+    return -acosh1p(curv / 2 * square_dists(x, y, dtype, sign)) / curv.sqrt()
 
 # %% ../nbs/00_geometry.ipynb #4ee9da90
 def cone_aperture(
-    s:Float[Tensor, "*b"], # size of a point, >= 0: √c|x| on the hyperboloid, |x| in flat space
-    edge:float,            # size up to which the cone is a half-space, in the same unit
-) -> Float[Tensor, "*b"]:
+    s: Float[Tensor, '*b'],  # size of a point, >= 0: √c|x| on the hyperboloid, |x| in flat space
+    edge: float,  # size up to which the cone is a half-space, in the same unit
+) -> Float[Tensor, '*b']:
     "asin(edge/s), exactly π/2 and with gradient 0 for s <= edge (MERU)."
     inside = s <= edge
     far = torch.where(inside, edge + 1, s)
-    opening = torch.atan2(torch.full_like(far, edge), ((far - edge)*(far + edge)).sqrt())
-    return torch.where(inside, math.pi/2, opening)
+    opening = torch.atan2(torch.full_like(far, edge), ((far - edge) * (far + edge)).sqrt())
+    return torch.where(inside, math.pi / 2, opening)
 
 # %% ../nbs/00_geometry.ipynb #cd6e0cb7
 def _angle(across, along):
@@ -269,23 +316,25 @@ def _angle(across, along):
     nowhere = (across == 0) & (along == 0)
     return torch.where(nowhere, 0, torch.atan2(across, torch.where(nowhere, 1, along)))
 
+
 @at_least(torch.float64)
 def lorentz_exterior_angle(
-    x:Float[Tensor, "*b d"], # apex, space components; at the root every direction counts as π/2
-    y:Float[Tensor, "*b d"], # where to look; y = x counts as straight ahead, 0
-    curv:Float[Tensor, ""],  # curvature magnitude c > 0
-) -> Float[Tensor, "*b"]:
+    x: Float[Tensor, '*b d'],  # apex, space components; at the root every direction counts as π/2
+    y: Float[Tensor, '*b d'],  # where to look; y = x counts as straight ahead, 0
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, '*b']:
     "Angle at `x` between the ray away from the root and the ray to `y`, radians (MERU)."
     h, ray = y - x, unit(x)
     xt, yt = time_component(x, curv), time_component(y, curv)
-    ahead = (ray*h).sum(-1)
-    across = vector_norm(h - ahead[..., None]*ray, dim=-1)
-    back = (h*(x + y)).sum(-1)/(xt + yt)                   # y_t − x_t
-    return _angle(across, curv.sqrt()*(xt*ahead - vector_norm(x, dim=-1)*back))
+    ahead = (ray * h).sum(-1)
+    across = vector_norm(h - ahead[..., None] * ray, dim=-1)
+    back = (h * (x + y)).sum(-1) / (xt + yt)  # y_t − x_t
+    return _angle(across, curv.sqrt() * (xt * ahead - vector_norm(x, dim=-1) * back))
 
 # %% ../nbs/00_geometry.ipynb #d76ef848
 class Lorentz(Geometry):
     "The hyperboloid of curvature −c; points are space components (MERU)."
+
     name = 'lorentz'
     dist = staticmethod(lorentz_dist)
     scores = staticmethod(lorentz_scores)
@@ -294,101 +343,119 @@ class Lorentz(Geometry):
     @at_least(torch.float32)
     def exp_map0(self, v, curv):
         "sinh(√c|v|) v/(√c|v|) (MERU)."
-        return v*sinhc(curv.sqrt()*vector_norm(v, dim=-1, keepdim=True))
+        return v * sinhc(curv.sqrt() * vector_norm(v, dim=-1, keepdim=True))
 
     @at_least(torch.float32)
     def log_map0(self, x, curv):
         "asinh(√c|x|) x/(√c|x|)."
-        return x*asinhc(curv.sqrt()*vector_norm(x, dim=-1, keepdim=True))
+        return x * asinhc(curv.sqrt() * vector_norm(x, dim=-1, keepdim=True))
 
     @at_least(torch.float32)
-    def query_vectors(self, x, curv): return torch.cat([x, -time_component(x, curv)[:, None]], 1)
+    def query_vectors(self, x, curv):
+        return torch.cat([x, -time_component(x, curv)[:, None]], 1)
 
     @at_least(torch.float32)
-    def gallery_vectors(self, y, curv): return torch.cat([y, time_component(y, curv)[:, None]], 1)
+    def gallery_vectors(self, y, curv):
+        return torch.cat([y, time_component(y, curv)[:, None]], 1)
 
     @at_least(torch.float64)
     def centre(self, g, curv):
         "Back onto the hyperboloid along the ray from the origin (Law et al. 2019)."
         y, t = g[:, :-1], g[:, -1:]
-        return y/(curv*(t*t - y.square().sum(1, keepdim=True))).clamp_min(torch.finfo(g.dtype).eps).sqrt()
+        return y / (curv * (t * t - y.square().sum(1, keepdim=True))).clamp_min(torch.finfo(g.dtype).eps).sqrt()
 
     @at_least(torch.float64)
     def between(self, x, y, t, curv):
         "(sinh((1−t)√c d) x + sinh(t√c d) y)/sinh(√c d), d being the distance."
-        D = curv.sqrt()*lorentz_dist(x, y, curv)[..., None]
-        return ((1 - t)*sinhc((1 - t)*D)*x + t*sinhc(t*D)*y)/sinhc(D)
+        D = curv.sqrt() * lorentz_dist(x, y, curv)[..., None]
+        return ((1 - t) * sinhc((1 - t) * D) * x + t * sinhc(t * D) * y) / sinhc(D)
 
     @at_least(torch.float32)
     def radius(self, x, curv):
         "asinh(√c|x|)/√c."
-        return torch.asinh(curv.sqrt()*vector_norm(x, dim=-1))/curv.sqrt()
+        return torch.asinh(curv.sqrt() * vector_norm(x, dim=-1)) / curv.sqrt()
 
     @at_least(torch.float64)
     def half_aperture(self, x, curv, min_radius=0.1):
         "asin(2K/(√c|x|)) (MERU)."
-        return cone_aperture(curv.sqrt()*vector_norm(x, dim=-1), 2*min_radius)
+        return cone_aperture(curv.sqrt() * vector_norm(x, dim=-1), 2 * min_radius)
 
 # %% ../nbs/00_geometry.ipynb #3356b108
 @at_least(torch.float64)
 def ball_gap(
-    p:Float[Tensor, "*b d"], # point of the ball, |p| < 1/√c
-    curv:Float[Tensor, ""],  # curvature magnitude c > 0
-) -> Float[Tensor, "*b"]:
+    p: Float[Tensor, '*b d'],  # point of the ball, |p| < 1/√c
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, '*b']:
     "1 − c|p|², kept positive whatever the rounding of `p`."
-    return (1 - curv*p.square().sum(-1)).clamp_min(torch.finfo(p.dtype).eps)
+    return (1 - curv * p.square().sum(-1)).clamp_min(torch.finfo(p.dtype).eps)
 
+# %% ../nbs/00_geometry.ipynb #81ac3fd7
 @at_least(torch.float32)
 def lorentz_to_poincare(
-    x:Float[Tensor, "*b d"], # space components
-    curv:Float[Tensor, ""],
-) -> Float[Tensor, "*b d"]:
+    x: Float[Tensor, '*b d'],  # space components
+    curv: Float[Tensor, ''],
+) -> Float[Tensor, '*b d']:
     "The isometry p = x/(1 + √c·x_t)."
-    return x/(1 + curv.sqrt()*time_component(x, curv))[..., None]
+    return x / (1 + curv.sqrt() * time_component(x, curv))[..., None]
 
+# %% ../nbs/00_geometry.ipynb #bf3c0481
 @at_least(torch.float32)
 def poincare_to_lorentz(
-    p:Float[Tensor, "*b d"], # point of the ball
-    curv:Float[Tensor, ""],
-) -> Float[Tensor, "*b d"]:
+    p: Float[Tensor, '*b d'],  # point of the ball
+    curv: Float[Tensor, ''],
+) -> Float[Tensor, '*b d']:
     "Its inverse x = 2p/(1 − c|p|²)."
-    return 2*p/ball_gap(p, curv)[..., None]
+    return 2 * p / ball_gap(p, curv)[..., None]
 
 # %% ../nbs/00_geometry.ipynb #ecc3ffbd
 class Poincare(Geometry):
     "The ball of curvature −c, with |v| the geodesic length (Ganea et al. 2018, rescaled)."
+
     name = 'poincare'
 
     @at_least(torch.float32)
     def exp_map0(self, v, curv):
         "tanh(√c|v|/2) v/(√c|v|)."
-        def tanh(t): return torch.tanh(t).clamp_max(1 - 4*torch.finfo(t.dtype).eps)
-        return v/2*_quotient(tanh, curv.sqrt()*vector_norm(v, dim=-1, keepdim=True)/2, -1/3)
+
+        def tanh(t):
+            return torch.tanh(t).clamp_max(1 - 4 * torch.finfo(t.dtype).eps)
+
+        return v / 2 * _quotient(tanh, curv.sqrt() * vector_norm(v, dim=-1, keepdim=True) / 2, -1 / 3)
 
     @at_least(torch.float64)
     def log_map0(self, x, curv):
         "2 atanh(√c|p|) p/(√c|p|)."
-        s = curv.sqrt()*vector_norm(x, dim=-1, keepdim=True)
-        return 2*x*_quotient(torch.atanh, s.clamp_max(1 - torch.finfo(s.dtype).eps), 1/3)
+        s = curv.sqrt() * vector_norm(x, dim=-1, keepdim=True)
+        return 2 * x * _quotient(torch.atanh, s.clamp_max(1 - torch.finfo(s.dtype).eps), 1 / 3)
 
     @at_least(torch.float64)
     def dist(self, x, y, curv):
         "(2/√c) asinh(√c|p−q|/sqrt((1−c|p|²)(1−c|q|²)))."
-        return acosh1p(2*curv*(x - y).square().sum(-1)/(ball_gap(x, curv)*ball_gap(y, curv)))/curv.sqrt()
+        return acosh1p(2 * curv * (x - y).square().sum(-1) / (ball_gap(x, curv) * ball_gap(y, curv))) / curv.sqrt()
 
     @at_least(torch.float32)
     def scores(self, x, y, curv):
         "Minus the distance of all pairs, by one matrix product."
-        return -acosh1p(2*curv*square_dists(x, y, x.dtype)/(ball_gap(x, curv)[:, None]*ball_gap(y, curv)))/curv.sqrt()
+        return (
+            -acosh1p(2 * curv * square_dists(x, y, x.dtype) / (ball_gap(x, curv)[:, None] * ball_gap(y, curv)))
+            / curv.sqrt()
+        )
 
-    def query_vectors(self, x, curv): return Lorentz().query_vectors(poincare_to_lorentz(x, curv), curv)
-    def gallery_vectors(self, y, curv): return Lorentz().gallery_vectors(poincare_to_lorentz(y, curv), curv)
-    def centre(self, g, curv): return lorentz_to_poincare(Lorentz().centre(g, curv), curv)
+    def query_vectors(self, x, curv):
+        return Lorentz().query_vectors(poincare_to_lorentz(x, curv), curv)
+
+    def gallery_vectors(self, y, curv):
+        return Lorentz().gallery_vectors(poincare_to_lorentz(y, curv), curv)
+
+    def centre(self, g, curv):
+        return lorentz_to_poincare(Lorentz().centre(g, curv), curv)
 
     @at_least(torch.float64)
     def between(self, x, y, t, curv):
         "The isometry keeps geodesics."
-        return lorentz_to_poincare(Lorentz().between(poincare_to_lorentz(x, curv), poincare_to_lorentz(y, curv), t, curv), curv)
+        return lorentz_to_poincare(
+            Lorentz().between(poincare_to_lorentz(x, curv), poincare_to_lorentz(y, curv), t, curv), curv
+        )
 
     @at_least(torch.float64)
     def radius(self, x, curv):
@@ -398,7 +465,7 @@ class Poincare(Geometry):
     @at_least(torch.float64)
     def half_aperture(self, x, curv, min_radius=0.1):
         "asin(K(1−c|p|²)/(√c|p|)) (Ganea et al. 2018)."
-        return cone_aperture(2*curv.sqrt()*vector_norm(x, dim=-1)/ball_gap(x, curv), 2*min_radius)
+        return cone_aperture(2 * curv.sqrt() * vector_norm(x, dim=-1) / ball_gap(x, curv), 2 * min_radius)
 
     @at_least(torch.float64)
     def exterior_angle(self, x, y, curv):
@@ -408,16 +475,20 @@ class Poincare(Geometry):
 # %% ../nbs/00_geometry.ipynb #bf3f91d0
 class Euclidean(Geometry):
     "Flat space, the limit c → 0 (EuCLIP)."
+
     name, has_curv = 'euclidean', False
 
     @at_least(torch.float32)
-    def exp_map0(self, v, curv): return v
+    def exp_map0(self, v, curv):
+        return v
 
     @at_least(torch.float32)
-    def log_map0(self, x, curv): return x
+    def log_map0(self, x, curv):
+        return x
 
     @at_least(torch.float32)
-    def dist(self, x, y, curv): return vector_norm(x - y, dim=-1)
+    def dist(self, x, y, curv):
+        return vector_norm(x - y, dim=-1)
 
     @at_least(torch.float32)
     def scores(self, x, y, curv):
@@ -425,7 +496,8 @@ class Euclidean(Geometry):
         return -square_dists(x, y, x.dtype).clamp_min(0)
 
     @at_least(torch.float32)
-    def query_vectors(self, x, curv): return torch.cat([x, torch.full_like(x[:, :1], -.5)], 1)
+    def query_vectors(self, x, curv):
+        return torch.cat([x, torch.full_like(x[:, :1], -0.5)], 1)
 
     @at_least(torch.float32)
     def gallery_vectors(self, y, curv):
@@ -433,13 +505,16 @@ class Euclidean(Geometry):
         return torch.cat([y, y.square().sum(1, keepdim=True)], 1)
 
     @at_least(torch.float32)
-    def centre(self, g, curv): return g[:, :-1]
+    def centre(self, g, curv):
+        return g[:, :-1]
 
     @at_least(torch.float32)
-    def between(self, x, y, t, curv): return (1 - t)*x + t*y
+    def between(self, x, y, t, curv):
+        return (1 - t) * x + t * y
 
     @at_least(torch.float32)
-    def radius(self, x, curv): return vector_norm(x, dim=-1)
+    def radius(self, x, curv):
+        return vector_norm(x, dim=-1)
 
     @at_least(torch.float64)
     def half_aperture(self, x, curv, min_radius=0.1):
@@ -450,25 +525,28 @@ class Euclidean(Geometry):
     def exterior_angle(self, x, y, curv):
         "Angle between x and y − x."
         h, ray = y - x, unit(x)
-        ahead = (ray*h).sum(-1)
-        return _angle(vector_norm(h - ahead[..., None]*ray, dim=-1), ahead)
+        ahead = (ray * h).sum(-1)
+        return _angle(vector_norm(h - ahead[..., None] * ray, dim=-1), ahead)
 
 # %% ../nbs/00_geometry.ipynb #9b16c541
 class Sphere(Geometry):
     "Unit vectors (CLIP); every point is at radius 1, and there are no cones."
+
     name = 'sphere'
     has_curv, has_cones, has_radius = False, False, False
 
     @at_least(torch.float32)
-    def exp_map0(self, v, curv): return unit(v)
+    def exp_map0(self, v, curv):
+        return unit(v)
 
     @at_least(torch.float32)
-    def log_map0(self, x, curv): return x
+    def log_map0(self, x, curv):
+        return x
 
     @at_least(torch.float32)
     def dist(self, x, y, curv):
         "Great-circle distance, radians, exact for near and for antipodal points (Kahan)."
-        return 2*_angle(vector_norm(x - y, dim=-1), vector_norm(x + y, dim=-1))
+        return 2 * _angle(vector_norm(x - y, dim=-1), vector_norm(x + y, dim=-1))
 
     @at_least(torch.float32)
     def scores(self, x, y, curv):
@@ -476,22 +554,26 @@ class Sphere(Geometry):
         return products(x, y)
 
     @at_least(torch.float32)
-    def query_vectors(self, x, curv): return x
+    def query_vectors(self, x, curv):
+        return x
 
     @at_least(torch.float32)
-    def gallery_vectors(self, y, curv): return y
+    def gallery_vectors(self, y, curv):
+        return y
 
     @at_least(torch.float32)
-    def centre(self, g, curv): return unit(g)
+    def centre(self, g, curv):
+        return unit(g)
 
     @at_least(torch.float32)
     def between(self, x, y, t, curv):
         "Along the great circle; between antipodes there are many, and the zero vector says so."
-        turn = self.dist(x, y, curv)[..., None]/math.pi
-        return unit((1 - t)*torch.sinc((1 - t)*turn)*x + t*torch.sinc(t*turn)*y)
+        turn = self.dist(x, y, curv)[..., None] / math.pi
+        return unit((1 - t) * torch.sinc((1 - t) * turn) * x + t * torch.sinc(t * turn) * y)
 
     @at_least(torch.float32)
-    def radius(self, x, curv): return vector_norm(x, dim=-1)
+    def radius(self, x, curv):
+        return vector_norm(x, dim=-1)
 
     @at_least(torch.float32)
     def prompt_mean(self, v, curv, dim):
@@ -501,9 +583,11 @@ class Sphere(Geometry):
 # %% ../nbs/00_geometry.ipynb #2199f5e2
 geometries = {g.name: g for g in (Lorentz(), Poincare(), Euclidean(), Sphere())}
 
+
 def get_geometry(
-    name:str, # lorentz, poincare, euclidean or sphere
+    name: str,  # lorentz, poincare, euclidean or sphere
 ) -> Geometry:
     "The geometry called `name`."
-    if name not in geometries: raise ValueError(f"Unknown geometry {name!r}; choose one of {', '.join(geometries)}.")
+    if name not in geometries:
+        raise ValueError(f'Unknown geometry {name!r}; choose one of {", ".join(geometries)}.')
     return geometries[name]

@@ -59,176 +59,249 @@ The whole configuration is in `config.json`, the whole record in `run.json`.
 {{ note }}
 """
 
+
 def card_table(
-    rows:dict, # what, and its value
-) -> str: # Markdown
+    rows: dict,  # what, and its value
+) -> str:  # Markdown
     "Two columns; numbers with four digits."
-    return '\n'.join(['| | |', '|---|---|', *(f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in rows.items())])
+    return '\n'.join(
+        ['| | |', '|---|---|', *(f'| {k} | {f"{v:.4g}" if isinstance(v, float) else v} |' for k, v in rows.items())]
+    )
 
 # %% ../nbs/71_hub.ipynb #b25e0007
 def training_rows(
-    cfg:ModelConfig, # a run's, or that of a model without a run
-    record:dict,     # run.json
-) -> dict: # what, and its value
+    cfg: ModelConfig,  # a run's, or that of a model without a run
+    record: dict,  # run.json
+) -> dict:  # what, and its value
     "How a model came about."
     told = {f'id of the {k} pairs': v for k, v in record.get('dataset', {}).items()}
-    asked = ('data', 'steps', 'batch_size', 'lr', 'seed', 'tangent', 'temperature', 'margin', 'hard_beta', 'entail_weight', 'batches')
+    asked = (
+        'data',
+        'steps',
+        'batch_size',
+        'lr',
+        'seed',
+        'tangent',
+        'temperature',
+        'margin',
+        'hard_beta',
+        'entail_weight',
+        'batches',
+    )
     told |= {k: getattr(cfg, k) for k in asked if hasattr(cfg, k)}
-    return told | {k: record[k] for k in ('pairs', 'params', 'seconds', 'commit', 'dirty', 'torch', 'device', 'finished') if k in record}
+    return told | {
+        k: record[k]
+        for k in ('pairs', 'params', 'seconds', 'commit', 'dirty', 'torch', 'device', 'finished')
+        if k in record
+    }
 
+# %% ../nbs/71_hub.ipynb #7454aeb7
 def result_rows(
-    metrics:dict, # all that was measured
-) -> dict: # what, and its value
+    metrics: dict,  # all that was measured
+) -> dict:  # what, and its value
     "The numbers of the model itself and of chance, without its controls'."
-    return {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(('untrained_', 'pixel_'))}
+    return {
+        k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not k.startswith(('untrained_', 'pixel_'))
+    }
 
+# %% ../nbs/71_hub.ipynb #ead4a9ca
 def card_facts(
-    model:Model,  # trained
-    record:dict,  # run.json
-    metrics:dict, # what was measured
-) -> dict[str, str]: # places of the template
+    model: Model,  # trained
+    record: dict,  # run.json
+    metrics: dict,  # what was measured
+) -> dict[str, str]:  # places of the template
     "What the card says, from the record alone."
     cfg, g = model.cfg, model.geometry
-    return dict(space=f"{g.name} geometry, {cfg.embed_dim} dimensions" + (f", curvature -{model.curv.item():.3g}" if g.has_curv else ''),
-        towers=f"The weights here are a head; its frozen towers are `{cfg.backbone}`, found or refused by that hash." if cfg.backbone else 'Both towers are in the weights.',
+    return dict(
+        space=f'{g.name} geometry, {cfg.embed_dim} dimensions'
+        + (f', curvature -{model.curv.item():.3g}' if g.has_curv else ''),
+        towers=f'The weights here are a head; its frozen towers are `{cfg.backbone}`, found or refused by that hash.'
+        if cfg.backbone
+        else 'Both towers are in the weights.',
         training=card_table(training_rows(cfg, record)) if record else 'No run is on record.',
-        results=card_table(result_rows(metrics)) if metrics else 'Nothing was measured.')
+        results=card_table(result_rows(metrics)) if metrics else 'Nothing was measured.',
+    )
 
 # %% ../nbs/71_hub.ipynb #b25e0009
 class Pretrained(ModelHubMixin, library_name='meru'):
     "A trained model: image files and texts in, points out (layout of the Hugging Face hub)."
-    def __init__(self,
-        model:Model, # trained
-        record:dict|None=None, # run.json: on what it was trained, and how
-        metrics:dict|None=None, # what was measured
+
+    def __init__(
+        self,
+        model: Model,  # trained
+        record: dict | None = None,  # run.json: on what it was trained, and how
+        metrics: dict | None = None,  # what was measured
     ):
         self.model, self.record, self.metrics = model.eval(), record or {}, metrics or {}
 
-    geometry = property(lambda self: self.model.geometry, doc="distances, cones and radii")
-    curv = property(lambda self: self.model.curv.detach(), doc="curvature magnitude c > 0")
+    geometry = property(lambda self: self.model.geometry, doc='distances, cones and radii')
+    curv = property(lambda self: self.model.curv.detach(), doc='curvature magnitude c > 0')
+
     @cached_property
-    def senses(self) -> tuple[Model, Callable, int]: # model that takes pixels and ids, tokenizer, side of a picture
+    def senses(self) -> tuple[Model, Callable, int]:  # model that takes pixels and ids, tokenizer, side of a picture
         "The towers, or one sentence about what is missing."
         cfg = self.model.cfg
-        if cfg.text_tower == 'transformer': return self.model, Tokenizer(cfg.vocab_size, cfg.context_length), cfg.image_size
-        if cfg.text_tower == 'backbone': return self.model, load_towers(cfg.backbone).tokenizer, cfg.image_size
+        if cfg.text_tower == 'transformer':
+            return self.model, Tokenizer(cfg.vocab_size, cfg.context_length), cfg.image_size
+        if cfg.text_tower == 'backbone':
+            return self.model, load_towers(cfg.backbone).tokenizer, cfg.image_size
         model, towers = attach_backbone(deepcopy(self.model))
         return model, towers.tokenizer, towers.image_size
 
-    def embed_images(self, files:list[str|Path|bytes]) -> Float[Tensor, "n d"]: # points
+    def embed_images(self, files: list[str | Path | bytes]) -> Float[Tensor, 'n d']:  # points
         (model, _, side), files = self.senses, several(files)
         return encode_images(model, torch.stack([read_picture(o, side) for o in files]), [str(o)[:80] for o in files])
-    def embed_texts(self, texts:list[str]) -> Float[Tensor, "n d"]: # points
+
+    def embed_texts(self, texts: list[str]) -> Float[Tensor, 'n d']:  # points
         model, tokenizer, _ = self.senses
         return encode_texts(model, tokenizer, several(texts))
-    def in_cones(self, texts:Float[Tensor, "t d"], images:Float[Tensor, "i d"]) -> Bool[Tensor, "t i"]:
+
+    def in_cones(self, texts: Float[Tensor, 't d'], images: Float[Tensor, 'i d']) -> Bool[Tensor, 't i']:
         aperture = self.geometry.half_aperture(texts, self.curv, self.model.cfg.min_radius)
         return self.geometry.exterior_angle(texts[:, None], images, self.curv) < aperture[:, None]
 
-    def _save_pretrained(self, save_directory:Path):
+    def _save_pretrained(self, save_directory: Path):
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        write_atomic(save_directory/'model.safetensors', lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt')))
+        write_atomic(
+            save_directory / 'model.safetensors', lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt'))
+        )
         for name, held in dict(config=asdict(self.model.cfg), run=self.record, metrics=self.metrics).items():
-            if held: write_json(save_directory/f'{name}.json', held)
+            if held:
+                write_json(save_directory / f'{name}.json', held)
+
     @classmethod
-    def _from_pretrained(cls, *, model_id:str, revision:str|None=None, **_): return cls(*read_folder(find_folder(model_id, revision)))
-    def generate_model_card(self, name:str='meru', licence:str='other', note:str='Not stated.') -> ModelCard:
-        about = ModelCardData(library_name='meru', license=licence, pipeline_tag='zero-shot-image-classification', tags=['image-text', self.geometry.name, *['hyperbolic']*self.geometry.has_curv])
-        return ModelCard.from_template(about, template_str=template, name=name, note=note, **card_facts(self.model, self.record, self.metrics))
+    def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_):
+        return cls(*read_folder(find_folder(model_id, revision)))
+
+    def generate_model_card(self, name: str = 'meru', licence: str = 'other', note: str = 'Not stated.') -> ModelCard:
+        about = ModelCardData(
+            library_name='meru',
+            license=licence,
+            pipeline_tag='zero-shot-image-classification',
+            tags=['image-text', self.geometry.name, *['hyperbolic'] * self.geometry.has_curv],
+        )
+        return ModelCard.from_template(
+            about, template_str=template, name=name, note=note, **card_facts(self.model, self.record, self.metrics)
+        )
 
 # %% ../nbs/71_hub.ipynb #b25e000a
 def several(
-    given:list|str|Path|bytes, # one thing or more
-) -> list: # never empty
+    given: list | str | Path | bytes,  # one thing or more
+) -> list:  # never empty
     "A list, also of one thing."
     found = [given] if isinstance(given, (str, Path, bytes)) else list(given)
-    if not found: raise ValueError("there is nothing to embed: the list is empty")
+    if not found:
+        raise ValueError('there is nothing to embed: the list is empty')
     return found
 
+# %% ../nbs/71_hub.ipynb #99c6b9e7
 def read_picture(
-    file:str|Path|bytes, # an image file, or its bytes
-    side:int,            # of the result, pixels
-) -> Tensor: # UInt8[3 side side]
+    file: str | Path | bytes,  # an image file, or its bytes
+    side: int,  # of the result, pixels
+) -> Tensor:  # UInt8[3 side side]
     "Decode and resize; an error names the file."
-    try: return resize_image(decode_image(file if isinstance(file, bytes) else Path(file).read_bytes()), side)
-    except ImageError as e: raise ImageError(e.reason, e.detail if isinstance(file, bytes) else f'{file}: {e.detail}') from None
+    try:
+        return resize_image(decode_image(file if isinstance(file, bytes) else Path(file).read_bytes()), side)
+    except ImageError as e:
+        raise ImageError(e.reason, e.detail if isinstance(file, bytes) else f'{file}: {e.detail}') from None
 
 # %% ../nbs/71_hub.ipynb #b25e000c
-no_model = "give a folder that save_pretrained or nbs/train.ipynb wrote, or connect once and name the revision"
+no_model = 'give a folder that save_pretrained or nbs/train.ipynb wrote, or connect once and name the revision'
+
 
 def find_folder(
-    name:str|Path,          # a folder, or org/name or org/name@revision of the hub
-    revision:str|None=None, # commit or tag; None: the newest
-) -> Path: # a folder on this machine
+    name: str | Path,  # a folder, or org/name or org/name@revision of the hub
+    revision: str | None = None,  # commit or tag; None: the newest
+) -> Path:  # a folder on this machine
     "A model's folder; what the hub has is fetched once."
-    for folder in (Path(name), root()/name):
-        if folder.is_dir(): return folder.resolve()
+    for folder in (Path(name), root() / name):
+        if folder.is_dir():
+            return folder.resolve()
     repo, _, pinned = str(name).partition('@')
-    if repo.count('/') != 1: raise FileNotFoundError(f"there is no folder {name}, and a model of the hub is called org/name: {no_model}")
+    if repo.count('/') != 1:
+        raise FileNotFoundError(f'there is no folder {name}, and a model of the hub is called org/name: {no_model}')
     return from_hub(repo, ['*.json', 'model.safetensors', 'README.md'], revision or pinned or None, no_model)
 
+# %% ../nbs/71_hub.ipynb #7f014220
 def read_json(
-    path:Path, # may be missing
+    path: Path,  # may be missing
 ) -> dict:
     "What a JSON file holds; empty if it is not there."
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
+# %% ../nbs/71_hub.ipynb #9b5b244e
 def read_folder(
-    folder:Path, # of a saved model
-) -> tuple[Model, dict, dict]: # model, record, metrics
+    folder: Path,  # of a saved model
+) -> tuple[Model, dict, dict]:  # model, record, metrics
     "The three parts of a saved model; every tensor must find its place."
-    model, path = build_model(load_config(folder)), folder/'model.safetensors'
-    try: load_tensors(path, model, load_file(path))
-    except SafetensorError as e: raise ValueError(f"{path} is damaged ({e}): fetch or save it again") from None
-    return model, read_json(folder/'run.json'), read_json(folder/'metrics.json')
+    model, path = build_model(load_config(folder)), folder / 'model.safetensors'
+    try:
+        load_tensors(path, model, load_file(path))
+    except SafetensorError as e:
+        raise ValueError(f'{path} is damaged ({e}): fetch or save it again') from None
+    return model, read_json(folder / 'run.json'), read_json(folder / 'metrics.json')
 
 # %% ../nbs/71_hub.ipynb #b25e000d
 def measured_of(
-    path:Path, # a checkpoint in a run's folder
-) -> dict: # metrics
+    path: Path,  # a checkpoint in a run's folder
+) -> dict:  # metrics
     "What was measured of just these weights; numbers of others, or of unknown ones, are left out and named."
     kept, sha256 = {}, file_sha256(path)
     for file in sorted(path.parent.glob('metrics*.json')):
         found = read_json(file)
-        if found.get('checkpoint_sha256') == sha256: kept |= found
-        else: print(f"Left out: {file.name} does not say that it measured this {path.name}; nbs/evaluate.ipynb measures it.")
+        if found.get('checkpoint_sha256') == sha256:
+            kept |= found
+        else:
+            print(
+                f'Left out: {file.name} does not say that it measured this {path.name}; nbs/evaluate.ipynb measures it.'
+            )
     return kept
 
+# %% ../nbs/71_hub.ipynb #2f6a9b3e
 def from_run(
-    folder:str|Path,       # a run's folder
-    checkpoint:str='last', # 'last' or 'best'
+    folder: str | Path,  # a run's folder
+    checkpoint: str = 'last',  # 'last' or 'best'
 ) -> Pretrained:
     "The model of a run with all that was measured of it."
-    model, folder = load_run(folder, checkpoint), root()/folder
-    return Pretrained(model, read_json(folder/'run.json'), measured_of(folder/f'{checkpoint}.safetensors'))
+    model, folder = load_run(folder, checkpoint), root() / folder
+    return Pretrained(model, read_json(folder / 'run.json'), measured_of(folder / f'{checkpoint}.safetensors'))
 
+# %% ../nbs/71_hub.ipynb #2e157f00
 def from_pretrained(
-    name:str|Path,          # a saved model's folder, a run's, or org/name of the hub
-    revision:str|None=None, # commit or tag on the hub; None: the newest
+    name: str | Path,  # a saved model's folder, a run's, or org/name of the hub
+    revision: str | None = None,  # commit or tag on the hub; None: the newest
 ) -> Pretrained:
     "A trained model from this disk or the hub, in evaluation mode on the CPU."
     folder = find_folder(name, revision)
-    return Pretrained.from_pretrained(str(folder)) if (folder/'model.safetensors').exists() else from_run(folder)
+    return Pretrained.from_pretrained(str(folder)) if (folder / 'model.safetensors').exists() else from_run(folder)
 
 # %% ../nbs/71_hub.ipynb #b25e0016
 @dataclass(frozen=True)
 class PublishConfig:
     "What `nbs/publish.ipynb` takes."
-    run:str = ''             # folder of a finished run, from the project's root
-    out:str = ''             # folder of the saved model; its card is written anew
-    checkpoint:str = 'last'  # 'last' or 'best'
-    licence:str = 'other'    # of the weights, as the hub names it, such as apache-2.0
-    note:str = 'Not stated.' # licences of the training data, what the model is for and what not
 
-    def __post_init__(self): check_ranges(self, run=bool(self.run), out=bool(self.out), checkpoint=self.checkpoint in ('last', 'best'))
+    run: str = ''  # folder of a finished run, from the project's root
+    out: str = ''  # folder of the saved model; its card is written anew
+    checkpoint: str = 'last'  # 'last' or 'best'
+    licence: str = 'other'  # of the weights, as the hub names it, such as apache-2.0
+    note: str = 'Not stated.'  # licences of the training data, what the model is for and what not
 
+    def __post_init__(self):
+        check_ranges(self, run=bool(self.run), out=bool(self.out), checkpoint=self.checkpoint in ('last', 'best'))
+
+# %% ../nbs/71_hub.ipynb #5d8ce0a0
 def publish(
-    asked:PublishConfig, # run, place, licence
-) -> Pretrained: # as it was saved
+    asked: PublishConfig,  # run, place, licence
+) -> Pretrained:  # as it was saved
     "Save a run's model with its record and card."
-    folder, model = root()/asked.out, from_run(asked.run, asked.checkpoint)
-    if (theirs := [o for o in ('README.md', 'config.json', 'run.json', 'metrics.json') if (folder/o).exists()]) and not (folder/'model.safetensors').exists(): raise FileExistsError(f"{asked.out} holds other files, and {theirs[0]} would be written over: give another folder with -p out")
+    folder, model = root() / asked.out, from_run(asked.run, asked.checkpoint)
+    if (
+        theirs := [o for o in ('README.md', 'config.json', 'run.json', 'metrics.json') if (folder / o).exists()]
+    ) and not (folder / 'model.safetensors').exists():
+        raise FileExistsError(
+            f'{asked.out} holds other files, and {theirs[0]} would be written over: give another folder with -p out'
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/'README.md').unlink(missing_ok=True)
+    (folder / 'README.md').unlink(missing_ok=True)
     model.save_pretrained(folder, model_card_kwargs=dict(name=asked.out, licence=asked.licence, note=asked.note))
     return from_pretrained(folder)

@@ -17,188 +17,261 @@ from jaxtyping import Float
 from torch import nn, Tensor
 
 # %% ../nbs/02_parallel.ipynb #d1500006
-def world() -> int: # processes of this run
+def world() -> int:  # processes of this run
     "How many share each batch."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-def rank() -> int: # from 0
+# %% ../nbs/02_parallel.ipynb #8fd72674
+def rank() -> int:  # from 0
     "The number of this process."
     return dist.get_rank() if world() > 1 else 0
 
+# %% ../nbs/02_parallel.ipynb #b126d975
 class Lost(BaseException):
     "Another process of the run has gone, or was never there. No `Exception`: torchrun may say so amid a decode, which takes those for a damaged picture."
 
+
 @contextmanager
-def _together(): # what goes wrong between processes, in one sentence
-    try: yield
-    except RuntimeError as e: raise Lost(f'another process of the run has gone ({str(e).strip().splitlines()[0][:200]})') from None
+def _together():  # what goes wrong between processes, in one sentence
+    try:
+        yield
+    except RuntimeError as e:
+        raise Lost(f'another process of the run has gone ({str(e).strip().splitlines()[0][:200]})') from None
 
 # %% ../nbs/02_parallel.ipynb #d1500007
 @contextmanager
 def processes(
-    device:str, # 'cpu', or the GPU kind that each process has one of
+    device: str,  # 'cpu', or the GPU kind that each process has one of
 ) -> Iterator[None]:
     "Meet the processes that torchrun started beside this one; alone, there is nothing to do."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: yield; return
-    where, gpu = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}", int(os.environ.get('LOCAL_RANK', 0))
-    if device.startswith('cuda:'): raise ValueError(f"device = {device!r}, but each of {os.environ['WORLD_SIZE']} processes needs its own: use 'cuda' or 'auto'")
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield
+        return
+    where, gpu = (
+        f'{os.environ.get("MASTER_ADDR")}:{os.environ.get("MASTER_PORT")}',
+        int(os.environ.get('LOCAL_RANK', 0)),
+    )
+    if device.startswith('cuda:'):
+        raise ValueError(
+            f"device = {device!r}, but each of {os.environ['WORLD_SIZE']} processes needs its own: use 'cuda' or 'auto'"
+        )
     if device == 'cuda':
-        if gpu >= torch.cuda.device_count(): raise ValueError(f'process {gpu} of this machine has no GPU: torch sees {torch.cuda.device_count()}; start fewer with --nproc-per-node')
+        if gpu >= torch.cuda.device_count():
+            raise ValueError(
+                f'process {gpu} of this machine has no GPU: torch sees {torch.cuda.device_count()}; start fewer with --nproc-per-node'
+            )
         torch.cuda.set_device(gpu)
-    try: dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=timedelta(minutes=10))
+    try:
+        dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=timedelta(minutes=10))
     except RuntimeError as e:
-        if 'EADDRINUSE' in str(e): raise ValueError(f'port {os.environ.get("MASTER_PORT")} is in use, perhaps by another run: give torchrun another with --master-port, or --standalone') from None
+        if 'EADDRINUSE' in str(e):
+            raise ValueError(
+                f'port {os.environ.get("MASTER_PORT")} is in use, perhaps by another run: give torchrun another with --master-port, or --standalone'
+            ) from None
         raise Lost(f'the processes did not meet at {where} ({str(e).splitlines()[0][:200]})') from None
-    try: yield
-    finally: dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 # %% ../nbs/02_parallel.ipynb #d1500011
 def total(
-    x:Tensor,      # of the same shape in every process
-    op:str='SUM',  # or 'MAX'
-) -> Tensor:       # the same bits in every process
+    x: Tensor,  # of the same shape in every process
+    op: str = 'SUM',  # or 'MAX'
+) -> Tensor:  # the same bits in every process
     "`x`, summed over the processes."
-    if world() == 1: return x
+    if world() == 1:
+        return x
     x = x.clone()
-    with _together(): dist.all_reduce(x, getattr(dist.ReduceOp, op))
+    with _together():
+        dist.all_reduce(x, getattr(dist.ReduceOp, op))
     return x
 
+# %% ../nbs/02_parallel.ipynb #c1530d3f
 def gather_objects(
-    value, # anything that can be pickled
-) -> list: # one of each process
+    value,  # anything that can be pickled
+) -> list:  # one of each process
     "What every process says."
-    if world() == 1: return [value]
-    said = [None]*world()
-    with _together(): dist.all_gather_object(said, value)
+    if world() == 1:
+        return [value]
+    said = [None] * world()
+    with _together():
+        dist.all_gather_object(said, value)
     return said
 
+# %% ../nbs/02_parallel.ipynb #8af6457f
 def row_counts(
-    x:Tensor, # this process's rows
-) -> list[int]: # of each process
+    x: Tensor,  # this process's rows
+) -> list[int]:  # of each process
     "How many rows each process holds; none may be idle."
     counts = x.new_zeros(world(), dtype=torch.int64)
     counts[rank()] = len(x)
     counts = total(counts).tolist()
-    if 0 in counts: raise ValueError(f'process {counts.index(0)} of {world()} has no pair: start fewer processes, or take a larger batch')
+    if 0 in counts:
+        raise ValueError(
+            f'process {counts.index(0)} of {world()} has no pair: start fewer processes, or take a larger batch'
+        )
     return counts
 
 # %% ../nbs/02_parallel.ipynb #d1500012
 def first_row(
-    counts:list[int], # rows of each process
-) -> int: # number of this process's first row among all
+    counts: list[int],  # rows of each process
+) -> int:  # number of this process's first row among all
     "Where this process begins."
-    return sum(counts[:rank()])
+    return sum(counts[: rank()])
 
+# %% ../nbs/02_parallel.ipynb #ff7bf346
 def gather_rows(
-    x:Tensor, # this process's rows
-    counts:list[int]|None=None, # rows of each process; None: ask them
-) -> Tensor: # all rows, in the order of the processes
+    x: Tensor,  # this process's rows
+    counts: list[int] | None = None,  # rows of each process; None: ask them
+) -> Tensor:  # all rows, in the order of the processes
     "The rows of all processes, without gradient."
-    if world() == 1: return x
+    if world() == 1:
+        return x
     counts = counts or row_counts(x)
     most = max(counts)
     padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]).contiguous()
-    out = x.new_empty(world()*most, *x.shape[1:])
-    with _together(): dist.all_gather_into_tensor(out, padded)
+    out = x.new_empty(world() * most, *x.shape[1:])
+    with _together():
+        dist.all_gather_into_tensor(out, padded)
     return out if min(counts) == most else torch.cat([o[:n] for o, n in zip(out.split(most), counts)])
 
+# %% ../nbs/02_parallel.ipynb #2d049b44
 def scatter_sum(
-    x:Tensor, # a row for every row of every process
-    counts:list[int], # rows of each process
-) -> Tensor: # the rows that belong to this process
+    x: Tensor,  # a row for every row of every process
+    counts: list[int],  # rows of each process
+) -> Tensor:  # the rows that belong to this process
     "Add up what the processes have for each row, and keep one's own: the gradient of gathering."
-    if world() == 1: return x
+    if world() == 1:
+        return x
     most = max(counts)
-    if min(counts) < most: x = torch.cat([torch.cat([o, o.new_zeros(most - len(o), *o.shape[1:])]) for o in x.split(counts)])
+    if min(counts) < most:
+        x = torch.cat([torch.cat([o, o.new_zeros(most - len(o), *o.shape[1:])]) for o in x.split(counts)])
     out = x.new_empty(most, *x.shape[1:])
-    with _together(): dist.reduce_scatter_tensor(out, x.contiguous())
-    return out[:counts[rank()]]
+    with _together():
+        dist.reduce_scatter_tensor(out, x.contiguous())
+    return out[: counts[rank()]]
 
 # %% ../nbs/02_parallel.ipynb #d1500022
 class _Share(torch.autograd.Function):
     "A sum over the processes; backwards, each gets the gradient of its own term."
+
     @staticmethod
-    def forward(ctx, x): return total(x)
+    def forward(ctx, x):
+        return total(x)
+
     @staticmethod
-    def backward(ctx, grad): return grad
+    def backward(ctx, grad):
+        return grad
+
 
 def mean_of_all(
-    mean:Float[Tensor, ""], # over this process's pairs
-    n:int, # how many they are
-) -> Float[Tensor, ""]: # over all pairs, the same in every process
+    mean: Float[Tensor, ''],  # over this process's pairs
+    n: int,  # how many they are
+) -> Float[Tensor, '']:  # over all pairs, the same in every process
     "A mean over the pairs of all processes."
-    if world() == 1: return mean
-    return _Share.apply(mean*(n/total(torch.tensor(float(n), device=mean.device)).item()))
+    if world() == 1:
+        return mean
+    return _Share.apply(mean * (n / total(torch.tensor(float(n), device=mean.device)).item()))
 
 # %% ../nbs/02_parallel.ipynb #d1500031
 def sum_gradients(
-    model:nn.Module,      # its gradients become the sums over the processes
-    bucket:int=2**25,     # numbers that travel at a time
+    model: nn.Module,  # its gradients become the sums over the processes
+    bucket: int = 2**25,  # numbers that travel at a time
 ):
     "Add up the processes' gradients."
-    if world() == 1: return
+    if world() == 1:
+        return
     grads, room = [[]], bucket
     for g in (p.grad for p in model.parameters() if p.grad is not None):
-        if g.numel() > room and grads[-1]: grads.append([]); room = bucket
-        grads[-1].append(g); room -= g.numel()
+        if g.numel() > room and grads[-1]:
+            grads.append([])
+            room = bucket
+        grads[-1].append(g)
+        room -= g.numel()
     for some in grads:
-        if not some: continue
+        if not some:
+            continue
         flat = total(torch.cat([g.flatten() for g in some]))
-        for g, o in zip(some, flat.split([g.numel() for g in some])): g.copy_(o.view_as(g))
+        for g, o in zip(some, flat.split([g.numel() for g in some])):
+            g.copy_(o.view_as(g))
 
 # %% ../nbs/02_parallel.ipynb #d1500034
 class _Total(torch.autograd.Function):
     "A sum over the processes, and back."
+
     @staticmethod
-    def forward(ctx, x): return total(x)
+    def forward(ctx, x):
+        return total(x)
+
     @staticmethod
-    def backward(ctx, grad): return total(grad)
+    def backward(ctx, grad):
+        return total(grad)
+
 
 class SpreadNorm(nn.modules.batchnorm._BatchNorm):
     "Batch normalisation (Ioffe & Szegedy 2015) over the pairs of all processes."
-    def _check_input_dim(self, x): pass
 
-    def forward(self, x:Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
-        if world() == 1 or not self.training and self.running_mean is not None: return super().forward(x)
+    def _check_input_dim(self, x):
+        pass
+
+    def forward(self, x: Float[Tensor, 'n c ...']) -> Float[Tensor, 'n c ...']:
+        if world() == 1 or not self.training and self.running_mean is not None:
+            return super().forward(x)
         over = [i for i in range(x.ndim) if i != 1]
-        def each(v): return v.view(-1, *[1]*(x.ndim - 2)) # a number a channel, against x
-        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-        n = total(x.new_tensor(x.numel()//x.shape[1]))
-        mean = _Total.apply(x.sum(over))/n
-        var = _Total.apply((x - each(mean)).square().sum(over))/n
-        if self.running_mean is not None: self.track(mean.detach(), (var*(n/(n - 1).clamp_min(1))).detach())
-        scale = (var + self.eps).rsqrt()
-        if self.weight is None: return ((x - each(mean))*each(scale)).to(kind)
-        return ((x - each(mean))*each(scale*self.weight) + each(self.bias)).to(kind)
 
-    def track(self, mean:Float[Tensor, "c"], var:Float[Tensor, "c"]):
+        def each(v):
+            return v.view(-1, *[1] * (x.ndim - 2))  # a number a channel, against x
+
+        kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        n = total(x.new_tensor(x.numel() // x.shape[1]))
+        mean = _Total.apply(x.sum(over)) / n
+        var = _Total.apply((x - each(mean)).square().sum(over)) / n
+        if self.running_mean is not None:
+            self.track(mean.detach(), (var * (n / (n - 1).clamp_min(1))).detach())
+        scale = (var + self.eps).rsqrt()
+        if self.weight is None:
+            return ((x - each(mean)) * each(scale)).to(kind)
+        return ((x - each(mean)) * each(scale * self.weight) + each(self.bias)).to(kind)
+
+    def track(self, mean: Float[Tensor, 'c'], var: Float[Tensor, 'c']):
         "Move the running statistics; without a momentum they are the mean of all batches."
         self.num_batches_tracked += 1
-        share = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
 
+# %% ../nbs/02_parallel.ipynb #d13e5558
 def spread_norms(
-    model:nn.Module, # changed in place, but not its state
+    model: nn.Module,  # changed in place, but not its state
 ):
     "Let every batch norm see all processes."
     for o in model.modules():
-        if isinstance(o, nn.modules.batchnorm._BatchNorm): o.__class__ = SpreadNorm
+        if isinstance(o, nn.modules.batchnorm._BatchNorm):
+            o.__class__ = SpreadNorm
 
 # %% ../nbs/02_parallel.ipynb #d1500037
 def agree(
-    **seen, # name to what this process sees
+    **seen,  # name to what this process sees
 ):
     "Stop all processes where one of them sees something else."
-    flat = {k: v for name, o in seen.items() for k, v in ({f'{name}.{k}': v for k, v in o.items()} if isinstance(o, dict) else {name: o}).items()}
+    flat = {
+        k: v
+        for name, o in seen.items()
+        for k, v in ({f'{name}.{k}': v for k, v in o.items()} if isinstance(o, dict) else {name: o}).items()
+    }
     first, *others = gather_objects(flat)
     for r, other in enumerate(others, 1):
         odd = [k for k in other if other[k] != first[k]]
-        if odd: raise ValueError(f"process {r} of {world()} has {', '.join(f'{k} = {other[k]}' for k in odd)}, but process 0 has {', '.join(f'{first[k]}' for k in odd)}: all must run the same code on the same folders")
+        if odd:
+            raise ValueError(
+                f'process {r} of {world()} has {", ".join(f"{k} = {other[k]}" for k in odd)}, but process 0 has {", ".join(f"{first[k]}" for k in odd)}: all must run the same code on the same folders'
+            )
 
+# %% ../nbs/02_parallel.ipynb #92078c11
 def checksum(
-    model:nn.Module, # its parameters and buffers
-) -> int: # differs where a bit differs, but for rare chance
+    model: nn.Module,  # its parameters and buffers
+) -> int:  # differs where a bit differs, but for rare chance
     "A sum over the bits of a model's state."
     ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return sum(int(o.detach().view(ints[o.element_size()]).sum(dtype=torch.int64)) for o in model.state_dict().values())

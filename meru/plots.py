@@ -28,7 +28,10 @@ from typing import NamedTuple
 from .geometry import Geometry, get_geometry, lorentz_to_poincare, poincare_to_lorentz, unit
 
 # %% ../nbs/01_plots.ipynb #39fe41c4
-palette = dict(blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#4D4D4D')
+palette = dict(
+    blue='#0072B2', orange='#E69F00', green='#009E73', purple='#CC79A7', red='#D55E00', sky='#56B4E9', grey='#4D4D4D'
+)
+
 
 def _small_png(fig):
     "The figure as a PNG of 128 colours."
@@ -37,319 +40,420 @@ def _small_png(fig):
     Image.open(full).convert('RGB').quantize(128, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
     return small.getvalue()
 
+
 def style(
-    dpi:int=80, # of figures shown in a notebook
+    dpi: int = 80,  # of figures shown in a notebook
 ):
     "Set matplotlib's defaults for this project, and small figures where there is a notebook."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell:
-        plt.close(plt.figure()) # starts the backend, which would register its own form of PNG later
+        plt.close(plt.figure())  # starts the backend, which would register its own form of PNG later
         shell.display_formatter.formatters['image/png'].for_type(Figure, _small_png)
-    plt.rcParams.update({
-        'figure.dpi': dpi, 'savefig.dpi': 2*dpi, 'figure.figsize': (6, 3.2), 'figure.constrained_layout.use': True,
-        'axes.prop_cycle': plt.cycler(color=list(palette.values())), 'axes.grid': True, 'grid.color': '#E8E8E8',
-        'axes.axisbelow': True, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#9A9A9A',
-        'axes.titlesize': 11, 'axes.titlelocation': 'left', 'axes.labelcolor': '#404040', 'font.size': 10,
-        'xtick.color': '#606060', 'ytick.color': '#606060', 'legend.frameon': False, 'lines.linewidth': 1.8})
+    plt.rcParams.update(
+        {
+            'figure.dpi': dpi,
+            'savefig.dpi': 2 * dpi,
+            'figure.figsize': (6, 3.2),
+            'figure.constrained_layout.use': True,
+            'axes.prop_cycle': plt.cycler(color=list(palette.values())),
+            'axes.grid': True,
+            'grid.color': '#E8E8E8',
+            'axes.axisbelow': True,
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'axes.edgecolor': '#9A9A9A',
+            'axes.titlesize': 11,
+            'axes.titlelocation': 'left',
+            'axes.labelcolor': '#404040',
+            'font.size': 10,
+            'xtick.color': '#606060',
+            'ytick.color': '#606060',
+            'legend.frameon': False,
+            'lines.linewidth': 1.8,
+        }
+    )
 
-def _axes(ax, size=(6, 3.2)): return plt.subplots(figsize=size)[1] if ax is None else ax
+
+def _axes(ax, size=(6, 3.2)):
+    return plt.subplots(figsize=size)[1] if ax is None else ax
 
 # %% ../nbs/01_plots.ipynb #74bdc4c9
 def disk(
-    ax:Axes|None=None,
-    rings:int=4, # geodesic radii 1 … rings, in units of 1/√c
-    size:float=6, # inches, for a new figure
-    scale:float=1, # drawn lengths over true ones, for the rings' numbers
+    ax: Axes | None = None,
+    rings: int = 4,  # geodesic radii 1 … rings, in units of 1/√c
+    size: float = 6,  # inches, for a new figure
+    scale: float = 1,  # drawn lengths over true ones, for the rings' numbers
 ) -> Axes:
     "The rim of the Poincaré disk of curvature −1, its root, and rings of equal geodesic spacing."
     ax = _axes(ax, (size, size))
     ax.add_patch(plt.Circle((0, 0), 1, fc='white', ec='#606060', lw=1.2, zorder=0))
     for r in range(1, rings + 1):
-        edge = math.tanh(r/2)
-        ax.add_patch(plt.Circle((0, 0), edge, fc='none', ec='#DADADA', lw=.8, zorder=.5))
-        ax.text(0, -edge, f"{r/scale:.2g}", color='#A0A0A0', size=7, ha='center', va='center', zorder=.6, bbox=dict(fc='white', ec='none', pad=.6))
-    ax.plot(0, 0, '+', color='#909090', ms=7, zorder=.7)
+        edge = math.tanh(r / 2)
+        ax.add_patch(plt.Circle((0, 0), edge, fc='none', ec='#DADADA', lw=0.8, zorder=0.5))
+        ax.text(
+            0,
+            -edge,
+            f'{r / scale:.2g}',
+            color='#A0A0A0',
+            size=7,
+            ha='center',
+            va='center',
+            zorder=0.6,
+            bbox=dict(fc='white', ec='none', pad=0.6),
+        )
+    ax.plot(0, 0, '+', color='#909090', ms=7, zorder=0.7)
     ax.set(xlim=(-1.03, 1.03), ylim=(-1.03, 1.03), aspect='equal')
     ax.axis('off')
     return ax
 
 # %% ../nbs/01_plots.ipynb #9ed001b0
 def geodesic(
-    p:Float[Tensor, "*b 2"], # points of the unit disk, curvature −1
-    q:Float[Tensor, "*b 2"],
-    n:int=48,                # samples, ends included
-) -> Float[Tensor, "*b n 2"]:
+    p: Float[Tensor, '*b 2'],  # points of the unit disk, curvature −1
+    q: Float[Tensor, '*b 2'],
+    n: int = 48,  # samples, ends included
+) -> Float[Tensor, '*b n 2']:
     "Points of the unit disk at equal steps along the geodesic from `p` to `q`."
-    one = torch.tensor(1., dtype=torch.float64)
+    one = torch.tensor(1.0, dtype=torch.float64)
     p, q = torch.broadcast_tensors(torch.as_tensor(p).double(), torch.as_tensor(q).double())
     t = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
     return get_geometry('poincare').between(p[..., None, :], q[..., None, :], t, one)
 
+# %% ../nbs/01_plots.ipynb #516a06ba
 def geodesics(
-    p:Float[Tensor, "n 2"], # points of the unit disk
-    q:Float[Tensor, "n 2"],
-    ax:Axes|None=None,
-    **line,                 # LineCollection settings
+    p: Float[Tensor, 'n 2'],  # points of the unit disk
+    q: Float[Tensor, 'n 2'],
+    ax: Axes | None = None,
+    **line,  # LineCollection settings
 ) -> Axes:
     "Draw the geodesic from each `p` to its `q`."
     ax = disk() if ax is None else ax
-    ax.add_collection(LineCollection(geodesic(p, q).numpy(), **{'color': palette['grey'], 'lw': 1, 'zorder': 1, **line}))
+    ax.add_collection(
+        LineCollection(geodesic(p, q).numpy(), **{'color': palette['grey'], 'lw': 1, 'zorder': 1, **line})
+    )
     return ax
 
 # %% ../nbs/01_plots.ipynb #4a195f3b
 def cone_edge(
-    apex:Float[Tensor, "2"], # point of the unit disk, not the root
-    min_radius:float=0.1,    # cone constant K
-    n:int=96,                # samples on each ray
-) -> Float[Tensor, "m 2"]:
+    apex: Float[Tensor, '2'],  # point of the unit disk, not the root
+    min_radius: float = 0.1,  # cone constant K
+    n: int = 96,  # samples on each ray
+) -> Float[Tensor, 'm 2']:
     "Closed outline of the cone at `apex`, anticlockwise: one ray outwards, the rim, the other ray back."
-    one = torch.tensor(1., dtype=torch.float64)
+    one = torch.tensor(1.0, dtype=torch.float64)
     apex = torch.as_tensor(apex).double()
     x = poincare_to_lorentz(apex, one)
-    if not x.any(): raise ValueError("The root has no cone of its own to draw: it entails every point.")
+    if not x.any():
+        raise ValueError('The root has no cone of its own to draw: it entails every point.')
     ray, t = unit(x), torch.linspace(0, 14, n, dtype=torch.float64)[:, None]
     side, a = torch.stack([-ray[1], ray[0]]), get_geometry('poincare').half_aperture(apex, one, min_radius)
-    def edge(turn): return lorentz_to_poincare(t.cosh()*x + t.sinh()*(turn.cos()*(1 + x@x).sqrt()*ray + turn.sin()*side), one)
+
+    def edge(turn):
+        return lorentz_to_poincare(
+            t.cosh() * x + t.sinh() * (turn.cos() * (1 + x @ x).sqrt() * ray + turn.sin() * side), one
+        )
+
     right, left = edge(-a), edge(a)
     # the rim between the two far ends, measured from the ray through the apex
-    ends = [math.atan2(float(e[-1]@side), float(e[-1]@ray)) for e in (right, left)]
+    ends = [math.atan2(float(e[-1] @ side), float(e[-1] @ ray)) for e in (right, left)]
     phi = torch.linspace(*ends, 64, dtype=torch.float64)[:, None]
-    return torch.cat([right, phi.cos()*ray + phi.sin()*side, left.flip(0)])
+    return torch.cat([right, phi.cos() * ray + phi.sin() * side, left.flip(0)])
 
+# %% ../nbs/01_plots.ipynb #b1eaad2d
 def cone(
-    apex:Float[Tensor, "2"], # point of the unit disk
-    ax:Axes|None=None,
-    min_radius:float=0.1,    # cone constant K
-    color:str=palette['blue'],
+    apex: Float[Tensor, '2'],  # point of the unit disk
+    ax: Axes | None = None,
+    min_radius: float = 0.1,  # cone constant K
+    color: str = palette['blue'],
 ) -> Axes:
     "Shade the entailment cone at `apex`."
     outline = cone_edge(apex, min_radius).T.numpy()
     ax = disk() if ax is None else ax
-    ax.fill(*outline, fc=color, alpha=.16, lw=0, zorder=.8)
-    ax.plot(*outline, color=color, lw=1.2, zorder=.9)
+    ax.fill(*outline, fc=color, alpha=0.16, lw=0, zorder=0.8)
+    ax.plot(*outline, color=color, lw=1.2, zorder=0.9)
     ax.plot(*torch.as_tensor(apex).tolist(), 'o', color=color, ms=5)
     return ax
 
 # %% ../nbs/01_plots.ipynb #2325c00d
 class OnDisk(NamedTuple):
     "Points of the unit disk with what the projection cost."
-    xy:Float[Tensor, "n 2"]   # points of the unit disk; their radii are true
-    axes:Float[Tensor, "d 2"] # the two directions, to put further points on the same disk
-    kept:float                # share of the tangent vectors' squared length along them
-    stretch:float             # median relative error of a distance read off the disk
-    scale:float|None=None     # drawn lengths over true ones, where directions were fitted to distances; None: they are the two main ones
+
+    xy: Float[Tensor, 'n 2']  # points of the unit disk; their radii are true
+    axes: Float[Tensor, 'd 2']  # the two directions, to put further points on the same disk
+    kept: float  # share of the tangent vectors' squared length along them
+    stretch: float  # median relative error of a distance read off the disk
+    scale: float | None = (
+        None  # drawn lengths over true ones, where directions were fitted to distances; None: they are the two main ones
+    )
 
     @property
     def note(self):
-        how = f'tangent PCA: two directions keep {self.kept:.0%}' if self.scale is None else f'radial MDS, drawn {self.scale:.1f} times as large'
+        how = (
+            f'tangent PCA: two directions keep {self.kept:.0%}'
+            if self.scale is None
+            else f'radial MDS, drawn {self.scale:.1f} times as large'
+        )
         return f'{how}; distances off by {self.stretch:.0%} (median)'
 
+# %% ../nbs/01_plots.ipynb #52ba3fab
 def principal_axes(
-    v:Float[Tensor, "n d"], # tangent vectors at the root
-) -> Float[Tensor, "d 2"]:
+    v: Float[Tensor, 'n d'],  # tangent vectors at the root
+) -> Float[Tensor, 'd 2']:
     "The two directions through the root that keep most of `v`; the identity in two dimensions."
-    if v.shape[1] == 2: return torch.eye(2, dtype=v.dtype)
-    axes = torch.linalg.eigh(v.T@v)[1][:, [-1, -2]]
+    if v.shape[1] == 2:
+        return torch.eye(2, dtype=v.dtype)
+    axes = torch.linalg.eigh(v.T @ v)[1][:, [-1, -2]]
     # signs are free: the largest component points up
-    return axes*axes.gather(0, axes.abs().argmax(0)[None]).sign()
+    return axes * axes.gather(0, axes.abs().argmax(0)[None]).sign()
 
+# %% ../nbs/01_plots.ipynb #469afa1f
 def to_disk(
-    x:Float[Tensor, "n d"], # points of `geometry`
-    geometry:Geometry,
-    curv:Float[Tensor, ""],
-    axes:Float[Tensor, "d 2"]|None=None, # from an earlier call, to share its disk
+    x: Float[Tensor, 'n d'],  # points of `geometry`
+    geometry: Geometry,
+    curv: Float[Tensor, ''],
+    axes: Float[Tensor, 'd 2'] | None = None,  # from an earlier call, to share its disk
 ) -> OnDisk:
     "Place points on the unit disk by two directions of the tangent space, at their true radius."
     x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
     v = geometry.log_map0(x, curv)
     axes = principal_axes(v) if axes is None else axes
-    flat, r = v@axes, geometry.radius(x, curv)[:, None]
+    flat, r = v @ axes, geometry.radius(x, curv)[:, None]
     scale = curv.sqrt() if geometry.has_curv else 1
     i, j = torch.randint(len(x), (2, 4000), generator=torch.Generator().manual_seed(0))
     i, j = i[i != j], j[i != j]
-    y = geometry.exp_map0(unit(flat)*r, curv)
-    stretch = (geometry.dist(y[i], y[j], curv)/geometry.dist(x[i], x[j], curv) - 1).abs().nanmedian()
-    return OnDisk(unit(flat)*torch.tanh(scale*r/2), axes, float(flat.square().sum()/v.square().sum()), float(stretch))
+    y = geometry.exp_map0(unit(flat) * r, curv)
+    stretch = (geometry.dist(y[i], y[j], curv) / geometry.dist(x[i], x[j], curv) - 1).abs().nanmedian()
+    return OnDisk(
+        unit(flat) * torch.tanh(scale * r / 2), axes, float(flat.square().sum() / v.square().sum()), float(stretch)
+    )
 
 # %% ../nbs/01_plots.ipynb #40662e78
 def dots(
-    xy:Float[Tensor, "n 2"], # points of the unit disk
-    kind,                    # a name for each point; one colour, one shape and one legend line for each name
-    ax:Axes|None=None,
-    size:float=14,           # area in points²
+    xy: Float[Tensor, 'n 2'],  # points of the unit disk
+    kind,  # a name for each point; one colour, one shape and one legend line for each name
+    ax: Axes | None = None,
+    size: float = 14,  # area in points²
 ) -> Axes:
     "Scatter points on the disk, colour and shape by kind in order of first appearance."
     ax, kind = disk() if ax is None else ax, np.asarray(kind)
     for colour, marker, k in zip(palette.values(), 'Dos^vPX', dict.fromkeys(kind.tolist())):
-        ax.scatter(*np.asarray(xy)[kind == k].T, s=size, color=colour, marker=marker, label=k, lw=.4, ec='white', zorder=2)
-    ax.legend(loc='upper left', bbox_to_anchor=(-.02, .99), handletextpad=.1, borderpad=0)
+        ax.scatter(
+            *np.asarray(xy)[kind == k].T, s=size, color=colour, marker=marker, label=k, lw=0.4, ec='white', zorder=2
+        )
+    ax.legend(loc='upper left', bbox_to_anchor=(-0.02, 0.99), handletextpad=0.1, borderpad=0)
     return ax
 
 # %% ../nbs/01_plots.ipynb #60b9960a
-_sides = np.array([(dx*far, dy*far) for far in (4, 9, 15) for dx, dy in (
-    (1, 0), (-1, 0), (0, 1), (0, -1), (.7, .7), (-.7, .7), (.7, -.7), (-.7, -.7))])
+_sides = np.array(
+    [
+        (dx * far, dy * far)
+        for far in (4, 9, 15)
+        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
+    ]
+)
+
 
 def _boxes(at, size, scale):
     "Pixel boxes of a text of `size` on every side of the point `at`: x0, y0, x1, y1."
-    low = at + _sides*scale - size*(1 - np.sign(_sides))/2
+    low = at + _sides * scale - size * (1 - np.sign(_sides)) / 2
     return np.concatenate([low, low + size], 1)
+
 
 def _free(box, taken, frame):
     inside = (box[:2] >= frame.min).all() and (box[2:] <= frame.max).all()
     return inside and not ((box[:2] < taken[:, 2:]) & (taken[:, :2] < box[2:])).all(1).any()
 
+
 def labels(
-    xy:Float[Tensor, "n 2"], # data coordinates of the labelled points, most important first
-    texts:list[str],
-    ax:Axes,
-    size:float=8,            # font size, points
-    longest:int=26,          # characters; the rest is cut with …
-    pictures:Float[Tensor, "m 2"]|None=None, # data coordinates of thumbnails, which labels must not cover
-    edge:float=20,           # of those thumbnails, points
-) -> int:                    # how many labels found no place
+    xy: Float[Tensor, 'n 2'],  # data coordinates of the labelled points, most important first
+    texts: list[str],
+    ax: Axes,
+    size: float = 8,  # font size, points
+    longest: int = 26,  # characters; the rest is cut with …
+    pictures: Float[Tensor, 'm 2'] | None = None,  # data coordinates of thumbnails, which labels must not cover
+    edge: float = 20,  # of those thumbnails, points
+) -> int:  # how many labels found no place
     "Write texts beside their points without overlap; say on the figure how many had to be left out."
     ax.figure.draw_without_rendering()
-    scale, frame = ax.figure.dpi/72, ax.get_window_extent()
+    scale, frame = ax.figure.dpi / 72, ax.get_window_extent()
     at, hidden = ax.transData.transform(np.asarray(xy)), 0
     held = ax.transData.transform(np.zeros((0, 2)) if pictures is None else np.asarray(pictures))
-    taken = np.vstack([np.hstack([p - half*scale, p + half*scale]) for p, half in ((at, 2), (held, edge/2))])
+    taken = np.vstack([np.hstack([p - half * scale, p + half * scale]) for p, half in ((at, 2), (held, edge / 2))])
     for place, p, text in zip(np.asarray(xy), at, texts):
-        short = text if len(text) <= longest else text[:longest - 1].rstrip() + '…'
-        drawn = ax.annotate(short, place, (0, 0), textcoords='offset points', size=size, va='bottom', zorder=4,
-                            path_effects=[withStroke(linewidth=2, foreground='white')])
+        short = text if len(text) <= longest else text[: longest - 1].rstrip() + '…'
+        drawn = ax.annotate(
+            short,
+            place,
+            (0, 0),
+            textcoords='offset points',
+            size=size,
+            va='bottom',
+            zorder=4,
+            path_effects=[withStroke(linewidth=2, foreground='white')],
+        )
         extent = drawn.get_window_extent()
         box = next((b for b in _boxes(p, np.array(extent.size), scale) if _free(b, taken, frame)), None)
         if box is None:
             drawn.remove()
             hidden += 1
         else:
-            drawn.set_position((box[:2] - p)/scale)
+            drawn.set_position((box[:2] - p) / scale)
             taken = np.vstack([taken, box])
-    if hidden: ax.text(1, 0, f'{hidden} of {len(texts)} labels hidden', transform=ax.transAxes, ha='right', size=7, color='#808080')
+    if hidden:
+        ax.text(
+            1, 0, f'{hidden} of {len(texts)} labels hidden', transform=ax.transAxes, ha='right', size=7, color='#808080'
+        )
     return hidden
 
 # %% ../nbs/01_plots.ipynb #94c0c6f7
 def polar_dist(
-    r:Float[Tensor, "*b"],     # radii, in units where the curvature is -1, 0 or 1
-    s:Float[Tensor, "*b"],
-    angle:Float[Tensor, "*b"], # between them at the root
-    kappa:int,                 # -1, 0 or 1
-) -> Float[Tensor, "*b"]:
+    r: Float[Tensor, '*b'],  # radii, in units where the curvature is -1, 0 or 1
+    s: Float[Tensor, '*b'],
+    angle: Float[Tensor, '*b'],  # between them at the root
+    kappa: int,  # -1, 0 or 1
+) -> Float[Tensor, '*b']:
     "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
     sn = {-1: torch.sinh, 0: lambda t: t, 1: torch.sin}[kappa]
     inverse = {-1: torch.asinh, 0: lambda t: t, 1: torch.asin}[kappa]
-    half = (sn((r - s)/2)**2 + (sn(r)*sn(s) if kappa else r*s)*torch.sin(angle/2)**2).clamp(1e-24, None if kappa < 1 else 1 - 1e-12)
-    return 2*inverse(half.sqrt())
+    half = (sn((r - s) / 2) ** 2 + (sn(r) * sn(s) if kappa else r * s) * torch.sin(angle / 2) ** 2).clamp(
+        1e-24, None if kappa < 1 else 1 - 1e-12
+    )
+    return 2 * inverse(half.sqrt())
 
+# %% ../nbs/01_plots.ipynb #2c2452d9
 def fit_angles(
-    distances:Float[Tensor, "n n"], # to be matched, in units where the curvature is -1, 0 or 1
-    r:Float[Tensor, "n"],           # radii, in the same unit
-    start:Float[Tensor, "n"],       # angles to begin with
-    kappa:int,                      # -1, 0 or 1
-    steps:int=250,                  # of Adam, a few milliseconds each
-) -> Float[Tensor, "n"]:            # angles
+    distances: Float[Tensor, 'n n'],  # to be matched, in units where the curvature is -1, 0 or 1
+    r: Float[Tensor, 'n'],  # radii, in the same unit
+    start: Float[Tensor, 'n'],  # angles to begin with
+    kappa: int,  # -1, 0 or 1
+    steps: int = 250,  # of Adam, a few milliseconds each
+) -> Float[Tensor, 'n']:  # angles
     "Turn points about the root until their distances are right up to one factor (stress of Sammon 1969)."
     n, gen = len(r), torch.Generator().manual_seed(0)
-    if n < 3: return start
-    i, angle, typical = torch.arange(n).repeat(12), start.clone().requires_grad_(), distances.mean()/10
-    opt = torch.optim.Adam([angle], lr=.1)
+    if n < 3:
+        return start
+    i, angle, typical = torch.arange(n).repeat(12), start.clone().requires_grad_(), distances.mean() / 10
+    opt = torch.optim.Adam([angle], lr=0.1)
     for step in range(steps):
-        opt.param_groups[0]['lr'] = .1*(1 - step/steps)
-        j = (i + torch.randint(1, n, i.shape, generator=gen))%n
+        opt.param_groups[0]['lr'] = 0.1 * (1 - step / steps)
+        j = (i + torch.randint(1, n, i.shape, generator=gen)) % n
         true, drawn = distances[i, j], polar_dist(r[i], r[j], angle[i] - angle[j], kappa)
-        weight = 1/(true + typical)
-        factor = (weight*drawn*true).sum()/(weight*true*true).sum()
-        loss = (weight*(drawn/factor - true)**2).mean()
-        opt.zero_grad(); loss.backward(); opt.step()
+        weight = 1 / (true + typical)
+        factor = (weight * drawn * true).sum() / (weight * true * true).sum()
+        loss = (weight * (drawn / factor - true) ** 2).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return angle.detach()
 
 # %% ../nbs/01_plots.ipynb #e69e4bc3
 def to_disk_by_distance(
-    x:Float[Tensor, "n d"], # points of a hyperbolic `geometry`
-    geometry:Geometry,
-    curv:Float[Tensor, ""],
-    scale:float|None=None,  # draw distances this much larger: a tree wants room; None: the farthest point at 2.9
+    x: Float[Tensor, 'n d'],  # points of a hyperbolic `geometry`
+    geometry: Geometry,
+    curv: Float[Tensor, ''],
+    scale: float | None = None,  # draw distances this much larger: a tree wants room; None: the farthest point at 2.9
 ) -> OnDisk:
     "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
     x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
-    v, far = geometry.log_map0(x, curv), float(geometry.radius(x, curv).max()*curv.sqrt())
-    scale = max(1., 2.9/max(far, 1e-6)) if scale is None else scale
-    unit_scale = curv.sqrt()*scale
+    v, far = geometry.log_map0(x, curv), float(geometry.radius(x, curv).max() * curv.sqrt())
+    scale = max(1.0, 2.9 / max(far, 1e-6)) if scale is None else scale
+    unit_scale = curv.sqrt() * scale
     axes = principal_axes(v - v.mean(0))
-    flat, r, true = v@axes, geometry.radius(x, curv)*unit_scale, -geometry.scores(x, x, curv)*unit_scale
+    flat, r, true = v @ axes, geometry.radius(x, curv) * unit_scale, -geometry.scores(x, x, curv) * unit_scale
     angle = fit_angles(true, r, torch.atan2(flat[:, 1], flat[:, 0]), -1)
     drawn = polar_dist(r[:, None], r, angle[:, None] - angle, -1)
-    ratio = (drawn/true)[~torch.eye(len(x), dtype=bool)]
-    stretch = (ratio/ratio.nanmedian() - 1).abs().nanmedian()
-    return OnDisk(torch.tanh(r/2)[:, None]*torch.stack([angle.cos(), angle.sin()], 1), axes, float(flat.square().sum()/v.square().sum()), float(stretch), scale)
+    ratio = (drawn / true)[~torch.eye(len(x), dtype=bool)]
+    stretch = (ratio / ratio.nanmedian() - 1).abs().nanmedian()
+    return OnDisk(
+        torch.tanh(r / 2)[:, None] * torch.stack([angle.cos(), angle.sin()], 1),
+        axes,
+        float(flat.square().sum() / v.square().sum()),
+        float(stretch),
+        scale,
+    )
 
 # %% ../nbs/01_plots.ipynb #bc52f8ae
 def thumbnails(
-    xy:Float[Tensor, "n 2"],      # points of the unit disk
-    images:UInt8[Tensor, "n 3 h w"],
-    ax:Axes|None=None,
-    size:float=20,                # edge, points
+    xy: Float[Tensor, 'n 2'],  # points of the unit disk
+    images: UInt8[Tensor, 'n 3 h w'],
+    ax: Axes | None = None,
+    size: float = 20,  # edge, points
 ) -> Axes:
     "Put pictures at points of the disk; white counts as clear."
     ax = disk() if ax is None else ax
     for place, image in zip(np.asarray(xy), np.asarray(images)):
         clear = np.where((image >= 250).all(0), 0, 255).astype(np.uint8)
-        picture = OffsetImage(np.concatenate([image, clear[None]]).transpose(1, 2, 0), zoom=size/image.shape[1], dpi_cor=True)
+        picture = OffsetImage(
+            np.concatenate([image, clear[None]]).transpose(1, 2, 0), zoom=size / image.shape[1], dpi_cor=True
+        )
         ax.add_artist(AnnotationBbox(picture, place, frameon=False, pad=0, zorder=3))
     return ax
 
 # %% ../nbs/01_plots.ipynb #4d5c18c4
 def contact_sheet(
-    images:UInt8[Tensor, "n 3 h w"],
-    titles:list[str]|None=None, # one under each picture
-    cols:int=8,
-    ax:Axes|None=None,
-    size:float=.8,              # edge of a picture, inches, for a new figure
+    images: UInt8[Tensor, 'n 3 h w'],
+    titles: list[str] | None = None,  # one under each picture
+    cols: int = 8,
+    ax: Axes | None = None,
+    size: float = 0.8,  # edge of a picture, inches, for a new figure
 ) -> Axes:
     "All pictures side by side, as one image."
     images = np.asarray(images)
     n, _, h, w = images.shape
-    rows, cols, strip = -(-n//cols), min(cols, n), h//4 if titles else h//16
-    sheet = np.full((rows*(h + strip), cols*(w + w//16), 3), 255, np.uint8)
-    ax = _axes(ax, (size*cols, size*rows*(h + strip)/h))
+    rows, cols, strip = -(-n // cols), min(cols, n), h // 4 if titles else h // 16
+    sheet = np.full((rows * (h + strip), cols * (w + w // 16), 3), 255, np.uint8)
+    ax = _axes(ax, (size * cols, size * rows * (h + strip) / h))
     for i, image in enumerate(images):
-        y, x = i//cols*(h + strip), i%cols*(w + w//16)
-        sheet[y:y + h, x:x + w] = image.transpose(1, 2, 0)
-        if titles: ax.text(x + w/2, y + h + strip/2, titles[i] if len(titles[i]) < 15 else titles[i][:13] + '…', size=6.5, ha='center', va='center', color='#505050')
+        y, x = i // cols * (h + strip), i % cols * (w + w // 16)
+        sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+        if titles:
+            ax.text(
+                x + w / 2,
+                y + h + strip / 2,
+                titles[i] if len(titles[i]) < 15 else titles[i][:13] + '…',
+                size=6.5,
+                ha='center',
+                va='center',
+                color='#505050',
+            )
     ax.imshow(sheet)
     ax.axis('off')
     return ax
 
 # %% ../nbs/01_plots.ipynb #00304500
 def radius_histogram(
-    radii:dict[str, Float[Tensor, "n"]], # level to geodesic radii, drawn from the bottom up
-    ax:Axes|None=None,
-    bins:int=48,
+    radii: dict[str, Float[Tensor, 'n']],  # level to geodesic radii, drawn from the bottom up
+    ax: Axes | None = None,
+    bins: int = 48,
 ) -> Axes:
     "A ridge of histograms on one radius axis, each scaled to its own height."
-    ax = _axes(ax, (6, .7*len(radii) + .8))
+    ax = _axes(ax, (6, 0.7 * len(radii) + 0.8))
     values = {k: np.asarray(torch.as_tensor(r).detach().cpu(), dtype=float) for k, r in radii.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
     for i, (colour, r) in enumerate(zip(palette.values(), values.values())):
         height = np.histogram(r, edges)[0]
-        ax.stairs(i + .85*height/max(height.max(), 1), edges, baseline=i, fill=True, color=colour, alpha=.75)
-        ax.plot([np.median(r)]*2, [i, i + .85], color='black', lw=1)
-        ax.text(np.median(r), i + .86, f'{np.median(r):.2f}', size=7, ha='center', va='bottom')
-    ax.set(yticks=np.arange(len(values)) + .3, yticklabels=[f'{k} ({len(r):,})' for k, r in values.items()], xlabel='radius', ylim=(0, len(values) + .1))
+        ax.stairs(i + 0.85 * height / max(height.max(), 1), edges, baseline=i, fill=True, color=colour, alpha=0.75)
+        ax.plot([np.median(r)] * 2, [i, i + 0.85], color='black', lw=1)
+        ax.text(np.median(r), i + 0.86, f'{np.median(r):.2f}', size=7, ha='center', va='bottom')
+    ax.set(
+        yticks=np.arange(len(values)) + 0.3,
+        yticklabels=[f'{k} ({len(r):,})' for k, r in values.items()],
+        xlabel='radius',
+        ylim=(0, len(values) + 0.1),
+    )
     ax.tick_params(axis='y', length=0)
     return ax
 
 # %% ../nbs/01_plots.ipynb #7838d2ce
 def similarity_matrix(
-    scores:Float[Tensor, "b n"], # larger is nearer
-    rows:list[str]|None=None,
-    cols:list[str]|None=None,
-    ax:Axes|None=None,
-    label:str='score',           # of the colour bar
+    scores: Float[Tensor, 'b n'],  # larger is nearer
+    rows: list[str] | None = None,
+    cols: list[str] | None = None,
+    ax: Axes | None = None,
+    label: str = 'score',  # of the colour bar
 ) -> Axes:
     "All pairs as colours, light to dark."
     scores = np.asarray(torch.as_tensor(scores).detach().cpu(), dtype=float)
-    ax = _axes(ax, (.26*scores.shape[1] + 2.6, .26*scores.shape[0] + 1.2))
+    ax = _axes(ax, (0.26 * scores.shape[1] + 2.6, 0.26 * scores.shape[0] + 1.2))
     shown = ax.imshow(scores, cmap='Blues')
     for axis, names in ((ax.yaxis, rows), (ax.xaxis, cols)):
         axis.set_ticks(range(len(names or [])), names or [], size=7)
@@ -357,102 +461,147 @@ def similarity_matrix(
     plt.setp(ax.get_xticklabels(), rotation=40, ha='left', rotation_mode='anchor')
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    ax.figure.colorbar(shown, ax=ax, label=label, shrink=.8, aspect=24).outline.set_visible(False)
+    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8, aspect=24).outline.set_visible(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #c1466e66
 def tree_rows(
-    parents:Int64[Tensor, "n"], # the row above each; -1 for a root
-) -> tuple[Float[Tensor, "n"], Int64[Tensor, "n"]]: # height of each row, its depth
+    parents: Int64[Tensor, 'n'],  # the row above each; -1 for a root
+) -> tuple[Float[Tensor, 'n'], Int64[Tensor, 'n']]:  # height of each row, its depth
     "Leaves at equal steps, depth first; everything else at the middle of its children."
     y, depth, leaves = torch.zeros(len(parents)), torch.zeros(len(parents), dtype=torch.long), 0
+
     def visit(i, d):
         nonlocal leaves
         below, depth[i] = (parents == i).nonzero().flatten().tolist(), d
-        if below: y[i] = sum(visit(j, d + 1) for j in below)/len(below)
-        else: y[i], leaves = leaves, leaves + 1
+        if below:
+            y[i] = sum(visit(j, d + 1) for j in below) / len(below)
+        else:
+            y[i], leaves = leaves, leaves + 1
         return y[i]
-    for i in (parents < 0).nonzero().flatten().tolist(): visit(i, 0)
+
+    for i in (parents < 0).nonzero().flatten().tolist():
+        visit(i, 0)
     return y, depth
 
+# %% ../nbs/01_plots.ipynb #49cd2f06
 def level_tree(
-    parents:Int64[Tensor, "n"], # the row above each; -1 for a root
-    radii:Float[Tensor, "n"],   # geodesic distance from the root
-    texts:list[str],
-    ax:Axes|None=None,
+    parents: Int64[Tensor, 'n'],  # the row above each; -1 for a root
+    radii: Float[Tensor, 'n'],  # geodesic distance from the root
+    texts: list[str],
+    ax: Axes | None = None,
 ) -> Axes:
     "The tree of texts, general to the left, coloured by radius."
     y, depth = tree_rows(parents)
-    ax, inner = _axes(ax, (7, .115*float(y.max()) + 1.3)), parents >= 0
-    ax.add_collection(LineCollection([[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0], color='#D0D0D0', lw=.8, zorder=1))
+    ax, inner = _axes(ax, (7, 0.115 * float(y.max()) + 1.3)), parents >= 0
+    ax.add_collection(
+        LineCollection(
+            [[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0],
+            color='#D0D0D0',
+            lw=0.8,
+            zorder=1,
+        )
+    )
     shown = ax.scatter(depth, y, c=torch.as_tensor(radii).detach().cpu(), cmap='cividis', s=26, zorder=2)
     for x, height, text in zip(depth, y, texts):
-        ax.annotate(text, (x, height), (6, 0), textcoords='offset points', size=6.5, va='center_baseline', path_effects=[withStroke(linewidth=2, foreground='white')])
-    ax.set(xlim=(-.15, int(depth.max()) + .6), ylim=(float(y.max()) + .8, -.8))
+        ax.annotate(
+            text,
+            (x, height),
+            (6, 0),
+            textcoords='offset points',
+            size=6.5,
+            va='center_baseline',
+            path_effects=[withStroke(linewidth=2, foreground='white')],
+        )
+    ax.set(xlim=(-0.15, int(depth.max()) + 0.6), ylim=(float(y.max()) + 0.8, -0.8))
     ax.axis('off')
-    ax.figure.colorbar(shown, ax=ax, label='radius', location='top', shrink=.5, aspect=30).outline.set_visible(False)
+    ax.figure.colorbar(shown, ax=ax, label='radius', location='top', shrink=0.5, aspect=30).outline.set_visible(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #9a2a314f
 def walk_strip(
-    radii:Float[Tensor, "n"],  # where each stop lies on the way, the farthest first
-    captions:list[str],        # met there
-    pictures:UInt8[Tensor, "m 3 h w"]|None=None, # at the first stops
-    ax:Axes|None=None,
+    radii: Float[Tensor, 'n'],  # where each stop lies on the way, the farthest first
+    captions: list[str],  # met there
+    pictures: UInt8[Tensor, 'm 3 h w'] | None = None,  # at the first stops
+    ax: Axes | None = None,
 ) -> Axes:
     "A geodesic from a point to the root, with what was met on it."
     ax, radii = _axes(ax, (7, 1.9)), [float(r) for r in radii]
     ax.plot([0, max(radii)], [0, 0], color=palette['grey'], lw=1.2, zorder=1)
     ax.plot(0, 0, '+', color='black', ms=9)
     ax.annotate('root', (0, 0), (0, 8), textcoords='offset points', ha='center', size=8)
-    ax.plot(radii, [0]*len(radii), 'o', color=palette['red'], ms=5, zorder=2)
+    ax.plot(radii, [0] * len(radii), 'o', color=palette['red'], ms=5, zorder=2)
     for k, (r, text) in enumerate(zip(radii, captions)):
-        ax.annotate(text, (r, 0), (0, -14 - 12*(k%3)), textcoords='offset points', ha='center', va='top', size=7.5, arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=.6))
-    if pictures is not None: thumbnails([(r, .55) for r in radii[:len(pictures)]], pictures, ax, 24)
-    ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-.06*max(radii), 1.06*max(radii)))
+        ax.annotate(
+            text,
+            (r, 0),
+            (0, -14 - 12 * (k % 3)),
+            textcoords='offset points',
+            ha='center',
+            va='top',
+            size=7.5,
+            arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=0.6),
+        )
+    if pictures is not None:
+        thumbnails([(r, 0.55) for r in radii[: len(pictures)]], pictures, ax, 24)
+    ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-0.06 * max(radii), 1.06 * max(radii)))
     ax.spines['left'].set_visible(False)
     ax.grid(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #5d2cf18b
 def neighbour_strip(
-    radii:Float[Tensor, "k"],            # of stops at equal steps along a geodesic
-    texts:list[str],                     # the nearest to each stop
-    pictures:UInt8[Tensor, "k m 3 h w"], # the nearest to each stop, nearest first
-    length:float,                        # of the geodesic
-    ax:Axes|None=None,
+    radii: Float[Tensor, 'k'],  # of stops at equal steps along a geodesic
+    texts: list[str],  # the nearest to each stop
+    pictures: UInt8[Tensor, 'k m 3 h w'],  # the nearest to each stop, nearest first
+    length: float,  # of the geodesic
+    ax: Axes | None = None,
 ) -> Axes:
     "How far from the root the way from one point to another leads, and what is nearest on it."
-    ax, radii, at = _axes(ax, (7, 3.4)), np.asarray(torch.as_tensor(radii).cpu(), dtype=float), np.linspace(0, length, len(radii))
-    top, m = float(radii.max())*1.12, pictures.shape[1]
+    ax, radii, at = (
+        _axes(ax, (7, 3.4)),
+        np.asarray(torch.as_tensor(radii).cpu(), dtype=float),
+        np.linspace(0, length, len(radii)),
+    )
+    top, m = float(radii.max()) * 1.12, pictures.shape[1]
     ax.plot(at, radii, 'o-', color=palette['red'], ms=5)
-    rows = -top*(.34 + .36*np.arange(m))
-    for k, row in enumerate(rows): thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
+    rows = -top * (0.34 + 0.36 * np.arange(m))
+    for k, row in enumerate(rows):
+        thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
     for x, text in zip(at, texts):
         words = '\n'.join(textwrap.wrap(text, 13)[:3])
         ax.annotate(words, (x, rows[-1]), (0, -20), textcoords='offset points', ha='center', va='top', size=7.5)
-    ax.set(xlim=(-.07*length, 1.07*length), ylim=(rows[-1] - .62*top, top), xlabel='distance along the geodesic', ylabel='radius')
-    ax.yaxis.set_label_coords(-.06, 1 - .5*top/(top - ax.get_ylim()[0]))
+    ax.set(
+        xlim=(-0.07 * length, 1.07 * length),
+        ylim=(rows[-1] - 0.62 * top, top),
+        xlabel='distance along the geodesic',
+        ylabel='radius',
+    )
+    ax.yaxis.set_label_coords(-0.06, 1 - 0.5 * top / (top - ax.get_ylim()[0]))
     ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= top])
     ax.grid(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #ddaef429
 def training_curves(
-    rows:list[dict],  # lines of metrics.jsonl
-    keys:tuple=('loss', 'contrastive', 'entailment', 'val_loss'), # those present are drawn
-    ax:Axes|None=None,
-    x:str='step',
+    rows: list[dict],  # lines of metrics.jsonl
+    keys: tuple = ('loss', 'contrastive', 'entailment', 'val_loss'),  # those present are drawn
+    ax: Axes | None = None,
+    x: str = 'step',
 ) -> Axes:
     "One curve for each key; triples (low, middle, high) become a curve in a band."
     present = [k for k in keys if any(k in r for r in rows)]
-    if not present: raise ValueError(f"None of {', '.join(keys)} is logged; there is {', '.join(sorted({k for r in rows for k in r}))}.")
+    if not present:
+        raise ValueError(
+            f'None of {", ".join(keys)} is logged; there is {", ".join(sorted({k for r in rows for k in r}))}.'
+        )
     ax = _axes(ax)
     for k in present:
         at, values = zip(*[(r[x], r[k]) for r in rows if k in r])
         values = np.array(values, dtype=float).reshape(len(at), -1)
-        line, = ax.plot(at, values[:, values.shape[1]//2], label=k)
-        if values.shape[1] == 3: ax.fill_between(at, values[:, 0], values[:, 2], color=line.get_color(), alpha=.15, lw=0)
+        (line,) = ax.plot(at, values[:, values.shape[1] // 2], label=k)
+        if values.shape[1] == 3:
+            ax.fill_between(at, values[:, 0], values[:, 2], color=line.get_color(), alpha=0.15, lw=0)
     ax.set(xlabel=x)
     ax.legend()
     return ax

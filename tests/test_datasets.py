@@ -1,4 +1,5 @@
 """Other people's data: every layout says the same thing, and what is damaged is named."""
+
 import io, json, tarfile, zipfile
 from collections import Counter
 import numpy as np
@@ -10,16 +11,18 @@ from meru.evaluation.hierarchy import ancestor_overlap, tree_metrics
 from meru.data.shards import Sample, write_shards
 
 pytestmark = pytest.mark.usefixtures('in_root')
-LOCAL = ROOT/'data'/'local'
+LOCAL = ROOT / 'data' / 'local'
 
 
 def local(name):
-    if not (LOCAL/name).exists(): pytest.skip(f'data/local/{name} is not here')
-    return LOCAL/name
+    if not (LOCAL / name).exists():
+        pytest.skip(f'data/local/{name} is not here')
+    return LOCAL / name
 
 
 def png(colour='red', size=(12, 8)):
-    f = io.BytesIO(); Image.new('RGB', size, colour).save(f, 'PNG')
+    f = io.BytesIO()
+    Image.new('RGB', size, colour).save(f, 'PNG')
     return f.getvalue()
 
 
@@ -31,7 +34,8 @@ def write(path, data):
 def pack(folder):
     out = folder.with_suffix('.zip')
     with zipfile.ZipFile(out, 'w') as z:
-        for f in sorted(folder.rglob('*')): z.write(f, f.relative_to(folder))
+        for f in sorted(folder.rglob('*')):
+            z.write(f, f.relative_to(folder))
     return out
 
 
@@ -39,32 +43,47 @@ def tar(path, members):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, 'w') as t:
         for name, data in members.items():
-            info = tarfile.TarInfo(name); info.size = len(data)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
             t.addfile(info, io.BytesIO(data))
 
 
 # --- files and pictures
 
+
 def test_folder_and_zip_are_the_same(tmp_path):
-    for name in ('a/1.png', 'a/.hidden.png', '.git/2.png', '__MACOSX/a/1.png', 'b.txt'): write(tmp_path/'d'/name, png())
-    folder, packed = Store(tmp_path/'d'), Store(pack(tmp_path/'d'))
+    for name in ('a/1.png', 'a/.hidden.png', '.git/2.png', '__MACOSX/a/1.png', 'b.txt'):
+        write(tmp_path / 'd' / name, png())
+    folder, packed = Store(tmp_path / 'd'), Store(pack(tmp_path / 'd'))
     assert folder.files == packed.files == ['a/1.png', 'b.txt'] and folder.images == packed.images == ['a/1.png']
     assert folder.read('a/1.png') == packed.read('a/1.png') and folder.find('*.txt') == ['b.txt']
 
 
 def test_damaged_stores_are_named(tmp_path):
-    write(tmp_path/'x.zip', b'PK broken'); write(tmp_path/'d'/'l.jsonl', '{}\n\n{"a": 1}\nnot\n'); write(tmp_path/'d'/'j.json', '{'); write(tmp_path/'d'/'t.txt', b'\xff\xfe\xfa')
-    with pytest.raises(ValueError, match='x.zip is neither'): Store(tmp_path/'x.zip')
-    with pytest.raises(FileNotFoundError, match='absent'): Store(tmp_path/'absent')
-    store = Store(tmp_path/'d')
-    with pytest.raises(ValueError, match='line 4 of l.jsonl'): store.rows('l.jsonl')
-    with pytest.raises(ValueError, match='j.json .* is not JSON'): store.json('j.json')
-    with pytest.raises(ValueError, match='t.txt .* is not UTF-8'): store.text('t.txt')
+    write(tmp_path / 'x.zip', b'PK broken')
+    write(tmp_path / 'd' / 'l.jsonl', '{}\n\n{"a": 1}\nnot\n')
+    write(tmp_path / 'd' / 'j.json', '{')
+    write(tmp_path / 'd' / 't.txt', b'\xff\xfe\xfa')
+    with pytest.raises(ValueError, match='x.zip is neither'):
+        Store(tmp_path / 'x.zip')
+    with pytest.raises(FileNotFoundError, match='absent'):
+        Store(tmp_path / 'absent')
+    store = Store(tmp_path / 'd')
+    with pytest.raises(ValueError, match='line 4 of l.jsonl'):
+        store.rows('l.jsonl')
+    with pytest.raises(ValueError, match='j.json .* is not JSON'):
+        store.json('j.json')
+    with pytest.raises(ValueError, match='t.txt .* is not UTF-8'):
+        store.text('t.txt')
 
 
 def test_pictures_decode_only_what_is_asked_for():
     asked = []
-    def read(key): asked.append(key); return torch.full((3, 4, 6), key, dtype=torch.uint8)
+
+    def read(key):
+        asked.append(key)
+        return torch.full((3, 4, 6), key, dtype=torch.uint8)
+
     p = Pictures(range(100), read, 2)
     assert len(p) == 100 and not asked
     assert p[10:13][:, 0, 0, 0].tolist() == [10, 11, 12] and sorted(asked) == [10, 11, 12]
@@ -72,6 +91,7 @@ def test_pictures_decode_only_what_is_asked_for():
 
 
 # --- the nouns
+
 
 def test_nouns_are_one_tree():
     up = noun_parents()
@@ -88,34 +108,51 @@ def test_wordnet_measures_by_hand():
     depth = lambda i: 1 + (depth(nouns()[i].up) if nouns()[i].up else 0)
     up = depth('n02075296')
     got = tree_metrics(torch.tensor([0]), torch.tensor([1]), ancestor_overlap([cat, dog], noun_parents()))
-    assert got == dict(tree_error=4, lca_height=2, jaccard=pytest.approx(up / (up + 4)), hier_precision=pytest.approx(up / (up + 2)), hier_recall=pytest.approx(up / (up + 2)))
+    assert got == dict(
+        tree_error=4,
+        lca_height=2,
+        jaccard=pytest.approx(up / (up + 4)),
+        hier_precision=pytest.approx(up / (up + 2)),
+        hier_recall=pytest.approx(up / (up + 2)),
+    )
 
 
 def test_unknown_and_ambiguous_names():
-    with pytest.raises(KeyError, match="1 of 2 .*'gryphon'"): find_nouns(['dog', 'gryphon'])
-    with pytest.raises(ValueError, match="'crane' stands for 2 synsets"): find_nouns(['crane'])
-    with pytest.raises(KeyError, match='n00000000'): noun_names(['n00000000'])
+    with pytest.raises(KeyError, match="1 of 2 .*'gryphon'"):
+        find_nouns(['dog', 'gryphon'])
+    with pytest.raises(ValueError, match="'crane' stands for 2 synsets"):
+        find_nouns(['crane'])
+    with pytest.raises(KeyError, match='n00000000'):
+        noun_names(['n00000000'])
     assert find_nouns(['TENCH']) == ['n01440764']
 
 
 # --- the table of sets
 
+
 def test_the_twenty_sets():
     sets = zeroshot_sets()
-    assert list(sets) == 'imagenet food101 cifar10 cifar100 cub2011 sun397 cars aircraft dtd pets caltech101 flowers102 stl10 eurosat resisc45 country211 mnist clevr pcam sst2'.split()
+    assert (
+        list(sets)
+        == 'imagenet food101 cifar10 cifar100 cub2011 sun397 cars aircraft dtd pets caltech101 flowers102 stl10 eurosat resisc45 country211 mnist clevr pcam sst2'.split()
+    )
     for i, e in sets.items():
         assert e['title'] and e['get'] and e['licence'] and len(set(e['prompts'])) == len(e['prompts']) > 1, i
         assert all(p.count('{}') == 1 for p in e['prompts']), i
         assert not [k for k, n in Counter(e.get('labels', ())).items() if n > 1], i
         assert set_id(i) == i and all(set_id(a) == i for a in e.get('alias', ()))
-    assert (ROOT/'data'/'zeroshot'/'README.md').exists() and 'Princeton' in (ROOT/'data'/'wordnet'/'LICENSE.md').read_text()
+    assert (ROOT / 'data' / 'zeroshot' / 'README.md').exists() and 'Princeton' in (
+        ROOT / 'data' / 'wordnet' / 'LICENSE.md'
+    ).read_text()
 
 
 def test_torchvision_classes_take_these_arguments():
     import inspect, torchvision.datasets as tv
+
     for i, e in zeroshot_sets().items():
         if how := e.get('torchvision'):
-            for args in (how['test'], how['train'] or {}): inspect.signature(getattr(tv, how['name']).__init__).bind(None, 'root', **args)
+            for args in (how['test'], how['train'] or {}):
+                inspect.signature(getattr(tv, how['name']).__init__).bind(None, 'root', **args)
 
 
 def test_cifar_has_its_synsets():
@@ -125,95 +162,139 @@ def test_cifar_has_its_synsets():
 
 # --- naming
 
+
 def test_class_folder(tmp_path):
-    home = tmp_path/'sets'
+    home = tmp_path / 'sets'
     for name, count in [('two_words', 2), ('one', 1)]:
-        for i in range(count): write(home/name/f'{i}.PNG', png())
-    write(home/'one'/'notes.txt', 'not a picture'); (home/'.hidden').mkdir()
+        for i in range(count):
+            write(home / name / f'{i}.PNG', png())
+    write(home / 'one' / 'notes.txt', 'not a picture')
+    (home / '.hidden').mkdir()
     task = read_data(home, 4)
     assert task.classes == ['one', 'two words'] and task.targets.tolist() == [0, 1, 1] and task.train is None
     assert task.pictures.keys == ['one/0.PNG', 'two_words/0.PNG', 'two_words/1.PNG'] and survey(home)[0] == [home]
-    (home/'none').mkdir()
+    (home / 'none').mkdir()
     for path in (home, pack(home)):
-        with pytest.raises(ValueError, match='none of .* holds no image'): read_class_folder(path, 4)
-    with pytest.raises(ValueError, match='no class folders'): read_class_folder(home/'one', 4)
-    with pytest.raises(FileNotFoundError, match='absent'): read_class_folder(home/'absent', 4)
+        with pytest.raises(ValueError, match='none of .* holds no image'):
+            read_class_folder(path, 4)
+    with pytest.raises(ValueError, match='no class folders'):
+        read_class_folder(home / 'one', 4)
+    with pytest.raises(FileNotFoundError, match='absent'):
+        read_class_folder(home / 'absent', 4)
 
 
 def test_splits_of_class_folders(tmp_path):
     for part, n in dict(train=3, val=1).items():
         for c in ('10', '9'):
-            for i in range(n): write(tmp_path/part/c/f'{i}.png', png())
+            for i in range(n):
+                write(tmp_path / part / c / f'{i}.png', png())
     task = read_class_folder(tmp_path, 4)
-    assert task.classes == ['9', '10'] and task.targets.tolist() == [1, 0] and len(task.train[0]) == 6  # files in order, classes by number
-    write(tmp_path/'other'/'1'/'0.png', png()); (tmp_path/'val').rename(tmp_path/'odd')
-    with pytest.raises(ValueError, match='none is called test or val'): read_class_folder(tmp_path, 4)
+    assert (
+        task.classes == ['9', '10'] and task.targets.tolist() == [1, 0] and len(task.train[0]) == 6
+    )  # files in order, classes by number
+    write(tmp_path / 'other' / '1' / '0.png', png())
+    (tmp_path / 'val').rename(tmp_path / 'odd')
+    with pytest.raises(ValueError, match='none is called test or val'):
+        read_class_folder(tmp_path, 4)
 
 
 def test_numbered_folders_take_the_tables_names(tmp_path):
-    for i in range(10): write(tmp_path/'mnist_pictures'/'test'/str(i)/'0.png', png())
-    task = read_class_folder(tmp_path/'mnist_pictures', 4)
+    for i in range(10):
+        write(tmp_path / 'mnist_pictures' / 'test' / str(i) / '0.png', png())
+    task = read_class_folder(tmp_path / 'mnist_pictures', 4)
     assert task.classes[0] == 'zero' and task.classes[9] == 'nine' and 'handwritten' in task.prompts[0]
-    with pytest.raises(KeyError, match="'zero'"): task.synsets()
+    with pytest.raises(KeyError, match="'zero'"):
+        task.synsets()
 
 
 def test_twin_names_are_refused(tmp_path):
-    for name in ('a_b', 'a b'): write(tmp_path/name/'0.png', png())
-    with pytest.raises(ValueError, match="2 classes called 'a b'"): read_class_folder(tmp_path, 4)
+    for name in ('a_b', 'a b'):
+        write(tmp_path / name / '0.png', png())
+    with pytest.raises(ValueError, match="2 classes called 'a b'"):
+        read_class_folder(tmp_path, 4)
 
 
 def test_torchvision_layout(tmp_path):
-    for kind, colour in dict(AnnualCrop='red', River='blue').items(): write(tmp_path/'eurosat'/'eurosat'/'2750'/kind/'0.png', png(colour))
-    task = read_data(tmp_path/'eurosat', 4)
+    for kind, colour in dict(AnnualCrop='red', River='blue').items():
+        write(tmp_path / 'eurosat' / 'eurosat' / '2750' / kind / '0.png', png(colour))
+    task = read_data(tmp_path / 'eurosat', 4)
     assert task.classes == ['annual crops', 'a river'] and task.targets.tolist() == [0, 1] and task.train is None
-    assert task.pictures[:][:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]] and task.used.startswith('data/zeroshot/sets.json; torchvision reads all')
-    (tmp_path/'pcam').mkdir()
-    with pytest.raises((RuntimeError, ValueError)): read_data(tmp_path/'pcam', 4)
+    assert task.pictures[:][:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]] and task.used.startswith(
+        'data/zeroshot/sets.json; torchvision reads all'
+    )
+    (tmp_path / 'pcam').mkdir()
+    with pytest.raises((RuntimeError, ValueError)):
+        read_data(tmp_path / 'pcam', 4)
 
 
 def test_clever_counts_start_at_three(tmp_path):
-    home = tmp_path/'clevr'/'clevr'/'CLEVR_v1.0'
+    home = tmp_path / 'clevr' / 'clevr' / 'CLEVR_v1.0'
     for split in ('train', 'val'):
         scenes = [dict(image_filename=f'{split}_{n}.png', objects=[{}] * n) for n in (3, 10)]
-        write(home/'scenes'/f'CLEVR_{split}_scenes.json', json.dumps(dict(scenes=scenes)))
-        for s in scenes: write(home/'images'/split/s['image_filename'], png())
-    task = read_data(tmp_path/'clevr', 4)
+        write(home / 'scenes' / f'CLEVR_{split}_scenes.json', json.dumps(dict(scenes=scenes)))
+        for s in scenes:
+            write(home / 'images' / split / s['image_filename'], png())
+    task = read_data(tmp_path / 'clevr', 4)
     assert {task.classes[i] for i in task.targets} == {'three', 'ten'} and len(task.train[0]) == 2
 
 
 def wds(home, labels=(b'1', b'0'), classes='blue\nred\n'):
-    tar(home/'test'/'0.tar', {f'{k}{i}.{s}': d for i, (l, c) in enumerate(zip(labels, ('red', 'blue'))) for k, s, d in (('s', 'png', png(c)), ('s', 'cls', l))})
-    write(home/'classnames.txt', classes); write(home/'zeroshot_classification_templates.txt', 'a {c}.\n\nthe {c}\n'); write(home/'test'/'nshards.txt', '1')
+    tar(
+        home / 'test' / '0.tar',
+        {
+            f'{k}{i}.{s}': d
+            for i, (l, c) in enumerate(zip(labels, ('red', 'blue')))
+            for k, s, d in (('s', 'png', png(c)), ('s', 'cls', l))
+        },
+    )
+    write(home / 'classnames.txt', classes)
+    write(home / 'zeroshot_classification_templates.txt', 'a {c}.\n\nthe {c}\n')
+    write(home / 'test' / 'nshards.txt', '1')
 
 
 def test_webdataset_layout(tmp_path):
-    wds(tmp_path/'wds_x')
-    task = read_data(tmp_path/'wds_x', 4)
+    wds(tmp_path / 'wds_x')
+    task = read_data(tmp_path / 'wds_x', 4)
     assert task.classes == ['blue', 'red'] and task.prompts == ['a {}.', 'the {}'] and task.targets.tolist() == [1, 0]
     assert task.pictures[:][:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]] and task.used == 'its own prompts'
 
 
-@pytest.mark.parametrize('kw, says', [(dict(labels=(b'2', b'0')), "label '2'"), (dict(labels=(b'x', b'0')), "label 'x'"), (dict(classes='blue\n'), "label '1'")])
+@pytest.mark.parametrize(
+    'kw, says',
+    [
+        (dict(labels=(b'2', b'0')), "label '2'"),
+        (dict(labels=(b'x', b'0')), "label 'x'"),
+        (dict(classes='blue\n'), "label '1'"),
+    ],
+)
 def test_bad_webdataset_labels(tmp_path, kw, says):
-    wds(tmp_path/'d', **kw)
-    with pytest.raises(ValueError, match=says): read_wds(tmp_path/'d', 4)
+    wds(tmp_path / 'd', **kw)
+    with pytest.raises(ValueError, match=says):
+        read_wds(tmp_path / 'd', 4)
 
 
 def test_short_webdatasets(tmp_path):
-    wds(tmp_path/'d'); write(tmp_path/'d'/'test'/'nshards.txt', '3')
-    with pytest.raises(ValueError, match='says 3 shards'): read_wds(tmp_path/'d', 4)
-    tar(tmp_path/'d'/'test'/'0.tar', {'s0.png': png()}); write(tmp_path/'d'/'test'/'nshards.txt', '1')
-    with pytest.raises(ValueError, match='0.tar has only png'): read_wds(tmp_path/'d', 4)
-    (tmp_path/'d'/'test'/'0.tar').unlink()
-    with pytest.raises(FileNotFoundError, match='no tar'): read_wds(tmp_path/'d', 4)
+    wds(tmp_path / 'd')
+    write(tmp_path / 'd' / 'test' / 'nshards.txt', '3')
+    with pytest.raises(ValueError, match='says 3 shards'):
+        read_wds(tmp_path / 'd', 4)
+    tar(tmp_path / 'd' / 'test' / '0.tar', {'s0.png': png()})
+    write(tmp_path / 'd' / 'test' / 'nshards.txt', '1')
+    with pytest.raises(ValueError, match='0.tar has only png'):
+        read_wds(tmp_path / 'd', 4)
+    (tmp_path / 'd' / 'test' / '0.tar').unlink()
+    with pytest.raises(FileNotFoundError, match='no tar'):
+        read_wds(tmp_path / 'd', 4)
 
 
 def test_list_of_tiny_imagenet(tmp_path):
-    home = tmp_path/'tiny'
-    write(home/'images'/'a.JPEG', png()); write(home/'val_annotations.txt', 'a.JPEG\tn02084071\t0\t0\t1\t1\n')
+    home = tmp_path / 'tiny'
+    write(home / 'images' / 'a.JPEG', png())
+    write(home / 'val_annotations.txt', 'a.JPEG\tn02084071\t0\t0\t1\t1\n')
     assert read_data(home, 4).classes == ['dog'] and read_data(home, 4).synsets() == ['n02084071']
-    write(home/'val_annotations.txt', 'a.JPEG\tn02084071\t0\nb.JPEG\tn02084071\t0\n')
-    with pytest.raises(ValueError, match='image b.JPEG, which is not there'): read_data(home, 4)
+    write(home / 'val_annotations.txt', 'a.JPEG\tn02084071\t0\nb.JPEG\tn02084071\t0\n')
+    with pytest.raises(ValueError, match='image b.JPEG, which is not there'):
+        read_data(home, 4)
 
 
 # --- captions
@@ -226,95 +307,170 @@ def listings():
     ids = {f: 7 * i + 3 for i, f in enumerate(SAID)}
     return {
         'captions.jsonl': '\n'.join(json.dumps(dict(file=f, captions=t)) for f, t in SAID.items()),
-        'annotations/captions_val2017.json': json.dumps(dict(images=[dict(id=ids[f], file_name=f) for f in SAID], annotations=[dict(image_id=ids[f], caption=t) for f, t, _ in rows])),
-        'dataset_flickr30k.json': json.dumps(dict(images=[dict(filename=f, split='test', sentences=[dict(raw=t) for t in ts]) for f, ts in SAID.items()]
-                                                  + [dict(filename='not_here.png', split='train', sentences=[dict(raw='x')])])),
+        'annotations/captions_val2017.json': json.dumps(
+            dict(
+                images=[dict(id=ids[f], file_name=f) for f in SAID],
+                annotations=[dict(image_id=ids[f], caption=t) for f, t, _ in rows],
+            )
+        ),
+        'dataset_flickr30k.json': json.dumps(
+            dict(
+                images=[dict(filename=f, split='test', sentences=[dict(raw=t) for t in ts]) for f, ts in SAID.items()]
+                + [dict(filename='not_here.png', split='train', sentences=[dict(raw='x')])]
+            )
+        ),
         'Flickr8k.token.txt': '\n'.join(f'{f}#{i}\t{t}' for f, t, i in rows),
         'results.csv': 'image_name| comment_number| comment\n' + '\n'.join(f'{f}| {i}| {t}' for f, t, i in rows),
-        'captions.txt': 'image,caption\n' + '\n'.join(f'{f},"{t.replace(chr(34), chr(34) * 2)}"' for f, t, _ in rows)}
+        'captions.txt': 'image,caption\n' + '\n'.join(f'{f},"{t.replace(chr(34), chr(34) * 2)}"' for f, t, _ in rows),
+    }
 
 
 @pytest.mark.parametrize('name', listings())
 @pytest.mark.parametrize('zipped', [False, True])
 def test_every_caption_layout(tmp_path, name, zipped):
-    home = tmp_path/'set'
-    for f, c in zip(SAID, ('red', 'blue')): write(home/'pictures'/f, png(c))
-    write(home/name, listings()[name])
+    home = tmp_path / 'set'
+    for f, c in zip(SAID, ('red', 'blue')):
+        write(home / 'pictures' / f, png(c))
+    write(home / name, listings()[name])
     task = read_data(pack(home) if zipped else home, 4)
     assert task.texts == [t for ts in SAID.values() for t in ts] and task.owner.tolist() == [0, 0, 1]
     assert task.pictures[:][:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
-    (home/'pictures'/'b.png').unlink()
-    with pytest.raises(ValueError, match=r'names the image b.png, which is not there \(1 of 2'): read_data(home, 4)
+    (home / 'pictures' / 'b.png').unlink()
+    with pytest.raises(ValueError, match=r'names the image b.png, which is not there \(1 of 2'):
+        read_data(home, 4)
 
 
 def test_test_lists_and_splits(tmp_path):
-    for f in SAID: write(tmp_path/'f'/f, png())
-    write(tmp_path/'f'/'x.token', listings()['Flickr8k.token.txt']); write(tmp_path/'f'/'Flickr_8k.testImages.txt', 'b.png\n')
-    assert read_data(tmp_path/'f', 4).texts == ['"four" is said']
-    write(tmp_path/'f'/'Flickr_8k.testImages.txt', 'c.png\n')
-    with pytest.raises(ValueError, match='c.png'): read_data(tmp_path/'f', 4)
-    write(tmp_path/'j'/'a.png', png()); write(tmp_path/'j'/'captions.jsonl', '{"file": "a.png", "captions": ["x"], "split": "test"}\n{"file": "gone.png", "caption": "y", "split": "train"}')
-    assert read_data(tmp_path/'j', 4).texts == ['x']
+    for f in SAID:
+        write(tmp_path / 'f' / f, png())
+    write(tmp_path / 'f' / 'x.token', listings()['Flickr8k.token.txt'])
+    write(tmp_path / 'f' / 'Flickr_8k.testImages.txt', 'b.png\n')
+    assert read_data(tmp_path / 'f', 4).texts == ['"four" is said']
+    write(tmp_path / 'f' / 'Flickr_8k.testImages.txt', 'c.png\n')
+    with pytest.raises(ValueError, match='c.png'):
+        read_data(tmp_path / 'f', 4)
+    write(tmp_path / 'j' / 'a.png', png())
+    write(
+        tmp_path / 'j' / 'captions.jsonl',
+        '{"file": "a.png", "captions": ["x"], "split": "test"}\n{"file": "gone.png", "caption": "y", "split": "train"}',
+    )
+    assert read_data(tmp_path / 'j', 4).texts == ['x']
 
 
-@pytest.mark.parametrize('row, says', [('{"file": "a.png"}', "line 1 of captions.jsonl .*lacks"), ('{"file": "a.png", "captions": ["", " "]}', 'no caption for a.png'), ('', 'names no picture')])
+@pytest.mark.parametrize(
+    'row, says',
+    [
+        ('{"file": "a.png"}', 'line 1 of captions.jsonl .*lacks'),
+        ('{"file": "a.png", "captions": ["", " "]}', 'no caption for a.png'),
+        ('', 'names no picture'),
+    ],
+)
 def test_bad_caption_rows(tmp_path, row, says):
-    write(tmp_path/'a.png', png()); write(tmp_path/'captions.jsonl', row)
-    with pytest.raises(ValueError, match=says): read_jsonl(tmp_path, 4)
+    write(tmp_path / 'a.png', png())
+    write(tmp_path / 'captions.jsonl', row)
+    with pytest.raises(ValueError, match=says):
+        read_jsonl(tmp_path, 4)
 
 
 def test_some_keeps_captions_with_their_pictures():
-    task = Captions('x', Pictures(range(10), None, 4), [f'{i}{j}' for i in range(10) for j in range(i % 3 + 1)], torch.tensor([i for i in range(10) for _ in range(i % 3 + 1)])).some(4)
-    assert task.pictures.keys == [0, 3, 6, 9] and [t[0] for t in task.texts] == [str(task.pictures.keys[o]) for o in task.owner]
+    task = Captions(
+        'x',
+        Pictures(range(10), None, 4),
+        [f'{i}{j}' for i in range(10) for j in range(i % 3 + 1)],
+        torch.tensor([i for i in range(10) for _ in range(i % 3 + 1)]),
+    ).some(4)
+    assert task.pictures.keys == [0, 3, 6, 9] and [t[0] for t in task.texts] == [
+        str(task.pictures.keys[o]) for o in task.owner
+    ]
 
 
 def test_shards_with_several_captions(tmp_path):
-    write_shards([Sample(f'{i}', png(c), 'plain', dict(captions=['x', 'y']) if i else {}) for i, c in enumerate(('red', 'blue'))], tmp_path/'s')
-    task = read_data(tmp_path/'s', 4)
-    assert task.texts == ['plain', 'x', 'y'] and task.owner.tolist() == [0, 1, 1] and task.pictures[:][:, 0, 0, 0].tolist() == [255, 0]
+    write_shards(
+        [
+            Sample(f'{i}', png(c), 'plain', dict(captions=['x', 'y']) if i else {})
+            for i, c in enumerate(('red', 'blue'))
+        ],
+        tmp_path / 's',
+    )
+    task = read_data(tmp_path / 's', 4)
+    assert (
+        task.texts == ['plain', 'x', 'y']
+        and task.owner.tolist() == [0, 1, 1]
+        and task.pictures[:][:, 0, 0, 0].tolist() == [255, 0]
+    )
 
 
 # --- chains
 
+
 @pytest.mark.parametrize('box', [(0, 6, 20, 14), (5, 0, 15, 20), (0, 0, 20, 20)])
 def test_letterbox(box):
-    im = Image.new('RGB', (20, 20), 'white'); im.paste((10, 200, 30), box)
+    im = Image.new('RGB', (20, 20), 'white')
+    im.paste((10, 200, 30), box)
     out = crop_letterbox(torch.from_numpy(np.array(im)).permute(2, 0, 1))
     assert out.shape == (3, box[3] - box[1], box[2] - box[0]) and (out[0] == 10).all()
 
 
 def test_hierarcaps_numbers_a_text_once_a_level(tmp_path):
-    for f in 'abc': write(tmp_path/'images'/f'{f}.png', png())
-    rows = [dict(file=f'{f}.png', hierarchy=h) for f, h in dict(a=['dog', 'dog'], b=['dog', 'big dog'], c=['cat', 'dog']).items()]
-    write(tmp_path/'h.jsonl', '\n'.join(map(json.dumps, rows)))
+    for f in 'abc':
+        write(tmp_path / 'images' / f'{f}.png', png())
+    rows = [
+        dict(file=f'{f}.png', hierarchy=h)
+        for f, h in dict(a=['dog', 'dog'], b=['dog', 'big dog'], c=['cat', 'dog']).items()
+    ]
+    write(tmp_path / 'h.jsonl', '\n'.join(map(json.dumps, rows)))
     task = read_data(tmp_path, 4)
     assert task.texts == ['cat', 'dog', 'big dog', 'dog'] and task.chains.tolist() == [[1, 3], [1, 2], [0, 3]]
     assert task.some(1).texts == ['dog', 'dog']
-    write(tmp_path/'h.jsonl', '\n'.join(map(json.dumps, rows + [dict(file='a.png', hierarchy=['x'])])))
-    with pytest.raises(ValueError, match='1, 2 levels'): read_data(tmp_path, 4)
+    write(tmp_path / 'h.jsonl', '\n'.join(map(json.dumps, rows + [dict(file='a.png', hierarchy=['x'])])))
+    with pytest.raises(ValueError, match='1, 2 levels'):
+        read_data(tmp_path, 4)
 
 
 # --- what is there
 
+
 def test_survey_says_how_to_get_what_is_absent(tmp_path):
-    write(tmp_path/'cifar10'/'test'/'cat'/'0.png', png()); write(tmp_path/'hierarcaps_x'/'h.jsonl', '{}')
+    write(tmp_path / 'cifar10' / 'test' / 'cat' / '0.png', png())
+    write(tmp_path / 'hierarcaps_x' / 'h.jsonl', '{}')
     found, absent = survey(tmp_path)
     assert [p.name for p in found] == ['cifar10', 'hierarcaps_x']
-    assert len(absent) == 19 + 3 and 'CIFAR-10' not in absent and 'HierarCaps' not in absent and 'torchvision' in absent['MNIST']
-    with pytest.raises(FileNotFoundError, match='-p data FOLDER'): survey(tmp_path/'absent')
+    assert (
+        len(absent) == 19 + 3
+        and 'CIFAR-10' not in absent
+        and 'HierarCaps' not in absent
+        and 'torchvision' in absent['MNIST']
+    )
+    with pytest.raises(FileNotFoundError, match='-p data FOLDER'):
+        survey(tmp_path / 'absent')
 
 
 def test_unknown_layout(tmp_path):
-    write(tmp_path/'x'/'readme.txt', 'hello')
-    with pytest.raises(ValueError, match='no layout that is known'): read_data(tmp_path/'x', 4)
+    write(tmp_path / 'x' / 'readme.txt', 'hello')
+    with pytest.raises(ValueError, match='no layout that is known'):
+        read_data(tmp_path / 'x', 4)
 
 
-@pytest.mark.parametrize('name, kind, count, classes', [
-    ('cifar10_test_32.zip', Naming, 10_000, 10), ('tiny_imagenet_val_32.zip', Naming, 10_000, 200), ('imagenet_samples_1000x1_128.zip', Naming, 1000, 1000),
-    ('flickr8k_128_jpg.zip', Captions, 1000, 5000), ('hierarcaps_test_1000_256.zip', Chains, 1000, None)])
+@pytest.mark.parametrize(
+    'name, kind, count, classes',
+    [
+        ('cifar10_test_32.zip', Naming, 10_000, 10),
+        ('tiny_imagenet_val_32.zip', Naming, 10_000, 200),
+        ('imagenet_samples_1000x1_128.zip', Naming, 1000, 1000),
+        ('flickr8k_128_jpg.zip', Captions, 1000, 5000),
+        ('hierarcaps_test_1000_256.zip', Chains, 1000, None),
+    ],
+)
 def test_real_data(name, kind, count, classes):
     task = read_data(local(name), 32)
     assert type(task) is kind and len(task.pictures) == count and task.pictures[:4].shape == (4, 3, 32, 32)
-    if kind is Naming: assert len(task.classes) == classes == len(task.synsets()) == len(set(task.synsets())) and set(task.synsets()) <= set(nouns())
-    if kind is Captions: assert len(task.texts) == classes
-    if kind is Chains: assert task.chains.shape == (1000, 4) and crop_letterbox(task.pictures.read(task.pictures.keys[0])).shape[1:] < (256, 256)
+    if kind is Naming:
+        assert len(task.classes) == classes == len(task.synsets()) == len(set(task.synsets())) and set(
+            task.synsets()
+        ) <= set(nouns())
+    if kind is Captions:
+        assert len(task.texts) == classes
+    if kind is Chains:
+        assert task.chains.shape == (1000, 4) and crop_letterbox(task.pictures.read(task.pictures.keys[0])).shape[
+            1:
+        ] < (256, 256)

@@ -1,4 +1,5 @@
 "Many processes against one: loss, gradients, data, runs; and what is said when one of them goes."
+
 import io, json, multiprocessing, os, re, signal, socket, subprocess, time
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -22,35 +23,55 @@ from meru.data.loader import Loader, part_of
 from meru.training.trainer import Part, check_processes, main, make_loader, open_data, validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
-SMOKE = dict(dropout=0., val_pairs=128, steps=12, val_every=6, save_every=1, log_every=1)
+SMOKE = dict(dropout=0.0, val_pairs=128, steps=12, val_every=6, save_every=1, log_every=1)
 
 
 def _member(job, args, r, n, port, pipe, err):
-    os.environ |= dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    os.environ |= dict(
+        RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
     torch.set_num_threads(1)
     with open(err, 'w') as f, redirect_stderr(f):
-        try: pipe.send(job(*args))
-        except SystemExit as e: f.write(str(e.code)); f.flush(); os._exit(1)
+        try:
+            pipe.send(job(*args))
+        except SystemExit as e:
+            f.write(str(e.code))
+            f.flush()
+            os._exit(1)
 
 
 class Team:
     "Processes forked from one that has imported everything; each returns what its job returned, or says why not."
+
     def __init__(self, home):
         self.home, self.fork = home, multiprocessing.get_context('forkserver')
-        self.fork.set_forkserver_preload(['meru.training.launch', 'torch._dynamo']) # which an optimiser would import
+        self.fork.set_forkserver_preload(['meru.training.launch', 'torch._dynamo'])  # which an optimiser would import
+
     def start(self, n, job, *args):
-        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-        self.pipes, self.errs = [self.fork.Pipe(False) for _ in range(n)], [self.home/f'err{r}' for r in range(n)]
-        self.members = [self.fork.Process(target=_member, args=(job, args, r, n, port, w, e)) for r, ((_, w), e) in enumerate(zip(self.pipes, self.errs))]
-        for o in self.members: o.start()
-        for _, w in self.pipes: w.close()
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        self.pipes, self.errs = [self.fork.Pipe(False) for _ in range(n)], [self.home / f'err{r}' for r in range(n)]
+        self.members = [
+            self.fork.Process(target=_member, args=(job, args, r, n, port, w, e))
+            for r, ((_, w), e) in enumerate(zip(self.pipes, self.errs))
+        ]
+        for o in self.members:
+            o.start()
+        for _, w in self.pipes:
+            w.close()
+
     def end(self, seconds=60):
         said = []
         for r, _ in self.pipes:
-            try: said.append(r.recv() if r.poll(seconds) else 'late')
-            except EOFError: said.append(None)
-        for o in self.members: o.join(seconds)
+            try:
+                said.append(r.recv() if r.poll(seconds) else 'late')
+            except EOFError:
+                said.append(None)
+        for o in self.members:
+            o.join(seconds)
         return said, [e.read_text() if e.exists() else '' for e in self.errs]
+
     def run(self, n, job, *args):
         self.start(n, job, *args)
         said, errs = self.end(120)
@@ -59,59 +80,85 @@ class Team:
 
 
 @pytest.fixture(scope='module')
-def team(tmp_path_factory): return Team(tmp_path_factory.mktemp('team'))
+def team(tmp_path_factory):
+    return Team(tmp_path_factory.mktemp('team'))
 
 
 # the loss
 
 B = 11
-WAYS = dict(plain={}, masked=dict(text_ids=torch.arange(B)%7), all=dict(margin=.5, hard_beta=.5, text_ids=torch.arange(B)%7))
-CUTS = {1: [11], 2: [8, 3], 4: [1, 5, 3, 2]} # pairs of each process
-MUTANTS = {'gather without gradient': dict(scatter_sum=lambda x, counts: torch.zeros_like(x[:counts[rank()]])),
-           'wrong target offset': dict(first_row=lambda counts: 0),
-           'missing average': dict(mean_of_all=lambda mean, n: parallel._Share.apply(mean))}
+WAYS = dict(
+    plain={},
+    masked=dict(text_ids=torch.arange(B) % 7),
+    all=dict(margin=0.5, hard_beta=0.5, text_ids=torch.arange(B) % 7),
+)
+CUTS = {1: [11], 2: [8, 3], 4: [1, 5, 3, 2]}  # pairs of each process
+MUTANTS = {
+    'gather without gradient': dict(scatter_sum=lambda x, counts: torch.zeros_like(x[: counts[rank()]])),
+    'wrong target offset': dict(first_row=lambda counts: 0),
+    'missing average': dict(mean_of_all=lambda mean, n: parallel._Share.apply(mean)),
+}
 
 
-def numbers(name, spread, how, size=.7):
+def numbers(name, spread, how, size=0.7):
     "Loss, gradients of all images and texts, of curvature and scale; of the plain form, or of the processes together."
     g, geometry = torch.Generator().manual_seed(3), get_geometry(name)
-    u, v = (size*torch.randn(B, 5, generator=g, dtype=torch.float64) for _ in range(2))
-    if size > 1: v[:2] *= 4; u[-1:] *= 4
+    u, v = (size * torch.randn(B, 5, generator=g, dtype=torch.float64) for _ in range(2))
+    if size > 1:
+        v[:2] *= 4
+        u[-1:] *= 4
     counts = CUTS[world()] if spread else [B]
-    mine = slice(sum(counts[:rank()]), sum(counts[:rank() + 1])) if spread else slice(None)
-    leaves = [o.clone().requires_grad_() for o in (u[mine], v[mine], torch.tensor(1.3).double(), torch.tensor(14.).double())]
+    mine = slice(sum(counts[: rank()]), sum(counts[: rank() + 1])) if spread else slice(None)
+    leaves = [
+        o.clone().requires_grad_() for o in (u[mine], v[mine], torch.tensor(1.3).double(), torch.tensor(14.0).double())
+    ]
     x, y = (geometry.exp_map0(o, leaves[2]) for o in leaves[:2])
     how = how | ({'text_ids': how['text_ids'][mine]} if 'text_ids' in how else {})
     loss = (distributed if spread else losses).contrastive_loss(geometry, x, y, *leaves[2:], **how)
     if geometry.has_cones:
         entail = entailment_loss(geometry, y, x, leaves[2])
-        loss = loss + .2*(parallel.mean_of_all(entail, len(x)) if spread else entail)
+        loss = loss + 0.2 * (parallel.mean_of_all(entail, len(x)) if spread else entail)
     grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return [loss.detach(), *(gather_rows(o) for o in grads[:2]), *map(total, grads[2:])] if spread else [loss.detach(), *grads]
+    return (
+        [loss.detach(), *(gather_rows(o) for o in grads[:2]), *map(total, grads[2:])]
+        if spread
+        else [loss.detach(), *grads]
+    )
 
 
-def errors(got, want): return [float((g - w).abs().max()/w.abs().max().clamp_min(1e-9)) for g, w in zip(got, want)]
+def errors(got, want):
+    return [float((g - w).abs().max() / w.abs().max().clamp_min(1e-9)) for g, w in zip(got, want)]
 
 
 def compare_losses():
     "Worst relative errors of loss and gradients over everything; far apart points; and what each mutant does."
     with processes('cpu'):
-        def both(name, how, size=.7): return errors(numbers(name, True, how, size), numbers(name, False, how, size))
-        told = dict(all={(name, way): both(name, how) for name in geometries for way, how in WAYS.items()}, far={name: both(name, {}, 1.5) for name in geometries})
+
+        def both(name, how, size=0.7):
+            return errors(numbers(name, True, how, size), numbers(name, False, how, size))
+
+        told = dict(
+            all={(name, way): both(name, how) for name in geometries for way, how in WAYS.items()},
+            far={name: both(name, {}, 1.5) for name in geometries},
+        )
         for mutant, names in MUTANTS.items() if world() > 1 else ():
-            with patch.multiple(distributed, **names): told[mutant] = both('lorentz', {})
+            with patch.multiple(distributed, **names):
+                told[mutant] = both('lorentz', {})
         return told
 
 
 @pytest.fixture(scope='module')
-def compared(team): return {n: team.run(n, compare_losses) for n in (1, 2, 4)}
+def compared(team):
+    return {n: team.run(n, compare_losses) for n in (1, 2, 4)}
 
 
 @pytest.mark.parametrize('n', [1, 2, 4])
 def test_loss_and_gradients_are_those_of_one_process(compared, n):
     for told in compared[n]:
         assert len(told['all']) == 12 and max(map(max, told['all'].values())) < 1e-12, told['all']
-        assert max(map(max, told['far'].values())) < 1e-6, told['far'] # so far out the fused form itself has lost these digits
+        assert max(map(max, told['far'].values())) < 1e-6, told[
+            'far'
+        ]  # so far out the fused form itself has lost these digits
 
 
 @pytest.mark.parametrize('n', [2, 4])
@@ -125,118 +172,169 @@ def test_the_comparison_catches(compared, mutant, n):
 
 # the model
 
+
 def model_gradients(preset):
     "Loss and all gradients of a whole model in float64, batch norm included, in slices and in one."
+
     def of(parts):
         torch.manual_seed(0)
-        model = build_model(make_config(preset, dropout=0., **({} if 'clip' in preset or 'euclid' in preset else dict(learn_curv=True)))).double().train()
+        model = (
+            build_model(
+                make_config(
+                    preset, dropout=0.0, **({} if 'clip' in preset or 'euclid' in preset else dict(learn_curv=True))
+                )
+            )
+            .double()
+            .train()
+        )
         g = torch.Generator().manual_seed(1)
-        images, tokens = torch.rand(B, 3, 32, 32, generator=g, dtype=torch.float64), torch.randint(1, 99, (B, 16), generator=g)
+        images, tokens = (
+            torch.rand(B, 3, 32, 32, generator=g, dtype=torch.float64),
+            torch.randint(1, 99, (B, 16), generator=g),
+        )
         tokens[:, 9] = tokens.max() + 1
-        if world() > 1: parallel.spread_norms(model)
-        out = model(images[parts], tokens[parts], (torch.arange(B)%7)[parts])
+        if world() > 1:
+            parallel.spread_norms(model)
+        out = model(images[parts], tokens[parts], (torch.arange(B) % 7)[parts])
         out['loss'].backward()
         sum_gradients(model, bucket=50_000)
-        return [out['loss'].detach(), *(p.grad for p in model.parameters()), *(o for k, o in model.state_dict().items() if 'running' in k)]
+        return [
+            out['loss'].detach(),
+            *(p.grad for p in model.parameters()),
+            *(o for k, o in model.state_dict().items() if 'running' in k),
+        ]
+
     want = of(slice(None))
-    with processes('cpu'): return errors(of(part_of(B, (rank(), world()))), want)
+    with processes('cpu'):
+        return errors(of(part_of(B, (rank(), world()))), want)
 
 
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
 def test_a_whole_model_has_the_same_gradients(team, preset):
-    for told in team.run(2, model_gradients, preset): assert max(told) < 1e-10 and told[0] < 1e-12, told
+    for told in team.run(2, model_gradients, preset):
+        assert max(told) < 1e-10 and told[0] < 1e-12, told
 
 
 def norms():
     "Every kind of batch norm, spread and plain: outputs in training and after it, and running statistics."
     x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+
     def of(kind, part):
         norm, said = torch.nn.BatchNorm1d(3, **kind).double(), []
-        if world() > 1: parallel.spread_norms(norm)
-        for step in (1, 2, 3): said.append(norm(step*x[part] + step))
+        if world() > 1:
+            parallel.spread_norms(norm)
+        for step in (1, 2, 3):
+            said.append(norm(step * x[part] + step))
         return [*said, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
+
     kinds = [dict(), dict(momentum=None), dict(track_running_stats=False), dict(affine=False)]
     want = [of(kind, slice(None)) for kind in kinds]
     with processes('cpu'):
         part = part_of(7, (rank(), 2))
-        told = [errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w]) for kind, w in zip(kinds, want)]
+        told = [
+            errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w])
+            for kind, w in zip(kinds, want)
+        ]
         lonely = parallel.SpreadNorm(3)
-        lonely(torch.ones(rank(), 3, 1)) # one value a channel in all
+        lonely(torch.ones(rank(), 3, 1))  # one value a channel in all
         return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
 
 
 def test_every_kind_of_batch_norm_sees_all_processes(team):
-    for told, finite in team.run(2, norms): assert max(map(max, told)) < 1e-12 and all(finite), (told, finite)
+    for told, finite in team.run(2, norms):
+        assert max(map(max, told)) < 1e-12 and all(finite), (told, finite)
 
 
 # the data
 
-def padded(x): # texts are as wide as the longest of their slice
+
+def padded(x):  # texts are as wide as the longest of their slice
     return torch.nn.functional.pad(x, (0, 16 - x.shape[1])) if x.ndim == 2 and x.dtype == torch.int64 else x
 
 
 @pytest.mark.parametrize('k', [1, 2, 3, 5])
 def test_the_slices_of_a_batch_are_the_batch(k, made_up):
-    config = make_config('smoke', batch_size=16, word_drop=.2, level_probs=())
+    config = make_config('smoke', batch_size=16, word_drop=0.2, level_probs=())
     pairs, held_out = open_data(config)
     cache = open_cache(made_up)
-    def loaders(share): return make_loader(config, pairs, share=share), FeatureBatches(cache, batch_size=16, order='hard', share=share)
+
+    def loaders(share):
+        return make_loader(config, pairs, share=share), FeatureBatches(cache, batch_size=16, order='hard', share=share)
+
     for whole, *parts in zip(loaders((0, 1)), *(loaders((i, k)) for i in range(k))):
         for step in (0, 7):
             one, many = whole.batch_at(step), [o.batch_at(step) for o in parts]
             assert one.keys == sum([o.keys for o in many], []) and len(one.keys) == 16
-            for name in ('images', 'tokens', 'text_ids'): assert torch.equal(padded(getattr(one, name)), torch.cat([padded(getattr(o, name)) for o in many]))
-    seen = [[key for b in make_loader(config, held_out, share=(i, k), batch_size=7).eval_batches() for key in b.keys] for i in range(k)]
+            for name in ('images', 'tokens', 'text_ids'):
+                assert torch.equal(padded(getattr(one, name)), torch.cat([padded(getattr(o, name)) for o in many]))
+    seen = [
+        [key for b in make_loader(config, held_out, share=(i, k), batch_size=7).eval_batches() for key in b.keys]
+        for i in range(k)
+    ]
     assert sum(seen, []) == [key for b in make_loader(config, held_out, batch_size=7).eval_batches() for key in b.keys]
 
 
 # runs
 
+
 def train(folder, poison=False):
     if poison:
         real = Loader.batches
+
         def batches(self, first):
-            for i, b in enumerate(real(self, first), first): yield b._replace(images=b.images.float()*float('nan')) if i == 6 and rank() == 1 else b
+            for i, b in enumerate(real(self, first), first):
+                yield b._replace(images=b.images.float() * float('nan')) if i == 6 and rank() == 1 else b
+
         Loader.batches = batches
-    main(['--config', str(Path(folder)/'config.json')])
+    main(['--config', str(Path(folder) / 'config.json')])
 
 
-def numbered(run): return [{k: v for k, v in o.items() if k not in ('seconds', 'pairs_per_s')} for o in run.rows()]
+def numbered(run):
+    return [{k: v for k, v in o.items() if k not in ('seconds', 'pairs_per_s')} for o in run.rows()]
 
 
 def test_a_killed_process_ends_the_run_and_the_restart_ends_with_the_same_bits(team, tmp_path):
     "Two processes under torchrun; the second is killed."
     config = make_config('smoke', **SMOKE)
-    whole, broken = Run(tmp_path/'whole', config), Run(tmp_path/'broken', config)
+    whole, broken = Run(tmp_path / 'whole', config), Run(tmp_path / 'broken', config)
     team.run(2, train, whole.folder)
-    with open(tmp_path/'log', 'w+') as log, patch.dict(os.environ, OMP_NUM_THREADS='1'):
+    with open(tmp_path / 'log', 'w+') as log, patch.dict(os.environ, OMP_NUM_THREADS='1'):
         child = start(broken, 2, log)
         end = time.time() + 120
-        while len(broken.rows()) < 5 and time.time() < end and child.poll() is None: time.sleep(.01)
+        while len(broken.rows()) < 5 and time.time() < end and child.poll() is None:
+            time.sleep(0.01)
         second = next(int(p.parent.name) for p in Path('/proc').glob('[0-9]*/environ') if is_second(p, child.pid))
         os.kill(second, signal.SIGKILL)
         killed = time.time()
         assert child.wait(60) != 0 and time.time() - killed < 60
-        child.stdin.close(); log.seek(0)
+        child.stdin.close()
+        log.seek(0)
         said = log.read()
     assert what_happened(said) == 'process 1 was ended by SIGKILL'
-    assert re.search(r'process 0: .*another.*keeps its checkpoint of step \d+, and the same command goes on from there', said), said[-2000:]
+    assert re.search(
+        r'process 0: .*another.*keeps its checkpoint of step \d+, and the same command goes on from there', said
+    ), said[-2000:]
     assert 4 <= broken.step < 12 and not broken.finished
     team.run(2, train, broken.folder)
-    for name in ('last', 'best'): assert file_sha256(whole.folder/f'{name}.safetensors') == file_sha256(broken.folder/f'{name}.safetensors')
+    for name in ('last', 'best'):
+        assert file_sha256(whole.folder / f'{name}.safetensors') == file_sha256(broken.folder / f'{name}.safetensors')
     assert numbered(whole) == numbered(broken)
     assert [o['processes'] for o in broken.read('run.json')['sittings']] == [2, 2]
 
 
 def is_second(path, parent):
     "Is this process the second of those that `parent` started?"
-    try: return f'PPid:\t{parent}\n' in path.with_name('status').read_text() and b'\0RANK=1\0' in b'\0' + path.read_bytes()
-    except OSError: return False
+    try:
+        return (
+            f'PPid:\t{parent}\n' in path.with_name('status').read_text() and b'\0RANK=1\0' in b'\0' + path.read_bytes()
+        )
+    except OSError:
+        return False
 
 
 def test_resumes_with_another_number_of_processes(team, tmp_path):
     config = make_config('smoke_clip', **SMOKE)
-    one, many = Run(tmp_path/'one', config), Run(tmp_path/'many', config)
+    one, many = Run(tmp_path / 'one', config), Run(tmp_path / 'many', config)
     team.run(1, train, one.folder)
     team.start(3, stop_at, many.folder, 5)
     team.end()
@@ -245,34 +343,44 @@ def test_resumes_with_another_number_of_processes(team, tmp_path):
     assert [o['processes'] for o in many.read('run.json')['sittings']] == [3, 1]
     a, b = one.rows(), many.rows()
     assert [o['step'] for o in a] == [o['step'] for o in b] == list(range(1, 13))
-    assert a[0]['loss'] == pytest.approx(b[0]['loss'], rel=1e-5) and a[0]['grad_norm'] == pytest.approx(b[0]['grad_norm'], rel=1e-4)
+    assert a[0]['loss'] == pytest.approx(b[0]['loss'], rel=1e-5) and a[0]['grad_norm'] == pytest.approx(
+        b[0]['grad_norm'], rel=1e-4
+    )
 
 
 def stop_at(folder, step):
     real = Run.log
+
     def log(self, row):
         real(self, row)
-        if row['step'] > step: os._exit(1)
+        if row['step'] > step:
+            os._exit(1)
+
     Run.log = log
     train(folder)
 
 
 def test_not_a_number_in_one_process_stops_all(team, tmp_path):
-    run = Run(tmp_path/'run', make_config('smoke', **SMOKE))
+    run = Run(tmp_path / 'run', make_config('smoke', **SMOKE))
     team.start(2, train, run.folder, True)
     _, errs = team.end()
-    assert all(o.exitcode == 1 for o in team.members) and all('at step 6. That step touched no parameter' in o for o in errs), errs
-    assert run.step == 6 and len(json.loads((run.folder/'bad_batch.json').read_text())) == 32
+    assert all(o.exitcode == 1 for o in team.members) and all(
+        'at step 6. That step touched no parameter' in o for o in errs
+    ), errs
+    assert run.step == 6 and len(json.loads((run.folder / 'bad_batch.json').read_text())) == 32
 
 
 def test_a_head_trains_on_cached_features(team, made_up, tmp_path):
     "Three processes do what one does."
-    config = make_config('head_poincare', data=str(made_up), steps=6, batch_size=32, log_every=1, val_every=3, save_every=6)
-    one, three = (Run(tmp_path/o, config) for o in ('one', 'three'))
+    config = make_config(
+        'head_poincare', data=str(made_up), steps=6, batch_size=32, log_every=1, val_every=3, save_every=6
+    )
+    one, three = (Run(tmp_path / o, config) for o in ('one', 'three'))
     team.run(1, train, one.folder)
     team.run(3, train, three.folder)
     for a, b in zip(one.rows(), three.rows()):
-        for k in ('loss', 'grad_norm', 'logit_scale', *(['val_loss', 'val_top1'] if a['step'] % 3 == 0 else [])): assert a[k] == pytest.approx(b[k], rel=1e-4), (k, a, b)
+        for k in ('loss', 'grad_norm', 'logit_scale', *(['val_loss', 'val_top1'] if a['step'] % 3 == 0 else [])):
+            assert a[k] == pytest.approx(b[k], rel=1e-4), (k, a, b)
     assert three.read('run.json')['failures'] == {}
 
 
@@ -281,83 +389,118 @@ def half_is_damaged():
     cfg = make_config('smoke')
     torch.manual_seed(0)
     model, held_out = build_model(cfg), open_data(cfg)[1]
-    half = Part(held_out.shards, held_out.start, held_out.start + len(held_out)//2)
+    half = Part(held_out.shards, held_out.start, held_out.start + len(held_out) // 2)
     want = validate(model, make_loader(cfg, half))
     with processes('cpu'):
         loader = make_loader(cfg, held_out)
-        if rank() == 1: loader.eval_batches = lambda: iter(())
+        if rank() == 1:
+            loader.eval_batches = lambda: iter(())
         return validate(model, loader), want
 
 
 def test_a_process_without_a_good_held_out_pair_still_validates(team):
-    for got, want in team.run(2, half_is_damaged): assert got == pytest.approx(want, rel=1e-5)
+    for got, want in team.run(2, half_is_damaged):
+        assert got == pytest.approx(want, rel=1e-5)
 
 
 # what is refused
 
+
 def test_a_stop_amid_a_decode_is_no_damaged_picture(monkeypatch):
     monkeypatch.setattr('PIL.Image.open', lambda *a, **k: trainer._stop())
-    with pytest.raises(Lost, match='torchrun stopped this process'): decode_image(b'GIF89a')
+    with pytest.raises(Lost, match='torchrun stopped this process'):
+        decode_image(b'GIF89a')
 
 
 def test_the_cause_is_told_whatever_the_processes_do(tmp_path, monkeypatch):
-    class Stuck: # goes only when it is killed
+    class Stuck:  # goes only when it is killed
         stdin, killed = io.BytesIO(), False
+
         def wait(self, seconds=None):
-            if not self.killed: raise subprocess.TimeoutExpired('torchrun', seconds)
-        def kill(self): self.killed = True
-    def fails(run, child): raise PermissionError('the cause')
+            if not self.killed:
+                raise subprocess.TimeoutExpired('torchrun', seconds)
+
+        def kill(self):
+            self.killed = True
+
+    def fails(run, child):
+        raise PermissionError('the cause')
+
     monkeypatch.setattr('meru.training.launch.start', lambda *a: child)
     monkeypatch.setattr('meru.training.launch.follow', fails)
     child = Stuck()
-    with pytest.raises(PermissionError, match='the cause'): launch(Run(tmp_path, make_config('smoke')), 2)
+    with pytest.raises(PermissionError, match='the cause'):
+        launch(Run(tmp_path, make_config('smoke')), 2)
     assert child.killed and child.stdin.closed
 
 
 def test_bad_numbers_of_processes(tmp_path):
-    run = Run(tmp_path/'run', make_config('smoke'))
-    with pytest.raises(ValueError, match='processes = 0: there must be at least one'): launch(run, 0)
-    with pytest.raises(ValueError, match='33 processes share batch_size = 32: each needs a pair'): launch(run, 33)
-    with pytest.raises(ValueError, match="processes = 1.5 is not of type int"): launch(run, 1.5)
-    with pytest.raises(ValueError, match='4 processes share val_pairs = 3'): check_processes(4, batch_size=32, val_pairs=3)
+    run = Run(tmp_path / 'run', make_config('smoke'))
+    with pytest.raises(ValueError, match='processes = 0: there must be at least one'):
+        launch(run, 0)
+    with pytest.raises(ValueError, match='33 processes share batch_size = 32: each needs a pair'):
+        launch(run, 33)
+    with pytest.raises(ValueError, match='processes = 1.5 is not of type int'):
+        launch(run, 1.5)
+    with pytest.raises(ValueError, match='4 processes share val_pairs = 3'):
+        check_processes(4, batch_size=32, val_pairs=3)
     assert not run.begun
 
 
-@pytest.mark.parametrize('path, says', [('nowhere/config.json', 'holds no run'), ('run.json', 'must be the config.json'), ('config.json', 'is not JSON')])
+@pytest.mark.parametrize(
+    'path, says',
+    [('nowhere/config.json', 'holds no run'), ('run.json', 'must be the config.json'), ('config.json', 'is not JSON')],
+)
 def test_bad_configs(path, says, tmp_path):
-    (tmp_path/'config.json').write_text('{')
-    with pytest.raises(SystemExit, match=says): main(['--config', str(tmp_path/path)])
+    (tmp_path / 'config.json').write_text('{')
+    with pytest.raises(SystemExit, match=says):
+        main(['--config', str(tmp_path / path)])
 
 
 def test_a_port_in_use():
     with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); s.listen()
+        s.bind(('127.0.0.1', 0))
+        s.listen()
         port = s.getsockname()[1]
         with patch.dict(os.environ, RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)):
             with pytest.raises(ValueError, match=f'port {port} is in use'):
-                with processes('cpu'): pass
+                with processes('cpu'):
+                    pass
 
 
 def test_one_device_for_two_processes():
-    with patch.dict(os.environ, RANK='0', WORLD_SIZE='2'), pytest.raises(ValueError, match="needs its own: use 'cuda' or 'auto'"):
-        with processes('cuda:1'): pass
+    with (
+        patch.dict(os.environ, RANK='0', WORLD_SIZE='2'),
+        pytest.raises(ValueError, match="needs its own: use 'cuda' or 'auto'"),
+    ):
+        with processes('cuda:1'):
+            pass
 
 
-def different(): # what each process sees
+def different():  # what each process sees
     with processes('cpu'):
-        try: parallel.agree(config=dict(seed=rank(), lr=.1), data='emoji', step=5*rank())
-        except ValueError as e: return str(e)
+        try:
+            parallel.agree(config=dict(seed=rank(), lr=0.1), data='emoji', step=5 * rank())
+        except ValueError as e:
+            return str(e)
 
 
 def test_processes_that_see_different_things(team):
-    assert team.run(2, different) == ['process 1 of 2 has config.seed = 1, step = 5, but process 0 has 0, 0: all must run the same code on the same folders']*2
+    assert (
+        team.run(2, different)
+        == [
+            'process 1 of 2 has config.seed = 1, step = 5, but process 0 has 0, 0: all must run the same code on the same folders'
+        ]
+        * 2
+    )
 
 
 # as a person runs it
 
+
 def test_the_notebook_follows_two_processes(run_cells, tmp_path):
-    error, said = run_cells('train', preset='smoke', out=tmp_path/'run', processes=2)
+    error, said = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2)
     assert not error, error
-    record = json.loads((tmp_path/'run'/'run.json').read_text())
+    record = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert 'finished' in record and record['sittings'][0]['processes'] == 2
     assert '100%' in said and '384/384' in said

@@ -1,4 +1,5 @@
 """The parts of a fetch: tables, addresses, answers, opt-outs, shards, the mirror, one's own pairs."""
+
 import hashlib, io, json, socket, ssl, subprocess, tarfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from contextlib import suppress
@@ -19,83 +20,135 @@ pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::pyte
 def server():
     s = Hostile(ROOT, 40)
     yield s
-    s.shutdown(); s.server_close(); s.trap.close()
+    s.shutdown()
+    s.server_close()
+    s.trap.close()
 
 
-def config(**kw): return D.make_fetch_config(**dict(url_list='-', timeout=3., retries=0) | kw)
+def config(**kw):
+    return D.make_fetch_config(**dict(url_list='-', timeout=3.0, retries=0) | kw)
 
 
 def fate(url, cfg):
-    try: D.fetch_bytes(url, cfg); return 'success'
-    except D.Refused as e: return e.reason
+    try:
+        D.fetch_bytes(url, cfg)
+        return 'success'
+    except D.Refused as e:
+        return e.reason
 
 
-@pytest.mark.parametrize('columns, header, text', [
-    ('caption,url', False, 'a "b\t{u}1\nc" d\te\t{u}2\n'), ('url,caption', False, '{u}1\ta "b\n{u}2\tc" d\te\n'),
-    ('caption,url', True, 'id\turl\tcaption\n1\t{u}1\ta "b\n2\t{u}2\tc" d\te\n')])
+@pytest.mark.parametrize(
+    'columns, header, text',
+    [
+        ('caption,url', False, 'a "b\t{u}1\nc" d\te\t{u}2\n'),
+        ('url,caption', False, '{u}1\ta "b\n{u}2\tc" d\te\n'),
+        ('caption,url', True, 'id\turl\tcaption\n1\t{u}1\ta "b\n2\t{u}2\tc" d\te\n'),
+    ],
+)
 def test_tsv_keeps_quotes_and_tabs(columns, header, text, tmp_path):
-    (tmp_path/'t.tsv').write_text('\ufeff' + text.format(u='http://x/').replace('\n', '\r\n'), newline='')
-    rows = list(read_pairs(tmp_path/'t.tsv', 'url', 'caption', columns))
+    (tmp_path / 't.tsv').write_text('\ufeff' + text.format(u='http://x/').replace('\n', '\r\n'), newline='')
+    rows = list(read_pairs(tmp_path / 't.tsv', 'url', 'caption', columns))
     assert rows == [('a "b', 'http://x/1'), ('c" d\te', 'http://x/2')]
 
 
 def test_csv_and_parquet_with_other_names(tmp_path):
-    (tmp_path/'t.csv').write_text('link,alt,n\nhttp://x/1,"two\nlines, ""q""",1\nhttp://x/2,,2\nhttp://x/3,c,3,4\n')
-    assert list(read_pairs(tmp_path/'t.csv', 'link', 'alt', 'caption,url')) == [('two\nlines, "q"', 'http://x/1'), None, None]
-    pq.write_table(pa.table(dict(alt=['a\t"', None], other=[1, 2], link=['http://x/1', 'http://x/2'])), tmp_path/'t.parquet')
-    assert list(read_pairs(tmp_path/'t.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
-    with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"): list(read_pairs(tmp_path/'t.parquet', 'url', 'alt', 'caption,url'))
-    with pytest.raises(ValueError, match='must end in .tsv, .csv or .parquet'): list(read_pairs(tmp_path/'t.xls', 'url', 'alt', 'caption,url'))
+    (tmp_path / 't.csv').write_text('link,alt,n\nhttp://x/1,"two\nlines, ""q""",1\nhttp://x/2,,2\nhttp://x/3,c,3,4\n')
+    assert list(read_pairs(tmp_path / 't.csv', 'link', 'alt', 'caption,url')) == [
+        ('two\nlines, "q"', 'http://x/1'),
+        None,
+        None,
+    ]
+    pq.write_table(
+        pa.table(dict(alt=['a\t"', None], other=[1, 2], link=['http://x/1', 'http://x/2'])), tmp_path / 't.parquet'
+    )
+    assert list(read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
+    with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"):
+        list(read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
+    with pytest.raises(ValueError, match='must end in .tsv, .csv or .parquet'):
+        list(read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
 
 
 def test_every_notation_of_a_forbidden_address_is_refused_untouched(server):
     port = server.trap.port
     before = server.trap.calls
-    for host in ('127.0.0.1', 'localhost', '2130706433', '0x7f.1', '017700000001', '127.1', '[::1]', '[::ffff:127.0.0.1]', '[::ffff:7f00:1]', '[64:ff9b::7f00:1]',
-                 '0.0.0.0', '0', '127.0.0.1.', 'user:pw@127.0.0.1', '127.0.0.1%00.example'):
+    for host in (
+        '127.0.0.1',
+        'localhost',
+        '2130706433',
+        '0x7f.1',
+        '017700000001',
+        '127.1',
+        '[::1]',
+        '[::ffff:127.0.0.1]',
+        '[::ffff:7f00:1]',
+        '[64:ff9b::7f00:1]',
+        '0.0.0.0',
+        '0',
+        '127.0.0.1.',
+        'user:pw@127.0.0.1',
+        '127.0.0.1%00.example',
+    ):
         assert fate(f'http://{host}:{port}/x.jpg', config()) in ('forbidden_address', 'dns', 'bad_url'), host
     assert fate(f'https://127.0.0.1:{port}/', config()) == 'forbidden_address'
     assert server.trap.calls == before
-    assert fate(f'http://127.0.0.1:{port}/x.jpg', config(allow_loopback=True)) != 'forbidden_address' and server.trap.calls == before + 1
+    assert (
+        fate(f'http://127.0.0.1:{port}/x.jpg', config(allow_loopback=True)) != 'forbidden_address'
+        and server.trap.calls == before + 1
+    )
 
 
 def test_a_name_is_resolved_once_and_redirects_cannot_reach_inside(server, monkeypatch):
     "The name is public when it is checked, and would be private a moment later."
     asked, visited = [], []
+
     def lookup(host, port, **kw):
         asked.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('93.184.216.34' if asked.count(host) == 1 else '127.0.0.1', port))]
+        return [
+            (
+                socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                '',
+                ('93.184.216.34' if asked.count(host) == 1 else '127.0.0.1', port),
+            )
+        ]
+
     class Sock(socket.socket):
         def connect(self, address):
             visited.append(address[0])
             super().connect(('127.0.0.1', server.server_port))
+
     monkeypatch.setattr(D.socket, 'getaddrinfo', lookup)
     monkeypatch.setattr(D.socket, 'socket', Sock)
     assert fate('http://pictures.example/picture/1', config()) == 'success'
     assert asked == ['pictures.example'] and visited == ['93.184.216.34']
-    assert fate('http://second.example/to/picture', config()) == 'forbidden_address' # the second answer of the same name
-    assert visited == ['93.184.216.34']*2
+    assert (
+        fate('http://second.example/to/picture', config()) == 'forbidden_address'
+    )  # the second answer of the same name
+    assert visited == ['93.184.216.34'] * 2
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch):
-    monkeypatch.setattr(D.socket, 'getaddrinfo', lambda *a, **k: [(2, 1, 6, '', (ip, 80)) for ip in ('93.184.216.34', '10.0.0.7')])
+    monkeypatch.setattr(
+        D.socket, 'getaddrinfo', lambda *a, **k: [(2, 1, 6, '', (ip, 80)) for ip in ('93.184.216.34', '10.0.0.7')]
+    )
     assert fate('http://mixed.example/', config()) == 'forbidden_address'
 
 
 @pytest.mark.parametrize('path', ['drip', 'silent', 'slowhead'])
 def test_slow_servers_are_cut_off_on_time(path, server):
     began = time.time()
-    assert fate(f'{server.home}/{path}', config(allow_loopback=True, timeout=.7)) == 'timeout'
+    assert fate(f'{server.home}/{path}', config(allow_loopback=True, timeout=0.7)) == 'timeout'
     assert time.time() - began < 4
 
 
 def test_a_name_server_that_does_not_answer_is_cut_off(monkeypatch):
     monkeypatch.setattr(D.socket, 'getaddrinfo', lambda *a, **k: time.sleep(3) or [])
-    assert fate('http://slow.example/', config(timeout=.3)) == 'timeout'
+    assert fate('http://slow.example/', config(timeout=0.3)) == 'timeout'
 
 
 def test_retry_only_what_may_pass(server):
-    tally = Tally(ROOT/'nowhere'/'x')
+    tally = Tally(ROOT / 'nowhere' / 'x')
     for path, times in (('status/503', 3), ('status/404', 1), ('cut', 3), ('robots/noai', 1)):
         url = f'{server.home}/{path}?retry'
         assert guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
@@ -104,159 +157,277 @@ def test_retry_only_what_may_pass(server):
 
 
 def test_tls_needs_a_certificate_that_is_trusted(tmp_path, monkeypatch):
-    pem = tmp_path/'both.pem'
+    pem = tmp_path / 'both.pem'
     try:
-        subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost',
-                        '-keyout', tmp_path/'k.pem', '-out', tmp_path/'c.pem'], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError): pytest.skip('openssl is not there to make a certificate')
-    pem.write_bytes((tmp_path/'k.pem').read_bytes() + (tmp_path/'c.pem').read_bytes())
+        subprocess.run(
+            [
+                'openssl',
+                'req',
+                '-x509',
+                '-newkey',
+                'rsa:2048',
+                '-nodes',
+                '-days',
+                '1',
+                '-subj',
+                '/CN=localhost',
+                '-addext',
+                'subjectAltName=DNS:localhost',
+                '-keyout',
+                tmp_path / 'k.pem',
+                '-out',
+                tmp_path / 'c.pem',
+            ],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip('openssl is not there to make a certificate')
+    pem.write_bytes((tmp_path / 'k.pem').read_bytes() + (tmp_path / 'c.pem').read_bytes())
     from hostile import Handler
+
     web = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     web.asked, web.pictures, web.handle_error = __import__('collections').Counter(), [b'picture'], lambda *a: None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); context.load_cert_chain(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
     web.socket = context.wrap_socket(web.socket, server_side=True)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     url, cfg = f'https://localhost:{web.server_port}/picture/0', config(allow_loopback=True)
     assert fate(url, cfg) == 'tls'
-    trusting = ssl.create_default_context(cafile=tmp_path/'c.pem')
+    trusting = ssl.create_default_context(cafile=tmp_path / 'c.pem')
     monkeypatch.setattr(D, 'tls', lambda: trusting)
     assert D.fetch_bytes(url, cfg) == b'picture'
-    assert fate(url.replace('localhost', '127.0.0.1'), cfg) == 'tls' # the name on the certificate is another
-    web.shutdown(); web.server_close()
+    assert fate(url.replace('localhost', '127.0.0.1'), cfg) == 'tls'  # the name on the certificate is another
+    web.shutdown()
+    web.server_close()
 
 
-@pytest.mark.parametrize('given, says', [
-    (dict(), 'exactly one of'), (dict(url_list='a', mirror='b'), 'exactly one of'), (dict(pairs='a', shard_size=1), 'shard_size = 1'), (dict(pairs='a', processes=0), 'processes'),
-    (dict(pairs='a', distributor='ray'), "distributor = 'ray'"), (dict(pairs='a', agent='two words'), 'agent'), (dict(pairs='a', timeout='1'), 'timeout'), (dict(pair='a'), "unknown parameter 'pair'")])
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        (dict(), 'exactly one of'),
+        (dict(url_list='a', mirror='b'), 'exactly one of'),
+        (dict(pairs='a', shard_size=1), 'shard_size = 1'),
+        (dict(pairs='a', processes=0), 'processes'),
+        (dict(pairs='a', distributor='ray'), "distributor = 'ray'"),
+        (dict(pairs='a', agent='two words'), 'agent'),
+        (dict(pairs='a', timeout='1'), 'timeout'),
+        (dict(pair='a'), "unknown parameter 'pair'"),
+    ],
+)
 def test_bad_settings_are_named(given, says):
-    with pytest.raises(ValueError, match=says): D.make_fetch_config(**given)
+    with pytest.raises(ValueError, match=says):
+        D.make_fetch_config(**given)
 
 
 def raw_shard(folder, n=4, failed=1):
     "What img2dataset leaves: tar, parquet, _stats.json."
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [dict(row=i, caption=f'c{i}', url=f'u{i}', key=f'0000000{i:02d}', status='success' if i < n else 'failed_to_download', error_message=None if i < n else 'dns',
-                 width=8, height=8, original_width=8, original_height=8, sha256='0') for i in range(n + failed)]
-    with tarfile.open(folder/'00000.tar', 'w') as tar:
+    rows = [
+        dict(
+            row=i,
+            caption=f'c{i}',
+            url=f'u{i}',
+            key=f'0000000{i:02d}',
+            status='success' if i < n else 'failed_to_download',
+            error_message=None if i < n else 'dns',
+            width=8,
+            height=8,
+            original_width=8,
+            original_height=8,
+            sha256='0',
+        )
+        for i in range(n + failed)
+    ]
+    with tarfile.open(folder / '00000.tar', 'w') as tar:
         for r in reversed(rows[:n]):
             for ext in ('txt', 'jpg', 'json'):
-                info = tarfile.TarInfo(f"{r['key']}.{ext}"); info.size, info.mtime = 3, time.time()
+                info = tarfile.TarInfo(f'{r["key"]}.{ext}')
+                info.size, info.mtime = 3, time.time()
                 tar.addfile(info, io.BytesIO(b'abc'))
-    pq.write_table(pa.Table.from_pylist(rows), folder/'00000.parquet')
-    (folder/'00000_stats.json').write_text(json.dumps(dict(count=n + failed, successes=n, failed_to_download=failed, failed_to_resize=0)))
+    pq.write_table(pa.Table.from_pylist(rows), folder / '00000.parquet')
+    (folder / '00000_stats.json').write_text(
+        json.dumps(dict(count=n + failed, successes=n, failed_to_download=failed, failed_to_resize=0))
+    )
     return folder
 
 
-def cut_tar(f): (f/'00000.tar').write_bytes((f/'00000.tar').read_bytes()[:4096])
-def drop_row(f): pq.write_table(pq.read_table(f/'00000.parquet').slice(1), f/'00000.parquet')
-def wrong_stats(f): (f/'00000_stats.json').write_text((f/'00000_stats.json').read_text().replace('"successes": 4', '"successes": 5'))
+def cut_tar(f):
+    (f / '00000.tar').write_bytes((f / '00000.tar').read_bytes()[:4096])
+
+
+def drop_row(f):
+    pq.write_table(pq.read_table(f / '00000.parquet').slice(1), f / '00000.parquet')
+
+
+def wrong_stats(f):
+    (f / '00000_stats.json').write_text(
+        (f / '00000_stats.json').read_text().replace('"successes": 4', '"successes": 5')
+    )
 
 
 @pytest.mark.parametrize('damage', [cut_tar, drop_row, wrong_stats])
 def test_a_shard_that_img2dataset_left_incomplete_is_refused(damage, tmp_path):
     assert len(check_raw(raw_shard(tmp_path), 0, 5)[0]) == 5
     damage(tmp_path)
-    with pytest.raises((ValueError, tarfile.ReadError), match='incomplete|unexpected end|00000'): check_raw(tmp_path, 0, 5)
-    with pytest.raises((ValueError, tarfile.ReadError)): check_raw(raw_shard(tmp_path), 0, 6)
+    with pytest.raises((ValueError, tarfile.ReadError), match='incomplete|unexpected end|00000'):
+        check_raw(tmp_path, 0, 5)
+    with pytest.raises((ValueError, tarfile.ReadError)):
+        check_raw(raw_shard(tmp_path), 0, 6)
 
 
 def own_folder(folder, n=24):
     "A folder of pairs: n good ones, and one of each mistake."
     folder.mkdir()
     for i in range(n):
-        (folder/f'{i:02d}.png').write_bytes(encoded(Image.new('RGB', (40 + i//2, 40), (i//2*9, 90, 40)), 'PNG')); (folder/f'{i:02d}.txt').write_text(f'caption {i}')
-    (folder/'mute.png').write_bytes(encoded(Image.new('RGB', (9, 9)), 'PNG'))
-    (folder/'lonely.txt').write_text('no picture')
-    (folder/'page.jpg').write_text('<html>'); (folder/'page.txt').write_text('a page')
+        (folder / f'{i:02d}.png').write_bytes(encoded(Image.new('RGB', (40 + i // 2, 40), (i // 2 * 9, 90, 40)), 'PNG'))
+        (folder / f'{i:02d}.txt').write_text(f'caption {i}')
+    (folder / 'mute.png').write_bytes(encoded(Image.new('RGB', (9, 9)), 'PNG'))
+    (folder / 'lonely.txt').write_text('no picture')
+    (folder / 'page.jpg').write_text('<html>')
+    (folder / 'page.txt').write_text('a page')
     return folder
 
 
 def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
-    own = own_folder(tmp_path/'own')
-    one = fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=1), tmp_path)
-    assert one['books'] == dict(rows=27, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, no_caption=1), equal_images=12)
-    assert [s['rows'] for s in one['shards']] == [10, 10, 7] and one['id'] == Shards(tmp_path/'a', 'hashes').id
+    own = own_folder(tmp_path / 'own')
+    one = fetch(tmp_path / 'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=1), tmp_path)
+    assert one['books'] == dict(
+        rows=27, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, no_caption=1), equal_images=12
+    )
+    assert [s['rows'] for s in one['shards']] == [10, 10, 7] and one['id'] == Shards(tmp_path / 'a', 'hashes').id
     lines = ['path,caption'] + [f'{p},{c}' for c, p in folder_rows(own) if p != 'mute.png']
-    (own/'list.csv').write_text('\n'.join(lines + ['00.png,again', 'gone.png,gone']) + '\n')
-    two = fetch(tmp_path/'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path)
-    assert two['books']['stored'] == 24 and two['books']['repeated'] == 1 and two['books']['failed'] == dict(not_an_image=2, missing_file=1)
+    (own / 'list.csv').write_text('\n'.join(lines + ['00.png,again', 'gone.png,gone']) + '\n')
+    two = fetch(
+        tmp_path / 'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path
+    )
+    assert (
+        two['books']['stored'] == 24
+        and two['books']['repeated'] == 1
+        and two['books']['failed'] == dict(not_an_image=2, missing_file=1)
+    )
     assert [s['sha256'] for s in two['shards']][:2] == [s['sha256'] for s in one['shards']][:2]
     assert 'nothing was fetched' not in capsys.readouterr().out
-    fetch(tmp_path/'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=3), tmp_path)
+    fetch(tmp_path / 'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=3), tmp_path)
     assert 'is complete: nothing was fetched' in capsys.readouterr().out
 
 
 def test_a_changed_source_another_config_and_a_changed_shard_are_refused(tmp_path, monkeypatch):
-    own_folder(tmp_path/'own')
+    own_folder(tmp_path / 'own')
     cfg = D.make_fetch_config(pairs='own', shard_size=10, processes=1)
-    monkeypatch.setattr(D, 'close_books', lambda *a: 1/0)
-    with pytest.raises(ZeroDivisionError): fetch(tmp_path/'a', cfg, tmp_path)
+    monkeypatch.setattr(D, 'close_books', lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fetch(tmp_path / 'a', cfg, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match='quality .there 95, asked 90.'): fetch(tmp_path/'a', D.make_fetch_config(pairs='own', shard_size=10, quality=90), tmp_path)
-    tar = tmp_path/'a'/'00001.tar'
+    with pytest.raises(ValueError, match='quality .there 95, asked 90.'):
+        fetch(tmp_path / 'a', D.make_fetch_config(pairs='own', shard_size=10, quality=90), tmp_path)
+    tar = tmp_path / 'a' / '00001.tar'
     good = tar.read_bytes()
     tar.write_bytes(good[:700] + bytes([good[700] ^ 1]) + good[701:])
-    with pytest.raises(ValueError, match='00001.tar has changed'): fetch(tmp_path/'a', cfg, tmp_path)
-    (tmp_path/'a'/'00001_stats.json').unlink()
-    (tmp_path/'own'/'new.png').write_bytes(b'')
-    with pytest.raises(ValueError, match='own has changed since'): fetch(tmp_path/'a', cfg, tmp_path)
-    (tmp_path/'own'/'new.png').unlink()
-    assert fetch(tmp_path/'a', cfg, tmp_path)['books']['stored'] == 24 and tar.read_bytes() == good
+    with pytest.raises(ValueError, match='00001.tar has changed'):
+        fetch(tmp_path / 'a', cfg, tmp_path)
+    (tmp_path / 'a' / '00001_stats.json').unlink()
+    (tmp_path / 'own' / 'new.png').write_bytes(b'')
+    with pytest.raises(ValueError, match='own has changed since'):
+        fetch(tmp_path / 'a', cfg, tmp_path)
+    (tmp_path / 'own' / 'new.png').unlink()
+    assert fetch(tmp_path / 'a', cfg, tmp_path)['books']['stored'] == 24 and tar.read_bytes() == good
 
 
 def test_two_fetches_into_one_folder_are_refused(tmp_path):
-    own_folder(tmp_path/'own'); (tmp_path/'a').mkdir()
+    own_folder(tmp_path / 'own')
+    (tmp_path / 'a').mkdir()
     cfg = D.make_fetch_config(pairs='own', processes=1)
-    with only_one(tmp_path/'a'), pytest.raises(RuntimeError, match='another process is fetching'): fetch(tmp_path/'a', cfg, tmp_path)
+    with only_one(tmp_path / 'a'), pytest.raises(RuntimeError, match='another process is fetching'):
+        fetch(tmp_path / 'a', cfg, tmp_path)
 
 
 def test_nothing_usable_is_an_error(tmp_path):
-    (tmp_path/'t.tsv').write_text('one column\nonly\n')
-    with pytest.raises(ValueError, match='no usable row among 2'): fetch(tmp_path/'a', D.make_fetch_config(url_list='t.tsv'), tmp_path)
-    with pytest.raises(FileNotFoundError, match='nowhere.tsv'): fetch(tmp_path/'b', D.make_fetch_config(url_list='nowhere.tsv'), tmp_path)
+    (tmp_path / 't.tsv').write_text('one column\nonly\n')
+    with pytest.raises(ValueError, match='no usable row among 2'):
+        fetch(tmp_path / 'a', D.make_fetch_config(url_list='t.tsv'), tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere.tsv'):
+        fetch(tmp_path / 'b', D.make_fetch_config(url_list='nowhere.tsv'), tmp_path)
 
 
-COMMIT = 'c0ffee' + '0'*34
+COMMIT = 'c0ffee' + '0' * 34
 
 
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub as a mirror needs; breaks off the first answer in the middle."
+
     protocol_version = 'HTTP/1.1'
-    def log_message(self, *a): pass
-    def do_HEAD(self): self.answer(False)
-    def do_GET(self): self.answer(True)
+
+    def log_message(self, *a):
+        pass
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
     def answer(self, body):
         self.server.log.append((self.command, self.path, self.headers.get('Range')))
         if self.path.startswith('/api/datasets/some/mirror'):
-            files = [dict(rfilename=n, size=len(d), blobId='1'*40, lfs=dict(sha256=hashlib.sha256(d).hexdigest(), size=len(d), pointerSize=130)) for n, d in self.server.files.items()]
-            return self.say(json.dumps(dict(id='some/mirror', sha=COMMIT, siblings=files)).encode(), body, **{'Content-Type': 'application/json'})
+            files = [
+                dict(
+                    rfilename=n,
+                    size=len(d),
+                    blobId='1' * 40,
+                    lfs=dict(sha256=hashlib.sha256(d).hexdigest(), size=len(d), pointerSize=130),
+                )
+                for n, d in self.server.files.items()
+            ]
+            return self.say(
+                json.dumps(dict(id='some/mirror', sha=COMMIT, siblings=files)).encode(),
+                body,
+                **{'Content-Type': 'application/json'},
+            )
         data = self.server.files[self.path.rpartition('/')[2]]
         first = int((self.headers.get('Range') or 'bytes=0-').split('=')[1].split('-')[0])
         head = {'ETag': f'"{hashlib.sha256(data).hexdigest()}"', 'X-Repo-Commit': COMMIT, 'Accept-Ranges': 'bytes'}
-        if first: head['Content-Range'] = f'bytes {first}-{len(data) - 1}/{len(data)}'
+        if first:
+            head['Content-Range'] = f'bytes {first}-{len(data) - 1}/{len(data)}'
         broken = body and not first and self.server.break_off
         self.say(self.server.spoil(data)[first:], body, 206 if first else 200, broken, **head)
+
     def say(self, data, body, status=200, broken=False, **head):
         self.send_response(status)
-        for k, v in (head | {'Content-Length': len(data)}).items(): self.send_header(k, str(v))
+        for k, v in (head | {'Content-Length': len(data)}).items():
+            self.send_header(k, str(v))
         self.end_headers()
-        if body: self.wfile.write(data[:len(data)//2] if broken else data)
-        if broken: self.server.break_off = False; self.close_connection = True
+        if body:
+            self.wfile.write(data[: len(data) // 2] if broken else data)
+        if broken:
+            self.server.break_off = False
+            self.close_connection = True
 
 
 def foreign_tar(first, n=12):
     "A shard as the mirror has them, with members that have no business there."
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w') as tar:
+
         def add(name, data):
-            info = tarfile.TarInfo(name); info.size = len(data); tar.addfile(info, io.BytesIO(data))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
         for i in range(first, first + n):
-            add(f'{i:09d}.jpg', encoded(Image.new('RGB', (600, 300), (4*i % 256, 80, 160)), 'JPEG'))
-            add(f'{i:09d}.json', b'{}'); add(f'{i:09d}.txt', f'caption {i}'.encode())
-            add(f'{i:09d}.pyd', b'import os'); add(f'../../{i:09d}.pth', b'evil')
-        add(f'{first + n + 2:09d}.png', encoded(Image.effect_noise((400, 400), 90), 'PNG')); add(f'{first + n + 2:09d}.txt', b'more bytes than allowed')
-        add(f'{first + n:09d}.jpg', b'<html>'); add(f'{first + n:09d}.txt', b'not a picture'); add(f'{first + n + 1:09d}.txt', b'no picture')
-        link = tarfile.TarInfo('000000099.jpg'); link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'; tar.addfile(link)
+            add(f'{i:09d}.jpg', encoded(Image.new('RGB', (600, 300), (4 * i % 256, 80, 160)), 'JPEG'))
+            add(f'{i:09d}.json', b'{}')
+            add(f'{i:09d}.txt', f'caption {i}'.encode())
+            add(f'{i:09d}.pyd', b'import os')
+            add(f'../../{i:09d}.pth', b'evil')
+        add(f'{first + n + 2:09d}.png', encoded(Image.effect_noise((400, 400), 90), 'PNG'))
+        add(f'{first + n + 2:09d}.txt', b'more bytes than allowed')
+        add(f'{first + n:09d}.jpg', b'<html>')
+        add(f'{first + n:09d}.txt', b'not a picture')
+        add(f'{first + n + 1:09d}.txt', b'no picture')
+        link = tarfile.TarInfo('000000099.jpg')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        tar.addfile(link)
     return out.getvalue()
 
 
@@ -264,38 +435,64 @@ def foreign_tar(first, n=12):
 def hub():
     s = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     s.log, s.break_off, s.spoil = [], True, lambda d: d
-    s.files = {'x-train-0000.tar': foreign_tar(0), 'x-train-0001.tar': foreign_tar(50), 'x-validation-0000.tar': foreign_tar(90), 'README.md': b'card'}
+    s.files = {
+        'x-train-0000.tar': foreign_tar(0),
+        'x-train-0001.tar': foreign_tar(50),
+        'x-validation-0000.tar': foreign_tar(90),
+        'README.md': b'card',
+    }
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield s
-    s.shutdown(); s.server_close()
+    s.shutdown()
+    s.server_close()
 
 
-def mirror(hub, **kw): return D.make_fetch_config(**dict(mirror='some/mirror', revision=COMMIT, pattern='x-train-*.tar', processes=1, max_bytes=100_000, endpoint=f'http://127.0.0.1:{hub.server_port}') | kw)
+def mirror(hub, **kw):
+    return D.make_fetch_config(
+        **dict(
+            mirror='some/mirror',
+            revision=COMMIT,
+            pattern='x-train-*.tar',
+            processes=1,
+            max_bytes=100_000,
+            endpoint=f'http://127.0.0.1:{hub.server_port}',
+        )
+        | kw
+    )
 
 
 def test_the_mirror_is_resumed_checked_and_made_ours(hub, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE', 4096)
-    manifest = fetch(tmp_path/'m', mirror(hub), tmp_path)
-    assert manifest['books'] == dict(rows=30, malformed=0, repeated=0, stored=24, failed=dict(too_large=2, not_an_image=2, missing_file=2), equal_images=0)
+    manifest = fetch(tmp_path / 'm', mirror(hub), tmp_path)
+    assert manifest['books'] == dict(
+        rows=30,
+        malformed=0,
+        repeated=0,
+        stored=24,
+        failed=dict(too_large=2, not_an_image=2, missing_file=2),
+        equal_images=0,
+    )
     assert any(r and not r.startswith('bytes=0-') for _, _, r in hub.log), 'the broken download was begun anew'
     assert all(COMMIT in p for _, p, _ in hub.log), 'something was asked of another revision'
-    shards = Shards(tmp_path/'m', 'hashes')
+    shards = Shards(tmp_path / 'm', 'hashes')
     assert [shards[i].caption for i in (0, 12)] == ['caption 0', 'caption 50']
     assert Image.open(io.BytesIO(shards[0].image)).size == (512, 256)
-    names = [m.name for p in sorted((tmp_path/'m').glob('*.tar')) for m in tarfile.open(p)]
+    names = [m.name for p in sorted((tmp_path / 'm').glob('*.tar')) for m in tarfile.open(p)]
     assert {n.partition('.')[2] for n in names} == {'jpg', 'json', 'txt'} and all('/' not in n for n in names)
 
 
 def test_a_mirror_file_with_another_hash_is_refused_and_the_rest_is_kept(hub, tmp_path):
     hub.break_off, good = False, hub.files['x-train-0001.tar']
     hub.spoil = lambda d: d if d != good else d[:900] + bytes([d[900] ^ 1]) + d[901:]
-    with pytest.raises(ValueError, match='x-train-0001.tar .* does not have the size and hash'): fetch(tmp_path/'m', mirror(hub), tmp_path)
+    with pytest.raises(ValueError, match='x-train-0001.tar .* does not have the size and hash'):
+        fetch(tmp_path / 'm', mirror(hub), tmp_path)
     hub.spoil = lambda d: d
     begun = len(hub.log)
-    fetch(tmp_path/'m', mirror(hub), tmp_path)
+    fetch(tmp_path / 'm', mirror(hub), tmp_path)
     assert not [p for _, p, _ in hub.log[begun:] if '0000.tar' in p], 'a finished shard was fetched again'
-    assert fetch(tmp_path/'n', mirror(hub), tmp_path)['id'] == Shards(tmp_path/'m').id
+    assert fetch(tmp_path / 'n', mirror(hub), tmp_path)['id'] == Shards(tmp_path / 'm').id
 
 
 def test_a_pattern_that_fits_nothing_is_named(hub, tmp_path):
-    with pytest.raises(ValueError, match="no file 'y-.*it has README.md, x-train-0000.tar"): fetch(tmp_path/'m', mirror(hub, pattern='y-*'), tmp_path)
+    with pytest.raises(ValueError, match="no file 'y-.*it has README.md, x-train-0000.tar"):
+        fetch(tmp_path / 'm', mirror(hub, pattern='y-*'), tmp_path)

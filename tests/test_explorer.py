@@ -1,4 +1,5 @@
 """The explorer in a real browser: Chromium, driven through chromedriver by plain HTTP."""
+
 import base64, io, json, shutil, socket, subprocess, time, urllib.error, urllib.request
 import numpy as np
 import pytest
@@ -15,56 +16,100 @@ CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
 
 def picture(i):
     out = io.BytesIO()
-    Image.new('RGB', (64, 64), (40*i % 256, 90, 200 - i)).save(out, 'webp')
+    Image.new('RGB', (64, 64), (40 * i % 256, 90, 200 - i)).save(out, 'webp')
     return out.getvalue()
 
 
 def toy(n=40, name='word', pictures=True):
     "Two groups, six names, the rest drawings; the last is hostile."
-    levels = torch.tensor(([0, 0] + [1]*6 + [2]*n)[:n])
-    parents = torch.tensor(([-1, -1] + [0, 1]*3 + [2 + i % 6 for i in range(n)])[:n])
+    levels = torch.tensor(([0, 0] + [1] * 6 + [2] * n)[:n])
+    parents = torch.tensor(([-1, -1] + [0, 1] * 3 + [2 + i % 6 for i in range(n)])[:n])
     texts = [f'{name} {i}' for i in range(n)]
-    if n > 1: texts[-1] = '<img src=x onerror="window.hurt=1"></script><script>window.hurt=2</script>'
-    return Items(texts, levels, parents, [picture(i) if levels[i] == 2 and pictures else None for i in range(n)], ['group', 'name', 'drawing'])
+    if n > 1:
+        texts[-1] = '<img src=x onerror="window.hurt=1"></script><script>window.hurt=2</script>'
+    return Items(
+        texts,
+        levels,
+        parents,
+        [picture(i) if levels[i] == 2 and pictures else None for i in range(n)],
+        ['group', 'name', 'drawing'],
+    )
 
 
 def spaces(n=40, d=24, kinds=('lorentz', 'euclidean', 'sphere', 'poincare')):
     "The same directions in every geometry, general things nearer the root."
     gen = torch.Generator().manual_seed(0)
-    v = unit(.2*torch.randn(n, d, generator=gen) + 1)*torch.linspace(.2, 1.6, n)[:, None]
-    c = torch.tensor(.7)
+    v = unit(0.2 * torch.randn(n, d, generator=gen) + 1) * torch.linspace(0.2, 1.6, n)[:, None]
+    c = torch.tensor(0.7)
     return [Space(k, geometries[k].exp_map0(v, c), c) for k in kinds]
 
 
 class Browser:
     "As much of WebDriver as these tests need."
+
     def __init__(self, driver, chrome, port):
-        self.base, self.process = f'http://127.0.0.1:{port}', subprocess.Popen([driver, f'--port={port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.base, self.process = (
+            f'http://127.0.0.1:{port}',
+            subprocess.Popen([driver, f'--port={port}'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL),
+        )
         self.session = ''
-        options = dict(binary=chrome, args=['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--window-size=1300,900', '--force-prefers-reduced-motion'])
+        options = dict(
+            binary=chrome,
+            args=[
+                '--headless=new',
+                '--no-sandbox',
+                '--disable-gpu',
+                '--disable-dev-shm-usage',
+                '--window-size=1300,900',
+                '--force-prefers-reduced-motion',
+            ],
+        )
         wanted = {'goog:chromeOptions': options, 'goog:loggingPrefs': {'browser': 'ALL'}}
         for _ in range(100):
-            try: made = self.call('POST', '/session', dict(capabilities=dict(alwaysMatch=wanted)))
-            except urllib.error.URLError: time.sleep(.1)
-            else: break
+            try:
+                made = self.call('POST', '/session', dict(capabilities=dict(alwaysMatch=wanted)))
+            except urllib.error.URLError:
+                time.sleep(0.1)
+            else:
+                break
         self.session = '/session/' + made['sessionId']
 
     def call(self, method, path, data=None):
         body = None if data is None else json.dumps(data).encode()
-        asked = urllib.request.Request(self.base + self.session + path, body, {'Content-Type': 'application/json'}, method=method)
+        asked = urllib.request.Request(
+            self.base + self.session + path, body, {'Content-Type': 'application/json'}, method=method
+        )
         try:
-            with urllib.request.urlopen(asked, timeout=120) as answer: return json.load(answer)['value']
-        except urllib.error.HTTPError as e: raise AssertionError(json.load(e)['value']['message']) from None
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                return json.load(answer)['value']
+        except urllib.error.HTTPError as e:
+            raise AssertionError(json.load(e)['value']['message']) from None
 
-    def js(self, script, *args): return self.call('POST', '/execute/sync', dict(script=script, args=list(args)))
-    def log(self): return [o['message'] for o in self.call('POST', '/se/log', dict(type='browser')) if o['level'] in ('SEVERE', 'WARNING')]
+    def js(self, script, *args):
+        return self.call('POST', '/execute/sync', dict(script=script, args=list(args)))
+
+    def log(self):
+        return [
+            o['message']
+            for o in self.call('POST', '/se/log', dict(type='browser'))
+            if o['level'] in ('SEVERE', 'WARNING')
+        ]
+
     def act(self, *steps, kind='pointer', **more):
         self.call('POST', '/actions', dict(actions=[dict(type=kind, id=kind, actions=list(steps), **more)]))
-    def key(self, *keys): self.act(*[dict(type=t, value=k) for k in keys for t in ('keyDown', 'keyUp')], kind='key')
+
+    def key(self, *keys):
+        self.act(*[dict(type=t, value=k) for k in keys for t in ('keyDown', 'keyUp')], kind='key')
+
     def at(self, i):
-        x, y = self.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(arguments[0]); return [b.left + w[0], b.top + w[1]]", i)
+        x, y = self.js(
+            "const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(arguments[0]); return [b.left + w[0], b.top + w[1]]",
+            i,
+        )
         return dict(type='pointerMove', x=round(x), y=round(y), duration=0)
-    def screenshot(self): return np.array(Image.open(io.BytesIO(base64.b64decode(self.call('GET', '/screenshot')))).convert('RGB'))
+
+    def screenshot(self):
+        return np.array(Image.open(io.BytesIO(base64.b64decode(self.call('GET', '/screenshot')))).convert('RGB'))
 
     def open(self, path, html):
         path.write_text(html, encoding='utf-8')
@@ -77,12 +122,14 @@ class Browser:
         before = -1
         for _ in range(200):
             now = self.js('return meru.frames')
-            if now == before: return
+            if now == before:
+                return
             before = now
-            time.sleep(.15)
+            time.sleep(0.15)
 
     def close(self):
-        try: self.call('DELETE', '')
+        try:
+            self.call('DELETE', '')
         finally:
             self.process.terminate()
             self.process.wait()
@@ -91,7 +138,8 @@ class Browser:
 @pytest.fixture(scope='module')
 def chrome():
     binary, driver = next(filter(None, map(shutil.which, CHROMES)), None), shutil.which('chromedriver')
-    if not binary or not driver: pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
+    if not binary or not driver:
+        pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -101,7 +149,10 @@ def chrome():
 
 
 @pytest.fixture(scope='module')
-def page(chrome, tmp_path_factory): return chrome.open(tmp_path_factory.mktemp('page')/'explorer.html', make_page(toy(), spaces(), 'toy & <b>title</b>'))
+def page(chrome, tmp_path_factory):
+    return chrome.open(
+        tmp_path_factory.mktemp('page') / 'explorer.html', make_page(toy(), spaces(), 'toy & <b>title</b>')
+    )
 
 
 @pytest.fixture
@@ -122,7 +173,10 @@ def test_it_draws_without_a_word_on_the_console(walked):
 def test_captions_are_text(walked):
     walked.js('meru.select(39)')
     assert walked.js("return document.querySelector('#panel h2').textContent").startswith('<img src=x')
-    assert walked.js('return window.hurt') is None and walked.js("return document.querySelector('#panel img, #panel script')") is None
+    assert (
+        walked.js('return window.hurt') is None
+        and walked.js("return document.querySelector('#panel img, #panel script')") is None
+    )
 
 
 @pytest.mark.parametrize('k', range(4))
@@ -130,9 +184,12 @@ def test_distances_and_cones_are_those_of_the_full_space(walked, k):
     space = spaces()[k]
     g, x, c = get_geometry(space.geometry), space.points, space.curv
     walked.js('meru.enter(meru.data.spaces[arguments[0]])', k)
-    found = torch.tensor(walked.js('return [0, 5, 20].map(i => meru.data.items.text.map((_, j) => meru.distance(i, j)))'))
+    found = torch.tensor(
+        walked.js('return [0, 5, 20].map(i => meru.data.items.text.map((_, j) => meru.distance(i, j)))')
+    )
     torch.testing.assert_close(found, torch.stack([g.dist(x[i][None], x, c) for i in (0, 5, 20)]), rtol=2e-3, atol=2e-3)
-    if not g.has_cones: return
+    if not g.has_cones:
+        return
     margins = cone_margins(g, x[:8], x, c, space.min_radius)
     held = walked.js('return [0, 1, 2, 3, 4, 5, 6, 7].map(i => meru.inside(i))')
     for i in range(8):
@@ -140,7 +197,7 @@ def test_distances_and_cones_are_those_of_the_full_space(walked, k):
         inside[held[i]] = True
         clear = (margins[i].abs() > 2e-3) & (torch.arange(40) != i)
         assert ((margins[i] <= 0) == inside)[clear].all()
-    assert 0 < sum(map(len, held)) < 8*39
+    assert 0 < sum(map(len, held)) < 8 * 39
 
 
 def python_walk(space, i, texts):
@@ -148,12 +205,14 @@ def python_walk(space, i, texts):
     g, x, c, met = get_geometry(space.geometry), space.points.double(), space.curv.double(), []
     v, zero = g.log_map0(x[i], c), torch.zeros_like(x[i])
     for k in range(1, 51):
-        step = g.exp_map0(v*(1 - k/50), c)
+        step = g.exp_map0(v * (1 - k / 50), c)
         best, least = None, float(g.dist(zero, step, c))
         for j in texts:
             inside = g.exterior_angle(x[j], step, c) <= g.half_aperture(x[j], c, space.min_radius)
-            if j != i and inside and (d := float(g.dist(x[j], step, c))) < least: best, least = j, d
-        if best is not None and best not in met: met.append(best)
+            if j != i and inside and (d := float(g.dist(x[j], step, c))) < least:
+                best, least = j, d
+        if best is not None and best not in met:
+            met.append(best)
     return met
 
 
@@ -176,7 +235,8 @@ def test_click_selects_and_enter_centres(walked):
     walked.settle()
     assert walked.js('return meru.selected') == 5
     walked.js("document.getElementById('stage').focus()")
-    walked.key('\ue007'); walked.settle()
+    walked.key('\ue007')
+    walked.settle()
     middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2]")
     assert np.allclose(walked.js('return meru.where(5)'), middle, atol=1)
     panel = walked.js("return document.getElementById('panel').textContent")
@@ -186,13 +246,20 @@ def test_click_selects_and_enter_centres(walked):
 
 def test_dragging_is_rigid(walked):
     "Hyperbolic distances on the screen before and after are the same, and what was grabbed follows."
+
     def gaps():
-        return np.array(walked.js('''const b = document.getElementById("stage").getBoundingClientRect(), S = meru.scale
+        return np.array(
+            walked.js("""const b = document.getElementById("stage").getBoundingClientRect(), S = meru.scale
             const z = [2, 9, 17, 30].map(i => { const [x, y] = meru.where(i); return [(x - b.width/2)/S, (b.height/2 - y)/S] })
             const gap = (p, q) => Math.asinh(Math.hypot(p[0] - q[0], p[1] - q[1])/Math.sqrt((1 - p[0]**2 - p[1]**2)*(1 - q[0]**2 - q[1]**2)))
-            return z.flatMap(p => z.map(q => gap(p, q)))'''))
+            return z.flatMap(p => z.map(q => gap(p, q)))""")
+        )
+
     before, start = gaps(), walked.at(0)
-    detour, goal = start | dict(x=start['x'] - 30, y=start['y'] - 60), start | dict(x=start['x'] + 70, y=start['y'] - 50, duration=50)
+    detour, goal = (
+        start | dict(x=start['x'] - 30, y=start['y'] - 60),
+        start | dict(x=start['x'] + 70, y=start['y'] - 50, duration=50),
+    )
     walked.act(start, dict(type='pointerDown', button=0), detour, goal, dict(type='pointerUp', button=0))
     walked.settle()
     now = walked.at(0)
@@ -201,18 +268,27 @@ def test_dragging_is_rigid(walked):
 
 
 def test_a_far_selection_comes_near(walked):
-    def far(): return np.hypot(*walked.js("const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(35); return [(w[0] - b.width/2)/meru.scale, (w[1] - b.height/2)/meru.scale]"))
-    assert far() > .7
-    walked.js('meru.select(35)'); walked.settle()
-    assert far() == pytest.approx(.4, abs=1e-3)
+    def far():
+        return np.hypot(
+            *walked.js(
+                "const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(35); return [(w[0] - b.width/2)/meru.scale, (w[1] - b.height/2)/meru.scale]"
+            )
+        )
+
+    assert far() > 0.7
+    walked.js('meru.select(35)')
+    walked.settle()
+    assert far() == pytest.approx(0.4, abs=1e-3)
 
 
 def test_home_undoes_everything(walked):
     before = walked.js('return [0, 7, 22].map(i => meru.where(i))')
-    walked.js('meru.select(33)'); walked.settle()
+    walked.js('meru.select(33)')
+    walked.settle()
     assert not np.allclose(walked.js('return [0, 7, 22].map(i => meru.where(i))'), before, atol=5)
-    walked.js('meru.home()'); walked.settle()
-    assert np.allclose(walked.js('return [0, 7, 22].map(i => meru.where(i))'), before, atol=.5)
+    walked.js('meru.home()')
+    walked.settle()
+    assert np.allclose(walked.js('return [0, 7, 22].map(i => meru.where(i))'), before, atol=0.5)
 
 
 def test_search_and_keyboard(walked):
@@ -231,21 +307,33 @@ def test_search_and_keyboard(walked):
 
 
 def test_filters_by_level_and_group(walked):
-    chips, names = "document.querySelectorAll('#levels input')", walked.js("return [...document.querySelectorAll('#levels label')].map(l => l.textContent)")
+    chips, names = (
+        "document.querySelectorAll('#levels input')",
+        walked.js("return [...document.querySelectorAll('#levels label')].map(l => l.textContent)"),
+    )
     assert names == ['groups', 'names', 'drawings']
-    def drawn(): return walked.js("return document.getElementById('stage').toDataURL()")
+
+    def drawn():
+        return walked.js("return document.getElementById('stage').toDataURL()")
+
     everything = drawn()
-    walked.js(f'{chips}[2].click()'); walked.settle()
+    walked.js(f'{chips}[2].click()')
+    walked.settle()
     assert drawn() != everything
-    walked.js(f'{chips}[2].click()'); walked.settle()
+    walked.js(f'{chips}[2].click()')
+    walked.settle()
     assert drawn() == everything
-    walked.js("const g = document.getElementById('group'); g.value = 1; g.dispatchEvent(new Event('change'))"); walked.settle()
+    walked.js("const g = document.getElementById('group'); g.value = 1; g.dispatchEvent(new Event('change'))")
+    walked.settle()
     assert drawn() != everything
     walked.js("const g = document.getElementById('group'); g.value = -1; g.dispatchEvent(new Event('change'))")
 
 
 def test_twins_switch_and_keep_the_selection(walked):
-    walked.js("meru.select(9); [...document.querySelectorAll('#spaces button')].find(b => b.textContent === 'CLIP').click()"); walked.settle()
+    walked.js(
+        "meru.select(9); [...document.querySelectorAll('#spaces button')].find(b => b.textContent === 'CLIP').click()"
+    )
+    walked.settle()
     assert walked.js('return [meru.selected, meru.space.kappa]') == [9, 1]
     walked.js('meru.select(2)')
     assert 'no cones' in walked.js("return document.getElementById('panel').textContent")
@@ -253,26 +341,34 @@ def test_twins_switch_and_keep_the_selection(walked):
 
 def test_light_dark_and_narrow(walked):
     light = walked.screenshot().mean()
-    walked.js("document.getElementById('theme').click()"); walked.settle()
+    walked.js("document.getElementById('theme').click()")
+    walked.settle()
     assert walked.screenshot().mean() < light - 100
     walked.js("document.getElementById('theme').click()")
-    walked.call('POST', '/window/rect', dict(width=500, height=800)); walked.settle()
+    walked.call('POST', '/window/rect', dict(width=500, height=800))
+    walked.settle()
     assert walked.js('return document.documentElement.scrollWidth <= innerWidth')
-    walked.call('POST', '/window/rect', dict(width=1300, height=900)); walked.settle()
+    walked.call('POST', '/window/rect', dict(width=1300, height=900))
+    walked.settle()
 
 
 def test_everything_has_a_name(walked):
     "Buttons, fields and the picture can be told apart by a screen reader."
     walked.js('meru.select(20)')
     assert walked.js("return [...document.querySelectorAll('.tile')].every(t => t.getAttribute('aria-label'))")
-    assert walked.js('''return [...document.querySelectorAll('button, input, select, canvas')].filter(e =>
-        !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.closest('label') && e.closest('label').textContent.trim()))).length''') == 0
+    assert (
+        walked.js("""return [...document.querySelectorAll('button, input, select, canvas')].filter(e =>
+        !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.closest('label') && e.closest('label').textContent.trim()))).length""")
+        == 0
+    )
 
 
-@pytest.mark.parametrize('items', [toy(1), toy(8, pictures=False), toy(40, pictures=False)], ids=['one point', 'words alone', 'no image'])
+@pytest.mark.parametrize(
+    'items', [toy(1), toy(8, pictures=False), toy(40, pictures=False)], ids=['one point', 'words alone', 'no image']
+)
 def test_little_to_show(chrome, tmp_path, items):
     n = len(items.texts)
-    chrome.open(tmp_path/'few.html', make_page(items, spaces(n), 'few'))
+    chrome.open(tmp_path / 'few.html', make_page(items, spaces(n), 'few'))
     for k in range(4):
         chrome.js('meru.enter(meru.data.spaces[arguments[0]]); meru.select(0); meru.home()', k)
         chrome.settle()
@@ -280,33 +376,66 @@ def test_little_to_show(chrome, tmp_path, items):
 
 
 def test_touch_taps_and_pinches(walked):
-    walked.call('POST', '/actions', dict(actions=[dict(type='pointer', id='finger', parameters=dict(pointerType='touch'), actions=[
-        walked.at(4), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0)])]))
+    walked.call(
+        'POST',
+        '/actions',
+        dict(
+            actions=[
+                dict(
+                    type='pointer',
+                    id='finger',
+                    parameters=dict(pointerType='touch'),
+                    actions=[walked.at(4), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0)],
+                )
+            ]
+        ),
+    )
     walked.settle()
     assert walked.js('return meru.selected') == 4
-    def gap(): return np.ptp(walked.js('return [meru.where(1)[0], meru.where(3)[0]]'))
-    walked.js('meru.select(-1); meru.home()'); walked.settle()
+
+    def gap():
+        return np.ptp(walked.js('return [meru.where(1)[0], meru.where(3)[0]]'))
+
+    walked.js('meru.select(-1); meru.home()')
+    walked.settle()
     before, middle = gap(), walked.at(-1)
-    def finger(name, way): return dict(type='pointer', id=name, parameters=dict(pointerType='touch'), actions=[
-        middle | dict(x=middle['x'] + 40*way), dict(type='pointerDown', button=0), middle | dict(x=middle['x'] + 120*way, duration=80), dict(type='pointerUp', button=0)])
+
+    def finger(name, way):
+        return dict(
+            type='pointer',
+            id=name,
+            parameters=dict(pointerType='touch'),
+            actions=[
+                middle | dict(x=middle['x'] + 40 * way),
+                dict(type='pointerDown', button=0),
+                middle | dict(x=middle['x'] + 120 * way, duration=80),
+                dict(type='pointerUp', button=0),
+            ],
+        )
+
     walked.call('POST', '/actions', dict(actions=[finger('one', 1), finger('two', -1)]))
     walked.settle()
-    assert gap() > 1.5*before and walked.js('return meru.selected') == -1
-    walked.js('meru.home()'); walked.settle()
-    assert gap() == pytest.approx(before, abs=.5)
+    assert gap() > 1.5 * before and walked.js('return meru.selected') == -1
+    walked.js('meru.home()')
+    walked.settle()
+    assert gap() == pytest.approx(before, abs=0.5)
 
 
 def test_a_run_becomes_a_page(tmp_path, in_root):
     from meru.training.config import make_config
     from meru.training.run import Run
     from meru.training.trainer import fit
-    for name in ('smoke', 'smoke_clip'): fit(Run(tmp_path/name, make_config(name, steps=2, warmup=1)))
-    page = explorer.explore(tmp_path/'smoke', n=400)
+
+    for name in ('smoke', 'smoke_clip'):
+        fit(Run(tmp_path / name, make_config(name, steps=2, warmup=1)))
+    page = explorer.explore(tmp_path / 'smoke', n=400)
     html = page.path.read_text(encoding='utf-8')
     data = json.loads(html.split('id="data">')[1].split('</script>')[0])
-    assert page.path == tmp_path/'smoke'/'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'CLIP']
+    assert page.path == tmp_path / 'smoke' / 'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'CLIP']
     assert 300 < len(data['items']['text']) <= 400 and data['atlas'] and 'iframe' in page._repr_html_()
-    assert explorer.explore(Run(tmp_path/'smoke', make_config('smoke', steps=2, warmup=1)), twins=[], n=400).path.stat().st_size < len(html)
+    assert explorer.explore(
+        Run(tmp_path / 'smoke', make_config('smoke', steps=2, warmup=1)), twins=[], n=400
+    ).path.stat().st_size < len(html)
 
 
 @pytest.fixture(scope='module')
@@ -315,17 +444,22 @@ def smoke(tmp_path_factory):
     from meru.training.config import make_config
     from meru.training.run import Run
     from meru.training.trainer import fit
+
     folder = tmp_path_factory.mktemp('runs')
-    for name in ('smoke', 'smoke_euclid'): fit(Run(folder/name, make_config(name, steps=2, warmup=1)))
-    return folder/'smoke'
+    for name in ('smoke', 'smoke_euclid'):
+        fit(Run(folder / name, make_config(name, steps=2, warmup=1)))
+    return folder / 'smoke'
 
 
 def photos(folder, n=9):
     "A folder of pictures with two captions each."
     folder.mkdir()
-    for i in range(n): (folder/f'{i}.png').write_bytes(picture(i))
-    lines = [json.dumps(dict(file=f'{i}.png', captions=[f'a <i>shade</i> number {i}', f'colour {i}'])) for i in range(n)]
-    (folder/'captions.jsonl').write_text('\n'.join(lines))
+    for i in range(n):
+        (folder / f'{i}.png').write_bytes(picture(i))
+    lines = [
+        json.dumps(dict(file=f'{i}.png', captions=[f'a <i>shade</i> number {i}', f'colour {i}'])) for i in range(n)
+    ]
+    (folder / 'captions.jsonl').write_text('\n'.join(lines))
 
 
 def page_of(page):
@@ -334,27 +468,49 @@ def page_of(page):
 
 
 def test_a_folder_of_photos_becomes_a_page(chrome, smoke, tmp_path, in_root):
-    photos(tmp_path/'album')
-    made = explorer.explore(smoke, data=str(tmp_path/'album'))
+    photos(tmp_path / 'album')
+    made = explorer.explore(smoke, data=str(tmp_path / 'album'))
     data, rows = page_of(made)
-    assert made.path == smoke/'explorer_album.html' and data['levels'] == ['caption', 'picture'] and not data['tree'] and not data['drawn']
-    assert rows['text'] == [f'a <i>shade</i> number {i}' for i in range(9)]*2 and rows['level'] == [0]*9 + [1]*9
-    assert rows['parent'] == [-1]*9 + list(range(9)) and rows['tile'] == [-1]*9 + list(range(9)) and [s['name'] for s in data['spaces']] == ['MERU', 'Euclid']
+    assert (
+        made.path == smoke / 'explorer_album.html'
+        and data['levels'] == ['caption', 'picture']
+        and not data['tree']
+        and not data['drawn']
+    )
+    assert rows['text'] == [f'a <i>shade</i> number {i}' for i in range(9)] * 2 and rows['level'] == [0] * 9 + [1] * 9
+    assert (
+        rows['parent'] == [-1] * 9 + list(range(9))
+        and rows['tile'] == [-1] * 9 + list(range(9))
+        and [s['name'] for s in data['spaces']] == ['MERU', 'Euclid']
+    )
     assert '9 of the 9 pictures' in data['shown'] and '18 in all' in data['shown']
-    chrome.call('POST', '/url', dict(url=made.path.as_uri())); chrome.settle()
+    chrome.call('POST', '/url', dict(url=made.path.as_uri()))
+    chrome.settle()
     chrome.js('meru.select(12)')
     text = chrome.js("return document.getElementById('panel').textContent")
-    assert 'Belongs to: a <i>shade</i> number 3' in text and 'Nearest captions' in text and 'drawing' not in text and chrome.log() == []
+    assert (
+        'Belongs to: a <i>shade</i> number 3' in text
+        and 'Nearest captions' in text
+        and 'drawing' not in text
+        and chrome.log() == []
+    )
     chrome.js('meru.select(-1)')
-    assert chrome.js("return [document.getElementById('group').hidden, document.getElementById('key').hidden]") == [False, True]
+    assert chrome.js("return [document.getElementById('group').hidden, document.getElementById('key').hidden]") == [
+        False,
+        True,
+    ]
 
 
 def test_class_folders_and_few_points(smoke, tmp_path, in_root):
     for i in range(8):
-        (tmp_path/'zoo'/('cat', 'dog')[i % 2]).mkdir(parents=True, exist_ok=True)
-        (tmp_path/'zoo'/('cat', 'dog')[i % 2]/f'{i}.png').write_bytes(picture(i))
-    data, rows = page_of(explorer.explore(smoke, twins=[], data=str(tmp_path/'zoo'), n=6))
-    assert rows['text'] == ['cat', 'dog', 'cat', 'cat', 'dog'] or rows['text'][:2] == ['cat', 'dog'] and len(rows['text']) == 5
+        (tmp_path / 'zoo' / ('cat', 'dog')[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'zoo' / ('cat', 'dog')[i % 2] / f'{i}.png').write_bytes(picture(i))
+    data, rows = page_of(explorer.explore(smoke, twins=[], data=str(tmp_path / 'zoo'), n=6))
+    assert (
+        rows['text'] == ['cat', 'dog', 'cat', 'cat', 'dog']
+        or rows['text'][:2] == ['cat', 'dog']
+        and len(rows['text']) == 5
+    )
     assert '3 of the 8 pictures' in data['shown']
 
 
@@ -363,11 +519,15 @@ def test_the_held_out_part_of_a_runs_own_shards(tmp_path, in_root):
     from meru.training.run import Run
     from meru.data.shards import Sample, write_shards
     from meru.training.trainer import fit
-    write_shards([Sample(f'{i}', picture(i), f'thing {i}', {}) for i in range(60)], tmp_path/'own')
-    run = Run(tmp_path/'run', make_config('smoke', steps=2, warmup=1, batch_size=8, data=str(tmp_path/'own'), level_probs=()))
+
+    write_shards([Sample(f'{i}', picture(i), f'thing {i}', {}) for i in range(60)], tmp_path / 'own')
+    run = Run(
+        tmp_path / 'run',
+        make_config('smoke', steps=2, warmup=1, batch_size=8, data=str(tmp_path / 'own'), level_probs=()),
+    )
     fit(run)
     data, rows = page_of(explorer.explore(run))
-    assert rows['text'] == [f'thing {i}' for i in range(54, 60)]*2 and (tmp_path/'run'/'explorer.html').exists()
+    assert rows['text'] == [f'thing {i}' for i in range(54, 60)] * 2 and (tmp_path / 'run' / 'explorer.html').exists()
 
 
 def test_a_head_on_features_shows_points(chrome, tmp_path, in_root):
@@ -375,24 +535,41 @@ def test_a_head_on_features_shows_points(chrome, tmp_path, in_root):
     from meru.training.config import make_config
     from meru.training.run import Run
     from meru.training.trainer import fit
-    x, folder = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)).half(), tmp_path/'cache'
+
+    x, folder = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)).half(), tmp_path / 'cache'
     folder.mkdir()
-    save_part(folder/'part.safetensors', dict(image=x, text=x.repeat_interleave(2, 0), text_image=torch.arange(60).repeat_interleave(2)),
-              dict(keys=[f'{i}.jpg' for i in range(60)], splits=['train']*40 + ['dev']*10 + ['test']*10, captions=[f'caption {i}' for i in range(120)], damaged={}))
-    save_cache(folder, [folder/'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
-    run = Run(tmp_path/'head', make_config('head_lorentz', steps=2, warmup=1, batch_size=8, data=str(folder)))
+    save_part(
+        folder / 'part.safetensors',
+        dict(image=x, text=x.repeat_interleave(2, 0), text_image=torch.arange(60).repeat_interleave(2)),
+        dict(
+            keys=[f'{i}.jpg' for i in range(60)],
+            splits=['train'] * 40 + ['dev'] * 10 + ['test'] * 10,
+            captions=[f'caption {i}' for i in range(120)],
+            damaged={},
+        ),
+    )
+    save_cache(folder, [folder / 'part.safetensors'], dataset='made up', towers='none', augment={}, seed=0, views=1)
+    run = Run(tmp_path / 'head', make_config('head_lorentz', steps=2, warmup=1, batch_size=8, data=str(folder)))
     fit(run)
     data, rows = page_of(explorer.explore(run))
-    assert not data['atlas'] and 'no pictures' in data['shown'] and rows['text'] == [f'caption {i}' for i in range(100, 120, 2)]*2
-    chrome.call('POST', '/url', dict(url=(tmp_path/'head'/'explorer.html').as_uri())); chrome.settle()
+    assert (
+        not data['atlas']
+        and 'no pictures' in data['shown']
+        and rows['text'] == [f'caption {i}' for i in range(100, 120, 2)] * 2
+    )
+    chrome.call('POST', '/url', dict(url=(tmp_path / 'head' / 'explorer.html').as_uri()))
+    chrome.settle()
     chrome.js('meru.select(15)')
     assert 'Nearest pictures' in chrome.js("return document.getElementById('panel').textContent") and chrome.log() == []
 
 
 def test_several_datasets_are_refused_by_name(smoke, tmp_path, in_root):
-    for name in ('a', 'b'): photos(tmp_path/name)
-    with pytest.raises(ValueError, match='holds 2 datasets, and a page shows one: name it'): explorer.explore(smoke, data=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='there is no .*nowhere'): explorer.explore(smoke, data=str(tmp_path/'nowhere'))
+    for name in ('a', 'b'):
+        photos(tmp_path / name)
+    with pytest.raises(ValueError, match='holds 2 datasets, and a page shows one: name it'):
+        explorer.explore(smoke, data=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='there is no .*nowhere'):
+        explorer.explore(smoke, data=str(tmp_path / 'nowhere'))
 
 
 def test_nothing_leaves_the_page():
@@ -402,15 +579,16 @@ def test_nothing_leaves_the_page():
 
 @pytest.mark.parametrize('g', ['lorentz', 'poincare', 'euclidean', 'sphere'])
 def test_nan_is_refused(g):
-    space, = spaces(kinds=(g,))
+    (space,) = spaces(kinds=(g,))
     space.points[3, 2] = float('nan')
-    with pytest.raises(ValueError, match='points must be finite, but 1 of 40 rows hold NaN or infinity: word 3'): make_page(toy(), [space], 'nan')
+    with pytest.raises(ValueError, match='points must be finite, but 1 of 40 rows hold NaN or infinity: word 3'):
+        make_page(toy(), [space], 'nan')
 
 
 def test_two_thousand_points_fit(in_root):
     items, words, images = explorer.emoji_scene(explorer.read_exam(explorer.embedded_data(), 16))
     n = len(items.texts)
-    assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[:len(words)] == words
+    assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[: len(words)] == words
     below = items.parents >= 0
     assert (items.levels[items.parents[below]] < items.levels[below]).all() and (items.levels[~below] == 0).all()
     assert len(make_page(items, spaces(n, 128), 'all').encode()) < 10e6
@@ -418,27 +596,37 @@ def test_two_thousand_points_fit(in_root):
 
 def test_the_committed_page_is_in_todays_shell(chrome):
     "Renew it with `meru.explorer.rewrap` after a change of the assets; then it opens by double-click, whole."
-    committed = ROOT/'outputs/reference/demo/explorer.html'
+    committed = ROOT / 'outputs/reference/demo/explorer.html'
     html = committed.read_text(encoding='utf-8')
     assert explorer.rewrap(html) == html and committed.stat().st_size < 10e6
-    chrome.call('POST', '/url', dict(url=committed.as_uri())); chrome.settle()
-    assert chrome.log() == [] and chrome.js('return [meru.data.items.text.length > 1800, meru.data.spaces.map(s => s.name)]') == [True, ['MERU', 'Euclid', 'CLIP', 'Poincaré']]
+    chrome.call('POST', '/url', dict(url=committed.as_uri()))
+    chrome.settle()
+    assert chrome.log() == [] and chrome.js(
+        'return [meru.data.items.text.length > 1800, meru.data.spaces.map(s => s.name)]'
+    ) == [True, ['MERU', 'Euclid', 'CLIP', 'Poincaré']]
 
 
 def test_thirty_frames_a_second(chrome, tmp_path):
     "Processor time of the page's own thread for a frame of 2,000 points, without a graphics card: other programs may be busy."
-    def spent(): return {m['name']: m['value'] for m in chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.getMetrics', params={}))['metrics']}['TaskDuration']
-    chrome.open(tmp_path/'many.html', make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
+
+    def spent():
+        return {
+            m['name']: m['value']
+            for m in chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.getMetrics', params={}))['metrics']
+        }['TaskDuration']
+
+    chrome.open(tmp_path / 'many.html', make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
     chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.enable', params=dict(timeDomain='threadTicks')))
     before = spent()
-    frames = chrome.js('''const stage = document.getElementById('stage'), b = stage.getBoundingClientRect(), start = meru.frames, x = b.left + b.width/2, y = b.top + b.height/2
+    frames = chrome.js("""const stage = document.getElementById('stage'), b = stage.getBoundingClientRect(), start = meru.frames, x = b.left + b.width/2, y = b.top + b.height/2
         const send = (kind, x, y) => stage.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: x, clientY: y, bubbles: true, pointerType: 'mouse', button: 0}))
         stage.setPointerCapture = () => {}
         return new Promise(done => {
             let k = 0
             const tick = () => { k++; send('pointermove', x + 150*Math.sin(k/9), y + 150*(1 - Math.cos(k/9))); if (k < 40) requestAnimationFrame(tick); else { send('pointerup', x, y); done(meru.frames - start) } }
-            send('pointerdown', x, y); requestAnimationFrame(tick) })''')
-    assert frames >= 30 and (spent() - before)/frames < 1/30
+            send('pointerdown', x, y); requestAnimationFrame(tick) })""")
+    assert frames >= 30 and (spent() - before) / frames < 1 / 30
 
 
-def test_the_same_page_every_time(): assert make_page(toy(), spaces(), 'toy') == make_page(toy(), spaces(), 'toy')
+def test_the_same_page_every_time():
+    assert make_page(toy(), spaces(), 'toy') == make_page(toy(), spaces(), 'toy')

@@ -1,4 +1,5 @@
 "Feature caches: made block by block, refused when wrong, mined for hard batches."
+
 import csv, io, json, time
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -9,28 +10,50 @@ from meru.models import feature_cache as features
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import import_flickr8k, open_cache
 from meru.models.embedding import EmbedConfig, embed, open_rows
-from meru.models.mining import FeatureBatches, clashes, faiss_neighbours, hard_order, near_duplicates, neighbours, pair_ids, similarity_histogram, summary
+from meru.models.mining import (
+    FeatureBatches,
+    clashes,
+    faiss_neighbours,
+    hard_order,
+    near_duplicates,
+    neighbours,
+    pair_ids,
+    similarity_histogram,
+    summary,
+)
 from meru.data.tokenizer import Tokenizer
 from conftest import ROOT
 
-LOCAL = ROOT/'data/local'
+LOCAL = ROOT / 'data/local'
+
+
 def local(name):
-    if not (LOCAL/name).exists(): pytest.skip(f'data/local/{name} is not here')
-    return LOCAL/name
+    if not (LOCAL / name).exists():
+        pytest.skip(f'data/local/{name} is not here')
+    return LOCAL / name
 
 
 class Pixels(nn.Module):
     "Frozen as can be; `fail_at` stands for a kill."
+
     def __init__(self, fail_at=None):
         super().__init__()
         self.calls, self.fail_at = 0, fail_at
+
     def forward(self, x):
         self.calls += 1
-        if self.calls == self.fail_at: raise KeyboardInterrupt
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
         return F.adaptive_avg_pool2d(x, 4).flatten(1)
+
+
 class Words(nn.Module):
-    def forward(self, ids): return (F.one_hot(ids % 32, 32)*(ids != 0)[..., None]).float().sum(1)
-def towers(fail_at=None, name='pixels'): return Towers(Pixels(fail_at), Words(), Tokenizer(4096, 16), 16, (.5,)*3, (.5,)*3, name)
+    def forward(self, ids):
+        return (F.one_hot(ids % 32, 32) * (ids != 0)[..., None]).float().sum(1)
+
+
+def towers(fail_at=None, name='pixels'):
+    return Towers(Pixels(fail_at), Words(), Tokenizer(4096, 16), 16, (0.5,) * 3, (0.5,) * 3, name)
 
 
 def picture(i, kind='PNG'):
@@ -38,40 +61,58 @@ def picture(i, kind='PNG'):
     Image.fromarray(rng.integers(0, 255, (20 + i % 5, 24, 3), dtype=np.uint8)).save(out, kind)
     return out.getvalue()
 
+
 @pytest.fixture
 def photos(tmp_path):
     "Twenty pictures with two captions each, in a folder of their own."
-    home = tmp_path/'photos'
+    home = tmp_path / 'photos'
     home.mkdir()
     for i in range(20):
-        (home/f'{i:02d}.png').write_bytes(picture(i))
-        (home/f'{i:02d}.txt').write_text(f'thing number {i}\nanother view of thing {i}\n')
+        (home / f'{i:02d}.png').write_bytes(picture(i))
+        (home / f'{i:02d}.txt').write_text(f'thing number {i}\nanother view of thing {i}\n')
     return home
 
-def config(data, tmp_path, out='out', **kw): return EmbedConfig(data=str(data), out=str(tmp_path/out), **dict(dict(views=2, word_drop=.4, batch_size=6), **kw))
-def content(folder): return [(folder/o).read_bytes() for o in ('features.safetensors', 'cache.json')]
+
+def config(data, tmp_path, out='out', **kw):
+    return EmbedConfig(
+        data=str(data), out=str(tmp_path / out), **dict(dict(views=2, word_drop=0.4, batch_size=6), **kw)
+    )
+
+
+def content(folder):
+    return [(folder / o).read_bytes() for o in ('features.safetensors', 'cache.json')]
 
 
 def test_a_killed_run_ends_with_the_same_bytes(photos, tmp_path):
     whole = embed(config(photos, tmp_path), towers())
-    with pytest.raises(KeyboardInterrupt): embed(config(photos, tmp_path, 'cut'), towers(fail_at=6))
-    assert len(list((tmp_path/'cut/parts').glob('*.safetensors'))) == 2 and not (tmp_path/'cut/cache.json').exists()
-    with pytest.raises(FileNotFoundError, match='no finished feature cache'): open_cache(tmp_path/'cut')
+    with pytest.raises(KeyboardInterrupt):
+        embed(config(photos, tmp_path, 'cut'), towers(fail_at=6))
+    assert len(list((tmp_path / 'cut/parts').glob('*.safetensors'))) == 2 and not (tmp_path / 'cut/cache.json').exists()
+    with pytest.raises(FileNotFoundError, match='no finished feature cache'):
+        open_cache(tmp_path / 'cut')
     rest = towers()
     embed(config(photos, tmp_path, 'cut'), rest)
-    assert content(tmp_path/'out') == content(tmp_path/'cut') and rest.image_tower.calls == 4  # two blocks, two views
-    assert not (tmp_path/'cut/parts').exists() and whole.image.shape == (20, 2, 48) and whole.text.shape == (40, 2, 32)
+    assert (
+        content(tmp_path / 'out') == content(tmp_path / 'cut') and rest.image_tower.calls == 4
+    )  # two blocks, two views
+    assert (
+        not (tmp_path / 'cut/parts').exists() and whole.image.shape == (20, 2, 48) and whole.text.shape == (40, 2, 32)
+    )
 
 
 def test_a_cut_off_run_does_not_go_on_with_other_settings(photos, tmp_path):
-    with pytest.raises(KeyboardInterrupt): embed(config(photos, tmp_path), towers(fail_at=4))
-    with pytest.raises(ValueError, match='seed .there 0, asked 1'): embed(config(photos, tmp_path, seed=1), towers())
+    with pytest.raises(KeyboardInterrupt):
+        embed(config(photos, tmp_path), towers(fail_at=4))
+    with pytest.raises(ValueError, match='seed .there 0, asked 1'):
+        embed(config(photos, tmp_path, seed=1), towers())
 
 
 def test_views_are_what_they_should_be(photos, tmp_path):
     cache = embed(config(photos, tmp_path), towers())
-    plain = embed(config(photos, tmp_path, 'plain', views=1, word_drop=0., batch_size=7), towers())
-    assert torch.equal(cache.image[:, 0], plain.image[:, 0]) and torch.equal(cache.text[:, 0], plain.text[:, 0])  # whatever the block
+    plain = embed(config(photos, tmp_path, 'plain', views=1, word_drop=0.0, batch_size=7), towers())
+    assert torch.equal(cache.image[:, 0], plain.image[:, 0]) and torch.equal(
+        cache.text[:, 0], plain.text[:, 0]
+    )  # whatever the block
     assert (cache.image[:, 1] != cache.image[:, 0]).any(1).all() and (cache.text[:, 1] != cache.text[:, 0]).any()
     assert cache.text_image.tolist() == [i for i in range(20) for _ in range(2)] and cache.keys[3] == '03.png'
     other = embed(config(photos, tmp_path, 'other', seed=5), towers())
@@ -81,65 +122,93 @@ def test_views_are_what_they_should_be(photos, tmp_path):
 def test_shards_and_tables_give_the_same_rows(photos, tmp_path):
     pairs = [(f'{i:02d}.png', o) for i in range(20) for o in (f'thing number {i}', f'another view of thing {i}')]
     for suffix, sep in (('csv', ','), ('tsv', '\t')):
-        with open(tmp_path/f't.{suffix}', 'w', newline='') as f: csv.writer(f, delimiter=sep).writerows([('file', 'caption'), *pairs])
-    (tmp_path/'t.jsonl').write_text('\n'.join(json.dumps(dict(file=k, caption=[o for n, o in pairs if n == k])) for k in dict(pairs)))
+        with open(tmp_path / f't.{suffix}', 'w', newline='') as f:
+            csv.writer(f, delimiter=sep).writerows([('file', 'caption'), *pairs])
+    (tmp_path / 't.jsonl').write_text(
+        '\n'.join(json.dumps(dict(file=k, caption=[o for n, o in pairs if n == k])) for k in dict(pairs))
+    )
     import pyarrow, pyarrow.parquet
-    pyarrow.parquet.write_table(pyarrow.table(dict(file=[k for k, _ in pairs], caption=[o for _, o in pairs])), tmp_path/'t.parquet')
-    ids = {s: open_rows(config(tmp_path/f't.{s}', tmp_path, images='photos')).id for s in ('csv', 'tsv', 'jsonl', 'parquet')}
+
+    pyarrow.parquet.write_table(
+        pyarrow.table(dict(file=[k for k, _ in pairs], caption=[o for _, o in pairs])), tmp_path / 't.parquet'
+    )
+    ids = {
+        s: open_rows(config(tmp_path / f't.{s}', tmp_path, images='photos')).id
+        for s in ('csv', 'tsv', 'jsonl', 'parquet')
+    }
     assert set(ids.values()) == {open_rows(config(photos, tmp_path)).id}
-    (photos/'03.png').write_bytes(picture(99))
+    (photos / '03.png').write_bytes(picture(99))
     assert open_rows(config(photos, tmp_path)).id not in ids.values()  # another picture, another dataset
 
 
 def test_every_loss_is_counted(photos, tmp_path):
-    (photos/'03.png').write_bytes(picture(3)[:60])
-    (photos/'04.png').write_text('<html>')
-    (photos/'05.txt').write_text(' \n')
-    (photos/'06.txt').unlink()
-    (photos/'07.png').unlink()
+    (photos / '03.png').write_bytes(picture(3)[:60])
+    (photos / '04.png').write_text('<html>')
+    (photos / '05.txt').write_text(' \n')
+    (photos / '06.txt').unlink()
+    (photos / '07.png').unlink()
     cache = embed(config(photos, tmp_path), towers())
-    assert cache.info['damaged'] == dict(truncated=1, not_an_image=1, no_caption=2, missing_file=1) and len(cache.keys) == 15
+    assert (
+        cache.info['damaged'] == dict(truncated=1, not_an_image=1, no_caption=2, missing_file=1)
+        and len(cache.keys) == 15
+    )
     assert summary(cache)['damaged'] == cache.info['damaged']
 
 
-@pytest.mark.parametrize('make, error, says', [
-    (lambda d: d, FileNotFoundError, 'no picture'),
-    (lambda d: d/'nowhere', FileNotFoundError, 'no folder or table'),
-    (lambda d: (d/'a.xlsx').write_text('x') and d/'a.xlsx', ValueError, 'neither a folder nor'),
-    (lambda d: (d/'a.csv').write_text('file,text\na.png,hm') and d/'a.csv', ValueError, "no column 'caption'; it has file, text"),
-    (lambda d: (d/'a.csv').write_text('file,caption\na.png,hm') and d/'a.csv', ValueError, "missing_file"),
-    (lambda d: (d/'a.csv').write_text('file,caption\n') and d/'a.csv', ValueError, 'is empty'),
-    (lambda d: (d/'a.jsonl').write_text('{"file": ') and d/'a.jsonl', ValueError, 'cannot be read as .jsonl'),
-    (lambda d: (d/'a.txt').write_text('a caption without a picture') and d, FileNotFoundError, 'no picture')])
+@pytest.mark.parametrize(
+    'make, error, says',
+    [
+        (lambda d: d, FileNotFoundError, 'no picture'),
+        (lambda d: d / 'nowhere', FileNotFoundError, 'no folder or table'),
+        (lambda d: (d / 'a.xlsx').write_text('x') and d / 'a.xlsx', ValueError, 'neither a folder nor'),
+        (
+            lambda d: (d / 'a.csv').write_text('file,text\na.png,hm') and d / 'a.csv',
+            ValueError,
+            "no column 'caption'; it has file, text",
+        ),
+        (lambda d: (d / 'a.csv').write_text('file,caption\na.png,hm') and d / 'a.csv', ValueError, 'missing_file'),
+        (lambda d: (d / 'a.csv').write_text('file,caption\n') and d / 'a.csv', ValueError, 'is empty'),
+        (lambda d: (d / 'a.jsonl').write_text('{"file": ') and d / 'a.jsonl', ValueError, 'cannot be read as .jsonl'),
+        (lambda d: (d / 'a.txt').write_text('a caption without a picture') and d, FileNotFoundError, 'no picture'),
+    ],
+)
 def test_hostile_data(make, error, says, tmp_path):
-    home = tmp_path/'data'
+    home = tmp_path / 'data'
     home.mkdir()
-    with pytest.raises(error, match=says): embed(config(make(home), tmp_path), towers())
+    with pytest.raises(error, match=says):
+        embed(config(make(home), tmp_path), towers())
 
 
 def test_a_wrong_or_damaged_cache_is_refused(photos, tmp_path):
     cache = embed(config(photos, tmp_path), towers())
     assert open_cache(cache.folder, cache.info['dataset'], 'pixels').id == cache.id
-    with pytest.raises(ValueError, match='features of dataset .* but other was asked for'): open_cache(cache.folder, 'other')
-    with pytest.raises(ValueError, match='features of towers pixels, but other'): open_cache(cache.folder, None, 'other')
-    with pytest.raises(ValueError, match='towers .there .pixels., asked .else.'): embed(config(photos, tmp_path), towers(name='else'))
-    about = (cache.folder/'cache.json').read_text()
-    (cache.folder/'cache.json').write_text(about.replace('thing number 3', 'thing number 4'))
-    with pytest.raises(ValueError, match='damaged or was edited'): open_cache(cache.folder)
-    (cache.folder/'cache.json').write_text('[]')
-    with pytest.raises(ValueError, match='damaged or was edited'): open_cache(cache.folder)
-    (cache.folder/'cache.json').write_text(about)
-    held = bytearray((cache.folder/'features.safetensors').read_bytes())
-    for at in (3, len(held)//2, len(held) - 1):
+    with pytest.raises(ValueError, match='features of dataset .* but other was asked for'):
+        open_cache(cache.folder, 'other')
+    with pytest.raises(ValueError, match='features of towers pixels, but other'):
+        open_cache(cache.folder, None, 'other')
+    with pytest.raises(ValueError, match='towers .there .pixels., asked .else.'):
+        embed(config(photos, tmp_path), towers(name='else'))
+    about = (cache.folder / 'cache.json').read_text()
+    (cache.folder / 'cache.json').write_text(about.replace('thing number 3', 'thing number 4'))
+    with pytest.raises(ValueError, match='damaged or was edited'):
+        open_cache(cache.folder)
+    (cache.folder / 'cache.json').write_text('[]')
+    with pytest.raises(ValueError, match='damaged or was edited'):
+        open_cache(cache.folder)
+    (cache.folder / 'cache.json').write_text(about)
+    held = bytearray((cache.folder / 'features.safetensors').read_bytes())
+    for at in (3, len(held) // 2, len(held) - 1):
         held[at] ^= 1
-        (cache.folder/'features.safetensors').write_bytes(held)
-        with pytest.raises(ValueError, match='does not have the sha256'): open_cache(cache.folder)
+        (cache.folder / 'features.safetensors').write_bytes(held)
+        with pytest.raises(ValueError, match='does not have the sha256'):
+            open_cache(cache.folder)
         held[at] ^= 1
 
 
 def test_towers_that_overflow_are_noticed(photos, tmp_path):
-    loud = towers()._replace(std=(1e-8,)*3)
-    with pytest.raises(ValueError, match='not finite'): embed(config(photos, tmp_path), loud)
+    loud = towers()._replace(std=(1e-8,) * 3)
+    with pytest.raises(ValueError, match='not finite'):
+        embed(config(photos, tmp_path), loud)
 
 
 @settings(max_examples=20)
@@ -149,29 +218,40 @@ def test_neighbours_are_the_nearest(n, d, seed):
     cosine, row = neighbours(x, k)
     full = F.cosine_similarity(x[:, None].double(), x[None].double(), dim=-1).fill_diagonal_(-2)
     assert torch.allclose(cosine.double(), full.topk(k).values, atol=1e-3)
-    assert torch.allclose(full.gather(1, row), full.topk(k).values, atol=1e-3) and (row != torch.arange(n)[:, None]).all()
+    assert (
+        torch.allclose(full.gather(1, row), full.topk(k).values, atol=1e-3) and (row != torch.arange(n)[:, None]).all()
+    )
 
 
 def test_faiss_finds_nearly_the_same():
     pytest.importorskip('faiss', reason='faiss-cpu is not installed')
-    x = F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).repeat(50, 1) + .3*torch.randn(2000, 16), dim=-1)
+    x = F.normalize(
+        torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).repeat(50, 1) + 0.3 * torch.randn(2000, 16),
+        dim=-1,
+    )
     (c0, r0), (c1, r1) = neighbours(x, 5), neighbours(x, 5, exact=100)
-    assert (r0 == r1).float().mean() > .95 and (r1 != torch.arange(2000)[:, None]).all() and torch.allclose(c0[:, 0], c1[:, 0], atol=.05)
-    assert len(near_duplicates(x, .7, exact=100).unique()) < 200
+    assert (
+        (r0 == r1).float().mean() > 0.95
+        and (r1 != torch.arange(2000)[:, None]).all()
+        and torch.allclose(c0[:, 0], c1[:, 0], atol=0.05)
+    )
+    assert len(near_duplicates(x, 0.7, exact=100).unique()) < 200
     assert near_duplicates(x, 1.1, exact=100).unique().numel() == 2000
 
 
 def test_without_faiss_it_says_so(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'faiss', None)
-    with pytest.raises(ImportError, match='pip install faiss-cpu'): neighbours(torch.randn(20, 4), 2, exact=10)
+    with pytest.raises(ImportError, match='pip install faiss-cpu'):
+        neighbours(torch.randn(20, 4), 2, exact=10)
 
 
 @settings(max_examples=25)
-@given(st.integers(2, 30), st.sampled_from([.3, .8, .95]), st.integers(0, 99))
+@given(st.integers(2, 30), st.sampled_from([0.3, 0.8, 0.95]), st.integers(0, 99))
 def test_near_duplicates_are_the_connected_components(n, threshold, seed):
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
     reach = F.cosine_similarity(x[:, None], x[None], dim=-1) >= threshold
-    for _ in range(6): reach = (reach.float() @ reach.float()) > 0
+    for _ in range(6):
+        reach = (reach.float() @ reach.float()) > 0
     ids = near_duplicates(x, threshold)
     assert torch.equal(ids[:, None] == ids, reach)
 
@@ -182,9 +262,11 @@ def test_mining_keeps_equal_ids_apart(n, batch_size, kinds, seed):
     rng = np.random.default_rng(seed)
     ids, near = torch.from_numpy(rng.integers(0, kinds, n)), torch.from_numpy(rng.integers(0, n, (n, 4)))
     order = hard_order(near, ids, batch_size, seed, 3)
-    assert sorted(order.tolist()) == list(range(n)) and np.array_equal(order, hard_order(near, ids, batch_size, seed, 3))
+    assert sorted(order.tolist()) == list(range(n)) and np.array_equal(
+        order, hard_order(near, ids, batch_size, seed, 3)
+    )
     for start in range(0, n, batch_size):  # they meet only where no other id is left
-        batch, rest = ids[order[start:start + batch_size]], ids[order[start:]]
+        batch, rest = ids[order[start : start + batch_size]], ids[order[start:]]
         assert len(batch.unique()) == min(len(batch), len(rest.unique()))
 
 
@@ -196,13 +278,18 @@ def test_neighbours_come_together():
 
 
 def test_pair_ids_join_images_texts_and_duplicates(photos, tmp_path):
-    (photos/'11.png').write_bytes(picture(0))           # a copy of picture 0
-    (photos/'12.txt').write_text('Thing number 5\n')    # the text of picture 5
-    ids = pair_ids(cache := embed(config(photos, tmp_path, views=1, word_drop=0.), towers()), threshold=.999)
+    (photos / '11.png').write_bytes(picture(0))  # a copy of picture 0
+    (photos / '12.txt').write_text('Thing number 5\n')  # the text of picture 5
+    ids = pair_ids(cache := embed(config(photos, tmp_path, views=1, word_drop=0.0), towers()), threshold=0.999)
     by_key = {}
-    for i, image in zip(ids.tolist(), cache.text_image.tolist()): by_key.setdefault(cache.keys[image], set()).add(i)
+    for i, image in zip(ids.tolist(), cache.text_image.tolist()):
+        by_key.setdefault(cache.keys[image], set()).add(i)
     assert all(len(o) == 1 for o in by_key.values())
-    assert by_key['11.png'] == by_key['00.png'] and by_key['12.png'] == by_key['05.png'] and len(set.union(*by_key.values())) == 18
+    assert (
+        by_key['11.png'] == by_key['00.png']
+        and by_key['12.png'] == by_key['05.png']
+        and len(set.union(*by_key.values())) == 18
+    )
 
 
 @pytest.mark.parametrize('order', ['random', 'hard'])
@@ -211,48 +298,69 @@ def test_batches_are_a_pure_function_of_seed_and_step(photos, tmp_path, order):
     make = lambda **kw: FeatureBatches(cache, batch_size=5, order=order, image_views=True, text_views=True, **kw)
     a, b = make(), make()
     steps = [a.batch_at(i) for i in range(9)]
-    for i in (7, 2, 8, 0): assert torch.equal(b.batch_at(i).images, steps[i].images) and torch.equal(b.batch_at(i).tokens, steps[i].tokens) and b.batch_at(i).keys == steps[i].keys
+    for i in (7, 2, 8, 0):
+        assert (
+            torch.equal(b.batch_at(i).images, steps[i].images)
+            and torch.equal(b.batch_at(i).tokens, steps[i].tokens)
+            and b.batch_at(i).keys == steps[i].keys
+        )
     assert [o.keys for o, _ in zip(b.batches(3), range(3))] == [o.keys for o in steps[3:6]]
     assert sorted(k for o in steps[:4] for k in o.keys) == cache.keys != sorted(k for o in steps[1:5] for k in o.keys)
     assert steps[0].images.dtype == torch.float32 and not torch.equal(make(seed=1).batch_at(0).images, steps[0].images)
     for o in steps:
         rows = [cache.keys.index(k) for k in o.keys]
         assert all((cache.image[i].float() == x).all(1).any() for i, x in zip(rows, o.images))
-        assert all((cache.text[cache.text_image == i].flatten(0, 1).float() == x).all(1).any() for i, x in zip(rows, o.tokens))
+        assert all(
+            (cache.text[cache.text_image == i].flatten(0, 1).float() == x).all(1).any() for i, x in zip(rows, o.tokens)
+        )
 
 
 def test_all_pairs_or_one_caption_an_image(photos, tmp_path):
-    cache = embed(config(photos, tmp_path, views=1, word_drop=0.), towers())
+    cache = embed(config(photos, tmp_path, views=1, word_drop=0.0), towers())
     every = FeatureBatches(cache, batch_size=10, one_caption=False)
     assert len(every) == 40 and sorted(torch.cat([every.epoch_plan(0)[0]]).tolist()) == list(range(40))
     one = FeatureBatches(cache, batch_size=10)
     drawn = [one.epoch_plan(e)[0].sort().values.tolist() for e in range(6)]
     assert all(cache.text_image[o].tolist() == list(range(20)) for o in drawn) and len(set(map(tuple, drawn))) > 1
-    assert FeatureBatches(cache, batch_size=12, drop_last=False).steps_per_epoch == 2 and len(FeatureBatches(cache, batch_size=12, drop_last=False).batch_at(1).keys) == 8
-    with pytest.raises(ValueError, match="no split 'dev'; it has train"): FeatureBatches(cache, split='dev')
+    assert (
+        FeatureBatches(cache, batch_size=12, drop_last=False).steps_per_epoch == 2
+        and len(FeatureBatches(cache, batch_size=12, drop_last=False).batch_at(1).keys) == 8
+    )
+    with pytest.raises(ValueError, match="no split 'dev'; it has train"):
+        FeatureBatches(cache, split='dev')
 
 
 def test_the_flickr8k_features_as_a_cache(tmp_path):
     files = local('flickr8k_frozen_features.safetensors'), local('flickr8k_frozen_features.json')
-    cache = import_flickr8k(*files, tmp_path/'flickr8k')
+    cache = import_flickr8k(*files, tmp_path / 'flickr8k')
     assert cache.image.shape == (8091, 1, 1280) and cache.text.shape == (40455, 1, 384)
     assert {k: len(cache.rows(k)) for k in ('train', 'dev', 'test')} == dict(train=6000, dev=1000, test=1000)
     assert cache.captions[0].startswith('A child in a pink dress') and cache.keys[0] == '1000268201_693b08cb0e.jpg'
-    assert import_flickr8k(*files, tmp_path/'flickr8k').id == cache.id
+    assert import_flickr8k(*files, tmp_path / 'flickr8k').id == cache.id
     loader = FeatureBatches(cache, 'train', 64, order='hard')
     start = time.perf_counter()
-    for i in range(93): batch = loader.batch_at(i)
-    assert 93*64/(time.perf_counter() - start) > 10_000 and len(batch.text_ids.unique()) == 64
-    def closest(order): # mean cosine of each image to the most alike of its batch
+    for i in range(93):
+        batch = loader.batch_at(i)
+    assert 93 * 64 / (time.perf_counter() - start) > 10_000 and len(batch.text_ids.unique()) == 64
+
+    def closest(order):  # mean cosine of each image to the most alike of its batch
         loader, found = FeatureBatches(cache, 'train', 64, order=order), []
         for i in range(20):
             x = F.normalize(loader.batch_at(i).images, dim=1)
             found.append((x @ x.T).fill_diagonal_(-1).amax(1).mean().item())
         return np.mean(found)
-    assert closest('hard') > closest('random') + .02
+
+    assert closest('hard') > closest('random') + 0.02
 
 
-@pytest.mark.parametrize('given, says', [
-    (dict(), 'data is empty'), (dict(data='x', out='outputs/tmp_x', view=2), "unknown parameter 'view'; known are: "),
-    (dict(data='x', out='y', views=0), 'views is 0'), (dict(data='x', out='y', towers='clip'), "backbone 'clip' is not of the form")])
-def test_embed_says_what_is_wrong(given, says, run_cells): assert says in run_cells('embed', **given)[0]
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        (dict(), 'data is empty'),
+        (dict(data='x', out='outputs/tmp_x', view=2), "unknown parameter 'view'; known are: "),
+        (dict(data='x', out='y', views=0), 'views is 0'),
+        (dict(data='x', out='y', towers='clip'), "backbone 'clip' is not of the form"),
+    ],
+)
+def test_embed_says_what_is_wrong(given, says, run_cells):
+    assert says in run_cells('embed', **given)[0]

@@ -1,4 +1,5 @@
 "The fused loss against the plain one: value and every gradient, in float64, at awkward sizes and points."
+
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.losses import pairwise as fused
@@ -11,21 +12,26 @@ NAMES = list(geometries)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     "Tiles of five by five, so that every batch has several and ragged last ones."
+
     def blocks(n, device):
         step = 5 if n < 100 else 150
         return [(i, min(i + step, n)) for i in range(0, n, step)]
+
     monkeypatch.setattr(fused, 'blocks', blocks)
 
 
-def tangents(b, d, seed, dtype=torch.float64, size=.7):
+def tangents(b, d, seed, dtype=torch.float64, size=0.7):
     g = torch.Generator().manual_seed(seed)
-    return [(size*torch.randn(b, d, generator=g, dtype=torch.float64)).to(dtype) for _ in range(2)]
+    return [(size * torch.randn(b, d, generator=g, dtype=torch.float64)).to(dtype) for _ in range(2)]
 
 
 def outcome(loss, name, vectors, curv, scale, *how):
     "Loss and gradients for tangent vectors, curvature (through the lift too) and scale."
     geometry = get_geometry(name)
-    leaves = [v.detach().clone().requires_grad_() for v in (*vectors, *(torch.tensor(o, dtype=vectors[0].dtype) for o in (curv, scale)))]
+    leaves = [
+        v.detach().clone().requires_grad_()
+        for v in (*vectors, *(torch.tensor(o, dtype=vectors[0].dtype) for o in (curv, scale)))
+    ]
     u, v, c, s = leaves
     value = loss(geometry, geometry.exp_map0(u, c), geometry.exp_map0(v, c), c, s, *how)
     return [value, *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
@@ -34,12 +40,21 @@ def outcome(loss, name, vectors, curv, scale, *how):
 def assert_same(*args, tol=1e-8):
     for got, want in zip(*(outcome(f, *args) for f in (fused.contrastive_loss, losses.contrastive_loss))):
         assert got.dtype == want.dtype and got.isfinite().all()
-        assert (got - want).abs().max() <= tol*(want.abs().max() + 1e-3)
+        assert (got - want).abs().max() <= tol * (want.abs().max() + 1e-3)
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.sampled_from(NAMES), st.integers(1, 33), st.integers(1, 9), st.integers(0, 99), st.floats(.1, 10), st.floats(.5, 100),
-       st.sampled_from([0, 1, 3, 40]), st.sampled_from([0., .7]), st.sampled_from([0., .05, .5, 2.]))
+@given(
+    st.sampled_from(NAMES),
+    st.integers(1, 33),
+    st.integers(1, 9),
+    st.integers(0, 99),
+    st.floats(0.1, 10),
+    st.floats(0.5, 100),
+    st.sampled_from([0, 1, 3, 40]),
+    st.sampled_from([0.0, 0.7]),
+    st.sampled_from([0.0, 0.05, 0.5, 2.0]),
+)
 def test_is_the_plain_loss(name, b, d, seed, curv, scale, texts, margin, beta):
     ids = torch.randint(texts, (b,), generator=torch.Generator().manual_seed(seed)) if texts else None
     assert_same(name, tangents(b, d, seed), curv, scale, ids, margin, beta)
@@ -49,25 +64,29 @@ def test_is_the_plain_loss(name, b, d, seed, curv, scale, texts, margin, beta):
 def test_real_blocks(name, monkeypatch):
     monkeypatch.undo()
     assert len(list(fused.blocks(1100, 'cpu'))) > 1
-    assert_same(name, tangents(1100, 6, 0), 1., 14., torch.arange(1100)//3, .1)
+    assert_same(name, tangents(1100, 6, 0), 1.0, 14.0, torch.arange(1100) // 3, 0.1)
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('beta', [0., .5])
+@pytest.mark.parametrize('beta', [0.0, 0.5])
 def test_a_wide_spread_of_logits(name, beta):
     "Rows and columns whose sums lie thousands of nats apart."
     u, v = tangents(23, 4, 3)
-    v[:5] *= 5; u[-5:] *= 4
-    assert_same(name, (u, v), 1., 100., None, 0., beta)
+    v[:5] *= 5
+    u[-5:] *= 4
+    assert_same(name, (u, v), 1.0, 100.0, None, 0.0, beta)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_wide_spread_in_single_precision(name):
     u, v = tangents(23, 4, 3)
     v[:5] *= 3
-    want, got = (outcome(f, name, [o.to(t) for o in (u, v)], 1., 100.) for f, t in ((losses.contrastive_loss, torch.float64), (fused.contrastive_loss, torch.float32)))
+    want, got = (
+        outcome(f, name, [o.to(t) for o in (u, v)], 1.0, 100.0)
+        for f, t in ((losses.contrastive_loss, torch.float64), (fused.contrastive_loss, torch.float32))
+    )
     for g, w in zip(got, want):
-        assert g.dtype == torch.float32 and (g - w).abs().max() < 2e-3*w.abs().max() + 1e-4
+        assert g.dtype == torch.float32 and (g - w).abs().max() < 2e-3 * w.abs().max() + 1e-4
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -75,81 +94,100 @@ def test_a_wide_spread_in_single_precision(name):
 def test_identical_points(name, dtype):
     "Every pair coincides, and so do all pairs: finite, and log of the batch."
     u = tangents(12, 5, 1, dtype)[0]
-    for vectors in ((u, u), (u[:1].expand(12, 5), u[:1].expand(12, 5)), (0*u, 0*u) if name != 'sphere' else (u, u)):
-        got = outcome(fused.contrastive_loss, name, vectors, 1., 10.)
+    for vectors in ((u, u), (u[:1].expand(12, 5), u[:1].expand(12, 5)), (0 * u, 0 * u) if name != 'sphere' else (u, u)):
+        got = outcome(fused.contrastive_loss, name, vectors, 1.0, 10.0)
         assert all(g.isfinite().all() for g in got)
-    same = outcome(fused.contrastive_loss, name, (u[:1].expand(12, 5),)*2, 1., 10.)[0]
-    assert abs(same - torch.tensor(12.).log()) < 2e-2
+    same = outcome(fused.contrastive_loss, name, (u[:1].expand(12, 5),) * 2, 1.0, 10.0)[0]
+    assert abs(same - torch.tensor(12.0).log()) < 2e-2
 
 
 @pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
 def test_points_on_one_side_are_centred(name, monkeypatch):
     "The same as plainly; and in single precision nearer to the truth than without."
-    geometry, one = get_geometry(name), torch.tensor(1.)
-    u, v = (o + torch.tensor([2.5, 0, 0, 0]) for o in tangents(60, 4, 0, size=.05))
+    geometry, one = get_geometry(name), torch.tensor(1.0)
+    u, v = (o + torch.tensor([2.5, 0, 0, 0]) for o in tangents(60, 4, 0, size=0.05))
     points = [geometry.exp_map0(o, one.double()).float() for o in (u, v)]
-    assert fused.PairRows(geometry, *points, one).centred and not fused.PairRows(geometry, *tangents(60, 4, 0, torch.float32, .1), one).centred
-    assert_same(name, (u, v), 1., 14.)
+    assert (
+        fused.PairRows(geometry, *points, one).centred
+        and not fused.PairRows(geometry, *tangents(60, 4, 0, torch.float32, 0.1), one).centred
+    )
+    assert_same(name, (u, v), 1.0, 14.0)
+
     def slope(loss, dtype):
-        x, *others = (o.to(dtype) for o in (*points, one, 14*one))
+        x, *others = (o.to(dtype) for o in (*points, one, 14 * one))
         return torch.autograd.grad(loss(geometry, x.requires_grad_(), *others), x)[0].double()
+
     truth = slope(losses.contrastive_loss, torch.float64)
-    def off(): return (slope(fused.contrastive_loss, torch.float32) - truth).norm()
+
+    def off():
+        return (slope(fused.contrastive_loss, torch.float32) - truth).norm()
+
     centred = off()
     monkeypatch.setattr(fused, '_centre', lambda x, y, r: None)
-    assert 10*centred < off()
+    assert 10 * centred < off()
 
 
 def test_positives_keep_their_digits():
     "Pairs 1e-4 apart at radius 5: one product in float32 does not see them."
-    lorentz, one = get_geometry('lorentz'), torch.tensor(1.)
+    lorentz, one = get_geometry('lorentz'), torch.tensor(1.0)
     u = tangents(30, 8, 0)[0]
-    x = lorentz.exp_map0(5*u/u.norm(dim=1, keepdim=True), one.double()).float()
-    y = x*(1 + 1e-4)
+    x = lorentz.exp_map0(5 * u / u.norm(dim=1, keepdim=True), one.double()).float()
+    y = x * (1 + 1e-4)
     truth = lorentz.dist(x.double(), y.double(), one.double())
-    assert ((fused.PairRows(lorentz, x, y, one).u - truth)/truth).abs().max() < 1e-5
-    assert ((-lorentz.scores(x, y, one).diagonal() - truth)/truth).abs().max() > 1e-2
+    assert ((fused.PairRows(lorentz, x, y, one).u - truth) / truth).abs().max() < 1e-5
+    assert ((-lorentz.scores(x, y, one).diagonal() - truth) / truth).abs().max() > 1e-2
 
 
 def test_batches_of_one_and_of_one_text():
     for name in NAMES:
         for b, ids in ((1, None), (6, torch.zeros(6, dtype=torch.int64))):
-            for beta in (0., 1.):
-                got = outcome(fused.contrastive_loss, name, tangents(b, 3, 0), 1., 5., ids, 0., beta)
+            for beta in (0.0, 1.0):
+                got = outcome(fused.contrastive_loss, name, tangents(b, 3, 0), 1.0, 5.0, ids, 0.0, beta)
                 assert abs(got[0]) < 1e-12 and all(g.isfinite().all() for g in got)
 
 
 def test_under_autocast_it_is_float32():
     u, v = (o.float() for o in tangents(40, 16, 0))
-    plain = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1., 14.)
-    with torch.autocast('cpu', torch.bfloat16): cast = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1., 14.)
+    plain = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1.0, 14.0)
+    with torch.autocast('cpu', torch.bfloat16):
+        cast = outcome(fused.contrastive_loss, 'lorentz', (u, v), 1.0, 14.0)
     assert all(torch.equal(a, b) for a, b in zip(plain, cast))
 
 
 def test_memory_between_the_passes_grows_with_the_pairs():
     def kept(b):
         held = {}
+
         def pack(t):
             held[t.untyped_storage().data_ptr()] = t.untyped_storage()
             return t
+
         u, v = tangents(b, 16, 0, torch.float32)
-        points = [o.requires_grad_() for o in (u, v, torch.tensor(1.), torch.tensor(10.))]
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): alive = fused.contrastive_loss(get_geometry('lorentz'), *points)
+        points = [o.requires_grad_() for o in (u, v, torch.tensor(1.0), torch.tensor(10.0))]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            alive = fused.contrastive_loss(get_geometry('lorentz'), *points)
         return sum(s.nbytes() for s in held.values())
-    assert 400*16*4 < kept(400) < 4*400*16*4 and kept(400) < 2.1*kept(200)
+
+    assert 400 * 16 * 4 < kept(400) < 4 * 400 * 16 * 4 and kept(400) < 2.1 * kept(200)
 
 
 def test_two_losses_alive_and_a_scaled_one():
     "Memory that serves again does not mix two batches up; the gradient is scaled by what comes after the loss."
-    lorentz, one = get_geometry('lorentz'), torch.tensor(1.)
-    def leaves(seed): return [o.requires_grad_() for o in (*tangents(40, 8, seed, torch.float32), torch.tensor(1.), torch.tensor(10.))]
+    lorentz, one = get_geometry('lorentz'), torch.tensor(1.0)
+
+    def leaves(seed):
+        return [
+            o.requires_grad_() for o in (*tangents(40, 8, seed, torch.float32), torch.tensor(1.0), torch.tensor(10.0))
+        ]
+
     first, second = leaves(0), leaves(1)
     alone = [torch.autograd.grad(fused.contrastive_loss(lorentz, *o), o) for o in (first, second)]
     both = [fused.contrastive_loss(lorentz, *o) for o in (first, second)]
     for loss, leaf, want in zip(both, (first, second), alone):
         assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, leaf, retain_graph=True), want))
-        assert all(torch.equal(a, 3*b) for a, b in zip(torch.autograd.grad(3*loss, leaf), want))
-    with torch.inference_mode(): fused.contrastive_loss(lorentz, *leaves(2)) # leaves nothing unusable behind
+        assert all(torch.equal(a, 3 * b) for a, b in zip(torch.autograd.grad(3 * loss, leaf), want))
+    with torch.inference_mode():
+        fused.contrastive_loss(lorentz, *leaves(2))  # leaves nothing unusable behind
     assert torch.equal(torch.autograd.grad(fused.contrastive_loss(lorentz, *first), first)[0], alone[0][0])
 
 
@@ -157,13 +195,15 @@ def test_a_tile_of_one_text_beside_faint_hard_negatives():
     "A row whose every entry of a tile is hidden; in both precisions."
     ids = torch.arange(33).clamp_max(28)
     for dtype, tol in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
-        for scale in (5., 14., 1/.07, 30.): assert_same('lorentz', tangents(33, 4, 0, dtype), 1., scale, ids, 0., .05, tol=tol)
+        for scale in (5.0, 14.0, 1 / 0.07, 30.0):
+            assert_same('lorentz', tangents(33, 4, 0, dtype), 1.0, scale, ids, 0.0, 0.05, tol=tol)
 
 
 def test_a_second_derivative_is_refused():
     u, v = (o.requires_grad_() for o in tangents(9, 3, 0))
-    loss = fused.contrastive_loss(get_geometry('lorentz'), u, v, torch.tensor(1.).double(), torch.tensor(9.).double())
-    with pytest.raises(RuntimeError, match='differentiated once'): torch.autograd.grad(loss + u.square().sum(), u, create_graph=True)
+    loss = fused.contrastive_loss(get_geometry('lorentz'), u, v, torch.tensor(1.0).double(), torch.tensor(9.0).double())
+    with pytest.raises(RuntimeError, match='differentiated once'):
+        torch.autograd.grad(loss + u.square().sum(), u, create_graph=True)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -172,33 +212,42 @@ def test_kept_or_made_again(name, monkeypatch):
     found = []
     for limit in (0, 10**6):
         monkeypatch.setattr(fused, 'KEPT', limit)
-        found.append(outcome(fused.contrastive_loss, name, tangents(23, 4, 0), 1., 14., torch.arange(23)//2, .1, .5))
-    assert all((a - b).norm() <= 1e-12*b.norm() for a, b in zip(*found))
+        found.append(
+            outcome(fused.contrastive_loss, name, tangents(23, 4, 0), 1.0, 14.0, torch.arange(23) // 2, 0.1, 0.5)
+        )
+    assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(*found))
 
 
 @pytest.mark.parametrize('bad', [dict(t=3), dict(ids=4)])
 def test_refuses_what_the_plain_one_refuses(bad):
-    x, one = torch.rand(5, 2), torch.tensor(1.)
+    x, one = torch.rand(5, 2), torch.tensor(1.0)
     ids = torch.arange(bad['ids']) if 'ids' in bad else None
-    with pytest.raises(ValueError): fused.contrastive_loss(get_geometry('lorentz'), x, x[:bad.get('t', 5)], one, one, ids)
+    with pytest.raises(ValueError):
+        fused.contrastive_loss(get_geometry('lorentz'), x, x[: bad.get('t', 5)], one, one, ids)
 
 
 @pytest.mark.parametrize('preset', ['head_poincare', 'head_lorentz', 'head_clip', 'head_euclid'])
 def test_the_model_takes_it_from_512_pairs_on(preset, monkeypatch):
     from meru.models import model
     from meru.training.config import presets
+
     torch.manual_seed(0)
     head, asked = model.build_model(presets[preset]), []
-    images, texts, ids = torch.randn(512, 512), torch.randn(512, 512), torch.arange(512)//2
+    images, texts, ids = torch.randn(512, 512), torch.randn(512, 512), torch.arange(512) // 2
+
     def gradient(loss, n):
         def watched(*args):
             asked.append(n)
             return loss(*args)
+
         monkeypatch.setattr(model, 'fused_loss', watched)
         head.zero_grad()
-        head.contrastive(head.lift_image(head.image_proj(images[:n])), head.lift_text(head.text_proj(texts[:n])), ids[:n]).backward()
+        head.contrastive(
+            head.lift_image(head.image_proj(images[:n])), head.lift_text(head.text_proj(texts[:n])), ids[:n]
+        ).backward()
         return torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
+
     ours, plain = gradient(fused.contrastive_loss, 512), gradient(losses.contrastive_loss, 512)
-    assert (ours - plain).norm() < 1e-4*plain.norm()
+    assert (ours - plain).norm() < 1e-4 * plain.norm()
     gradient(fused.contrastive_loss, 511)
     assert asked == [512, 512]

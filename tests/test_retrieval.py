@@ -1,4 +1,5 @@
 """Retrieval: ranks against sorting, ties, several captions, memory, exact search, the pixel control."""
+
 import math
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -6,10 +7,10 @@ from meru.geometry import geometries, get_geometry
 from meru.search.exact import *
 from meru.evaluation.retrieval import *
 
-c = torch.tensor(.7)
+c = torch.tensor(0.7)
 
 
-def points(geometry, n, d=6, seed=0, size=1.):
+def points(geometry, n, d=6, seed=0, size=1.0):
     return geometry.exp_map0(size * torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), c)
 
 
@@ -39,7 +40,7 @@ def test_collapsed_model_finds_nothing(name):
     res = retrieval_metrics(g, same, same, torch.arange(20), torch.arange(20), c)
     for way in ('image_to_text', 'text_to_image'):
         assert [res[f'{way}_r{k}'] for k in (1, 5, 10)] == [0, 0, 0] and res[f'{way}_median_rank'] == 20
-        assert res[f'{way}_r5_chance'] == pytest.approx(5/20)
+        assert res[f'{way}_r5_chance'] == pytest.approx(5 / 20)
 
 
 @pytest.mark.parametrize('name', geometries)
@@ -55,31 +56,37 @@ def test_own_captions_do_not_push_each_other_down():
     "An image with five captions on the second to sixth place has rank 2, not 6."
     g = get_geometry('euclidean')
     image = torch.zeros(1, 2)
-    texts = torch.tensor([[.1, 0], [.2, 0], [.3, 0], [.4, 0]])
+    texts = torch.tensor([[0.1, 0], [0.2, 0], [0.3, 0], [0.4, 0]])
     assert retrieval_ranks(g, image, texts, torch.tensor([7]), torch.tensor([1, 7, 7, 7]), c).tolist() == [2]
 
 
 def test_median_rank_and_chance_of_uneven_owners():
     "On a line: queries at 0, 10 and 20; the texts of the third image lie far off."
     g = get_geometry('euclidean')
-    images, texts = torch.tensor([[0.], [10.], [20.]]), torch.tensor([[1.], [9.], [100.], [101.]])
+    images, texts = torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[1.0], [9.0], [100.0], [101.0]])
     res = retrieval_metrics(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c)
-    assert res['image_to_text_median_rank'] == 1 and res['image_to_text_r1'] == pytest.approx(2/3)
+    assert res['image_to_text_median_rank'] == 1 and res['image_to_text_r1'] == pytest.approx(2 / 3)
     assert retrieval_ranks(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c).tolist() == [1, 1, 3]
     assert res['image_to_text_r1_chance'] == pytest.approx((1 + 1 + 2) / 4 / 3)
-    assert res['text_to_image_r1_chance'] == pytest.approx(1/3)
+    assert res['text_to_image_r1_chance'] == pytest.approx(1 / 3)
     far = retrieval_metrics(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c)
-    assert far['image_to_text_median_rank'] == torch.tensor(
-        retrieval_ranks(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c).tolist()).double().median()
+    assert (
+        far['image_to_text_median_rank']
+        == torch.tensor(
+            retrieval_ranks(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c).tolist()
+        )
+        .double()
+        .median()
+    )
 
 
 def test_ids_may_be_64_bit_hashes():
     g = get_geometry('lorentz')
-    ids = torch.tensor([2**62 + 1, -2**62, 5])
+    ids = torch.tensor([2**62 + 1, -(2**62), 5])
     x = points(g, 3)
     assert retrieval_ranks(g, x, x, ids, ids, c).tolist() == [1, 1, 1]
     res = retrieval_metrics(g, x, x, ids, ids, c)
-    assert res['image_to_text_r1_chance'] == pytest.approx(1/3)
+    assert res['image_to_text_r1_chance'] == pytest.approx(1 / 3)
 
 
 def test_a_caption_without_its_image_is_named():
@@ -90,10 +97,13 @@ def test_a_caption_without_its_image_is_named():
 
 def test_nan_rows_are_named():
     g, x = get_geometry('lorentz'), points(get_geometry('lorentz'), 4)
-    bad = x.clone(); bad[2] = math.nan
+    bad = x.clone()
+    bad[2] = math.nan
     for a, b, what in [(bad, x, 'query'), (x, bad, 'gallery')]:
-        with pytest.raises(ValueError, match=f'{what} points .* row 2'): retrieval_ranks(g, a, b, torch.arange(4), torch.arange(4), c)
-        with pytest.raises(ValueError, match=f'{what} points .* row 2'): nearest(g, a, b, c, 1)
+        with pytest.raises(ValueError, match=f'{what} points .* row 2'):
+            retrieval_ranks(g, a, b, torch.arange(4), torch.arange(4), c)
+        with pytest.raises(ValueError, match=f'{what} points .* row 2'):
+            nearest(g, a, b, c, 1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,10 +116,10 @@ def test_chance_is_what_random_orders_give(n, data):
 
 def test_recall_counts_up_to_k():
     ranks = torch.tensor([1, 5, 6, 10, 11])
-    assert [recall(ranks, k) for k in (1, 5, 10)] == [.2, .4, .8]
+    assert [recall(ranks, k) for k in (1, 5, 10)] == [0.2, 0.4, 0.8]
 
 
-@pytest.mark.parametrize('curv', [.1, 1., 5.])
+@pytest.mark.parametrize('curv', [0.1, 1.0, 5.0])
 def test_exact_search_is_an_inner_product(curv):
     g, k = get_geometry('lorentz'), torch.tensor(curv).double()
     a, b = (g.exp_map0(torch.randn(50, 8, generator=torch.Generator().manual_seed(s)).double(), k) for s in (0, 1))
@@ -118,13 +128,16 @@ def test_exact_search_is_an_inner_product(curv):
     torch.testing.assert_close((-k * product).acosh() / k.sqrt(), torch.stack([g.dist(x[None], b, k) for x in a]))
     assert torch.equal(product.topk(5).indices, nearest(g, a, b, k, 5))
     # the sign belongs to the query alone: without it another order comes out
-    assert not torch.equal((g.gallery_vectors(a, k) @ g.gallery_vectors(b, k).T).topk(5).indices, nearest(g, a, b, k, 5))
+    assert not torch.equal(
+        (g.gallery_vectors(a, k) @ g.gallery_vectors(b, k).T).topk(5).indices, nearest(g, a, b, k, 5)
+    )
 
 
 @pytest.mark.parametrize('k', [0, 4])
 def test_k_out_of_range(k):
     g = get_geometry('sphere')
-    with pytest.raises(ValueError, match=r'1\.\.3'): nearest(g, points(g, 2), points(g, 3), c, k)
+    with pytest.raises(ValueError, match=r'1\.\.3'):
+        nearest(g, points(g, 2), points(g, 3), c, k)
 
 
 def test_pixels():
@@ -143,7 +156,7 @@ def test_pixels():
 def test_pixel_features_are_averaged_and_correlate():
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     image[0, 0, :2, :2] = 255
-    v = torch.tensor([[1.] + [0] * 11]) - 1/12
+    v = torch.tensor([[1.0] + [0] * 11]) - 1 / 12
     torch.testing.assert_close(pixel_features(image, 2), v / v.norm())
     brighter = torch.randint(100, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(pixel_features(2*brighter + 50), pixel_features(brighter), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pixel_features(2 * brighter + 50), pixel_features(brighter), atol=1e-5, rtol=1e-4)

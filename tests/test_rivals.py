@@ -1,4 +1,5 @@
 "The suite of searches in its short form; times mean nothing here, recalls do."
+
 import pytest, torch
 import meru.benchmarks.search as R
 from meru.benchmarks.suites import suites
@@ -13,15 +14,18 @@ def test_the_short_form_finds_what_it_should(monkeypatch):
     assert [r['case'] for r in found['rows']] == ['3,000 wide', '3,000 narrow']
     for r in found['rows']:
         recall = r['recall_at_10']
-        assert recall['cells'] > .95 and recall['exact'] == 1 and recall['lifted_graph'] > .9
-        assert set(r['ratio']) == {'exact', 'flat', 'naive_graph', 'lifted_graph'} and r['one_by_one']['ratio']['exact']['median'] > 0
-    assert found['rows'][0]['recall_at_10']['naive_graph'] < .6
+        assert recall['cells'] > 0.95 and recall['exact'] == 1 and recall['lifted_graph'] > 0.9
+        assert (
+            set(r['ratio']) == {'exact', 'flat', 'naive_graph', 'lifted_graph'}
+            and r['one_by_one']['ratio']['exact']['median'] > 0
+        )
+    assert found['rows'][0]['recall_at_10']['naive_graph'] < 0.6
     assert found['exact_memory']['peak_bytes'] > found['exact_memory']['gallery_bytes']
 
 
 def test_a_query_without_order_gains_nothing_from_moving():
     "Levels at one radius: whatever the way, the level of the first text stays as it was."
-    g, one = get_geometry('lorentz'), torch.tensor(1.)
+    g, one = get_geometry('lorentz'), torch.tensor(1.0)
     way = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     texts, level = g.exp_map0(way, one), torch.arange(40) % 4
     rows = R.generality_rows(g, texts, texts, torch.arange(40)[:, None], level, one)
@@ -29,7 +33,8 @@ def test_a_query_without_order_gains_nothing_from_moving():
 
 
 def test_a_run_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match='nowhere holds no run'): R.generality_suite(run='outputs/nowhere')
+    with pytest.raises(FileNotFoundError, match='nowhere holds no run'):
+        R.generality_suite(run='outputs/nowhere')
 
 
 def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
@@ -37,12 +42,18 @@ def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
     from types import SimpleNamespace
     from meru.models.model import tokenizer_of
     from meru.training.config import make_config
+
     theirs, seen = object(), []
-    def embed(model, tokenizer, exam): seen.append(tokenizer); raise KeyboardInterrupt
+
+    def embed(model, tokenizer, exam):
+        seen.append(tokenizer)
+        raise KeyboardInterrupt
+
     cfg = SimpleNamespace(image_size=32, text_tower='backbone', backbone='theirs', vocab_size=4096, context_length=16)
     monkeypatch.setattr('meru.models.model.load_towers', lambda name: SimpleNamespace(tokenizer=theirs))
     monkeypatch.setattr(R, 'load_run', lambda name: SimpleNamespace(cfg=cfg, eval=lambda: SimpleNamespace(cfg=cfg)))
     monkeypatch.setattr(R, 'embed', embed)
     monkeypatch.setattr(R, 'read_exam', lambda *args: None)
-    with pytest.raises(KeyboardInterrupt): R.generality_suite('a', 'b')
+    with pytest.raises(KeyboardInterrupt):
+        R.generality_suite('a', 'b')
     assert seen == [theirs] and tokenizer_of(make_config('head_lorentz'))('as it is') == 'as it is'

@@ -1,4 +1,5 @@
 """The config refuses what it does not know; a run's folder has one owner; checkpoints are whole or not there."""
+
 import json
 from dataclasses import asdict, replace
 import pytest, torch
@@ -7,13 +8,27 @@ from meru.training.config import TrainConfig, make_config, presets
 from meru.core import checked, write_json
 
 
-@pytest.mark.parametrize('given, says', [
-    (dict(stepps=1), "unknown parameter 'stepps'"), (dict(steps='1'), 'steps'), (dict(steps=1.5), 'steps'),
-    (dict(steps=True), 'steps'), (dict(cache=1), 'cache'), (dict(lr=float('inf')), 'lr'), (dict(betas=[.9]), 'betas'),
-    (dict(crop_scale=[.5, 'x']), 'crop_scale'), (dict(seed=-1), 'seed'), (dict(batch_size=0), 'batch_size'),
-    (dict(level_probs=[.5, .2]), 'level_probs'), (dict(geometry='torus'), 'geometry'), (dict(amp='fp64'), 'amp')])
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        (dict(stepps=1), "unknown parameter 'stepps'"),
+        (dict(steps='1'), 'steps'),
+        (dict(steps=1.5), 'steps'),
+        (dict(steps=True), 'steps'),
+        (dict(cache=1), 'cache'),
+        (dict(lr=float('inf')), 'lr'),
+        (dict(betas=[0.9]), 'betas'),
+        (dict(crop_scale=[0.5, 'x']), 'crop_scale'),
+        (dict(seed=-1), 'seed'),
+        (dict(batch_size=0), 'batch_size'),
+        (dict(level_probs=[0.5, 0.2]), 'level_probs'),
+        (dict(geometry='torus'), 'geometry'),
+        (dict(amp='fp64'), 'amp'),
+    ],
+)
 def test_bad_values_are_named(given, says):
-    with pytest.raises(ValueError, match=says): make_config('smoke', **given)
+    with pytest.raises(ValueError, match=says):
+        make_config('smoke', **given)
 
 
 def test_every_preset_survives_json():
@@ -31,47 +46,54 @@ def test_twins_differ_only_in_geometry_and_cones():
 
 def test_folder_refuses_another_config(tmp_path):
     R.Run(tmp_path, make_config('smoke')).log(dict(step=1))
-    with pytest.raises(ValueError, match='seed .there 0, asked 1.'): R.Run(tmp_path, make_config('smoke', seed=1))
+    with pytest.raises(ValueError, match='seed .there 0, asked 1.'):
+        R.Run(tmp_path, make_config('smoke', seed=1))
 
 
 def test_checkpoint_of_another_model_is_named(tmp_path):
-    R.save_checkpoint(tmp_path/'a.safetensors', torch.nn.Linear(2, 3), step=1)
+    R.save_checkpoint(tmp_path / 'a.safetensors', torch.nn.Linear(2, 3), step=1)
     with pytest.raises(ValueError, match='a.safetensors holds another model.*weight'):
-        R.load_checkpoint(tmp_path/'a.safetensors', torch.nn.Linear(3, 2))
+        R.load_checkpoint(tmp_path / 'a.safetensors', torch.nn.Linear(3, 2))
 
 
 def test_damaged_checkpoint_is_not_read(tmp_path):
-    path = tmp_path/'a.safetensors'
+    path = tmp_path / 'a.safetensors'
     R.save_checkpoint(path, torch.nn.Linear(2, 3), step=1)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(Exception): R.load_checkpoint(path, torch.nn.Linear(2, 3))
+    with pytest.raises(Exception):
+        R.load_checkpoint(path, torch.nn.Linear(2, 3))
 
 
 def test_checkpoint_bytes_depend_on_content_alone(tmp_path):
     layer = torch.nn.Linear(4, 4)
-    for n in 'ab': R.save_checkpoint(tmp_path/n, layer, step=1, best=.5)
-    assert (tmp_path/'a').read_bytes() == (tmp_path/'b').read_bytes()
+    for n in 'ab':
+        R.save_checkpoint(tmp_path / n, layer, step=1, best=0.5)
+    assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
 
 
 def test_write_that_fails_leaves_the_old_file(tmp_path):
-    write_json(tmp_path/'a.json', dict(x=1))
-    with pytest.raises(ValueError): write_json(tmp_path/'a.json', dict(x=float('nan')))
-    assert json.loads((tmp_path/'a.json').read_text()) == dict(x=1)
+    write_json(tmp_path / 'a.json', dict(x=1))
+    with pytest.raises(ValueError):
+        write_json(tmp_path / 'a.json', dict(x=float('nan')))
+    assert json.loads((tmp_path / 'a.json').read_text()) == dict(x=1)
 
 
 def test_rewind_drops_a_torn_line(tmp_path):
     run = R.Run(tmp_path, make_config('smoke'))
-    for i in range(4): run.log(dict(step=i))
-    with open(tmp_path/'metrics.jsonl', 'a') as f: f.write('{"step": 4')
+    for i in range(4):
+        run.log(dict(step=i))
+    with open(tmp_path / 'metrics.jsonl', 'a') as f:
+        f.write('{"step": 4')
     run.rewind(2)
     assert [r['step'] for r in run.rows()] == [0, 1, 2]
 
 
 def test_a_younger_field_at_its_default_does_not_refuse_an_older_run(tmp_path):
-    run = R.Run(tmp_path/'old', make_config('smoke'))
+    run = R.Run(tmp_path / 'old', make_config('smoke'))
     run.log(dict(step=1))
     held = run.read('config.json')
     del held['margin']
-    write_json(run.folder/'config.json', held)
+    write_json(run.folder / 'config.json', held)
     R.Run(run.folder, make_config('smoke'))
-    with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'): R.Run(run.folder, make_config('smoke', margin=.5))
+    with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'):
+        R.Run(run.folder, make_config('smoke', margin=0.5))

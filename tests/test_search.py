@@ -1,4 +1,5 @@
 """Search: exact in blocks and from files, cells, what is kept on disk, what a database gets, a folder of photos."""
+
 import json, subprocess, sys, zipfile
 from importlib.util import find_spec
 import numpy as np, pytest, torch
@@ -8,7 +9,7 @@ from meru.geometry import geometries, get_geometry
 from meru.search.exact import FileVectors, exact_search, nearest
 from meru.search.index import *
 
-LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.)
+LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.0)
 
 
 def brute(g, x, y, curv, k):
@@ -17,7 +18,7 @@ def brute(g, x, y, curv, k):
 
 
 @pytest.mark.parametrize('name', geometries)
-@pytest.mark.parametrize('curv', [.3, 2.])
+@pytest.mark.parametrize('curv', [0.3, 2.0])
 def test_exact_search_is_brute_force(name, curv):
     g, c = get_geometry(name), torch.tensor(curv)
     x, y = (g.exp_map0(torch.randn(n, 7, generator=torch.Generator().manual_seed(n)), c) for n in (40, 500))
@@ -36,7 +37,7 @@ def test_float32_products_alone_would_be_wrong_but_the_search_is_not(shell):
 
 def test_near_duplicates_far_out_need_float64():
     g = torch.Generator().manual_seed(0)
-    far = 6*torch.nn.functional.normalize(torch.ones(1, 8) + 1e-3*torch.randn(800, 8, generator=g), dim=1)
+    far = 6 * torch.nn.functional.normalize(torch.ones(1, 8) + 1e-3 * torch.randn(800, 8, generator=g), dim=1)
     y = LORENTZ.exp_map0(far, ONE)
     true = brute(LORENTZ, y[:50], y, ONE, 10).indices
     one_look = (LORENTZ.query_vectors(y[:50], ONE) @ LORENTZ.gallery_vectors(y, ONE).T).topk(10).indices
@@ -46,33 +47,47 @@ def test_near_duplicates_far_out_need_float64():
 @pytest.mark.parametrize('kind', ['npy', 'safetensors'])
 def test_a_gallery_on_disk_is_read_in_blocks(kind, tmp_path, monkeypatch):
     y = clumps(LORENTZ, 40_000, 'narrow', dim=16)
-    path = tmp_path/f'gallery.{kind}'
+    path = tmp_path / f'gallery.{kind}'
     np.save(path, y.numpy()) if kind == 'npy' else save_file(dict(other=y[:3].clone(), points=y), path)
     seen, read = [], FileVectors.__getitem__
     monkeypatch.setattr(FileVectors, '__getitem__', lambda self, rows: (seen.append(rows), read(self, rows))[1])
-    assert torch.equal(exact_search(LORENTZ, y[:20], FileVectors(path), ONE).row, exact_search(LORENTZ, y[:20], y, ONE).row)
-    assert max(o.stop - o.start for o in seen if isinstance(o, slice)) <= 2**14 and max(len(o) for o in seen if torch.is_tensor(o)) <= 20*36
+    assert torch.equal(
+        exact_search(LORENTZ, y[:20], FileVectors(path), ONE).row, exact_search(LORENTZ, y[:20], y, ONE).row
+    )
+    assert (
+        max(o.stop - o.start for o in seen if isinstance(o, slice)) <= 2**14
+        and max(len(o) for o in seen if torch.is_tensor(o)) <= 20 * 36
+    )
 
 
 def test_a_gallery_on_disk_that_is_broken_is_named(tmp_path):
     y = torch.randn(100, 4)
-    save_file(dict(points=y, flat=y[0].clone(), ids=torch.arange(4)), tmp_path/'a.safetensors')
-    np.save(tmp_path/'b.npy', y.numpy())
-    (tmp_path/'b.npy').write_bytes((tmp_path/'b.npy').read_bytes()[:-9])
-    (tmp_path/'c.safetensors').write_bytes(b'\xff'*40)
-    for file, name, says in (('a.safetensors', 'x', 'has no tensor .x.; it has'), ('a.safetensors', 'flat', 'not rows of floating-point'), ('a.safetensors', 'ids', 'cannot be read as points'),
-                             ('b.npy', '', 'b.npy ends too early'), ('c.safetensors', 'points', 'c.safetensors cannot be read')):
-        with pytest.raises(ValueError, match=says): FileVectors(tmp_path/file, name)
+    save_file(dict(points=y, flat=y[0].clone(), ids=torch.arange(4)), tmp_path / 'a.safetensors')
+    np.save(tmp_path / 'b.npy', y.numpy())
+    (tmp_path / 'b.npy').write_bytes((tmp_path / 'b.npy').read_bytes()[:-9])
+    (tmp_path / 'c.safetensors').write_bytes(b'\xff' * 40)
+    for file, name, says in (
+        ('a.safetensors', 'x', 'has no tensor .x.; it has'),
+        ('a.safetensors', 'flat', 'not rows of floating-point'),
+        ('a.safetensors', 'ids', 'cannot be read as points'),
+        ('b.npy', '', 'b.npy ends too early'),
+        ('c.safetensors', 'points', 'c.safetensors cannot be read'),
+    ):
+        with pytest.raises(ValueError, match=says):
+            FileVectors(tmp_path / file, name)
     y[70, 1] = torch.nan
-    save_file(dict(points=y), tmp_path/'d.safetensors')
-    with pytest.raises(ValueError, match='gallery points .* row 70'): exact_search(LORENTZ, y[:2], FileVectors(tmp_path/'d.safetensors'), ONE)
+    save_file(dict(points=y), tmp_path / 'd.safetensors')
+    with pytest.raises(ValueError, match='gallery points .* row 70'):
+        exact_search(LORENTZ, y[:2], FileVectors(tmp_path / 'd.safetensors'), ONE)
 
 
 def test_a_million_points_fit_into_two_gigabytes():
     "In a process of its own, whose highest memory counts."
-    code = ("import torch\nfrom meru.retrieval import exact_search\nfrom meru.geometry import Lorentz\ntorch.set_num_threads(1)\n"
-            "y = torch.randn(1_000_000, 64, generator=torch.Generator().manual_seed(0))\nassert exact_search(Lorentz(), y[:8], y, torch.tensor(1.)).row[:, 0].tolist() == list(range(8))\n"
-            "print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM')))")
+    code = (
+        'import torch\nfrom meru.retrieval import exact_search\nfrom meru.geometry import Lorentz\ntorch.set_num_threads(1)\n'
+        'y = torch.randn(1_000_000, 64, generator=torch.Generator().manual_seed(0))\nassert exact_search(Lorentz(), y[:8], y, torch.tensor(1.)).row[:, 0].tolist() == list(range(8))\n'
+        "print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM')))"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-1500:]
     assert 256_000 < int(done.stdout) < 2_000_000  # kB; the gallery itself is 256 MB
@@ -91,16 +106,17 @@ def gallery():
 @needs_faiss
 def test_cells_find_what_a_graph_of_products_does_not(gallery):
     y, x, true = gallery
-    index = build_index(y, 'lorentz', 1., queries=x[:100])
-    assert index.centres is not None and index.probes < len(index.centres)/8
+    index = build_index(y, 'lorentz', 1.0, queries=x[:100])
+    assert index.centres is not None and index.probes < len(index.centres) / 8
     found = index.search(x)
-    assert share_found(found.row, true) > .97
+    assert share_found(found.row, true) > 0.97
     torch.testing.assert_close(found.distance, LORENTZ.dist(x[:, None], y[found.row], ONE))
     import faiss
+
     naive = faiss.IndexHNSWFlat(33, 16, faiss.METRIC_INNER_PRODUCT)
     naive.add(LORENTZ.gallery_vectors(y[:8000], ONE).numpy())
     near = exact_search(LORENTZ, x, y[:8000], ONE).row
-    assert share_found(torch.from_numpy(naive.search(LORENTZ.query_vectors(x, ONE).numpy(), 10)[1]), near) < .3
+    assert share_found(torch.from_numpy(naive.search(LORENTZ.query_vectors(x, ONE).numpy(), 10)[1]), near) < 0.3
 
 
 @needs_faiss
@@ -109,26 +125,29 @@ def test_a_cell_chosen_without_the_querys_sign_would_be_the_wrong_one(gallery):
     centres = fit_cells(LORENTZ, y, ONE, 50)
     right = nearest_cell(LORENTZ, y[:500], centres, ONE)
     assert torch.equal(right, torch.stack([LORENTZ.dist(o[None], centres, ONE).argmin() for o in y[:500]]))
-    assert ((LORENTZ.gallery_vectors(y[:500], ONE) @ LORENTZ.gallery_vectors(centres, ONE).T).argmax(1) == right).double().mean() < .5
+    assert (
+        (LORENTZ.gallery_vectors(y[:500], ONE) @ LORENTZ.gallery_vectors(centres, ONE).T).argmax(1) == right
+    ).double().mean() < 0.5
 
 
 @needs_faiss
 @pytest.mark.parametrize('name', geometries)
 def test_every_geometry_with_all_cells_is_exact_also_after_add_and_load(name, tmp_path):
-    g, c = get_geometry(name), torch.tensor(.7)
+    g, c = get_geometry(name), torch.tensor(0.7)
     x, y = (g.exp_map0(torch.randn(n, 6, generator=torch.Generator().manual_seed(n)), c) for n in (30, 600))
-    index = build_index(y[:500], name, .7, 'm', dict(key=list(range(500))), n_cells=12)
+    index = build_index(y[:500], name, 0.7, 'm', dict(key=list(range(500))), n_cells=12)
     index.add(y[500:], key=list(range(500, 600)))
-    save_index(index, tmp_path/'i')
+    save_index(index, tmp_path / 'i')
     true = brute(g, x, y, c, 10).indices
-    for o in (index, load_index(tmp_path/'i', 'm')): assert torch.equal(o.search(x, probes=12).row, true) and len(o) == len(o.columns['key']) == 600
-    assert torch.equal(build_index(y, name, .7, n_cells=0).search(x).row, true)
+    for o in (index, load_index(tmp_path / 'i', 'm')):
+        assert torch.equal(o.search(x, probes=12).row, true) and len(o) == len(o.columns['key']) == 600
+    assert torch.equal(build_index(y, name, 0.7, n_cells=0).search(x).row, true)
 
 
 @needs_faiss
 def test_more_is_asked_than_the_cells_hold():
     y = clumps(LORENTZ, 300, 'narrow', dim=8)
-    index = build_index(y, 'lorentz', 1., n_cells=40, recall=.1)
+    index = build_index(y, 'lorentz', 1.0, n_cells=40, recall=0.1)
     assert torch.equal(index.search(y[:5], k=200, probes=1).row, exact_search(LORENTZ, y[:5], y, ONE, 200).row)
 
 
@@ -136,48 +155,70 @@ def test_more_is_asked_than_the_cells_hold():
 @pytest.mark.parametrize('name', ['points.safetensors', 'index.json'])
 @pytest.mark.parametrize('at', [20, 200, -40])
 def test_a_flipped_byte_is_refused_by_name(name, at, tmp_path):
-    save_index(build_index(torch.randn(50, 6), 'lorentz', 1., 'm', dict(key=[f'{i}' for i in range(50)]), n_cells=4), tmp_path)
-    data = bytearray((tmp_path/name).read_bytes()); data[at] ^= 4; (tmp_path/name).write_bytes(data)
-    with pytest.raises(ValueError, match=name): load_index(tmp_path)
+    save_index(
+        build_index(torch.randn(50, 6), 'lorentz', 1.0, 'm', dict(key=[f'{i}' for i in range(50)]), n_cells=4), tmp_path
+    )
+    data = bytearray((tmp_path / name).read_bytes())
+    data[at] ^= 4
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=name):
+        load_index(tmp_path)
 
 
 @pytest.mark.parametrize('text', ['[]', '3', 'null', '{'])
 def test_a_description_that_is_none_is_refused_by_name(text, tmp_path):
-    save_index(build_index(torch.randn(50, 6), 'lorentz', 1.), tmp_path)
-    (tmp_path/'index.json').write_text(text)
-    with pytest.raises(ValueError, match='index.json is damaged'): load_index(tmp_path)
+    save_index(build_index(torch.randn(50, 6), 'lorentz', 1.0), tmp_path)
+    (tmp_path / 'index.json').write_text(text)
+    with pytest.raises(ValueError, match='index.json is damaged'):
+        load_index(tmp_path)
 
 
 def test_what_does_not_belong_is_refused(tmp_path):
-    index = build_index(torch.randn(50, 6), 'lorentz', 1., 'm', dict(key=list(range(50))))
+    index = build_index(torch.randn(50, 6), 'lorentz', 1.0, 'm', dict(key=list(range(50))))
     save_index(index, tmp_path)
-    with pytest.raises(ValueError, match="index of model 'm', but 'n' asks"): load_index(tmp_path, 'n')
-    with pytest.raises(ValueError, match='without a time component'): index.add(torch.randn(3, 7), key=[1, 2, 3])
-    with pytest.raises(ValueError, match='3 values of each column: key'): index.add(torch.randn(3, 6), key=[1, 2])
-    with pytest.raises(ValueError, match='added points must be finite.*row 1'): index.add(torch.tensor([[1.]*6, [torch.inf]*6]), key=[1, 2])
-    with pytest.raises(ValueError, match=r'k must lie in 1\.\.50'): index.search(torch.randn(1, 6), k=51)
-    for name, points in (('poincare', torch.eye(3)*1.1), ('sphere', torch.eye(3)*.9), ('lorentz', torch.eye(3)*1e20)):
-        with pytest.raises(ValueError, match=f'3 rows do not lie in {name} space, first: row 0'): build_index(points, name, 1.)
+    with pytest.raises(ValueError, match="index of model 'm', but 'n' asks"):
+        load_index(tmp_path, 'n')
+    with pytest.raises(ValueError, match='without a time component'):
+        index.add(torch.randn(3, 7), key=[1, 2, 3])
+    with pytest.raises(ValueError, match='3 values of each column: key'):
+        index.add(torch.randn(3, 6), key=[1, 2])
+    with pytest.raises(ValueError, match='added points must be finite.*row 1'):
+        index.add(torch.tensor([[1.0] * 6, [torch.inf] * 6]), key=[1, 2])
+    with pytest.raises(ValueError, match=r'k must lie in 1\.\.50'):
+        index.search(torch.randn(1, 6), k=51)
+    for name, points in (
+        ('poincare', torch.eye(3) * 1.1),
+        ('sphere', torch.eye(3) * 0.9),
+        ('lorentz', torch.eye(3) * 1e20),
+    ):
+        with pytest.raises(ValueError, match=f'3 rows do not lie in {name} space, first: row 0'):
+            build_index(points, name, 1.0)
     assert len(index) == 50
 
 
 @pytest.mark.parametrize('name', geometries)
 def test_a_database_that_knows_parquet_asks_right_with_any_measure(name, tmp_path):
     pq = pytest.importorskip('pyarrow.parquet', reason='pip install pyarrow')
-    g, c = get_geometry(name), torch.tensor(.7)
+    g, c = get_geometry(name), torch.tensor(0.7)
     x, y = (g.exp_map0(torch.randn(n, 6, generator=torch.Generator().manual_seed(n)), c) for n in (20, 400))
-    export_index(build_index(y, name, .7, 'm', dict(file=[f'{i}.jpg' for i in range(400)])), tmp_path/'v.parquet')
-    table = pq.read_table(tmp_path/'v.parquet')
+    export_index(build_index(y, name, 0.7, 'm', dict(file=[f'{i}.jpg' for i in range(400)])), tmp_path / 'v.parquet')
+    table = pq.read_table(tmp_path / 'v.parquet')
     held = table['vector'].combine_chunks().flatten().to_numpy().reshape(400, -1)
     asked, true = database_queries(g, x, c).numpy(), brute(g, x, y, c, 5).indices.numpy()
-    measures = dict(product=-asked@held.T, l2=((asked[:, None] - held)**2).sum(-1), cosine=-asked@(held/np.linalg.norm(held, axis=1, keepdims=True)).T)
-    for measure, far in measures.items(): assert np.mean(far.argsort(1)[:, :5] == true) > .97, measure
+    measures = dict(
+        product=-asked @ held.T,
+        l2=((asked[:, None] - held) ** 2).sum(-1),
+        cosine=-asked @ (held / np.linalg.norm(held, axis=1, keepdims=True)).T,
+    )
+    for measure, far in measures.items():
+        assert np.mean(far.argsort(1)[:, :5] == true) > 0.97, measure
     assert table['file'].to_pylist()[7] == '7.jpg' and json.loads(table.schema.metadata[b'meru'])['geometry'] == name
 
 
 def test_no_cell_is_too_few():
     pytest.importorskip('faiss', reason="pip install 'meru[faiss]'")
     points = clumps(LORENTZ, 400, 'narrow', dim=8)
-    index = build_index(points, 'lorentz', 1., n_cells=8)
-    with pytest.raises(ValueError, match='probes be at least 1 cell; got k = 5, probes = 0'): index.search(points[:3], 5, probes=0)
+    index = build_index(points, 'lorentz', 1.0, n_cells=8)
+    with pytest.raises(ValueError, match='probes be at least 1 cell; got k = 5, probes = 0'):
+        index.search(points[:3], 5, probes=0)
     assert torch.equal(index.search(points[:3], 5).row, index.search(points[:3], 5, probes=index.probes).row)

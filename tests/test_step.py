@@ -1,4 +1,5 @@
 "The fast ways through a step compute what the plain way computes."
+
 import json, shutil
 from dataclasses import replace
 import pytest, torch
@@ -12,8 +13,22 @@ from meru.data.loader import Batch
 from meru.training.step import Kept, compile_blocks, gradients, to_device
 
 pytestmark = pytest.mark.usefixtures('in_root')
-VIT = replace(make_config('smoke'), image_tower='vit', image_size=16, patch_size=4, image_width=16, image_depth=2, image_heads=2, dropout=0.,
-              text_width=16, text_depth=2, text_heads=2, embed_dim=8, batch_size=12, learn_curv=True)
+VIT = replace(
+    make_config('smoke'),
+    image_tower='vit',
+    image_size=16,
+    patch_size=4,
+    image_width=16,
+    image_depth=2,
+    image_heads=2,
+    dropout=0.0,
+    text_width=16,
+    text_depth=2,
+    text_heads=2,
+    embed_dim=8,
+    batch_size=12,
+    learn_curv=True,
+)
 GEOMETRIES = ['lorentz', 'poincare', 'euclidean', 'sphere']
 
 
@@ -22,7 +37,12 @@ def pairs(n=12, dtype=torch.float64):
     g = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, 4000, (n, 9), generator=g)
     tokens[:, -1] = 4095
-    return Batch(torch.rand(n, 3, 16, 16, generator=g, dtype=dtype), tokens, torch.arange(n)//2*2 % 7, list(map(str, range(n))))
+    return Batch(
+        torch.rand(n, 3, 16, 16, generator=g, dtype=dtype),
+        tokens,
+        torch.arange(n) // 2 * 2 % 7,
+        list(map(str, range(n))),
+    )
 
 
 def found(cfg, dtype=torch.float64, batch=None, way=gradients):
@@ -35,81 +55,98 @@ def found(cfg, dtype=torch.float64, batch=None, way=gradients):
 
 def apart(a, b):
     a, b = (torch.cat([o.flatten() for o in x.values()]) for x in (a, b))
-    return ((a - b).norm()/b.norm()).item()
+    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-5)]) # float32: as far as its rounding goes with several threads
+@pytest.mark.parametrize(
+    'dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+)  # float32: as far as its rounding goes with several threads
 def test_parts_have_the_gradient_of_the_batch(geometry, dtype, tolerance):
-    cfg = replace(VIT, geometry=geometry, entail_weight=.2*(geometry != 'sphere'))
-    if dtype == torch.float64: cfg = replace(cfg, margin=.1, hard_beta=.2)
+    cfg = replace(VIT, geometry=geometry, entail_weight=0.2 * (geometry != 'sphere'))
+    if dtype == torch.float64:
+        cfg = replace(cfg, margin=0.1, hard_beta=0.2)
     (loss, grads), (plain_loss, plain) = found(replace(cfg, micro_batch=4, recompute=True), dtype), found(cfg, dtype)
-    assert abs(loss - plain_loss) < tolerance*10 and apart(grads, plain) < tolerance
+    assert abs(loss - plain_loss) < tolerance * 10 and apart(grads, plain) < tolerance
     assert all(g.isfinite().all() and g.any() for g in grads.values()), 'a gradient was lost'
     for k in grads:
-        if k.startswith('log_'): torch.testing.assert_close(grads[k], plain[k], rtol=tolerance*10, atol=tolerance)
+        if k.startswith('log_'):
+            torch.testing.assert_close(grads[k], plain[k], rtol=tolerance * 10, atol=tolerance)
 
 
 def test_parts_drop_the_same_patches_twice():
     "The reference keeps all parts in one graph; it draws the same seeds."
-    cfg = replace(VIT, patch_dropout=.5, micro_batch=4)
+    cfg = replace(VIT, patch_dropout=0.5, micro_batch=4)
+
     def one_graph(model, batch, cfg):
         seeds, u, v = torch.randint(2**62, (3,)).tolist(), [], []
         for i, seed in enumerate(seeds):
             torch.manual_seed(seed)
-            u.append(model.project_image(batch.images[4*i:4*i + 4])); v.append(model.project_text(batch.tokens[4*i:4*i + 4]))
+            u.append(model.project_image(batch.images[4 * i : 4 * i + 4]))
+            v.append(model.project_text(batch.tokens[4 * i : 4 * i + 4]))
         out = model.losses(model.lift_image(torch.cat(u)), model.lift_text(torch.cat(v)), batch.text_ids)
         out['loss'].backward()
         return out
+
     (loss, grads), (one_loss, one) = found(cfg), found(cfg, way=one_graph)
     assert abs(loss - one_loss) < 1e-12 and apart(grads, one) < 1e-12
-    assert apart(grads, found(replace(cfg, patch_dropout=0.))[1]) > 1e-3
+    assert apart(grads, found(replace(cfg, patch_dropout=0.0))[1]) > 1e-3
 
 
 def test_parts_in_bfloat16_lose_no_gradient():
     "A copy of a weight made without gradients must not serve the pass that needs them."
     cfg = replace(VIT, amp='bf16')
     (_, grads), (_, plain) = found(replace(cfg, micro_batch=4), torch.float32), found(cfg, torch.float32)
-    assert all(g.any() for g in grads.values()) and apart(grads, plain) < .03
+    assert all(g.any() for g in grads.values()) and apart(grads, plain) < 0.03
 
 
 def test_memory_follows_the_part():
     def kept(**changes):
-        with Kept() as k: found(replace(VIT, **changes))
+        with Kept() as k:
+            found(replace(VIT, **changes))
         assert k.now == 0
         return k.most
+
     whole = kept()
-    assert kept(micro_batch=2) < whole/3 and kept(recompute=True) < whole/2
+    assert kept(micro_batch=2) < whole / 3 and kept(recompute=True) < whole / 2
 
 
 def test_deferred_and_immediate_checks_give_the_same_bits(tmp_path, monkeypatch):
     for waits in (False, True):
         monkeypatch.setattr(T, 'waits', lambda device: waits)
-        T.fit(Run(tmp_path/str(waits), make_config('smoke')), quiet=True)
-    assert file_sha256(tmp_path/'True/last.safetensors') == file_sha256(tmp_path/'False/last.safetensors')
+        T.fit(Run(tmp_path / str(waits), make_config('smoke')), quiet=True)
+    assert file_sha256(tmp_path / 'True/last.safetensors') == file_sha256(tmp_path / 'False/last.safetensors')
 
 
 def test_a_bad_batch_is_named_later_and_touches_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(T, 'waits', lambda device: True)
     real = T.Loader.batches
+
     def poisoned(self, start):
-        for i, b in enumerate(real(self, start), start): yield b._replace(images=b.images.float()*torch.nan) if i in (5, 6) else b
+        for i, b in enumerate(real(self, start), start):
+            yield b._replace(images=b.images.float() * torch.nan) if i in (5, 6) else b
+
     monkeypatch.setattr(T.Loader, 'batches', poisoned)
     run = Run(tmp_path, make_config('smoke', log_every=4))
-    with pytest.raises(T.NonFinite, match='at step 5.*bad_batch.json'): T.fit(run, quiet=True)
+    with pytest.raises(T.NonFinite, match='at step 5.*bad_batch.json'):
+        T.fit(run, quiet=True)
     model, opt, state = T.begin(run, 'cpu')
     loader = T.make_loader(run.config, T.open_data(run.config)[0])
-    assert state['step'] == 4 and json.loads((tmp_path/'bad_batch.json').read_text()) == loader.batch_at(5).keys
+    assert state['step'] == 4 and json.loads((tmp_path / 'bad_batch.json').read_text()) == loader.batch_at(5).keys
     before = {k: v.clone() for k, v in model.named_parameters()}
     bad = loader.batch_at(4)
-    assert T.update(model, opt, bad._replace(images=bad.images.float()*torch.nan), run.config, 4)['bad']
+    assert T.update(model, opt, bad._replace(images=bad.images.float() * torch.nan), run.config, 4)['bad']
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
-    assert {float(s['step']) for s in opt.state.values()} == {4.}
+    assert {float(s['step']) for s in opt.state.values()} == {4.0}
 
 
 def test_a_few_graphs_for_all_blocks_and_lengths():
     graphs, model = [], build_model(VIT)
-    def count(graph, inputs): graphs.append(graph); return graph.forward
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
     names = list(model.state_dict())
     compile_blocks(model, count)
     plain = build_model(VIT)
@@ -124,45 +161,73 @@ def test_a_few_graphs_for_all_blocks_and_lengths():
 
 class Unplugged(Run):
     def log(self, row):
-        if row['step'] == 6: raise KeyboardInterrupt
+        if row['step'] == 6:
+            raise KeyboardInterrupt
         super().log(row)
 
 
-@pytest.mark.filterwarnings('ignore') # torch.compile's, about its own ways
+@pytest.mark.filterwarnings('ignore')  # torch.compile's, about its own ways
 def test_all_fast_paths_at_once_survive_a_kill(tmp_path, monkeypatch):
     "Compiled blocks, parts, patch dropout, recomputation, device augmentation, bfloat16, deferred checks: the same bits after a kill."
     monkeypatch.setattr(T, 'waits', lambda device: True)
     monkeypatch.setattr(T, 'compile_blocks', lambda model: compile_blocks(model, 'aot_eager'))
-    cfg = replace(VIT, compile='on', micro_batch=6, patch_dropout=.25, recompute=True, augment_on='device', amp='bf16', flip=.5, steps=8)
-    T.fit(Run(tmp_path/'whole', cfg), quiet=True)
-    with pytest.raises(KeyboardInterrupt): T.fit(Unplugged(tmp_path/'broken', cfg), quiet=True)
-    T.fit(Run(tmp_path/'broken', cfg), quiet=True)
-    assert file_sha256(tmp_path/'whole/last.safetensors') == file_sha256(tmp_path/'broken/last.safetensors')
+    cfg = replace(
+        VIT,
+        compile='on',
+        micro_batch=6,
+        patch_dropout=0.25,
+        recompute=True,
+        augment_on='device',
+        amp='bf16',
+        flip=0.5,
+        steps=8,
+    )
+    T.fit(Run(tmp_path / 'whole', cfg), quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        T.fit(Unplugged(tmp_path / 'broken', cfg), quiet=True)
+    T.fit(Run(tmp_path / 'broken', cfg), quiet=True)
+    assert file_sha256(tmp_path / 'whole/last.safetensors') == file_sha256(tmp_path / 'broken/last.safetensors')
 
 
-@pytest.mark.filterwarnings('ignore') # torch.compile's, about its own ways
+@pytest.mark.filterwarnings('ignore')  # torch.compile's, about its own ways
 def test_inductor_computes_the_same_block():
-    if not shutil.which('c++') and not shutil.which('g++'): pytest.skip('torch.compile needs a C++ compiler on a CPU')
+    if not shutil.which('c++') and not shutil.which('g++'):
+        pytest.skip('torch.compile needs a C++ compiler on a CPU')
     grads = []
     for compiled in (False, True):
         torch.manual_seed(0)
         model = build_model(replace(VIT, image_depth=1, text_depth=1))
-        if compiled: compile_blocks(model)
+        if compiled:
+            compile_blocks(model)
         u = model.project_image(pairs().images.float())
         u.sin().sum().backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert apart(grads[1], grads[0]) < 1e-5
 
 
-@pytest.mark.parametrize('given, says', [
-    (dict(micro_batch=5), 'divides batch_size'), (dict(micro_batch=-1), 'micro_batch'), (dict(compile='always'), "'auto'"),
-    (dict(augment_on='gpu'), "'loader', or 'device'"), (dict(patch_dropout=1.), 'patch_dropout'), (dict(image_tower='conv', micro_batch=4), 'normalises over the batch'),
-    (dict(image_tower='conv', patch_dropout=.5), 'has no patches')])
+@pytest.mark.parametrize(
+    'given, says',
+    [
+        (dict(micro_batch=5), 'divides batch_size'),
+        (dict(micro_batch=-1), 'micro_batch'),
+        (dict(compile='always'), "'auto'"),
+        (dict(augment_on='gpu'), "'loader', or 'device'"),
+        (dict(patch_dropout=1.0), 'patch_dropout'),
+        (dict(image_tower='conv', micro_batch=4), 'normalises over the batch'),
+        (dict(image_tower='conv', patch_dropout=0.5), 'has no patches'),
+    ],
+)
 def test_bad_values_are_named(given, says):
-    with pytest.raises(ValueError, match=says): replace(VIT, **given)
+    with pytest.raises(ValueError, match=says):
+        replace(VIT, **given)
 
 
 def test_lengths_are_rounded_only_where_blocks_are_compiled():
     batch = pairs()
-    assert to_device(batch, VIT, 'cpu').tokens.shape[1] == 9 and to_device(batch, replace(VIT, compile='auto'), 'cpu').tokens.shape[1] == 9
-    assert torch.equal(to_device(batch, replace(VIT, compile='on'), 'cpu').tokens, nn.functional.pad(batch.tokens, (0, 7)))
+    assert (
+        to_device(batch, VIT, 'cpu').tokens.shape[1] == 9
+        and to_device(batch, replace(VIT, compile='auto'), 'cpu').tokens.shape[1] == 9
+    )
+    assert torch.equal(
+        to_device(batch, replace(VIT, compile='on'), 'cpu').tokens, nn.functional.pad(batch.tokens, (0, 7))
+    )

@@ -1,4 +1,5 @@
 "The Triton kernels, in Triton's interpreter, against the plain loss in float64."
+
 import os, subprocess, sys
 from importlib.util import find_spec
 import pytest
@@ -35,8 +36,16 @@ print('checked', count, worst)
 
 
 def test_in_the_interpreter():
-    if find_spec('triton') is None: pytest.skip('triton is missing: no wheels for this system')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CHECK], capture_output=True, text=True, cwd=ROOT, env=os.environ | dict(TRITON_INTERPRET='1'), timeout=600)
+    if find_spec('triton') is None:
+        pytest.skip('triton is missing: no wheels for this system')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', CHECK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | dict(TRITON_INTERPRET='1'),
+        timeout=600,
+    )
     assert done.stdout.startswith('checked 20'), done.stderr[-3000:]
 
 

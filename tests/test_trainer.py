@@ -1,4 +1,5 @@
 """A run that is killed at any moment and started again ends with the same bits."""
+
 import os, random, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
@@ -33,77 +34,103 @@ for folder in map(str.strip, sys.stdin):
 
 class Launcher:
     "Imports torch once, then starts each run in a process of its own."
+
     def __init__(self):
         env = os.environ | dict(OMP_NUM_THREADS='1')
-        self.process = subprocess.Popen([sys.executable, '-c', LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=env,
+        )
+
     def start(self, folder):
         print(folder, file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
-    def status(self): return int(self.process.stdout.readline())
+
+    def status(self):
+        return int(self.process.stdout.readline())
 
 
 @pytest.fixture
 def launcher():
     one = Launcher()
     yield one
-    one.process.stdin.close(); one.process.stdout.close(); one.process.wait()
+    one.process.stdin.close()
+    one.process.stdout.close()
+    one.process.wait()
 
 
 def wait_for(condition, seconds=60):
     "Poll until `condition` holds."
     end = time.time() + seconds
-    while not condition() and time.time() < end: time.sleep(.0005)
+    while not condition() and time.time() < end:
+        time.sleep(0.0005)
 
 
-def alive(pid): return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+def alive(pid):
+    return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
 
 
 def test_killed_twenty_times_and_bit_identical(tmp_path, launcher):
     "Half of the kills come at a random moment, half while a checkpoint is being written."
-    whole, broken = tmp_path/'whole', tmp_path/'broken'
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     launcher.start(whole)
     assert launcher.status() == 0
-    rng, kills, inside, tmp = random.Random(0), 0, 0, broken/'last.safetensors.tmp'
-    lines = lambda: (broken/'metrics.jsonl').read_bytes().count(b'\n') if (broken/'metrics.jsonl').exists() else 0
+    rng, kills, inside, tmp = random.Random(0), 0, 0, broken / 'last.safetensors.tmp'
+    lines = lambda: (broken / 'metrics.jsonl').read_bytes().count(b'\n') if (broken / 'metrics.jsonl').exists() else 0
     for i in range(20):
         pid, goal = launcher.start(broken), lines() + 1
         wait_for(lambda: lines() >= goal or not alive(pid))
-        if i % 2: wait_for(lambda: tmp.exists() or not alive(pid))
-        else: time.sleep(rng.random() * .05)
+        if i % 2:
+            wait_for(lambda: tmp.exists() or not alive(pid))
+        else:
+            time.sleep(rng.random() * 0.05)
         inside += tmp.exists()
-        if alive(pid): os.kill(pid, signal.SIGKILL)
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
         kills += launcher.status() == signal.SIGKILL
     launcher.start(broken)
     assert launcher.status() == 0
     assert kills >= 15 and inside >= 3, (kills, inside)
-    for name in ('last', 'best'): assert file_sha256(whole/f'{name}.safetensors') == file_sha256(broken/f'{name}.safetensors')
+    for name in ('last', 'best'):
+        assert file_sha256(whole / f'{name}.safetensors') == file_sha256(broken / f'{name}.safetensors')
     drop = ('pairs_per_s', 'seconds')
-    rows = [[{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', **CONFIG)).rows()] for f in (whole, broken)]
+    rows = [
+        [{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', **CONFIG)).rows()]
+        for f in (whole, broken)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 26
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     import meru.training.trainer as T
+
     real = T.Loader.batches
+
     def poisoned(self, start):
         for i, b in enumerate(real(self, start), start):
             yield b._replace(images=b.images.float() * float('nan')) if i == 6 else b
+
     monkeypatch.setattr(T.Loader, 'batches', poisoned)
     run = Run(tmp_path, make_config('smoke', val_every=100))
-    with pytest.raises(NonFinite, match='at step 6.*bad_batch.json'): fit(run)
+    with pytest.raises(NonFinite, match='at step 6.*bad_batch.json'):
+        fit(run)
     model, opt, state = begin(run, 'cpu')
     assert state['step'] == 4 and all(p.isfinite().all() for p in model.parameters())
-    assert len(eval((tmp_path/'bad_batch.json').read_text())) == 32
+    assert len(eval((tmp_path / 'bad_batch.json').read_text())) == 32
 
 
 def test_init_starts_from_an_earlier_run(tmp_path):
-    first = Run(tmp_path/'a', make_config('smoke'))
+    first = Run(tmp_path / 'a', make_config('smoke'))
     trained = fit(first)
-    model, _, state = begin(Run(tmp_path/'b', make_config('smoke', init=str(tmp_path/'a'), seed=5)), 'cpu')
+    model, _, state = begin(Run(tmp_path / 'b', make_config('smoke', init=str(tmp_path / 'a'), seed=5)), 'cpu')
     assert state['step'] == 0
     assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values()))
     with pytest.raises(ValueError, match='another model'):
-        begin(Run(tmp_path/'c', make_config('smoke', init=str(tmp_path/'a'), embed_dim=64)), 'cpu')
+        begin(Run(tmp_path / 'c', make_config('smoke', init=str(tmp_path / 'a'), embed_dim=64)), 'cpu')
 
 
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
@@ -122,7 +149,7 @@ def test_lorentz_and_poincare_are_the_same_model(tmp_path):
     pairs, _ = open_data(cfgs[0])
     batch, losses = next(make_loader(cfgs[0], pairs).batches(0)), []
     for i, cfg in enumerate(cfgs):
-        model, opt, _ = begin(Run(tmp_path/str(i), cfg), 'cpu')
+        model, opt, _ = begin(Run(tmp_path / str(i), cfg), 'cpu')
         losses.append(float(update(model, opt, batch, cfg, 0)['loss'].detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -131,18 +158,20 @@ def test_curvature_moves_and_stays_in_bounds(tmp_path):
     run = Run(tmp_path, make_config('smoke', lr=5e-3, learn_curv=True, steps=40))
     fit(run)
     curvs = [r['curv'] for r in run.rows() if 'curv' in r]
-    assert len(set(curvs)) > 1 and all(.1 - 1e-6 <= c <= 10 + 1e-5 for c in curvs)
+    assert len(set(curvs)) > 1 and all(0.1 - 1e-6 <= c <= 10 + 1e-5 for c in curvs)
 
 
 def test_finished_run_without_its_checkpoint_says_so(tmp_path):
     run = Run(tmp_path, make_config('smoke'))
     fit(run)
     run.last.unlink()
-    with pytest.raises(FileNotFoundError, match='its checkpoint is not here'): fit(run)
+    with pytest.raises(FileNotFoundError, match='its checkpoint is not here'):
+        fit(run)
 
 
 def test_a_failed_start_does_not_claim_the_folder(tmp_path):
-    with pytest.raises(FileNotFoundError): fit(Run(tmp_path, make_config('smoke', data='data/typo')))
+    with pytest.raises(FileNotFoundError):
+        fit(Run(tmp_path, make_config('smoke', data='data/typo')))
     assert Run(tmp_path, make_config('smoke')).config.data == 'emoji'
 
 
@@ -152,23 +181,27 @@ def test_data_that_changed_between_sittings_is_refused(tmp_path):
     record = run.read('run.json')
     assert [s['step'] for s in record['sittings']] == [0] and record['sittings'][0]['threads'] >= 1
     run.record(dataset=dict(train='another', val='another'))
-    write_json(tmp_path/'run.json', {k: v for k, v in run.read('run.json').items() if k != 'finished'})
-    with pytest.raises(ValueError, match='was begun on .*another'): fit(run)
+    write_json(tmp_path / 'run.json', {k: v for k, v in run.read('run.json').items() if k != 'finished'})
+    with pytest.raises(ValueError, match='was begun on .*another'):
+        fit(run)
 
 
 def test_a_quarantined_shard_is_on_record(tmp_path, capsys):
     "One flipped byte: by default the run fails by name; in quarantine it goes on with the rest, and says what it lost."
-    data = tmp_path/'data'
-    drawings = Shards(embedded_data()/'train')
+    data = tmp_path / 'data'
+    drawings = Shards(embedded_data() / 'train')
     write_shards((drawings[i] for i in range(200)), data, shard_size=50)
-    shard = data/'00001.tar'
+    shard = data / '00001.tar'
     shard.write_bytes(bytes(b ^ (i == 5000) for i, b in enumerate(shard.read_bytes())))
     config = make_config('smoke', data=str(data), steps=2, val_pairs=8)
-    with pytest.raises(ValueError, match='00001.tar'): fit(Run(tmp_path/'strict', config))
-    run = Run(tmp_path/'run', replace(config, damaged_shards='quarantine'))
+    with pytest.raises(ValueError, match='00001.tar'):
+        fit(Run(tmp_path / 'strict', config))
+    run = Run(tmp_path / 'run', replace(config, damaged_shards='quarantine'))
     fit(run)
     record = run.read('run.json')
-    assert [(o['shard'], o['samples']) for o in record['lost']] == [('00001.tar', 50)] and 'Left out: 50 pairs.' in capsys.readouterr().out
+    assert [(o['shard'], o['samples']) for o in record['lost']] == [
+        ('00001.tar', 50)
+    ] and 'Left out: 50 pairs.' in capsys.readouterr().out
     assert record['pairs'] == 150 - 8
 
 
@@ -177,15 +210,20 @@ def test_held_out_pairs_that_are_all_damaged_are_counted(tmp_path):
     loader = make_loader(cfg, open_data(cfg)[1])
     loader.damaged.update({0: 'truncated', 1: 'truncated', 2: 'format'})
     loader.eval_batches = lambda: iter(())
-    with pytest.raises(ValueError, match="none of the held-out pairs can be used .*'truncated': 2, 'format': 1"): validate(model, loader)
+    with pytest.raises(ValueError, match="none of the held-out pairs can be used .*'truncated': 2, 'format': 1"):
+        validate(model, loader)
 
 
 def test_a_stop_before_the_config_is_read_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr('meru.training.trainer.load_config', lambda folder: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(SystemExit, match='process 0: torchrun stopped this process, since another has ended, before it had begun'): main(['--config', str(tmp_path/'config.json')])
-    finally: signal.signal(signal.SIGTERM, before)
+        with pytest.raises(
+            SystemExit, match='process 0: torchrun stopped this process, since another has ended, before it had begun'
+        ):
+            main(['--config', str(tmp_path / 'config.json')])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):

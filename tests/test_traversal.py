@@ -1,4 +1,5 @@
 """Traversals: what is met, against a slow search, and the notebook as a person runs it."""
+
 import json, re
 import pytest, torch
 from PIL import Image
@@ -7,14 +8,14 @@ from meru.data.folders import *
 from meru.evaluation.traversal import *
 from conftest import ROOT
 
-c = torch.tensor(.8, dtype=torch.float64)
+c = torch.tensor(0.8, dtype=torch.float64)
 
 
 def scattered(name, n=40, seed=0):
     "Random texts in a geometry, and a pool of them."
     g, gen = get_geometry(name), torch.Generator().manual_seed(seed)
     v = torch.randn(n, 3, generator=gen, dtype=torch.float64)
-    root = torch.zeros(3, dtype=torch.float64) if g.has_radius else torch.tensor([1., 0, 0], dtype=torch.float64)
+    root = torch.zeros(3, dtype=torch.float64) if g.has_radius else torch.tensor([1.0, 0, 0], dtype=torch.float64)
     return Pool([f't{i}' for i in range(n)], g.exp_map0(v, c), root, g, c)
 
 
@@ -23,10 +24,15 @@ def scattered(name, n=40, seed=0):
 def test_nearest_is_what_a_slow_search_finds(name, cones):
     pool = scattered(name)
     pool.cones = cones
-    g, walk = pool.geometry, pool.geometry.exp_map0(torch.randn(25, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64), c)
+    g, walk = (
+        pool.geometry,
+        pool.geometry.exp_map0(torch.randn(25, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64), c),
+    )
     for point, got in zip(walk, pool.nearest(walk).tolist()):
         inside = lambda t: not (cones and g.has_cones) or g.exterior_angle(t, point, c) <= g.half_aperture(t, c)
-        allowed = {-1: g.dist(pool.root, point, c).item()} | {i: g.dist(t, point, c).item() for i, t in enumerate(pool.points) if inside(t)}
+        allowed = {-1: g.dist(pool.root, point, c).item()} | {
+            i: g.dist(t, point, c).item() for i, t in enumerate(pool.points) if inside(t)
+        }
         assert got == min(allowed, key=allowed.get)
 
 
@@ -35,7 +41,12 @@ def test_home_is_downhill_and_ends_at_the_root(name):
     pool = scattered(name)
     for i, start in enumerate(pool.points[:6]):
         stops = walk_home(pool, start, 20)
-        assert stops[0].text == f't{i}' and stops[0].distance == 0 and stops[-1].text == '[root]' and len({s.text for s in stops}) == len(stops)
+        assert (
+            stops[0].text == f't{i}'
+            and stops[0].distance == 0
+            and stops[-1].text == '[root]'
+            and len({s.text for s in stops}) == len(stops)
+        )
         assert [s.radius for s in stops] == sorted([s.radius for s in stops], reverse=True)
 
 
@@ -54,11 +65,13 @@ def test_across_is_the_same_way_back():
 
 
 def test_the_shipped_pool_is_what_its_readme_builds():
-    code = re.search(r'```python\n(.*?)with open', (ROOT/'data'/'pool'/'README.md').read_text(), re.S)[1]
+    code = re.search(r'```python\n(.*?)with open', (ROOT / 'data' / 'pool' / 'README.md').read_text(), re.S)[1]
     built = {}
     exec(code, built)
-    rows = [json.loads(l) for l in (ROOT/'data'/'pool'/'texts.jsonl').read_text().splitlines()]
-    assert {r['text']: r['source'] for r in rows} == built['texts'] and read_pool(ROOT/'data'/'pool'/'texts.jsonl') == list(built['texts'])
+    rows = [json.loads(l) for l in (ROOT / 'data' / 'pool' / 'texts.jsonl').read_text().splitlines()]
+    assert {r['text']: r['source'] for r in rows} == built['texts'] and read_pool(
+        ROOT / 'data' / 'pool' / 'texts.jsonl'
+    ) == list(built['texts'])
 
 
 @pytest.fixture(scope='module')
@@ -66,32 +79,66 @@ def home(tmp_path_factory):
     "Reference checkpoints with room for a real tokenizer's ids, two pictures, a few texts."
     home = tmp_path_factory.mktemp('walks')
     for name in ('meru', 'clip'):
-        held = torch.load(ROOT/'tests'/'parity'/f'{name}_tiny.pth', weights_only=True)
+        held = torch.load(ROOT / 'tests' / 'parity' / f'{name}_tiny.pth', weights_only=True)
         held['model']['textual.token_embed.weight'] = held['model']['textual.token_embed.weight'].repeat(2, 1)
-        torch.save(held, home/f'{name}.pth')
-    (home/'photos').mkdir()
-    for name in ('red', 'blue'): Image.new('RGB', (40, 30), name).save(home/'photos'/f'{name}.png')
-    (home/'pool.txt').write_text('a red thing\na blue thing\na thing\n')
+        torch.save(held, home / f'{name}.pth')
+    (home / 'photos').mkdir()
+    for name in ('red', 'blue'):
+        Image.new('RGB', (40, 30), name).save(home / 'photos' / f'{name}.png')
+    (home / 'pool.txt').write_text('a red thing\na blue thing\na thing\n')
     return home
 
 
 def test_the_root_of_clip(home):
     from meru.models.released import load_released
-    model = load_released(home/'clip.pth', 4)
-    held = torch.load(home/'clip.pth', weights_only=True)
-    held['root'] = torch.arange(1., 1 + model.cfg.embed_dim)
-    torch.save(held, home/'with_root.pth'); del held['root']; torch.save(held, home/'rootless.pth')
-    root = root_of(model, home/'with_root.pth')
-    assert root.norm() == pytest.approx(1) and root[1] == pytest.approx(2*root[0].item())
-    with pytest.raises(ValueError, match="rootless.pth .* without a 'root'"): root_of(model, home/'rootless.pth')
-    assert not root_of(load_released(home/'meru.pth', 4), home/'meru.pth').any()
+
+    model = load_released(home / 'clip.pth', 4)
+    held = torch.load(home / 'clip.pth', weights_only=True)
+    held['root'] = torch.arange(1.0, 1 + model.cfg.embed_dim)
+    torch.save(held, home / 'with_root.pth')
+    del held['root']
+    torch.save(held, home / 'rootless.pth')
+    root = root_of(model, home / 'with_root.pth')
+    assert root.norm() == pytest.approx(1) and root[1] == pytest.approx(2 * root[0].item())
+    with pytest.raises(ValueError, match="rootless.pth .* without a 'root'"):
+        root_of(model, home / 'rootless.pth')
+    assert not root_of(load_released(home / 'meru.pth', 4), home / 'meru.pth').any()
 
 
 def test_traverse_notebook(home, papermill):
-    done = papermill('traverse', home/'t.ipynb', '-p', 'checkpoint', home/'meru.pth', '-p', 'image_heads', 4, '-p', 'images', home/'photos',
-                     '-p', 'pool', home/'pool.txt', '-p', 'to', home/'photos'/'red.png', '-p', 'out', home/'out')
+    done = papermill(
+        'traverse',
+        home / 't.ipynb',
+        '-p',
+        'checkpoint',
+        home / 'meru.pth',
+        '-p',
+        'image_heads',
+        4,
+        '-p',
+        'images',
+        home / 'photos',
+        '-p',
+        'pool',
+        home / 'pool.txt',
+        '-p',
+        'to',
+        home / 'photos' / 'red.png',
+        '-p',
+        'out',
+        home / 'out',
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    held = json.loads((home/'out'/'walks.json').read_text())
-    assert [w['start'] for w in held['walks']] == ['blue', 'red'] and all(w['stops'] for w in held['walks']) and held['cones'] is True
-    assert (home/'out'/'walks.png').stat().st_size > 3_000
-    assert {s['text'] for w in held['walks'] for s in w['stops']} <= {'a red thing', 'a blue thing', 'a thing', '[root]'}
+    held = json.loads((home / 'out' / 'walks.json').read_text())
+    assert (
+        [w['start'] for w in held['walks']] == ['blue', 'red']
+        and all(w['stops'] for w in held['walks'])
+        and held['cones'] is True
+    )
+    assert (home / 'out' / 'walks.png').stat().st_size > 3_000
+    assert {s['text'] for w in held['walks'] for s in w['stops']} <= {
+        'a red thing',
+        'a blue thing',
+        'a thing',
+        '[root]',
+    }

@@ -17,69 +17,95 @@ from ..training.config import TrainConfig
 
 # %% ../../nbs/benchmarks/85_cost.ipynb #1b500006
 @cache
-def _counted(cfg): # a second for large towers
+def _counted(cfg):  # a second for large towers
     with torch.device('meta'):
         model = build_model(cfg).eval()
-        images = torch.zeros(1, cfg.image_width) if cfg.image_tower == 'features' else torch.zeros(1, 3, cfg.image_size, cfg.image_size)
-        tokens = torch.zeros(1, cfg.text_width) if cfg.text_tower == 'features' else torch.zeros(1, cfg.context_length, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter, torch.no_grad(): model.project_image(images), model.project_text(tokens)
+        images = (
+            torch.zeros(1, cfg.image_width)
+            if cfg.image_tower == 'features'
+            else torch.zeros(1, 3, cfg.image_size, cfg.image_size)
+        )
+        tokens = (
+            torch.zeros(1, cfg.text_width)
+            if cfg.text_tower == 'features'
+            else torch.zeros(1, cfg.context_length, dtype=torch.int64)
+        )
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.project_image(images), model.project_text(tokens)
     return counter.get_total_flops(), model.param_count
 
+
 def tower_flops(
-    cfg:TrainConfig, # sizes of both towers
-) -> int: # multiplications and additions of one pair, forwards
+    cfg: TrainConfig,  # sizes of both towers
+) -> int:  # multiplications and additions of one pair, forwards
     "What the towers and projections compute."
     return _counted(replace(cfg, batch_size=1, micro_batch=0))[0]
 
+# %% ../../nbs/benchmarks/85_cost.ipynb #ba3621b7
 def parameters(
-    cfg:TrainConfig, # sizes of both towers
-) -> int: # trained numbers
+    cfg: TrainConfig,  # sizes of both towers
+) -> int:  # trained numbers
     "How many gradients travel."
     return _counted(replace(cfg, batch_size=1, micro_batch=0))[1]
 
 # %% ../../nbs/benchmarks/85_cost.ipynb #1b500009
 def columns(
-    cfg:TrainConfig, # geometry and width
-) -> int: # numbers of a row of `meru.losses.pairwise.PairRows`
+    cfg: TrainConfig,  # geometry and width
+) -> int:  # numbers of a row of `meru.losses.pairwise.PairRows`
     "How wide a text travels: a multiple of eight."
-    return 8*math.ceil((cfg.embed_dim + dict(lorentz=3, poincare=2, euclidean=2, sphere=0)[cfg.geometry])/8)
+    return 8 * math.ceil((cfg.embed_dim + dict(lorentz=3, poincare=2, euclidean=2, sphere=0)[cfg.geometry]) / 8)
 
+# %% ../../nbs/benchmarks/85_cost.ipynb #a9a76061
 def handed_over(
-    cfg:TrainConfig, # batch, width, parameters; towers without batch norm
-    processes:int,   # that share the batch
-) -> dict[str, int]: # exchange to bytes
+    cfg: TrainConfig,  # batch, width, parameters; towers without batch norm
+    processes: int,  # that share the batch
+) -> dict[str, int]:  # exchange to bytes
     "Bytes that a process with a longest slice hands to each exchange, in one step."
-    k, b, most = columns(cfg), cfg.batch_size, math.ceil(cfg.batch_size/processes)
-    sums = 8*processes + 2*8*b*(2 if cfg.hard_beta else 1) + 8 + 8
-    return dict(all_reduce=sums + 4*parameters(cfg), all_gather_into_tensor=most*(4*k + 8 + 8) + 4*cfg.embed_dim, reduce_scatter_tensor=processes*most*4*k)
+    k, b, most = columns(cfg), cfg.batch_size, math.ceil(cfg.batch_size / processes)
+    sums = 8 * processes + 2 * 8 * b * (2 if cfg.hard_beta else 1) + 8 + 8
+    return dict(
+        all_reduce=sums + 4 * parameters(cfg),
+        all_gather_into_tensor=most * (4 * k + 8 + 8) + 4 * cfg.embed_dim,
+        reduce_scatter_tensor=processes * most * 4 * k,
+    )
 
+# %% ../../nbs/benchmarks/85_cost.ipynb #70406da4
 def sent(
-    handed:dict,   # of `handed_over`
-    processes:int, # in a ring
-) -> dict[str, float]: # exchange to bytes
+    handed: dict,  # of `handed_over`
+    processes: int,  # in a ring
+) -> dict[str, float]:  # exchange to bytes
     "What a process sends over its wire."
-    ring = (processes - 1)/processes
-    return {k: n*dict(all_reduce=2*ring, all_gather_into_tensor=processes - 1, reduce_scatter_tensor=ring)[k] for k, n in handed.items()}
+    ring = (processes - 1) / processes
+    return {
+        k: n * dict(all_reduce=2 * ring, all_gather_into_tensor=processes - 1, reduce_scatter_tensor=ring)[k]
+        for k, n in handed.items()
+    }
 
 # %% ../../nbs/benchmarks/85_cost.ipynb #1b500014
 class Step(NamedTuple):
     "One step of one GPU."
-    towers:float    # milliseconds
-    loss:float      # milliseconds: products and passes over the block
-    exchange:float  # milliseconds: what the loss sends
-    gradients:float # milliseconds: what the parameters' gradients send
-    memory:float    # GiB: weights, gradients, moments; the loss's columns, their gradients and three blocks; without activations
-    plain:float     # GiB: what the plain loss would keep, six matrices of all pairs
 
+    towers: float  # milliseconds
+    loss: float  # milliseconds: products and passes over the block
+    exchange: float  # milliseconds: what the loss sends
+    gradients: float  # milliseconds: what the parameters' gradients send
+    memory: float  # GiB: weights, gradients, moments; the loss's columns, their gradients and three blocks; without activations
+    plain: float  # GiB: what the plain loss would keep, six matrices of all pairs
+
+# %% ../../nbs/benchmarks/85_cost.ipynb #076875d3
 def on_paper(
-    cfg:TrainConfig, # with the batch of all GPUs
-    processes:int,   # GPUs
+    cfg: TrainConfig,  # with the batch of all GPUs
+    processes: int,  # GPUs
 ) -> Step:
     "What each GPU does in a step, with the speeds assumed above."
-    b, n, k, p = cfg.batch_size, cfg.batch_size/processes, columns(cfg), parameters(cfg)
+    b, n, k, p = cfg.batch_size, cfg.batch_size / processes, columns(cfg), parameters(cfg)
     wire = sent(handed_over(cfg, processes), processes)
-    grads = 8*p*(processes - 1)/processes
-    towers = 3*n*tower_flops(cfg)/(.4*990e12)
-    loss = 8*n*b*k/(.5*67e12) + 50*4*n*b/3.35e12
-    memory = 16*p + 8*b*k + 3*4*min(2**26, n*b)
-    return Step(*(1e3*o for o in (towers, loss, (sum(wire.values()) - grads)/50e9, grads/50e9)), memory/2**30, 24*b*b/2**30)
+    grads = 8 * p * (processes - 1) / processes
+    towers = 3 * n * tower_flops(cfg) / (0.4 * 990e12)
+    loss = 8 * n * b * k / (0.5 * 67e12) + 50 * 4 * n * b / 3.35e12
+    memory = 16 * p + 8 * b * k + 3 * 4 * min(2**26, n * b)
+    return Step(
+        *(1e3 * o for o in (towers, loss, (sum(wire.values()) - grads) / 50e9, grads / 50e9)),
+        memory / 2**30,
+        24 * b * b / 2**30,
+    )

@@ -38,10 +38,10 @@ from ..evaluation.datasets import crop_letterbox
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #27992790
 def by_turns(
-    peers:dict[str, Callable], # name -> what to time, called without arguments
-    reps:int,                  # counted rounds, at least 1
-    clock:Callable=time.process_time, # seconds; the processor's unless told otherwise
-) -> dict[str, list[float]]:   # seconds of each counted round
+    peers: dict[str, Callable],  # name -> what to time, called without arguments
+    reps: int,  # counted rounds, at least 1
+    clock: Callable = time.process_time,  # seconds; the processor's unless told otherwise
+) -> dict[str, list[float]]:  # seconds of each counted round
     "Time each peer once a round, `reps` rounds after a first that warms up."
     took = {k: [] for k in peers}
     for _ in range(reps + 1):
@@ -51,50 +51,56 @@ def by_turns(
             took[name].append(clock() - began)
     return {k: v[1:] for k, v in took.items()}
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #b2212166
 def spread(
-    values:list[float], # one for each round
-    digits:int=2,       # kept
+    values: list[float],  # one for each round
+    digits: int = 2,  # kept
 ) -> dict[str, float]:
     "Middle and range of the rounds."
     return {k: round(float(f(values)), digits) for k, f in dict(median=np.median, low=min, high=max).items()}
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #defe1b15
 def rates(
-    took:dict[str, list[float]], # from `by_turns`; the first name is ours
-    n:int,                       # things done in a round
+    took: dict[str, list[float]],  # from `by_turns`; the first name is ours
+    n: int,  # things done in a round
 ) -> dict[str, dict]:
     "Things a second, middle and range of the rounds; and how often the first peer's rate is the others'."
     ours, *others = took
-    ratio = {k: spread([b/a for a, b in zip(took[ours], took[k])]) for k in others}
-    return dict(per_second={k: spread([n/o for o in v], 1) for k, v in took.items()}, ratio=ratio)
+    ratio = {k: spread([b / a for a, b in zip(took[ours], took[k])]) for k in others}
+    return dict(per_second={k: spread([n / o for o in v], 1) for k, v in took.items()}, ratio=ratio)
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #3d2f1b4d
 def enlarged(
-    pictures:list, # one Pillow image
+    pictures: list,  # one Pillow image
 ) -> Image.Image:  # its longer side 500 pixels
     "One picture, scaled up."
-    im, = pictures
-    return im.resize([round(o*500/max(im.size)) for o in im.size], Image.BICUBIC)
+    (im,) = pictures
+    return im.resize([round(o * 500 / max(im.size)) for o in im.size], Image.BICUBIC)
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #4c95cc23
 def tiled(
-    pictures:list, # four Pillow images
+    pictures: list,  # four Pillow images
 ) -> Image.Image:  # 500 x 400 pixels
     "Four pictures side by side."
     whole = Image.new('RGB', (500, 400))
-    for i, im in enumerate(pictures): whole.paste(im.resize((250, 200), Image.BICUBIC), (i % 2*250, i//2*200))
+    for i, im in enumerate(pictures):
+        whole.paste(im.resize((250, 200), Image.BICUBIC), (i % 2 * 250, i // 2 * 200))
     return whole
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #ee71c727
 kinds = {'enlarged': (enlarged, 1), 'tiled': (tiled, 4)}
 
+
 def photo_jpegs(
-    files:list[bytes], # pictures of any size, white borders allowed
-    kind:str,          # 'enlarged' or 'tiled'
-    n:int,             # how many to make
-    quality:int=90,    # of the JPEGs, 1 to 95
+    files: list[bytes],  # pictures of any size, white borders allowed
+    kind: str,  # 'enlarged' or 'tiled'
+    n: int,  # how many to make
+    quality: int = 90,  # of the JPEGs, 1 to 95
 ) -> Iterator[bytes]:
     "JPEGs of about 500 x 400 pixels."
     make, each = kinds[kind]
     for i in range(n):
-        parts = [crop_letterbox(decode_image(files[(i*each + j) % len(files)])) for j in range(each)]
+        parts = [crop_letterbox(decode_image(files[(i * each + j) % len(files)])) for j in range(each)]
         out = io.BytesIO()
         make([Image.fromarray(o.permute(1, 2, 0).numpy()) for o in parts]).save(out, 'JPEG', quality=quality)
         yield out.getvalue()
@@ -102,56 +108,80 @@ def photo_jpegs(
 # %% ../../nbs/benchmarks/80_loading.ipynb #fd23fb87
 tokenizer = Tokenizer(4096, 32)
 
-def our_batches(
-    folder:Path, # of shards
-    size:int,    # side of the crops, pixels
-    batch:int,   # pairs
-) -> Iterator[tuple]: # pixels, ids
-    "One epoch of `meru.data.loader.Loader`, in this process."
-    loader = Loader(Shards(folder), tokenizer, size, batch, augment=ImageAugment(crop_scale=(.5, 1.)), cache=False)
-    for step in range(loader.steps_per_epoch): yield loader.batch_at(step)[:2]
 
+def our_batches(
+    folder: Path,  # of shards
+    size: int,  # side of the crops, pixels
+    batch: int,  # pairs
+) -> Iterator[tuple]:  # pixels, ids
+    "One epoch of `meru.data.loader.Loader`, in this process."
+    loader = Loader(Shards(folder), tokenizer, size, batch, augment=ImageAugment(crop_scale=(0.5, 1.0)), cache=False)
+    for step in range(loader.steps_per_epoch):
+        yield loader.batch_at(step)[:2]
+
+# %% ../../nbs/benchmarks/80_loading.ipynb #70509c66
 def obvious_batches(
-    folder:Path, # of shards
-    size:int,    # side of the crops, pixels
-    batch:int,   # pairs
-) -> Iterator[tuple]: # pixels, ids
+    folder: Path,  # of shards
+    size: int,  # side of the crops, pixels
+    batch: int,  # pairs
+) -> Iterator[tuple]:  # pixels, ids
     "One epoch of webdataset, Pillow and torchvision, in this process."
     import webdataset as wds
     from torchvision import transforms as T
-    crop = T.Compose([T.RandomResizedCrop(size, scale=(.5, 1.), interpolation=T.InterpolationMode.BICUBIC, antialias=True), T.ToTensor()])
-    tars = sorted(map(str, Path(folder).glob('*.tar')))
-    data = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000, seed=0).decode('pilrgb').to_tuple('jpg', 'txt')
-    for images, texts in data.map_tuple(crop, str).batched(batch, partial=False): yield images, tokenizer(list(texts))
 
+    crop = T.Compose(
+        [
+            T.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=T.InterpolationMode.BICUBIC, antialias=True),
+            T.ToTensor(),
+        ]
+    )
+    tars = sorted(map(str, Path(folder).glob('*.tar')))
+    data = (
+        wds.WebDataset(tars, shardshuffle=len(tars), seed=0)
+        .shuffle(1000, seed=0)
+        .decode('pilrgb')
+        .to_tuple('jpg', 'txt')
+    )
+    for images, texts in data.map_tuple(crop, str).batched(batch, partial=False):
+        yield images, tokenizer(list(texts))
+
+# %% ../../nbs/benchmarks/80_loading.ipynb #322ce3ae
 def epoch(
-    batches:Callable, # `our_batches` or `obvious_batches`
-    *args,            # its arguments
-) -> int:             # pairs seen
+    batches: Callable,  # `our_batches` or `obvious_batches`
+    *args,  # its arguments
+) -> int:  # pairs seen
     "Walk through an epoch and count."
     return sum(len(images) for images, _ in batches(*args))
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #be3a1e90
 def shards_of(
-    photos:Path, # a zip or a folder of pictures
-    kind:str,    # 'enlarged' or 'tiled'
-    n:int,       # pairs
-    out:Path,    # new folder
-) -> float:      # mean size of a JPEG, bytes
+    photos: Path,  # a zip or a folder of pictures
+    kind: str,  # 'enlarged' or 'tiled'
+    n: int,  # pairs
+    out: Path,  # new folder
+) -> float:  # mean size of a JPEG, bytes
     "Shards of 500 x 400 JPEGs, made for one benchmark."
-    if not photos.exists(): raise FileNotFoundError(f"{photos} is missing: name a zip of photos with -p photos, which the JPEGs of the benchmark are made of.")
+    if not photos.exists():
+        raise FileNotFoundError(
+            f'{photos} is missing: name a zip of photos with -p photos, which the JPEGs of the benchmark are made of.'
+        )
     with zipfile.ZipFile(photos) as z:
-        names = [o for o in sorted(z.namelist()) if o.lower().endswith(('.jpg', '.jpeg'))][:n*kinds[kind][1]]
+        names = [o for o in sorted(z.namelist()) if o.lower().endswith(('.jpg', '.jpeg'))][: n * kinds[kind][1]]
         data = list(photo_jpegs([z.read(o) for o in names], kind, n))
-    write_shards((Sample(str(i), o, f'photo number {i} of many', {}) for i, o in enumerate(data)), out, shard_size=math.ceil(n/4))
-    return sum(map(len, data))/n
+    write_shards(
+        (Sample(str(i), o, f'photo number {i} of many', {}) for i, o in enumerate(data)),
+        out,
+        shard_size=math.ceil(n / 4),
+    )
+    return sum(map(len, data)) / n
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #2d956cf8
 def loader_suite(
-    photos:str='data/local/hierarcaps_test_1000_256.zip', # a zip of photos
-    n:int=512,    # pairs in an epoch
-    reps:int=7,   # counted epochs
-    size:int=224, # side of the crops, pixels
-    batch:int=64, # pairs
+    photos: str = 'data/local/hierarcaps_test_1000_256.zip',  # a zip of photos
+    n: int = 512,  # pairs in an epoch
+    reps: int = 7,  # counted epochs
+    size: int = 224,  # side of the crops, pixels
+    batch: int = 64,  # pairs
 ) -> dict:
     "Pairs a second and core, ours and the obvious pipeline's."
     threads, result = torch.get_num_threads(), {}
@@ -159,97 +189,154 @@ def loader_suite(
     try:
         for kind in kinds:
             with tempfile.TemporaryDirectory() as tmp:
-                mean = shards_of(root()/photos, kind, n, Path(tmp)/'shards')
-                peers = {f.__name__: partial(epoch, f, Path(tmp)/'shards', size, batch) for f in (our_batches, obvious_batches)}
-                result[kind] = dict(jpeg_bytes=round(mean), **rates(by_turns(peers, reps), n//batch*batch))
-    finally: torch.set_num_threads(threads)
-    return dict(what='pairs per core-second: read, decode, crop to size, tokenise', photos=Path(photos).name, pairs=n, reps=reps, size=size, batch=batch, **result,
-                versions={k: version(k) for k in ('pillow', 'simplejpeg', 'torchvision', 'webdataset')})
+                mean = shards_of(root() / photos, kind, n, Path(tmp) / 'shards')
+                peers = {
+                    f.__name__: partial(epoch, f, Path(tmp) / 'shards', size, batch)
+                    for f in (our_batches, obvious_batches)
+                }
+                result[kind] = dict(jpeg_bytes=round(mean), **rates(by_turns(peers, reps), n // batch * batch))
+    finally:
+        torch.set_num_threads(threads)
+    return dict(
+        what='pairs per core-second: read, decode, crop to size, tokenise',
+        photos=Path(photos).name,
+        pairs=n,
+        reps=reps,
+        size=size,
+        batch=batch,
+        **result,
+        versions={k: version(k) for k in ('pillow', 'simplejpeg', 'torchvision', 'webdataset')},
+    )
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #620df16f
 def captioned_points(
-    n_images:int, # pictures, each with five texts
-    dim:int,      # of the points
-    seed:int=0,   # of the noise
-) -> tuple: # points and ids of the pictures, of the texts, in Lorentz geometry of curvature 1
+    n_images: int,  # pictures, each with five texts
+    dim: int,  # of the points
+    seed: int = 0,  # of the noise
+) -> tuple:  # points and ids of the pictures, of the texts, in Lorentz geometry of curvature 1
     "Random points: a text lies near its picture."
     g = torch.Generator().manual_seed(seed)
-    v = torch.randn(n_images, dim, generator=g)/dim**.5
-    t = v.repeat_interleave(5, 0) + torch.randn(5*n_images, dim, generator=g)*.6/dim**.5
-    one = torch.tensor(1.)
-    return Lorentz().exp_map0(v, one), torch.arange(n_images), Lorentz().exp_map0(t, one), torch.arange(n_images).repeat_interleave(5)
+    v = torch.randn(n_images, dim, generator=g) / dim**0.5
+    t = v.repeat_interleave(5, 0) + torch.randn(5 * n_images, dim, generator=g) * 0.6 / dim**0.5
+    one = torch.tensor(1.0)
+    return (
+        Lorentz().exp_map0(v, one),
+        torch.arange(n_images),
+        Lorentz().exp_map0(t, one),
+        torch.arange(n_images).repeat_interleave(5),
+    )
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #6d21f0af
 def listed_ranks(
-    queries:Float[Tensor, "q d"],   # Lorentz points
-    gallery:Float[Tensor, "g d"],   # Lorentz points
-    query_ids:Int64[Tensor, "q"],   # owner of each query
-    gallery_ids:Int64[Tensor, "g"], # owner of each candidate
-) -> Int64[Tensor, "q"]:            # 1 = first
+    queries: Float[Tensor, 'q d'],  # Lorentz points
+    gallery: Float[Tensor, 'g d'],  # Lorentz points
+    query_ids: Int64[Tensor, 'q'],  # owner of each query
+    gallery_ids: Int64[Tensor, 'g'],  # owner of each candidate
+) -> Int64[Tensor, 'q']:  # 1 = first
     "The obvious way: every query's candidates in order, as Python lists."
-    one, owners, order = torch.tensor(1.), gallery_ids.tolist(), []
-    for q in queries.split(256): order += Lorentz().scores(q, gallery, one).argsort(1, descending=True).tolist()
-    return torch.tensor([next(r for r, j in enumerate(row, 1) if owners[j] == i) for row, i in zip(order, query_ids.tolist())])
+    one, owners, order = torch.tensor(1.0), gallery_ids.tolist(), []
+    for q in queries.split(256):
+        order += Lorentz().scores(q, gallery, one).argsort(1, descending=True).tolist()
+    return torch.tensor(
+        [next(r for r, j in enumerate(row, 1) if owners[j] == i) for row, i in zip(order, query_ids.tolist())]
+    )
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #7b43efad
 def peak_memory() -> int:
     "The most memory this process has held, bytes; Linux only."
     line = next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM'))
-    return int(line.split()[1])*1024
+    return int(line.split()[1]) * 1024
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #61293d2f
 def rank_both_ways(
-    side:str,     # 'counted' or 'listed'
-    n_images:int, # pictures, each with five texts
-    dim:int,      # of the points
-    share:int,    # one query in so many is ranked
-) -> dict:        # processor seconds for all queries, bytes
+    side: str,  # 'counted' or 'listed'
+    n_images: int,  # pictures, each with five texts
+    dim: int,  # of the points
+    share: int,  # one query in so many is ranked
+) -> dict:  # processor seconds for all queries, bytes
     "Text to image and image to text, on one thread."
     torch.set_num_threads(1)
     images, image_ids, texts, text_ids = captioned_points(n_images, dim)
-    rank = listed_ranks if side == 'listed' else partial(retrieval_ranks, Lorentz(), curv=torch.tensor(1.))
+    rank = listed_ranks if side == 'listed' else partial(retrieval_ranks, Lorentz(), curv=torch.tensor(1.0))
     before, began = peak_memory(), time.process_time()
     for q, g, q_ids, g_ids in ((texts, images, text_ids, image_ids), (images, texts, image_ids, text_ids)):
         rank(q[::share], g, query_ids=q_ids[::share], gallery_ids=g_ids)
-    return dict(seconds=(time.process_time() - began)*share, peak_bytes=peak_memory(), grown_bytes=peak_memory() - before)
+    return dict(
+        seconds=(time.process_time() - began) * share, peak_bytes=peak_memory(), grown_bytes=peak_memory() - before
+    )
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #8b5f736f
 def alone(
-    f:Callable, # importable
-    *args,      # plain values
+    f: Callable,  # importable
+    *args,  # plain values
 ):
     "The result of `f` in a new process."
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: return pool.submit(f, *args).result()
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        return pool.submit(f, *args).result()
 
+# %% ../../nbs/benchmarks/80_loading.ipynb #7d6957e1
 def ranks_suite(
-    n_images:int=5000, # pictures, each with five texts
-    dim:int=64,        # of the points
-    share:int=10,      # one query in so many goes the obvious way
-    reps:int=5,        # rounds
+    n_images: int = 5000,  # pictures, each with five texts
+    dim: int = 64,  # of the points
+    share: int = 10,  # one query in so many goes the obvious way
+    reps: int = 5,  # rounds
 ) -> dict:
     "Seconds and memory of all ranks both ways, counted and listed."
-    rounds = [{s: alone(rank_both_ways, s, n_images, dim, k) for s, k in (('counted', 1), ('listed', share))} for _ in range(reps)]
+    rounds = [
+        {s: alone(rank_both_ways, s, n_images, dim, k) for s, k in (('counted', 1), ('listed', share))}
+        for _ in range(reps)
+    ]
     of = lambda side, key: [r[side][key] for r in rounds]
-    ratio = [b/a for a, b in zip(of('counted', 'seconds'), of('listed', 'seconds'))]
-    return dict(what='core-seconds for all ranks, text to image and image to text', images=n_images, texts=5*n_images, dim=dim, reps=reps,
-        listed_share=f'1 query in {share}, seconds x {share}', seconds={s: round(float(np.median(of(s, 'seconds'))), 2) for s in rounds[0]},
+    ratio = [b / a for a, b in zip(of('counted', 'seconds'), of('listed', 'seconds'))]
+    return dict(
+        what='core-seconds for all ranks, text to image and image to text',
+        images=n_images,
+        texts=5 * n_images,
+        dim=dim,
+        reps=reps,
+        listed_share=f'1 query in {share}, seconds x {share}',
+        seconds={s: round(float(np.median(of(s, 'seconds'))), 2) for s in rounds[0]},
         ratio=spread(ratio),
-        counted_peak_bytes=max(of('counted', 'peak_bytes')), counted_grown_bytes=max(of('counted', 'grown_bytes')),
-        listed_grown_bytes=max(of('listed', 'grown_bytes')))
+        counted_peak_bytes=max(of('counted', 'peak_bytes')),
+        counted_grown_bytes=max(of('counted', 'grown_bytes')),
+        listed_grown_bytes=max(of('listed', 'grown_bytes')),
+    )
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #5d1e7a21
 def processes_suite(
-    preset:str='demo', # what is trained
-    steps:int=60,      # of each run
-    counts:tuple[int, ...]=(1, 2), # processes
-    reps:int=2,        # rounds
+    preset: str = 'demo',  # what is trained
+    steps: int = 60,  # of each run
+    counts: tuple[int, ...] = (1, 2),  # processes
+    reps: int = 2,  # rounds
 ) -> dict:
     "Pairs a second of a run in one process and in several."
+
     def rates(n):
         with tempfile.TemporaryDirectory() as tmp:
-            run = Run(Path(tmp)/'run', make_config(preset, steps=steps, log_every=max(1, steps//6), warmup=1))
+            run = Run(Path(tmp) / 'run', make_config(preset, steps=steps, log_every=max(1, steps // 6), warmup=1))
             launch(run, n)
-            return [o['pairs_per_s'] for o in run.rows() if 'pairs_per_s' in o][1:] # without the start
+            return [o['pairs_per_s'] for o in run.rows() if 'pairs_per_s' in o][1:]  # without the start
+
     found = {n: [] for n in counts}
     for _ in range(reps):
-        for n in counts: found[n] += rates(n)
-    def against(n): return spread([b/a for a, b in zip(found[counts[0]], found[n])])
-    rows = [dict(case=f"{n} process{'es'*(n > 1)}", processes=n, pairs_per_second=spread(found[n], 0), ratio={f'{counts[0]} process': against(n)}) for n in counts]
-    return dict(what='pairs a second of one run, the same cores for one process or several', preset=preset, steps=steps, rows=rows)
+        for n in counts:
+            found[n] += rates(n)
+
+    def against(n):
+        return spread([b / a for a, b in zip(found[counts[0]], found[n])])
+
+    rows = [
+        dict(
+            case=f'{n} process{"es" * (n > 1)}',
+            processes=n,
+            pairs_per_second=spread(found[n], 0),
+            ratio={f'{counts[0]} process': against(n)},
+        )
+        for n in counts
+    ]
+    return dict(
+        what='pairs a second of one run, the same cores for one process or several',
+        preset=preset,
+        steps=steps,
+        rows=rows,
+    )

@@ -28,252 +28,347 @@ from .loading import alone, by_turns, peak_memory, spread
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #c91bd46a
 def published_scores(
-    x:Float[Tensor, "b d"],        # rows
-    y:Float[Tensor, "n d"],        # columns
-    curv:Float[Tensor, ""],        # curvature magnitude
-) -> Float[Tensor, "b n"]:         # minus distances
+    x: Float[Tensor, 'b d'],  # rows
+    y: Float[Tensor, 'n d'],  # columns
+    curv: Float[Tensor, ''],  # curvature magnitude
+) -> Float[Tensor, 'b n']:  # minus distances
     "Scores of all pairs as MERU's formulas read."
-    xt, yt = ((1/curv + o.square().sum(-1, keepdim=True)).sqrt() for o in (x, y))
-    return -(-curv*(x@y.T - xt@yt.T)).clamp_min(1 + 1e-8).acosh()/curv.sqrt()
+    xt, yt = ((1 / curv + o.square().sum(-1, keepdim=True)).sqrt() for o in (x, y))
+    return -(-curv * (x @ y.T - xt @ yt.T)).clamp_min(1 + 1e-8).acosh() / curv.sqrt()
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #fc869d79
 def published_loss(
-    x:Float[Tensor, "b d"],        # lifted images
-    y:Float[Tensor, "b d"],        # lifted texts, row i belonging to image i
-    curv:Float[Tensor, ""],        # curvature magnitude c > 0
-    logit_scale:Float[Tensor, ""], # inverse temperature
-) -> Float[Tensor, ""]:            # nats
+    x: Float[Tensor, 'b d'],  # lifted images
+    y: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: Float[Tensor, ''],  # inverse temperature
+) -> Float[Tensor, '']:  # nats
     "The contrastive loss, images against texts and texts against images."
     own = torch.arange(len(x), device=x.device)
-    return sum(F.cross_entropy(logit_scale*published_scores(*o, curv), own) for o in ((x, y), (y, x)))/2
+    return sum(F.cross_entropy(logit_scale * published_scores(*o, curv), own) for o in ((x, y), (y, x))) / 2
 
-def published_once(x:Float[Tensor, "b d"], y:Float[Tensor, "b d"], curv:Float[Tensor, ""], logit_scale:Float[Tensor, ""]) -> Float[Tensor, ""]:
+# %% ../../nbs/benchmarks/83_loss.ipynb #9a296261
+def published_once(
+    x: Float[Tensor, 'b d'], y: Float[Tensor, 'b d'], curv: Float[Tensor, ''], logit_scale: Float[Tensor, '']
+) -> Float[Tensor, '']:
     "The same with one matrix, read by rows and by columns."
-    return both_ways(logit_scale*published_scores(x, y, curv))
+    return both_ways(logit_scale * published_scores(x, y, curv))
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #2bd9df78
 def both_ways(
-    logits:Float[Tensor, "b b"], # own pairs on the diagonal
-) -> Float[Tensor, ""]:          # nats
+    logits: Float[Tensor, 'b b'],  # own pairs on the diagonal
+) -> Float[Tensor, '']:  # nats
     "Cross entropy over rows and over columns."
     own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))/2
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-def geoopt_loss(x:Float[Tensor, "b d"], y:Float[Tensor, "b d"], curv:Float[Tensor, ""], logit_scale:Float[Tensor, ""]) -> Float[Tensor, ""]:
+# %% ../../nbs/benchmarks/83_loss.ipynb #e8758b8b
+def geoopt_loss(
+    x: Float[Tensor, 'b d'], y: Float[Tensor, 'b d'], curv: Float[Tensor, ''], logit_scale: Float[Tensor, '']
+) -> Float[Tensor, '']:
     "The same with geoopt's distance, whose k is 1/c."
-    with warnings.catch_warnings(action='ignore', category=FutureWarning): from geoopt.manifolds.lorentz import math as lorentz
-    x, y = (torch.cat([(1/curv + o.square().sum(-1, keepdim=True)).sqrt(), o], -1) for o in (x, y))
-    return both_ways(-logit_scale*lorentz.dist(x[:, None], y[None], k=1/curv))
+    with warnings.catch_warnings(action='ignore', category=FutureWarning):
+        from geoopt.manifolds.lorentz import math as lorentz
+    x, y = (torch.cat([(1 / curv + o.square().sum(-1, keepdim=True)).sqrt(), o], -1) for o in (x, y))
+    return both_ways(-logit_scale * lorentz.dist(x[:, None], y[None], k=1 / curv))
 
-def clip_loss(x:Float[Tensor, "b d"], y:Float[Tensor, "b d"], curv:Float[Tensor, ""], logit_scale:Float[Tensor, ""]) -> Float[Tensor, ""]:
+# %% ../../nbs/benchmarks/83_loss.ipynb #7c588dab
+def clip_loss(
+    x: Float[Tensor, 'b d'], y: Float[Tensor, 'b d'], curv: Float[Tensor, ''], logit_scale: Float[Tensor, '']
+) -> Float[Tensor, '']:
     "open_clip's loss of unit vectors."
     from open_clip.loss import ClipLoss
+
     return ClipLoss()(x, y, logit_scale)
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #c1daf534
 def near_pairs(
-    geometry:str,           # its name
-    pairs:int,              # how many
-    dim:int,                # of the points
-    seed:int=0,             # of the noise
-) -> list[Tensor]: # images, texts, curvature 1, scale 1/0.07
+    geometry: str,  # its name
+    pairs: int,  # how many
+    dim: int,  # of the points
+    seed: int = 0,  # of the noise
+) -> list[Tensor]:  # images, texts, curvature 1, scale 1/0.07
     "Random points at radius 1 and about 1.4, text i nearer to image i than to others."
-    g, one = torch.Generator().manual_seed(seed), torch.tensor(1.)
-    v, noise = torch.randn(2, pairs, dim, generator=g)/dim**.5
+    g, one = torch.Generator().manual_seed(seed), torch.tensor(1.0)
+    v, noise = torch.randn(2, pairs, dim, generator=g) / dim**0.5
     points = [get_geometry(geometry).exp_map0(o, one) for o in (v, v + noise)]
-    return [o.clone().requires_grad_() for o in (*points, one, one/.07)]
+    return [o.clone().requires_grad_() for o in (*points, one, one / 0.07)]
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #05605143
 def gradients(
-    loss:Callable,      # of four leaves
-    leaves:list[Tensor],# images, texts, curvature, scale
-) -> list[Tensor]:      # the loss, and its gradients
+    loss: Callable,  # of four leaves
+    leaves: list[Tensor],  # images, texts, curvature, scale
+) -> list[Tensor]:  # the loss, and its gradients
     "Both passes."
     value = loss(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #582ad523
 def error(
-    got:list[Tensor],  # gradients
-    want:list[Tensor], # the same in float64
-) -> float:            # 0: none
+    got: list[Tensor],  # gradients
+    want: list[Tensor],  # the same in float64
+) -> float:  # 0: none
     "The worst relative error, each tensor by its norm."
-    return max(float((g - w).norm()/w.norm().clamp_min(1e-30)) for g, w in zip(got, want) if w.norm() > 0)
+    return max(float((g - w).norm() / w.norm().clamp_min(1e-30)) for g, w in zip(got, want) if w.norm() > 0)
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #8a500312
 def loss_peers(
-    geometry:str, # 'lorentz' or 'sphere'
-    pairs:int,    # of the batch
-    dim:int,      # of the points
-    compiled:Callable|None, # `published_once`, compiled
-) -> dict[str, Callable]: # ours first
+    geometry: str,  # 'lorentz' or 'sphere'
+    pairs: int,  # of the batch
+    dim: int,  # of the points
+    compiled: Callable | None,  # `published_once`, compiled
+) -> dict[str, Callable]:  # ours first
     "Who takes part at this size."
     ours = dict(ours=partial(contrastive_loss, get_geometry(geometry)))
-    if geometry == 'sphere': return ours | dict(open_clip=clip_loss)
-    peers = ours | dict(published=published_loss, published_once=published_once) | (dict(compiled=compiled) if compiled else {})
-    return peers | (dict(geoopt=geoopt_loss) if pairs**2*dim <= 2**26 else {}) # 256 MB a broadcast array
+    if geometry == 'sphere':
+        return ours | dict(open_clip=clip_loss)
+    peers = (
+        ours
+        | dict(published=published_loss, published_once=published_once)
+        | (dict(compiled=compiled) if compiled else {})
+    )
+    return peers | (dict(geoopt=geoopt_loss) if pairs**2 * dim <= 2**26 else {})  # 256 MB a broadcast array
 
-def clocks() -> np.ndarray: # seconds
+# %% ../../nbs/benchmarks/83_loss.ipynb #7d9dccfd
+def clocks() -> np.ndarray:  # seconds
     "The wall's, and the processor's over all threads."
     return np.array([time.perf_counter(), time.process_time()])
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #fcff3e2f
 def timed(
-    peers:dict[str, Callable], # ours first; each does one round
-    reps:int,                  # counted rounds
+    peers: dict[str, Callable],  # ours first; each does one round
+    reps: int,  # counted rounds
 ) -> dict:
     "Milliseconds of each, and how often ours goes into the others'."
     took = by_turns(peers, reps, clocks)
     wall, core = ({k: [o[i] for o in v] for k, v in took.items()} for i in (0, 1))
-    def ratio(t): return {k: spread([b/a for a, b in zip(t['ours'], v)]) for k, v in t.items() if k != 'ours'}
-    return dict(ms={k: spread([1e3*o for o in v]) for k, v in wall.items()}, ratio=ratio(wall), core=dict(ratio=ratio(core)), rounds=reps)
+
+    def ratio(t):
+        return {k: spread([b / a for a, b in zip(t['ours'], v)]) for k, v in t.items() if k != 'ours'}
+
+    return dict(
+        ms={k: spread([1e3 * o for o in v]) for k, v in wall.items()},
+        ratio=ratio(wall),
+        core=dict(ratio=ratio(core)),
+        rounds=reps,
+    )
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #4d8c7cb1
 def loss_row(
-    geometry:str, # 'lorentz' or 'sphere'
-    pairs:int,    # of the batch
-    dim:int,      # of the points
-    threads:int,  # of torch
-    reps:int,     # counted rounds; fewer for big batches
-    compiled:Callable|None, # `published_once`, compiled
+    geometry: str,  # 'lorentz' or 'sphere'
+    pairs: int,  # of the batch
+    dim: int,  # of the points
+    threads: int,  # of torch
+    reps: int,  # counted rounds; fewer for big batches
+    compiled: Callable | None,  # `published_once`, compiled
 ) -> dict:
     "One size: times, ratios, gradient errors."
     leaves, peers = near_pairs(geometry, pairs, dim), loss_peers(geometry, pairs, dim, compiled)
-    found = with_threads(threads, lambda: timed({k: partial(gradients, f, leaves) for k, f in peers.items()}, max(2, min(reps, 12288//pairs))))
+    found = with_threads(
+        threads,
+        lambda: timed({k: partial(gradients, f, leaves) for k, f in peers.items()}, max(2, min(reps, 12288 // pairs))),
+    )
     truth = gradients(peers['ours'], [o.detach().double().requires_grad_() for o in leaves])
     errors = {k: float(f'{error(gradients(f, leaves), truth):.1e}') for k, f in peers.items()}
     case = dict(geometry=geometry, pairs=pairs, dim=dim, threads=threads)
-    return dict(case=f"{geometry} {pairs} x {dim}, {threads} thread{'s'*(threads > 1)}", **case, **found, gradient_error=errors)
+    return dict(
+        case=f'{geometry} {pairs} x {dim}, {threads} thread{"s" * (threads > 1)}',
+        **case,
+        **found,
+        gradient_error=errors,
+    )
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #932ac833
 def with_threads(
-    n:int,      # threads of torch
-    f:Callable, # what to run
+    n: int,  # threads of torch
+    f: Callable,  # what to run
 ):
     "The result of `f` with so many threads."
     before = torch.get_num_threads()
     torch.set_num_threads(n)
-    try: return f()
-    finally: torch.set_num_threads(before)
+    try:
+        return f()
+    finally:
+        torch.set_num_threads(before)
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #306d2f36
 def loss_memory(
-    peer:str,  # 'ours' or 'published'
-    pairs:int, # of the batch
-    dim:int,   # of the points
-) -> int:      # bytes
+    peer: str,  # 'ours' or 'published'
+    pairs: int,  # of the batch
+    dim: int,  # of the points
+) -> int:  # bytes
     "What both passes add to the loaded program at their peak; for a process of its own."
     leaves, loss = near_pairs('lorentz', pairs, dim), loss_peers('lorentz', pairs, dim, None)[peer]
-    gradients(loss, near_pairs('lorentz', 8, dim)) # libraries loaded
+    gradients(loss, near_pairs('lorentz', 8, dim))  # libraries loaded
     before = peak_memory()
     gradients(loss, leaves)
     return peak_memory() - before
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #d8118b84
 def exponent(
-    x:list[float], # sizes
-    y:list[float], # times or bytes
+    x: list[float],  # sizes
+    y: list[float],  # times or bytes
 ) -> float:
     "p of the best y = a x^p."
     return round(float(np.polyfit(np.log(x), np.log(y), 1)[0]), 2)
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #6af0e161
 def compile_published(
-    on:bool, # False: leave it out
-) -> tuple[Callable|None, str]: # the compiled form, or the reason why there is none
+    on: bool,  # False: leave it out
+) -> tuple[Callable | None, str]:  # the compiled form, or the reason why there is none
     "`published_once` through torch.compile, tried once."
-    if not on: return None, 'not asked for'
+    if not on:
+        return None, 'not asked for'
     try:
         compiled = torch.compile(published_once, dynamic=True)
         gradients(compiled, near_pairs('lorentz', 64, 8))
         return compiled, 'runs'
-    except Exception as e: return None, f'left out: {type(e).__name__}: {str(e).splitlines()[0][:200]}'
+    except Exception as e:
+        return None, f'left out: {type(e).__name__}: {str(e).splitlines()[0][:200]}'
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #e6daa53a
 def loss_suite(
-    sizes:tuple[int, ...]=(512, 1024, 2048, 4096), # pairs
-    dims:tuple[int, ...]=(64, 512), # of the points
-    reps:int=24,         # counted rounds; 12 at 1024 pairs, 6 at 2048, 3 at 4096
-    threads:tuple[int, ...]=(1, 2), # of torch
-    compiled:bool=True,  # torch.compile takes part
-    memory_sizes:tuple[int, ...]=(2048, 4096, 8192), # pairs, at the last of `dims`; each in a process of its own
+    sizes: tuple[int, ...] = (512, 1024, 2048, 4096),  # pairs
+    dims: tuple[int, ...] = (64, 512),  # of the points
+    reps: int = 24,  # counted rounds; 12 at 1024 pairs, 6 at 2048, 3 at 4096
+    threads: tuple[int, ...] = (1, 2),  # of torch
+    compiled: bool = True,  # torch.compile takes part
+    memory_sizes: tuple[int, ...] = (2048, 4096, 8192),  # pairs, at the last of `dims`; each in a process of its own
 ) -> dict:
     "Both passes of the contrastive loss, ours and its peers'."
     form, says = compile_published(compiled)
     cases = [('lorentz', b, d) for d in dims for b in sizes] + [('sphere', sizes[-2], d) for d in dims]
     rows = [loss_row(*o, n, reps, form) for n in threads for o in cases]
     memory = {k: {b: alone(loss_memory, k, b, dims[-1]) for b in memory_sizes} for k in ('ours', 'published')}
-    of = lambda k, d: [r['ms'][k]['median'] for r in rows if (r['dim'], r['geometry'], r['threads']) == (d, 'lorentz', threads[0])]
-    return dict(what='milliseconds of the contrastive loss, forward and backward, float32', torch_compile=says, rows=rows,
-        geoopt='up to 64 M numbers in a broadcast array', exponent={k: {f'time, {d}': exponent(sizes, of(k, d)) for d in dims} | ({'memory': exponent(list(o), list(o.values()))} if o else {}) for k, o in memory.items()},
-        memory=dict(dim=dims[-1], bytes=memory, fraction={b: round(memory['published'][b]/memory['ours'][b], 1) for b in memory['ours']}),
-        versions={k: version(k) for k in ('geoopt', 'open_clip_torch')})
+    of = lambda k, d: [
+        r['ms'][k]['median'] for r in rows if (r['dim'], r['geometry'], r['threads']) == (d, 'lorentz', threads[0])
+    ]
+    return dict(
+        what='milliseconds of the contrastive loss, forward and backward, float32',
+        torch_compile=says,
+        rows=rows,
+        geoopt='up to 64 M numbers in a broadcast array',
+        exponent={
+            k: {f'time, {d}': exponent(sizes, of(k, d)) for d in dims}
+            | ({'memory': exponent(list(o), list(o.values()))} if o else {})
+            for k, o in memory.items()
+        },
+        memory=dict(
+            dim=dims[-1],
+            bytes=memory,
+            fraction={b: round(memory['published'][b] / memory['ours'][b], 1) for b in memory['ours']},
+        ),
+        versions={k: version(k) for k in ('geoopt', 'open_clip_torch')},
+    )
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #9619d53e
 class PublishedHead(nn.Module):
     "MERU's formulas on features, written plainly."
-    def __init__(self,
-        width:int, # of the features
-        dim:int,   # of the space
+
+    def __init__(
+        self,
+        width: int,  # of the features
+        dim: int,  # of the space
     ):
         super().__init__()
         self.image_proj, self.text_proj = nn.Linear(width, dim, bias=False), nn.Linear(width, dim, bias=False)
-        for name, value in dict(curv=1., image_alpha=dim**-.5, text_alpha=dim**-.5, logit_scale=1/.07).items():
+        for name, value in dict(curv=1.0, image_alpha=dim**-0.5, text_alpha=dim**-0.5, logit_scale=1 / 0.07).items():
             self.register_parameter(f'log_{name}', nn.Parameter(torch.tensor(value).log()))
 
-    def lift(self, v, alpha, curv): # sinh(√c|v|) v/(√c|v|)
-        v = v*alpha
-        s = curv.sqrt()*v.norm(dim=-1, keepdim=True)
-        return s.clamp(1e-8, np.arcsinh(2**15)).sinh()*v/s.clamp_min(1e-8)
+    def lift(self, v, alpha, curv):  # sinh(√c|v|) v/(√c|v|)
+        v = v * alpha
+        s = curv.sqrt() * v.norm(dim=-1, keepdim=True)
+        return s.clamp(1e-8, np.arcsinh(2**15)).sinh() * v / s.clamp_min(1e-8)
 
     def forward(self, images, texts):
         c = self.log_curv.exp()
-        x, y = self.lift(self.image_proj(images), self.log_image_alpha.exp(), c), self.lift(self.text_proj(texts), self.log_text_alpha.exp(), c)
-        return published_loss(x, y, c, self.log_logit_scale.exp()) + .2*published_entailment(y, x, c)
+        x, y = (
+            self.lift(self.image_proj(images), self.log_image_alpha.exp(), c),
+            self.lift(self.text_proj(texts), self.log_text_alpha.exp(), c),
+        )
+        return published_loss(x, y, c, self.log_logit_scale.exp()) + 0.2 * published_entailment(y, x, c)
 
-def published_entailment(x:Float[Tensor, "b d"], y:Float[Tensor, "b d"], curv:Float[Tensor, ""], min_radius:float=.1) -> Float[Tensor, ""]:
+# %% ../../nbs/benchmarks/83_loss.ipynb #538de84a
+def published_entailment(
+    x: Float[Tensor, 'b d'], y: Float[Tensor, 'b d'], curv: Float[Tensor, ''], min_radius: float = 0.1
+) -> Float[Tensor, '']:
     "Mean angle by which `y` misses the cone of `x`, as MERU's formulas read."
-    xt, yt = ((1/curv + o.square().sum(-1)).sqrt() for o in (x, y))
-    g, norm = curv*((x*y).sum(-1) - xt*yt), x.norm(dim=-1)
-    angle = ((yt + g*xt)/(norm*(g**2 - 1).clamp_min(1e-8).sqrt() + 1e-8)).clamp(-1 + 1e-8, 1 - 1e-8).acos()
-    return (angle - (2*min_radius/(norm*curv.sqrt() + 1e-8)).clamp(-1 + 1e-8, 1 - 1e-8).asin()).clamp_min(0).mean()
+    xt, yt = ((1 / curv + o.square().sum(-1)).sqrt() for o in (x, y))
+    g, norm = curv * ((x * y).sum(-1) - xt * yt), x.norm(dim=-1)
+    angle = ((yt + g * xt) / (norm * (g**2 - 1).clamp_min(1e-8).sqrt() + 1e-8)).clamp(-1 + 1e-8, 1 - 1e-8).acos()
+    return (
+        (angle - (2 * min_radius / (norm * curv.sqrt() + 1e-8)).clamp(-1 + 1e-8, 1 - 1e-8).asin()).clamp_min(0).mean()
+    )
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #e6398395
 def heads(
-    width:int, # of the features
-    dim:int,   # of the space
-) -> dict[str, nn.Module]: # ours and the published, with the same weights
+    width: int,  # of the features
+    dim: int,  # of the space
+) -> dict[str, nn.Module]:  # ours and the published, with the same weights
     "Two models of one head."
     torch.manual_seed(0)
-    ours = build_model(ModelConfig(image_tower='features', text_tower='features', image_width=width, text_width=width, embed_dim=dim))
+    ours = build_model(
+        ModelConfig(image_tower='features', text_tower='features', image_width=width, text_width=width, embed_dim=dim)
+    )
     published = PublishedHead(width, dim)
     published.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith('pixel')})
     return dict(ours=ours, published=published)
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #025e4f1b
 def head_step(
-    model:nn.Module, # either
-    opt:torch.optim.Optimizer, # its own
-    batch:tuple,     # features of images and texts
-) -> float:          # the loss, nats
+    model: nn.Module,  # either
+    opt: torch.optim.Optimizer,  # its own
+    batch: tuple,  # features of images and texts
+) -> float:  # the loss, nats
     "Forward, backward, update."
     out = model(*batch)
     loss = out['loss'] if isinstance(out, dict) else out
     opt.zero_grad()
     loss.backward()
     opt.step()
-    if hasattr(model, 'clamp_'): model.clamp_()
+    if hasattr(model, 'clamp_'):
+        model.clamp_()
     return loss.item()
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #2590169d
 def head_suite(
-    pairs:int=4096, # of the batch
-    dim:int=64,     # of the space
-    width:int=512,  # of the features
-    reps:int=9,     # counted rounds
-    threads:int=2,  # of torch
+    pairs: int = 4096,  # of the batch
+    dim: int = 64,  # of the space
+    width: int = 512,  # of the features
+    reps: int = 9,  # counted rounds
+    threads: int = 2,  # of torch
 ) -> dict:
     "A step of the head on cached features, ours and the published."
     models, batch = heads(width, dim), torch.randn(2, pairs, width, generator=torch.Generator().manual_seed(0)).unbind()
-    opts = dict(ours=make_optimizer(models['ours'], 5e-4, .2, (.9, .98), False), published=torch.optim.AdamW(models['published'].parameters(), 5e-4, (.9, .98), weight_decay=.2))
+    opts = dict(
+        ours=make_optimizer(models['ours'], 5e-4, 0.2, (0.9, 0.98), False),
+        published=torch.optim.AdamW(models['published'].parameters(), 5e-4, (0.9, 0.98), weight_decay=0.2),
+    )
     first = {k: round(head_step(m, opts[k], batch), 5) for k, m in models.items()}
-    found = with_threads(threads, lambda: timed({k: partial(head_step, m, opts[k], batch) for k, m in models.items()}, reps))
-    rate = {k: round(pairs*1e3/v['median']) for k, v in found['ms'].items()}
-    return dict(what='milliseconds of a step: features, loss, gradients, AdamW', rows=[dict(case=f'head {pairs} x {dim}', pairs=pairs, dim=dim, width=width, **found, pairs_per_second=rate, first_loss=first)], threads=threads)
+    found = with_threads(
+        threads, lambda: timed({k: partial(head_step, m, opts[k], batch) for k, m in models.items()}, reps)
+    )
+    rate = {k: round(pairs * 1e3 / v['median']) for k, v in found['ms'].items()}
+    return dict(
+        what='milliseconds of a step: features, loss, gradients, AdamW',
+        rows=[
+            dict(
+                case=f'head {pairs} x {dim}',
+                pairs=pairs,
+                dim=dim,
+                width=width,
+                **found,
+                pairs_per_second=rate,
+                first_loss=first,
+            )
+        ],
+        threads=threads,
+    )
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #e37dced9
 def draw_loss(
-    result:dict, # of `loss_suite`
-    axs=None,    # two of matplotlib's
+    result: dict,  # of `loss_suite`
+    axs=None,  # two of matplotlib's
 ):
     "Time against pairs for each width, and memory."
     axs = plt.subplots(1, 2, figsize=(9, 3.4))[1] if axs is None else axs
@@ -282,10 +377,20 @@ def draw_loss(
     for d, line in zip(dims, ('-', '--')):
         for i, k in enumerate(('ours', 'published', 'published_once', 'compiled', 'geoopt')):
             of = [(o['pairs'], o['ms'][k]['median']) for o in rows if o['dim'] == d and k in o['ms']]
-            if of: axs[0].loglog(*zip(*of), line, marker='.', color=f'C{i}', label=k.replace('_', ' ') if line == '-' else None)
-    for i, (k, o) in enumerate(bytes_of.items()): axs[1].loglog([int(b) for b in o], [v/2**20 for v in o.values()], '.--', color=f'C{i}', label=k)
-    axs[0].set(xlabel='pairs', ylabel='ms', title=f"{' (solid) and '.join(map(str, dims))} dimensions, threads: {rows[0]['threads']}")
-    axs[1].set(xlabel='pairs', ylabel='MiB added', title=f"{result['memory']['dim']} dimensions")
+            if of:
+                axs[0].loglog(
+                    *zip(*of), line, marker='.', color=f'C{i}', label=k.replace('_', ' ') if line == '-' else None
+                )
+    for i, (k, o) in enumerate(bytes_of.items()):
+        axs[1].loglog([int(b) for b in o], [v / 2**20 for v in o.values()], '.--', color=f'C{i}', label=k)
+    axs[0].set(
+        xlabel='pairs',
+        ylabel='ms',
+        title=f'{" (solid) and ".join(map(str, dims))} dimensions, threads: {rows[0]["threads"]}',
+    )
+    axs[1].set(xlabel='pairs', ylabel='MiB added', title=f'{result["memory"]["dim"]} dimensions')
     for ax, sizes in zip(axs, ({o['pairs'] for o in rows}, {int(b) for b in bytes_of['ours']})):
-        ax.set_xticks(sorted(sizes), sorted(sizes)); ax.minorticks_off(); ax.legend(fontsize=7)
+        ax.set_xticks(sorted(sizes), sorted(sizes))
+        ax.minorticks_off()
+        ax.legend(fontsize=7)
     return axs[0]

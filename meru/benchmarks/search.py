@@ -19,123 +19,187 @@ from ..models.model import build_model, tokenizer_of
 from ..training.config import make_config
 from ..training.run import load_run
 from ..search.exact import exact_search
-from ..search.index import build_index, clumps, database_queries, database_vectors, Index, move_along_ray, share_found, shells
+from meru.search.index import (
+    build_index,
+    clumps,
+    database_queries,
+    database_vectors,
+    Index,
+    move_along_ray,
+    share_found,
+    shells,
+)
 from ..evaluation.suites import embed, read_exam
 from .loading import alone, by_turns, peak_memory, rates
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00011
-lorentz, one = Lorentz(), torch.tensor(1.)
+lorentz, one = Lorentz(), torch.tensor(1.0)
+
 
 def faiss_search(
-    index,                      # of FAISS
-    asked:Float[Tensor, "q e"], # vectors
-) -> Int64[Tensor, "q 10"]: # rows
+    index,  # of FAISS
+    asked: Float[Tensor, 'q e'],  # vectors
+) -> Int64[Tensor, 'q 10']:  # rows
     "Ten rows from an index of FAISS."
     return torch.from_numpy(index.search(asked.numpy(), 10)[1])
 
+# %% ../../nbs/benchmarks/81_search.ipynb #f149ea09
 def peers_of(
-    index:Index,                  # ours
-    queries:Float[Tensor, "q d"], # points
-    graphs:bool,                  # build graphs too; they take most of the time
-) -> tuple[dict[str, Callable], dict[str, float]]: # name -> search; name -> processor seconds to build
+    index: Index,  # ours
+    queries: Float[Tensor, 'q d'],  # points
+    graphs: bool,  # build graphs too; they take most of the time
+) -> tuple[dict[str, Callable], dict[str, float]]:  # name -> search; name -> processor seconds to build
     "Ways to search one gallery, ours first."
     import faiss
+
     g, q = index.vectors(index.points), lorentz.query_vectors(queries, one)
     made = dict(flat=(faiss.IndexFlatIP(g.shape[1]), g, q))
     if graphs:
         lifted, asked = database_vectors(lorentz, index.points, one), database_queries(lorentz, queries, one)
-        made |= dict(naive_graph=(faiss.IndexHNSWFlat(g.shape[1], 16, faiss.METRIC_INNER_PRODUCT), g, q), lifted_graph=(faiss.IndexHNSWFlat(lifted.shape[1], 16), lifted, asked))
+        made |= dict(
+            naive_graph=(faiss.IndexHNSWFlat(g.shape[1], 16, faiss.METRIC_INNER_PRODUCT), g, q),
+            lifted_graph=(faiss.IndexHNSWFlat(lifted.shape[1], 16), lifted, asked),
+        )
     seconds = {}
     for name, (other, stored, _) in made.items():
-        if 'graph' in name: other.hnsw.efConstruction, other.hnsw.efSearch = 40, 64
+        if 'graph' in name:
+            other.hnsw.efConstruction, other.hnsw.efSearch = 40, 64
         began = time.process_time()
         other.add(stored.numpy())
         seconds[name] = round(time.process_time() - began, 1)
-    ours = dict(cells=lambda: index.search(queries).row, exact=lambda: exact_search(lorentz, queries, index.points, one).row)
+    ours = dict(
+        cells=lambda: index.search(queries).row, exact=lambda: exact_search(lorentz, queries, index.points, one).row
+    )
     return ours | {k: (lambda o=o, asked=asked: faiss_search(o, asked)) for k, (o, _, asked) in made.items()}, seconds
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00012
 def search_case(
-    n:int,          # points of the gallery
-    shell:str,      # 'wide' or 'narrow'
-    dim:int,        # of the points
-    n_queries:int,  # points to search for
-    reps:int,       # rounds
-    graphs:bool,    # build graphs too
-) -> dict: # one row of the result
+    n: int,  # points of the gallery
+    shell: str,  # 'wide' or 'narrow'
+    dim: int,  # of the points
+    n_queries: int,  # points to search for
+    reps: int,  # rounds
+    graphs: bool,  # build graphs too
+) -> dict:  # one row of the result
     "One gallery, every peer, on one thread."
     import faiss
-    torch.set_num_threads(1); faiss.omp_set_num_threads(1)
-    points = clumps(lorentz, n + n_queries + 200, shell, dim, topics=max(20, n//500))
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    points = clumps(lorentz, n + n_queries + 200, shell, dim, topics=max(20, n // 500))
     gallery, queries, like_them = points.split((n, n_queries, 200))
     began = time.process_time()
-    index = build_index(gallery.clone(), 'lorentz', 1., queries=like_them, n_cells=int(8*n**.5))
+    index = build_index(gallery.clone(), 'lorentz', 1.0, queries=like_them, n_cells=int(8 * n**0.5))
     seconds = dict(cells=round(time.process_time() - began, 1))
     peers, others = peers_of(index, queries, graphs)
     true = peers['exact']()
     recall = {k: round(share_found(search(), true), 4) for k, search in peers.items()}
-    single = {k: lambda f=f: [f(queries[i:i + 1]) for i in range(8)] for k, f in dict(cells=index.search, exact=lambda q: exact_search(lorentz, q, index.points, one)).items()}
-    return dict(case=f'{n:,} {shell}', n=n, shell=shell, cells=len(index.centres), probes=index.probes, recall_at_10=recall, build_seconds=seconds | others,
-        **rates(by_turns(peers, reps), n_queries), one_by_one=rates(by_turns(single, reps), 8))
+    single = {
+        k: lambda f=f: [f(queries[i : i + 1]) for i in range(8)]
+        for k, f in dict(cells=index.search, exact=lambda q: exact_search(lorentz, q, index.points, one)).items()
+    }
+    return dict(
+        case=f'{n:,} {shell}',
+        n=n,
+        shell=shell,
+        cells=len(index.centres),
+        probes=index.probes,
+        recall_at_10=recall,
+        build_seconds=seconds | others,
+        **rates(by_turns(peers, reps), n_queries),
+        one_by_one=rates(by_turns(single, reps), 8),
+    )
 
+# %% ../../nbs/benchmarks/81_search.ipynb #47a33ef1
 def exact_memory(
-    n:int,         # points of the gallery
-    dim:int,       # of the points
-    n_queries:int, # points to search for
-) -> dict: # bytes
+    n: int,  # points of the gallery
+    dim: int,  # of the points
+    n_queries: int,  # points to search for
+) -> dict:  # bytes
     "The most memory that a process holds which searches a gallery exactly."
     torch.set_num_threads(1)
     before = peak_memory()
     gallery = torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
     exact_search(lorentz, gallery[:n_queries], gallery, one)
-    return dict(n=n, dim=dim, queries=n_queries, gallery_bytes=4*n*dim, loaded_program_bytes=before, peak_bytes=peak_memory())
+    return dict(
+        n=n,
+        dim=dim,
+        queries=n_queries,
+        gallery_bytes=4 * n * dim,
+        loaded_program_bytes=before,
+        peak_bytes=peak_memory(),
+    )
 
+# %% ../../nbs/benchmarks/81_search.ipynb #07066d6d
 def search_suite(
-    n:int=100_000,      # points of the gallery
-    large:int=1_000_000,# points of another, without graphs; 0: none
-    dim:int=64,         # of the points
-    n_queries:int=300,  # points to search for
-    reps:int=3,         # rounds
+    n: int = 100_000,  # points of the gallery
+    large: int = 1_000_000,  # points of another, without graphs; 0: none
+    dim: int = 64,  # of the points
+    n_queries: int = 300,  # points to search for
+    reps: int = 3,  # rounds
 ) -> dict:
     "Recall and speed of exact and approximate search, wide and narrow radii; memory of the exact one."
-    rows = [alone(search_case, size, shell, dim, n_queries, reps, size == n) for size in (n, large) if size for shell in shells]
-    return dict(what='searches a core-second, ten nearest of all queries at once; one_by_one: a query at a time', dim=dim, queries=n_queries, reps=reps,
-        rows=rows, exact_memory=alone(exact_memory, max(n, large), dim, 100))
+    rows = [
+        alone(search_case, size, shell, dim, n_queries, reps, size == n)
+        for size in (n, large)
+        if size
+        for shell in shells
+    ]
+    return dict(
+        what='searches a core-second, ten nearest of all queries at once; one_by_one: a query at a time',
+        dim=dim,
+        queries=n_queries,
+        reps=reps,
+        rows=rows,
+        exact_memory=alone(exact_memory, max(n, large), dim, 100),
+    )
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00021
 def generality_rows(
-    geometry,                     # of the points
-    queries:Float[Tensor, "q d"], # points
-    texts:Float[Tensor, "t d"],   # points
-    own:Int64[Tensor, "q l"],     # right texts of each query, one a level
-    level:Int64[Tensor, "t"],     # of each text, 0 = most general
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-) -> list[dict]: # one a step
+    geometry,  # of the points
+    queries: Float[Tensor, 'q d'],  # points
+    texts: Float[Tensor, 't d'],  # points
+    own: Int64[Tensor, 'q l'],  # right texts of each query, one a level
+    level: Int64[Tensor, 't'],  # of each text, 0 = most general
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> list[dict]:  # one a step
     "The first text found, by how far the query has moved to the root."
     rows = []
-    for g in (-.5, 0., .2, .3, .4, .5, .6, .7, .8, .9):
+    for g in (-0.5, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         first = exact_search(geometry, move_along_ray(geometry, queries, curv, g), texts, curv, 1).row
         right = (first == own).any(1)
-        rows.append(dict(generality=g, level=level[first].double().mean().item(), right=right.double().mean().item(), different=len(first.unique()),
-            share_of_level=[(level[first] == o).double().mean().item() for o in level.unique()]))
+        rows.append(
+            dict(
+                generality=g,
+                level=level[first].double().mean().item(),
+                right=right.double().mean().item(),
+                different=len(first.unique()),
+                share_of_level=[(level[first] == o).double().mean().item() for o in level.unique()],
+            )
+        )
     return rows
 
+# %% ../../nbs/benchmarks/81_search.ipynb #08d3617e
 def level_known(
-    geometry,                     # of the points
-    queries:Float[Tensor, "q d"], # points
-    texts:Float[Tensor, "t d"],   # points
-    own:Int64[Tensor, "q l"],     # right texts of each query, one a level
-    level:Int64[Tensor, "t"],     # of each text
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-) -> list[float]: # share that is right, level by level
+    geometry,  # of the points
+    queries: Float[Tensor, 'q d'],  # points
+    texts: Float[Tensor, 't d'],  # points
+    own: Int64[Tensor, 'q l'],  # right texts of each query, one a level
+    level: Int64[Tensor, 't'],  # of each text
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> list[float]:  # share that is right, level by level
     "What a search among one level's texts alone finds: no radius needed."
     of = [(level == o).nonzero()[:, 0] for o in level.unique()]
-    return [(rows[exact_search(geometry, queries, texts[rows], curv, 1).row] == own).any(1).double().mean().item() for rows in of]
+    return [
+        (rows[exact_search(geometry, queries, texts[rows], curv, 1).row] == own).any(1).double().mean().item()
+        for rows in of
+    ]
 
+# %% ../../nbs/benchmarks/81_search.ipynb #27e70890
 def generality_suite(
-    run:str='outputs/demo',          # of `nbs/train.ipynb` on the drawings
-    other:str='outputs/demo_euclid', # its twin in flat space
-    seed:int=0,                      # of untrained weights, where a run is ''
+    run: str = 'outputs/demo',  # of `nbs/train.ipynb` on the drawings
+    other: str = 'outputs/demo_euclid',  # its twin in flat space
+    seed: int = 0,  # of untrained weights, where a run is ''
 ) -> dict:
     "Moved queries on a run and on its flat twin."
     rows = []
@@ -144,8 +208,24 @@ def generality_suite(
         model = (load_run(name) if name else build_model(make_config(preset))).eval()
         exam = read_exam(embedded_data(), model.cfg.image_size)
         emb = embed(model, tokenizer_of(model.cfg), exam)
-        asked = (model.geometry, emb.image_points['test_style'], emb.text_points, exam.chains['test_style'], exam.levels, emb.curv)
+        asked = (
+            model.geometry,
+            emb.image_points['test_style'],
+            emb.text_points,
+            exam.chains['test_style'],
+            exam.levels,
+            emb.curv,
+        )
         radius = model.geometry.radius(emb.text_points, emb.curv)
-        rows.append(dict(case=Path(name).name or 'untrained', geometry=model.geometry.name, queries=len(asked[1]), texts=len(exam.texts),
-            radius_of_level=[radius[exam.levels == o].mean().item() for o in exam.levels.unique()], moved=generality_rows(*asked), level_known=level_known(*asked)))
+        rows.append(
+            dict(
+                case=Path(name).name or 'untrained',
+                geometry=model.geometry.name,
+                queries=len(asked[1]),
+                texts=len(exam.texts),
+                radius_of_level=[radius[exam.levels == o].mean().item() for o in exam.levels.unique()],
+                moved=generality_rows(*asked),
+                level_known=level_known(*asked),
+            )
+        )
     return dict(what='the first text that a drawing of an unseen style finds, its query moved to the root', rows=rows)

@@ -34,280 +34,398 @@ from .loading import by_turns, rates
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e011
 def plain_blocks(
-    tower:nn.Module, # a transformer
-    x:Float[Tensor, "b l d"], # tokens
-) -> Float[Tensor, "b l d"]:
+    tower: nn.Module,  # a transformer
+    x: Float[Tensor, 'b l d'],  # tokens
+) -> Float[Tensor, 'b l d']:
     "Pre-norm blocks with attention weights in full (Vaswani et al. 2017)."
     for block in tower.blocks:
         a, y = block.attn, block.norm1(x)
         q, k, v = (o.unflatten(-1, (a.heads, -1)).transpose(1, 2) for o in a.qkv(y).chunk(3, -1))
-        weights = q@k.mT/math.sqrt(q.shape[-1])
-        if a.causal: weights = weights + torch.full(weights.shape[-2:], -torch.inf, device=x.device).triu(1)
-        x = x + a.proj((weights.softmax(-1)@v).transpose(1, 2).flatten(2))
+        weights = q @ k.mT / math.sqrt(q.shape[-1])
+        if a.causal:
+            weights = weights + torch.full(weights.shape[-2:], -torch.inf, device=x.device).triu(1)
+        x = x + a.proj((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
         x = x + block.fc2(F.gelu(block.fc1(block.norm2(x))))
     return x
 
+# %% ../../nbs/benchmarks/82_step.ipynb #17e71538
 def plain_image(
-    tower:nn.Module, # a `ViT` or a `ConvMLP`
-    x:Float[Tensor, "b 3 s s"], # normalised pixels
-) -> Float[Tensor, "b w"]:
+    tower: nn.Module,  # a `ViT` or a `ConvMLP`
+    x: Float[Tensor, 'b 3 s s'],  # normalised pixels
+) -> Float[Tensor, 'b w']:
     "Features of pictures."
     if isinstance(tower, ConvMLP):
         x = tower.mix(tower.stem(F.group_norm(x, 1)))
-        for layer in tower.layers: x = x + layer(x)
+        for layer in tower.layers:
+            x = x + layer(x)
         return x
     x = tower.patch_embed(x).flatten(2).transpose(1, 2)
     x = torch.cat([tower.cls_token.expand(len(x), -1, -1), x], 1) + tower.pos_embed
     return tower.norm(plain_blocks(tower, x)[:, 0])
 
+# %% ../../nbs/benchmarks/82_step.ipynb #d249b964
 def plain_text(
-    tower:nn.Module, # a `TextTransformer`
-    tokens:Int[Tensor, "b l"], # padded to the tower's context or less
-) -> Float[Tensor, "b w"]:
+    tower: nn.Module,  # a `TextTransformer`
+    tokens: Int[Tensor, 'b l'],  # padded to the tower's context or less
+) -> Float[Tensor, 'b w']:
     "Features of texts, read at the end token."
-    x = plain_blocks(tower, tower.token_embed(tokens) + tower.pos_embed[:tokens.shape[1]])
+    x = plain_blocks(tower, tower.token_embed(tokens) + tower.pos_embed[: tokens.shape[1]])
     return tower.norm(x[torch.arange(len(x), device=x.device), tokens.argmax(-1)])
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e013
 def plain_lift(
-    v:Float[Tensor, "b d"], # projected features
-    alpha:Float[Tensor, ""], # their scale
-    c:Float[Tensor, ""], # curvature magnitude
-) -> Float[Tensor, "b d"]:
+    v: Float[Tensor, 'b d'],  # projected features
+    alpha: Float[Tensor, ''],  # their scale
+    c: Float[Tensor, ''],  # curvature magnitude
+) -> Float[Tensor, 'b d']:
     "exp_map0 of the Lorentz model (MERU)."
-    v = alpha*v
-    r = c.sqrt()*v.norm(dim=1, keepdim=True)
-    return r.sinh()*v/r
+    v = alpha * v
+    r = c.sqrt() * v.norm(dim=1, keepdim=True)
+    return r.sinh() * v / r
 
+# %% ../../nbs/benchmarks/82_step.ipynb #0bcf900d
 def plain_loss(
-    model:Model, # MERU (lorentz) or CLIP (sphere), recipe of the papers
-    images:Float[Tensor, "b 3 s s"], # in [0, 1]
-    tokens:Int[Tensor, "b l"], # row i describes image i
-) -> Float[Tensor, ""]:
+    model: Model,  # MERU (lorentz) or CLIP (sphere), recipe of the papers
+    images: Float[Tensor, 'b 3 s s'],  # in [0, 1]
+    tokens: Int[Tensor, 'b l'],  # row i describes image i
+) -> Float[Tensor, '']:
     "Contrastive and entailment loss (MERU, section 3)."
-    u = model.image_proj(plain_image(model.image_tower, (images - model.pixel_mean)/model.pixel_std)).float()
+    u = model.image_proj(plain_image(model.image_tower, (images - model.pixel_mean) / model.pixel_std)).float()
     v = model.text_proj(plain_text(model.text_tower, tokens)).float()
     s, c, K = model.logit_scale, model.curv, model.cfg.min_radius
     with torch.autocast(u.device.type, enabled=False):
-        if model.cfg.geometry == 'sphere': return _both_ways(s*F.normalize(u, dim=1)@F.normalize(v, dim=1).T)
+        if model.cfg.geometry == 'sphere':
+            return _both_ways(s * F.normalize(u, dim=1) @ F.normalize(v, dim=1).T)
         x, t = plain_lift(u, model.image_alpha, c), plain_lift(v, model.text_alpha, c)
-        x_t, t_t = ((1/c + o.square().sum(1)).sqrt() for o in (x, t))
-        d = (-c*(x@t.T - x_t[:, None]*t_t)).clamp_min(1 + 1e-8).acosh()/c.sqrt()
-        g, r = c*((t*x).sum(1) - t_t*x_t), t.norm(dim=1)
-        angle = ((x_t + t_t*g)/(r*(g*g - 1).sqrt())).clamp(-1 + 1e-8, 1 - 1e-8).acos()
-        aperture = (2*K/(c.sqrt()*r)).clamp(-1 + 1e-8, 1 - 1e-8).asin()
-        return _both_ways(-s*d) + model.cfg.entail_weight*(angle - aperture).relu().mean()
+        x_t, t_t = ((1 / c + o.square().sum(1)).sqrt() for o in (x, t))
+        d = (-c * (x @ t.T - x_t[:, None] * t_t)).clamp_min(1 + 1e-8).acosh() / c.sqrt()
+        g, r = c * ((t * x).sum(1) - t_t * x_t), t.norm(dim=1)
+        angle = ((x_t + t_t * g) / (r * (g * g - 1).sqrt())).clamp(-1 + 1e-8, 1 - 1e-8).acos()
+        aperture = (2 * K / (c.sqrt() * r)).clamp(-1 + 1e-8, 1 - 1e-8).asin()
+        return _both_ways(-s * d) + model.cfg.entail_weight * (angle - aperture).relu().mean()
+
 
 def _both_ways(logits):
     own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))/2
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e015
 def noise_batch(
-    cfg:TrainConfig, # sizes
-    n:int,           # pairs
-) -> Batch: # on the CPU; no two texts are equal
+    cfg: TrainConfig,  # sizes
+    n: int,  # pairs
+) -> Batch:  # on the CPU; no two texts are equal
     "Synthetic pixels, and texts as long as COCO's captions."
     g = torch.Generator().manual_seed(cfg.seed)
     lengths = (10 + torch.poisson(torch.full((n,), 3.5), generator=g)).clamp_max(cfg.context_length).long()
     lengths[0] = min(28, cfg.context_length)
     tokens = torch.randint(1, cfg.vocab_size - 2, (n, int(lengths.max())), generator=g)
     place = torch.arange(tokens.shape[1])
-    tokens = tokens.masked_fill(place >= lengths[:, None], 0).masked_fill(place == lengths[:, None] - 1, cfg.vocab_size - 1)
+    tokens = tokens.masked_fill(place >= lengths[:, None], 0).masked_fill(
+        place == lengths[:, None] - 1, cfg.vocab_size - 1
+    )
     images = torch.randint(256, (n, 3, cfg.image_size, cfg.image_size), dtype=torch.uint8, generator=g)
     return Batch(images, tokens, torch.arange(n), [str(i) for i in range(n)])
 
+# %% ../../nbs/benchmarks/82_step.ipynb #3e017cf2
 def whole_texts(
-    batch:Batch,     # any
-    cfg:TrainConfig, # its context
+    batch: Batch,  # any
+    cfg: TrainConfig,  # its context
 ) -> Batch:
     "Padded to the context, as CLIP's tokenizer pads."
     return batch._replace(tokens=F.pad(batch.tokens, (0, cfg.context_length - batch.tokens.shape[1])))
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e021
 def agreement(
-    cfg:TrainConfig, # a case
-    n:int,           # pairs
-    device:str='cpu', # where
-) -> dict: # relative errors of loss and gradient, ours and plainly computed
+    cfg: TrainConfig,  # a case
+    n: int,  # pairs
+    device: str = 'cpu',  # where
+) -> dict:  # relative errors of loss and gradient, ours and plainly computed
     "How far a step is from the published formulas in float64, fast paths on."
     torch.manual_seed(cfg.seed)
-    cfg = replace(cfg, dropout=0., patch_dropout=0., batch_size=n)
+    cfg = replace(cfg, dropout=0.0, patch_dropout=0.0, batch_size=n)
     model, batch = build_model(cfg).to(device).train(), noise_batch(cfg, n)
     whole, found = to_device(whole_texts(batch, cfg), replace(cfg, compile='off'), device), {}
-    def note(name, model, loss): found[name] = loss.item(), torch.cat([p.grad.flatten().double() for p in model.parameters()])
+
+    def note(name, model, loss):
+        found[name] = loss.item(), torch.cat([p.grad.flatten().double() for p in model.parameters()])
+
     exact = copy.deepcopy(model).double()
-    for name, o, images in (('exact', exact, whole.images.double()/255), ('plain', model, whole.images.float()/255)):
-        with torch.autocast(device, torch.bfloat16, enabled=o is model and cfg.amp == 'bf16'): loss = plain_loss(o, images, whole.tokens)
+    for name, o, images in (
+        ('exact', exact, whole.images.double() / 255),
+        ('plain', model, whole.images.float() / 255),
+    ):
+        with torch.autocast(device, torch.bfloat16, enabled=o is model and cfg.amp == 'bf16'):
+            loss = plain_loss(o, images, whole.tokens)
         loss.backward()
         note(name, o, loss)
     model.zero_grad()
-    if compiles(cfg, device): compile_blocks(model)
+    if compiles(cfg, device):
+        compile_blocks(model)
     note('ours', model, gradients(model, to_device(batch, cfg, device), cfg)['loss'])
     (loss, grad), rest = found.pop('exact'), found
-    return {k: dict(loss=abs(l/loss - 1), gradient=float((g - grad).norm()/grad.norm())) for k, (l, g) in rest.items()}
+    return {
+        k: dict(loss=abs(l / loss - 1), gradient=float((g - grad).norm() / grad.norm())) for k, (l, g) in rest.items()
+    }
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e031
 def our_step(
-    cfg:TrainConfig, # what to train
-    device:str,      # where
-) -> Callable: # makes one update
+    cfg: TrainConfig,  # what to train
+    device: str,  # where
+) -> Callable:  # makes one update
     "What `fit` does with a batch."
     torch.manual_seed(cfg.seed)
     model, batch, steps = build_model(cfg).to(device), noise_batch(cfg, cfg.batch_size), itertools.count()
-    if compiles(cfg, device): compile_blocks(model)
+    if compiles(cfg, device):
+        compile_blocks(model)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas)
-    if device != 'cpu': batch = batch._replace(images=batch.images.pin_memory(), tokens=batch.tokens.pin_memory(), text_ids=batch.text_ids.pin_memory())
+    if device != 'cpu':
+        batch = batch._replace(
+            images=batch.images.pin_memory(), tokens=batch.tokens.pin_memory(), text_ids=batch.text_ids.pin_memory()
+        )
     return lambda: update(model, opt, to_device(batch, cfg, device), cfg, next(steps) % cfg.steps)
 
+# %% ../../nbs/benchmarks/82_step.ipynb #b3c5f058
 def plain_step(
-    cfg:TrainConfig, # what to train; its fast paths are not taken
-    device:str,      # where
-) -> Callable: # makes one update
+    cfg: TrainConfig,  # what to train; its fast paths are not taken
+    device: str,  # where
+) -> Callable:  # makes one update
     "The obvious training step."
     torch.manual_seed(cfg.seed)
-    model, batch, gpu = build_model(cfg).to(device).train(), whole_texts(noise_batch(cfg, cfg.batch_size), cfg), device != 'cpu'
-    opt, scaler = torch.optim.AdamW(param_groups(model, cfg.weight_decay), cfg.lr, cfg.betas), torch.amp.GradScaler(device, enabled=gpu)
+    model, batch, gpu = (
+        build_model(cfg).to(device).train(),
+        whole_texts(noise_batch(cfg, cfg.batch_size), cfg),
+        device != 'cpu',
+    )
+    opt, scaler = (
+        torch.optim.AdamW(param_groups(model, cfg.weight_decay), cfg.lr, cfg.betas),
+        torch.amp.GradScaler(device, enabled=gpu),
+    )
+
     def run():
-        with torch.autocast(device, torch.float16, enabled=gpu): loss = plain_loss(model, batch.images.to(device).float()/255, batch.tokens.to(device))
+        with torch.autocast(device, torch.float16, enabled=gpu):
+            loss = plain_loss(model, batch.images.to(device).float() / 255, batch.tokens.to(device))
         opt.zero_grad()
         scaler.scale(loss).backward()
-        scaler.step(opt); scaler.update(); model.clamp_()
+        scaler.step(opt)
+        scaler.update()
+        model.clamp_()
         return loss.item()
+
     return run
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e032
 def open_clip_step(
-    cfg:TrainConfig, # sizes
-    device:str,      # where
-    compiled:bool=False, # by torch.compile
-) -> Callable: # makes one update
+    cfg: TrainConfig,  # sizes
+    device: str,  # where
+    compiled: bool = False,  # by torch.compile
+) -> Callable:  # makes one update
     "open_clip's model and loss at the same sizes."
     import open_clip
+
     torch.manual_seed(cfg.seed)
-    vision = dict(image_size=cfg.image_size, patch_size=cfg.patch_size, width=cfg.image_width, layers=cfg.image_depth, head_width=cfg.image_width//cfg.image_heads)
-    text = dict(context_length=cfg.context_length, vocab_size=cfg.vocab_size, width=cfg.text_width, heads=cfg.text_heads, layers=cfg.text_depth)
+    vision = dict(
+        image_size=cfg.image_size,
+        patch_size=cfg.patch_size,
+        width=cfg.image_width,
+        layers=cfg.image_depth,
+        head_width=cfg.image_width // cfg.image_heads,
+    )
+    text = dict(
+        context_length=cfg.context_length,
+        vocab_size=cfg.vocab_size,
+        width=cfg.text_width,
+        heads=cfg.text_heads,
+        layers=cfg.text_depth,
+    )
     net, lose = open_clip.CLIP(cfg.embed_dim, vision, text).to(device).train(), open_clip.ClipLoss()
     batch, forward = whole_texts(noise_batch(cfg, cfg.batch_size), cfg), torch.compile(net) if compiled else net
     opt = torch.optim.AdamW(param_groups(net, cfg.weight_decay), cfg.lr, cfg.betas)
+
     def run():
-        with torch.autocast(device, torch.bfloat16, enabled=cfg.amp == 'bf16'): loss = lose(*forward(batch.images.to(device).float()/127.5 - 1, batch.tokens.to(device)))
+        with torch.autocast(device, torch.bfloat16, enabled=cfg.amp == 'bf16'):
+            loss = lose(*forward(batch.images.to(device).float() / 127.5 - 1, batch.tokens.to(device)))
         opt.zero_grad()
         loss.backward()
         opt.step()
-        with torch.no_grad(): net.logit_scale.clamp_(0, math.log(100))
+        with torch.no_grad():
+            net.logit_scale.clamp_(0, math.log(100))
         return loss.item()
+
     return run
 
+# %% ../../nbs/benchmarks/82_step.ipynb #b2554ea0
 def step_peers(
-    cfg:TrainConfig, # what to train
-    device:str,      # where
-) -> dict[str, Callable]: # ours first
+    cfg: TrainConfig,  # what to train
+    device: str,  # where
+) -> dict[str, Callable]:  # ours first
     "Who takes turns."
     vit, gpu = cfg.image_tower == 'vit', device != 'cpu'
-    peers = dict(ours=our_step(cfg, device), plain=plain_step(cfg, device), our_clip=our_step(replace(cfg, geometry='sphere', entail_weight=0.), device))
-    if vit: peers |= dict(open_clip=open_clip_step(cfg, device), parts=our_step(replace(cfg, micro_batch=cfg.batch_size//8), device),
-                          recomputed=our_step(replace(cfg, recompute=True), device), half_patches=our_step(replace(cfg, patch_dropout=.5), device))
-    if vit and gpu: peers['open_clip_compiled'] = open_clip_step(cfg, device, compiled=True)
+    peers = dict(
+        ours=our_step(cfg, device),
+        plain=plain_step(cfg, device),
+        our_clip=our_step(replace(cfg, geometry='sphere', entail_weight=0.0), device),
+    )
+    if vit:
+        peers |= dict(
+            open_clip=open_clip_step(cfg, device),
+            parts=our_step(replace(cfg, micro_batch=cfg.batch_size // 8), device),
+            recomputed=our_step(replace(cfg, recompute=True), device),
+            half_patches=our_step(replace(cfg, patch_dropout=0.5), device),
+        )
+    if vit and gpu:
+        peers['open_clip_compiled'] = open_clip_step(cfg, device, compiled=True)
     return peers
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e041
-peak_rates = dict(A100=312e12, H100=989.5e12, H200=989.5e12) # dense bfloat16, NVIDIA's data sheets
+peak_rates = dict(A100=312e12, H100=989.5e12, H200=989.5e12)  # dense bfloat16, NVIDIA's data sheets
+
 
 def flops_per_pair(
-    cfg:TrainConfig, # sizes
-    length:int,      # of the texts, tokens
-) -> int: # multiplications and additions of a step, both towers, forwards and backwards
+    cfg: TrainConfig,  # sizes
+    length: int,  # of the texts, tokens
+) -> int:  # multiplications and additions of a step, both towers, forwards and backwards
     "What a step has to compute."
     with torch.device('meta'):
-        model, images, tokens = build_model(cfg).train(), torch.empty(2, 3, cfg.image_size, cfg.image_size), torch.zeros(2, length, dtype=torch.long)
+        model, images, tokens = (
+            build_model(cfg).train(),
+            torch.empty(2, 3, cfg.image_size, cfg.image_size),
+            torch.zeros(2, length, dtype=torch.long),
+        )
         with FlopCounterMode(display=False) as count:
-            (model.image_proj(plain_image(model.image_tower, images)).sum() + model.text_proj(plain_text(model.text_tower, tokens)).sum()).backward()
-    return count.get_total_flops()//2
+            (
+                model.image_proj(plain_image(model.image_tower, images)).sum()
+                + model.text_proj(plain_text(model.text_tower, tokens)).sum()
+            ).backward()
+    return count.get_total_flops() // 2
 
+# %% ../../nbs/benchmarks/82_step.ipynb #af422136
 def ticks(
-    device:str, # where
-) -> float: # seconds: the process's on a CPU, of the wall once a GPU has finished
+    device: str,  # where
+) -> float:  # seconds: the process's on a CPU, of the wall once a GPU has finished
     "A clock for work there."
-    if device == 'cpu': return time.process_time()
+    if device == 'cpu':
+        return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
+# %% ../../nbs/benchmarks/82_step.ipynb #f22fa461
 def matrix_rate(
-    device:str, # where
-    n:int=0,    # side; 0: 8,192 on a GPU, 1,024 on a CPU
-) -> float: # floating point operations a second
+    device: str,  # where
+    n: int = 0,  # side; 0: 8,192 on a GPU, 1,024 on a CPU
+) -> float:  # floating point operations a second
     "The best of five square matrix products: bfloat16 on a GPU, float32 on a CPU."
     n = n or (1024 if device == 'cpu' else 8192)
     a, took = torch.randn(n, n, device=device, dtype=torch.float32 if device == 'cpu' else torch.bfloat16), []
     for _ in range(6):
         began = ticks(device)
-        a@a
+        a @ a
         took.append(ticks(device) - began)
-    return 2*n**3/min(took[1:])
+    return 2 * n**3 / min(took[1:])
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e051
-step_cases = dict(demo=presets['demo'],
-    small=replace(presets['demo'], image_tower='vit', image_size=64, patch_size=16, image_width=192, image_depth=6, image_heads=6, dropout=0., text_depth=4, context_length=32),
-    vit_s=replace(presets['vit_s'], batch_size=1024), vit_b=replace(presets['vit_b'], batch_size=1024), vit_l=replace(presets['vit_l'], batch_size=256))
+step_cases = dict(
+    demo=presets['demo'],
+    small=replace(
+        presets['demo'],
+        image_tower='vit',
+        image_size=64,
+        patch_size=16,
+        image_width=192,
+        image_depth=6,
+        image_heads=6,
+        dropout=0.0,
+        text_depth=4,
+        context_length=32,
+    ),
+    vit_s=replace(presets['vit_s'], batch_size=1024),
+    vit_b=replace(presets['vit_b'], batch_size=1024),
+    vit_l=replace(presets['vit_l'], batch_size=256),
+)
+
 
 def memory(
-    run:Callable, # makes one update
-    device:str,   # where
-) -> int: # bytes: kept for the way back on a CPU, allocated at most beyond what was there on a GPU
+    run: Callable,  # makes one update
+    device: str,  # where
+) -> int:  # bytes: kept for the way back on a CPU, allocated at most beyond what was there on a GPU
     "What an update needs."
     if device == 'cpu':
-        with Kept() as kept: run()
+        with Kept() as kept:
+            run()
         return kept.most
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before
 
+# %% ../../nbs/benchmarks/82_step.ipynb #368a4da1
 def step_row(
-    case:str,        # its name
-    cfg:TrainConfig, # what to train
-    reps:int,        # counted rounds
-    device:str,      # where
+    case: str,  # its name
+    cfg: TrainConfig,  # what to train
+    reps: int,  # counted rounds
+    device: str,  # where
 ) -> dict:
     "One case, all peers."
     peers, length = step_peers(cfg, device), to_device(noise_batch(cfg, cfg.batch_size), cfg, 'cpu').tokens.shape[1]
     took = by_turns(peers, reps, partial(ticks, device))
     found, flops = rates(took, cfg.batch_size), flops_per_pair(cfg, length)
-    rate = found['per_second']['ours']['median']*flops
+    rate = found['per_second']['ours']['median'] * flops
     peak = next((v for k, v in peak_rates.items() if device != 'cpu' and k in torch.cuda.get_device_name()), None)
-    return dict(case=case, pairs=cfg.batch_size, text_length=length, **found, memory={k: memory(run, device) for k, run in peers.items()},
-                flops_per_pair=flops, share_of_matrix_rate=round(rate/matrix_rate(device), 3), share_of_peak=peak and round(rate/peak, 3),
-                error=agreement(cfg, min(32, cfg.batch_size), device))
+    return dict(
+        case=case,
+        pairs=cfg.batch_size,
+        text_length=length,
+        **found,
+        memory={k: memory(run, device) for k, run in peers.items()},
+        flops_per_pair=flops,
+        share_of_matrix_rate=round(rate / matrix_rate(device), 3),
+        share_of_peak=peak and round(rate / peak, 3),
+        error=agreement(cfg, min(32, cfg.batch_size), device),
+    )
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e052
 def augment_row(
-    reps:int,       # counted rounds
-    n:int=32,       # pictures
-    size:int=224,   # side, pixels
+    reps: int,  # counted rounds
+    n: int = 32,  # pictures
+    size: int = 224,  # side, pixels
 ) -> dict:
     "Pictures a core-second: squeezed for the device, cut here, cut and recoloured here."
     g, u = torch.Generator().manual_seed(0), np.random.default_rng(0).random((n, n_draws))
     photos = [torch.randint(256, (375, 500, 3), dtype=torch.uint8, generator=g).permute(2, 0, 1) for _ in range(n)]
-    colours = ImageAugment(flip=.5, brightness=.3, contrast=.3, saturation=.3, hue=.05)
-    peers = dict(squeezed=lambda: torch.stack([crop_resize(o, (0, 0, 375, 500), size*3//2) for o in photos]),
-                 cut_here=lambda: augment_images(photos, size, u, ImageAugment()), recoloured_here=lambda: augment_images(photos, size, u, colours))
+    colours = ImageAugment(flip=0.5, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
+    peers = dict(
+        squeezed=lambda: torch.stack([crop_resize(o, (0, 0, 375, 500), size * 3 // 2) for o in photos]),
+        cut_here=lambda: augment_images(photos, size, u, ImageAugment()),
+        recoloured_here=lambda: augment_images(photos, size, u, colours),
+    )
     return dict(case='augmentation on the host', pictures=n, size=size, **rates(by_turns(peers, reps), n))
 
+# %% ../../nbs/benchmarks/82_step.ipynb #f8a465e8
 def step_suite(
-    cases:str='',       # names of `step_cases`; '': demo and small on a CPU, the paper's sizes on a GPU
-    reps:int=7,         # counted rounds
-    batch:int=0,        # pairs; 0: each case's own
-    device:str='auto',  # 'auto', 'cpu' or 'cuda'
+    cases: str = '',  # names of `step_cases`; '': demo and small on a CPU, the paper's sizes on a GPU
+    reps: int = 7,  # counted rounds
+    batch: int = 0,  # pairs; 0: each case's own
+    device: str = 'auto',  # 'auto', 'cpu' or 'cuda'
 ) -> dict:
     "Pairs a second of whole training steps, MERU's and its peers'; synthetic pixels."
     device, threads = pick_device(device), torch.get_num_threads()
     names = (cases or ('demo small' if device == 'cpu' else 'vit_s vit_b vit_l')).split()
-    if unknown := [o for o in names if o not in step_cases]: raise ValueError(f"unknown case {unknown[0]!r}; known are: {', '.join(step_cases)}")
-    if device == 'cpu': torch.set_num_threads(1)
+    if unknown := [o for o in names if o not in step_cases]:
+        raise ValueError(f'unknown case {unknown[0]!r}; known are: {", ".join(step_cases)}')
+    if device == 'cpu':
+        torch.set_num_threads(1)
     try:
-        rows = [step_row(o, replace(step_cases[o], batch_size=batch or step_cases[o].batch_size), reps, device) for o in names]
+        rows = [
+            step_row(o, replace(step_cases[o], batch_size=batch or step_cases[o].batch_size), reps, device)
+            for o in names
+        ]
         augmenting = augment_row(reps)
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     where = 'a core-second' if device == 'cpu' else 'a second'
-    return dict(what=f'pairs {where}: host to updated weights', pixels='synthetic', device=machine(device)['device'], reps=reps, rows=[*rows, augmenting])
+    return dict(
+        what=f'pairs {where}: host to updated weights',
+        pixels='synthetic',
+        device=machine(device)['device'],
+        reps=reps,
+        rows=[*rows, augmenting],
+    )

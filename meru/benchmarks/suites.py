@@ -21,58 +21,71 @@ from .loss import draw_loss, head_suite, loss_suite
 # %% ../../nbs/benchmarks/84_suites.ipynb #5c17e500
 class Suite(NamedTuple):
     "What can be measured."
-    run:Callable # returns a dictionary of plain values
-    quick:dict   # settings of its short form, a few seconds
-    draw:Callable|None=None # the result's picture, which returns an axis; None: a bar for each ratio
+
+    run: Callable  # returns a dictionary of plain values
+    quick: dict  # settings of its short form, a few seconds
+    draw: Callable | None = None  # the result's picture, which returns an axis; None: a bar for each ratio
+
 
 suites = dict(
     loader=Suite(loader_suite, dict(n=16, reps=1, size=32, batch=4)),
-    loss=Suite(loss_suite, dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, threads=(1,), compiled=False, memory_sizes=()), draw_loss),
+    loss=Suite(
+        loss_suite,
+        dict(sizes=(48, 64, 96), dims=(8, 16), reps=1, threads=(1,), compiled=False, memory_sizes=()),
+        draw_loss,
+    ),
     head=Suite(head_suite, dict(pairs=64, dim=8, width=16, reps=1)),
     ranks=Suite(ranks_suite, dict(n_images=100, dim=8, reps=1)),
     processes=Suite(processes_suite, dict(preset='smoke', steps=12, counts=(1,), reps=1)),
     search=Suite(search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
     generality=Suite(generality_suite, dict(run='', other='')),
-    step=Suite(step_suite, dict(cases='small', batch=8, reps=1)))
+    step=Suite(step_suite, dict(cases='small', batch=8, reps=1)),
+)
 
 # %% ../../nbs/benchmarks/84_suites.ipynb #68f821b2
 def record_suite(
-    name:str,         # of `suites`
-    folder:Path,      # for the results; outputs/benchmarks holds the committed ones
-    quick:bool=False, # the short form
-    **settings,       # of the suite
-) -> dict:            # what was written
+    name: str,  # of `suites`
+    folder: Path,  # for the results; outputs/benchmarks holds the committed ones
+    quick: bool = False,  # the short form
+    **settings,  # of the suite
+) -> dict:  # what was written
     "Run a suite and write its result as `name`.json."
-    if name not in suites: raise ValueError(f"unknown suite {name!r}; known are: {', '.join(suites)}")
+    if name not in suites:
+        raise ValueError(f'unknown suite {name!r}; known are: {", ".join(suites)}')
     suite = suites[name]
     settings = (suite.quick if quick else {}) | checked(suite.run, settings, also='suite, out, quick, ')
     result = suite.run(**settings) | dict(quick=quick, machine=machine())
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder/f'{name}.json', result)
+    write_json(folder / f'{name}.json', result)
     return result
 
 # %% ../../nbs/benchmarks/84_suites.ipynb #40e10f57
 def ratios(
-    result:dict,  # of a suite, or a part of it
-    name:str='',  # of the part
-) -> Iterator[tuple[str, dict]]: # case and peer; median, low and high
+    result: dict,  # of a suite, or a part of it
+    name: str = '',  # of the part
+) -> Iterator[tuple[str, dict]]:  # case and peer; median, low and high
     "Every ratio in a result."
     found = result.get('ratio', {})
-    yield from [(name, found)] if 'median' in found else ((f'{name}, {peer}'.strip(', '), o) for peer, o in found.items())
+    yield from (
+        [(name, found)] if 'median' in found else ((f'{name}, {peer}'.strip(', '), o) for peer, o in found.items())
+    )
     for k, v in result.items():
-        if isinstance(v, dict) and k != 'ratio': yield from ratios(v, k)
-        if isinstance(v, list): yield from (o for row in v if isinstance(row, dict) for o in ratios(row, row.get('case', k)))
+        if isinstance(v, dict) and k != 'ratio':
+            yield from ratios(v, k)
+        if isinstance(v, list):
+            yield from (o for row in v if isinstance(row, dict) for o in ratios(row, row.get('case', k)))
 
+# %% ../../nbs/benchmarks/84_suites.ipynb #aaf895ce
 def draw_ratios(
-    result:dict, # of a suite
-    ax=None,     # matplotlib's
+    result: dict,  # of a suite
+    ax=None,  # matplotlib's
 ):
     "A bar for each ratio, with its range."
     found = dict(ratios(result))
     middle, low, high = (np.array([o[k] for o in found.values()]) for k in ('median', 'low', 'high'))
-    ax = ax or plt.subplots(figsize=(6, 1 + .2*len(found)))[1]
+    ax = ax or plt.subplots(figsize=(6, 1 + 0.2 * len(found)))[1]
     ax.barh(list(found), middle, xerr=(middle - low, high - middle), color=palette['blue'])
-    ax.axvline(1, color='k', lw=.8)
+    ax.axvline(1, color='k', lw=0.8)
     ax.invert_yaxis()
     ax.set_xlabel('times as fast (median, range)')
     return ax

@@ -29,232 +29,313 @@ from .images import ImageError, open_image, to_rgb
 @dataclass(frozen=True)
 class FetchConfig:
     "One fetch. Give one of `url_list`, `mirror`, `pairs`; the rest has reasons beside it."
-    url_list:str = ''          # a table of captions and URLs: tsv, csv or parquet
-    mirror:str = ''            # a dataset of tar shards on the hub, such as pixparse/cc3m-wds
-    pairs:str = ''             # one's own: a folder of pictures with .txt files, or a table of paths and captions
-    name:str = ''              # of the dataset; '' = the folder's name. Two downloads are two datasets: name them so
-    url_col:str = 'url'        # column of the URL (`path` in a table of one's own pairs)
-    caption_col:str = 'caption' # column of the caption
-    columns:str = 'caption,url' # columns of a table without a header line; Google's order
-    revision:str = '46f3d69f840e59d77d52e8decfe5baec97e94c7f' # commit of the mirror: pixparse/cc3m-wds of 2023-12-15
-    pattern:str = 'cc3m-train-*.tar' # which of the mirror's files
-    endpoint:str = 'https://huggingface.co' # address of the hub
-    image_size:int = 256       # pixels; a longer shorter side is scaled down to it: 224 and room for crops
-    quality:int = 95           # of the JPEGs, 1 to 95; every picture is encoded anew, so no foreign byte stays
-    shard_size:int = 10_000    # rows a shard, 10 to 100,000: about 300 MB
-    max_bytes:int = 20_000_000 # bytes; the body of a larger answer is not read on
-    max_pixels:int = 64_000_000 # width x height, checked in the header, before decoding
-    timeout:float = 20.0       # seconds for one row: name lookup, redirects and body together
-    redirects:int = 5          # hops; each is checked like a first address
-    retries:int = 1            # more attempts after a failure that may pass (timeout, connection, http 429 and 5xx)
-    agent:str = 'meru'         # the name under which servers know us, and may opt out
-    opt_outs:tuple[str, ...] = ('noai', 'noimageai', 'noindex', 'noimageindex') # words in X-Robots-Tag that are obeyed
-    allow_loopback:bool = False # addresses of this machine too: for tests only
-    distributor:str = 'multiprocessing' # 'multiprocessing' on one machine, 'pyspark' on several with a shared disk
-    spark_master:str = ''      # address of a Spark master; '' = a local session
-    processes:int = 4          # workers, one core each
-    threads:int = 64           # requests at a time per worker
-    restarts:int = 2           # times the engine is started again after it or one of its workers was killed
+
+    url_list: str = ''  # a table of captions and URLs: tsv, csv or parquet
+    mirror: str = ''  # a dataset of tar shards on the hub, such as pixparse/cc3m-wds
+    pairs: str = ''  # one's own: a folder of pictures with .txt files, or a table of paths and captions
+    name: str = ''  # of the dataset; '' = the folder's name. Two downloads are two datasets: name them so
+    url_col: str = 'url'  # column of the URL (`path` in a table of one's own pairs)
+    caption_col: str = 'caption'  # column of the caption
+    columns: str = 'caption,url'  # columns of a table without a header line; Google's order
+    revision: str = '46f3d69f840e59d77d52e8decfe5baec97e94c7f'  # commit of the mirror: pixparse/cc3m-wds of 2023-12-15
+    pattern: str = 'cc3m-train-*.tar'  # which of the mirror's files
+    endpoint: str = 'https://huggingface.co'  # address of the hub
+    image_size: int = 256  # pixels; a longer shorter side is scaled down to it: 224 and room for crops
+    quality: int = 95  # of the JPEGs, 1 to 95; every picture is encoded anew, so no foreign byte stays
+    shard_size: int = 10_000  # rows a shard, 10 to 100,000: about 300 MB
+    max_bytes: int = 20_000_000  # bytes; the body of a larger answer is not read on
+    max_pixels: int = 64_000_000  # width x height, checked in the header, before decoding
+    timeout: float = 20.0  # seconds for one row: name lookup, redirects and body together
+    redirects: int = 5  # hops; each is checked like a first address
+    retries: int = 1  # more attempts after a failure that may pass (timeout, connection, http 429 and 5xx)
+    agent: str = 'meru'  # the name under which servers know us, and may opt out
+    opt_outs: tuple[str, ...] = (
+        'noai',
+        'noimageai',
+        'noindex',
+        'noimageindex',
+    )  # words in X-Robots-Tag that are obeyed
+    allow_loopback: bool = False  # addresses of this machine too: for tests only
+    distributor: str = 'multiprocessing'  # 'multiprocessing' on one machine, 'pyspark' on several with a shared disk
+    spark_master: str = ''  # address of a Spark master; '' = a local session
+    processes: int = 4  # workers, one core each
+    threads: int = 64  # requests at a time per worker
+    restarts: int = 2  # times the engine is started again after it or one of its workers was killed
 
     def __post_init__(self):
         positive = ('image_size', 'max_bytes', 'max_pixels', 'timeout', 'processes', 'threads')
-        check_ranges(self, **{k: getattr(self, k) > 0 for k in positive},
+        check_ranges(
+            self,
+            **{k: getattr(self, k) > 0 for k in positive},
             **{k: getattr(self, k) >= 0 for k in ('redirects', 'retries', 'restarts')},
-            quality=1 <= self.quality <= 95, shard_size=10 <= self.shard_size <= 100_000,
-            distributor=self.distributor in ('multiprocessing', 'pyspark'), agent=bool(re.fullmatch(r'[\w.-]+', self.agent)))
+            quality=1 <= self.quality <= 95,
+            shard_size=10 <= self.shard_size <= 100_000,
+            distributor=self.distributor in ('multiprocessing', 'pyspark'),
+            agent=bool(re.fullmatch(r'[\w.-]+', self.agent)),
+        )
         doors = [k for k in ('url_list', 'mirror', 'pairs') if getattr(self, k)]
-        if len(doors) != 1: raise ValueError(f"give exactly one of url_list, mirror and pairs; given: {', '.join(doors) or 'none'}")
+        if len(doors) != 1:
+            raise ValueError(f'give exactly one of url_list, mirror and pairs; given: {", ".join(doors) or "none"}')
 
 # %% ../../nbs/data/26_download.ipynb #149c7a9e
 how = ('distributor', 'spark_master', 'processes', 'threads', 'restarts', 'timeout', 'retries')
 
+
 def make_fetch_config(
-    **given, # fields that differ from the defaults
-) -> FetchConfig: # checked
+    **given,  # fields that differ from the defaults
+) -> FetchConfig:  # checked
     "Refuse unknown names, wrong types and values outside their range in one sentence."
     return FetchConfig(**checked(FetchConfig, given))
 
 # %% ../../nbs/data/26_download.ipynb #0f301bf1
 class Refused(Exception):
     "A row that gives no picture; `reason` is a short name, for counting."
-    def __init__(self,
-        reason:str,    # http_404, dns, timeout ...
-        detail:str='', # what was seen
+
+    def __init__(
+        self,
+        reason: str,  # http_404, dns, timeout ...
+        detail: str = '',  # what was seen
     ):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
+# %% ../../nbs/data/26_download.ipynb #d0c57c7e
 nat64 = ipaddress.ip_network('64:ff9b::/96')
 
+
 def may_visit(
-    address:str,               # IPv4 or IPv6, in digits
-    allow_loopback:bool=False, # this machine too
+    address: str,  # IPv4 or IPv6, in digits
+    allow_loopback: bool = False,  # this machine too
 ) -> bool:
     "Whether an address is public, whatever it is wrapped in."
     ip = ipaddress.ip_address(address.partition('%')[0])
     if ip.version == 6:
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1]) or (ip in nat64 and ipaddress.IPv4Address(int(ip) & 0xffffffff))
-        if inner: return may_visit(str(inner), allow_loopback)
+        inner = (
+            ip.ipv4_mapped
+            or ip.sixtofour
+            or (ip.teredo and ip.teredo[1])
+            or (ip in nat64 and ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        )
+        if inner:
+            return may_visit(str(inner), allow_loopback)
     return ip.is_global and not ip.is_multicast and not ip.is_reserved or allow_loopback and ip.is_loopback
 
 # %% ../../nbs/data/26_download.ipynb #a58414d2
 def split_url(
-    url:str, # as it stands in the table
-) -> tuple[str, str, int, str]: # scheme, host, port, request target
+    url: str,  # as it stands in the table
+) -> tuple[str, str, int, str]:  # scheme, host, port, request target
     "The parts of a URL, or a refusal."
     try:
         parts = urlsplit(url.strip())
         scheme, host, port = parts.scheme.lower(), parts.hostname or '', parts.port
-        if scheme not in ('http', 'https'): raise Refused('forbidden_scheme', scheme)
+        if scheme not in ('http', 'https'):
+            raise Refused('forbidden_scheme', scheme)
         host = host if ':' in host else host.encode('idna').decode()
-    except (ValueError, UnicodeError) as e: raise Refused('bad_url', str(e)) from None
+    except (ValueError, UnicodeError) as e:
+        raise Refused('bad_url', str(e)) from None
     target = (parts.path or '/') + ('?' + parts.query if parts.query else '')
-    if not host or not re.fullmatch(r'[\w.:-]+', host): raise Refused('bad_url', host)
-    return scheme, host, (443 if scheme == 'https' else 80) if port is None else port, quote(target, safe="%/:=&?~#+!$,;'@()*[]|")
+    if not host or not re.fullmatch(r'[\w.:-]+', host):
+        raise Refused('bad_url', host)
+    return (
+        scheme,
+        host,
+        (443 if scheme == 'https' else 80) if port is None else port,
+        quote(target, safe="%/:=&?~#+!$,;'@()*[]|"),
+    )
 
+# %% ../../nbs/data/26_download.ipynb #9d0272ce
 def resolve(
-    host:str,            # a name, or an address in any notation
-    port:int,            # of the server
-    deadline:float,      # in the time of `time.monotonic`, seconds
-    allow_loopback:bool, # this machine too
+    host: str,  # a name, or an address in any notation
+    port: int,  # of the server
+    deadline: float,  # in the time of `time.monotonic`, seconds
+    allow_loopback: bool,  # this machine too
 ) -> tuple[int, tuple]:  # address family and socket address
     "Ask for the name once; refuse it if any of its addresses is not public."
     found = []
+
     def ask():
-        with suppress(OSError, UnicodeError): found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        with suppress(OSError, UnicodeError):
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         found.append(None)
+
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(max(deadline - time.monotonic(), 0))
-    if asking.is_alive(): raise Refused('timeout', 'name lookup')
-    if not found[:-1]: raise Refused('dns', host)
-    if not all(may_visit(o[4][0], allow_loopback) for o in found[:-1]): raise Refused('forbidden_address', host)
+    if asking.is_alive():
+        raise Refused('timeout', 'name lookup')
+    if not found[:-1]:
+        raise Refused('dns', host)
+    if not all(may_visit(o[4][0], allow_loopback) for o in found[:-1]):
+        raise Refused('forbidden_address', host)
     return found[0][0], found[0][4]
 
 # %% ../../nbs/data/26_download.ipynb #6a99b378
 class Timed(io.RawIOBase):
     "A socket to read from until a deadline, in the form `http.client` expects."
-    def __init__(self,
-        sock:socket.socket, # connected
-        deadline:float,     # in the time of `time.monotonic`, seconds
-    ): self.sock, self.deadline = sock, deadline
-    def makefile(self, mode): return io.BufferedReader(self)
-    def readable(self): return True
+
+    def __init__(
+        self,
+        sock: socket.socket,  # connected
+        deadline: float,  # in the time of `time.monotonic`, seconds
+    ):
+        self.sock, self.deadline = sock, deadline
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
     def readinto(self, buffer):
         left = self.deadline - time.monotonic()
-        if left <= 0: raise TimeoutError('the whole request took too long')
+        if left <= 0:
+            raise TimeoutError('the whole request took too long')
         self.sock.settimeout(left)
         return self.sock.recv_into(buffer)
 
+# %% ../../nbs/data/26_download.ipynb #99029d79
 @lru_cache(1)
 def tls() -> ssl.SSLContext:
     "The machine's trusted certificates."
     return ssl.create_default_context()
 
+# %% ../../nbs/data/26_download.ipynb #4f599461
 def connect(
-    url:str,         # http or https
-    cfg:FetchConfig, # limits
-    deadline:float,  # in the time of `time.monotonic`, seconds
-) -> tuple[socket.socket, str, str]: # connection, Host header, request target
+    url: str,  # http or https
+    cfg: FetchConfig,  # limits
+    deadline: float,  # in the time of `time.monotonic`, seconds
+) -> tuple[socket.socket, str, str]:  # connection, Host header, request target
     "Connect to the address that was checked, by that address."
     scheme, host, port, target = split_url(url)
     family, address = resolve(host, port, deadline, cfg.allow_loopback)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(max(deadline - time.monotonic(), .001))
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
         sock.connect(address)
-        if scheme == 'https': sock = tls().wrap_socket(sock, server_hostname=host)
-    except BaseException: sock.close(); raise
+        if scheme == 'https':
+            sock = tls().wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
     name = f'[{host}]' if ':' in host else host
     return sock, name if port == (443 if scheme == 'https' else 80) else f'{name}:{port}', target
 
 # %% ../../nbs/data/26_download.ipynb #f29b73fb
 def read_body(
-    answer:http.client.HTTPResponse, # its header has been read
-    limit:int,                       # bytes
+    answer: http.client.HTTPResponse,  # its header has been read
+    limit: int,  # bytes
 ) -> bytes:
     "The body, never more than the limit; an answer that is packed against our wish is unpacked under the same limit."
     packed = (answer.headers.get('Content-Encoding') or 'identity').strip().lower()
-    if packed not in ('identity', 'gzip', 'x-gzip', 'deflate'): raise Refused('bad_response', f'Content-Encoding {packed}')
-    if answer.length is not None and answer.length > limit: raise Refused('too_large', f'{answer.length:,} bytes')
+    if packed not in ('identity', 'gzip', 'x-gzip', 'deflate'):
+        raise Refused('bad_response', f'Content-Encoding {packed}')
+    if answer.length is not None and answer.length > limit:
+        raise Refused('too_large', f'{answer.length:,} bytes')
     unpack, body = zlib.decompressobj(47) if packed != 'identity' else None, bytearray()
     while block := answer.read(1 << 16):
         body += unpack.decompress(block, limit + 1 - len(body)) if unpack else block
-        if len(body) > limit: raise Refused('too_large', f'more than {limit:,} bytes')
-    if answer.length or unpack and not unpack.eof: raise Refused('cut_off', f'{len(body):,} bytes came')
+        if len(body) > limit:
+            raise Refused('too_large', f'more than {limit:,} bytes')
+    if answer.length or unpack and not unpack.eof:
+        raise Refused('cut_off', f'{len(body):,} bytes came')
     return bytes(body)
 
+# %% ../../nbs/data/26_download.ipynb #915981d8
 def opted_out(
-    values:list[str], # the X-Robots-Tag headers of an answer
-    agent:str,        # our name
-    words:tuple,      # directives that are obeyed
+    values: list[str],  # the X-Robots-Tag headers of an answer
+    agent: str,  # our name
+    words: tuple,  # directives that are obeyed
 ) -> bool:
     "Whether a directive addressed to everybody or to us forbids the use of the picture."
-    limits = 'unavailable_after', 'max-snippet', 'max-image-preview', 'max-video-preview' # directives with a value, no names
+    limits = (
+        'unavailable_after',
+        'max-snippet',
+        'max-image-preview',
+        'max-video-preview',
+    )  # directives with a value, no names
     for value in values:
         to = None
         for piece in value.lower().split(','):
             name, colon, rest = map(str.strip, piece.partition(':'))
-            if colon and (name in limits or ' ' in name): continue
+            if colon and (name in limits or ' ' in name):
+                continue
             to, word = (name, rest) if colon else (to, name)
-            if word in words and to in (None, '*', agent.lower()): return True
+            if word in words and to in (None, '*', agent.lower()):
+                return True
     return False
 
 # %% ../../nbs/data/26_download.ipynb #67ad9cf4
 def one_answer(
-    url:str,         # http or https
-    cfg:FetchConfig, # limits
-    deadline:float,  # in the time of `time.monotonic`, seconds
-) -> tuple[bytes | None, str | None]: # the body, or where it has gone
+    url: str,  # http or https
+    cfg: FetchConfig,  # limits
+    deadline: float,  # in the time of `time.monotonic`, seconds
+) -> tuple[bytes | None, str | None]:  # the body, or where it has gone
     "Ask one server once."
     sock, host, target = connect(url, cfg, deadline)
     with sock:
-        sock.sendall((f'GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Mozilla/5.0 (compatible; {cfg.agent})\r\n'
-                      'Accept: image/*\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n').encode('ascii'))
+        sock.sendall(
+            (
+                f'GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Mozilla/5.0 (compatible; {cfg.agent})\r\n'
+                'Accept: image/*\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n'
+            ).encode('ascii')
+        )
         with http.client.HTTPResponse(Timed(sock, deadline), method='GET') as answer:
             answer.begin()
-            if opted_out(answer.headers.get_all('X-Robots-Tag', []), cfg.agent, cfg.opt_outs): raise Refused('opt_out')
+            if opted_out(answer.headers.get_all('X-Robots-Tag', []), cfg.agent, cfg.opt_outs):
+                raise Refused('opt_out')
             if answer.status in (301, 302, 303, 307, 308) and (to := answer.headers.get('Location')):
                 return None, urljoin(url, to.encode('latin-1', 'replace').decode('utf-8', 'replace'))
-            if answer.status != 200: raise Refused(f'http_{answer.status}')
+            if answer.status != 200:
+                raise Refused(f'http_{answer.status}')
             return read_body(answer, cfg.max_bytes), None
 
+# %% ../../nbs/data/26_download.ipynb #6dc842bd
 def fetch_bytes(
-    url:str,         # from anybody
-    cfg:FetchConfig, # limits
+    url: str,  # from anybody
+    cfg: FetchConfig,  # limits
 ) -> bytes:
     "The bytes behind a URL, or `Refused` with a reason."
     deadline = time.monotonic() + cfg.timeout
     try:
         for _ in range(cfg.redirects + 1):
             body, url = one_answer(url, cfg, deadline)
-            if url is None: return body
+            if url is None:
+                return body
         raise Refused('redirects', f'more than {cfg.redirects}')
-    except TimeoutError as e: raise Refused('timeout', str(e)) from None
-    except (ssl.SSLError, ssl.CertificateError) as e: raise Refused('tls', str(e)) from None
-    except OSError as e: raise Refused('connection', str(e)) from None
-    except http.client.IncompleteRead as e: raise Refused('cut_off', str(e)) from None
-    except (http.client.HTTPException, zlib.error, ValueError) as e: raise Refused('bad_response', str(e)) from None
+    except TimeoutError as e:
+        raise Refused('timeout', str(e)) from None
+    except (ssl.SSLError, ssl.CertificateError) as e:
+        raise Refused('tls', str(e)) from None
+    except OSError as e:
+        raise Refused('connection', str(e)) from None
+    except http.client.IncompleteRead as e:
+        raise Refused('cut_off', str(e)) from None
+    except (http.client.HTTPException, zlib.error, ValueError) as e:
+        raise Refused('bad_response', str(e)) from None
 
 # %% ../../nbs/data/26_download.ipynb #953bdbaf
 def clean_picture(
-    data:bytes,     # what a server sent
-    size:int,       # pixels that the shorter side may have
-    quality:int,    # of the JPEG
-    max_pixels:int, # width x height that is decoded
-) -> tuple[bytes, tuple, tuple]: # JPEG; width and height, now and before
+    data: bytes,  # what a server sent
+    size: int,  # pixels that the shorter side may have
+    quality: int,  # of the JPEG
+    max_pixels: int,  # width x height that is decoded
+) -> tuple[bytes, tuple, tuple]:  # JPEG; width and height, now and before
     "Bytes from strangers to a plain JPEG, or an `ImageError`."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         im = open_image(data, max_pixels)
         before = im.size
-        im.draft(None, (2*size, 2*size)) # a JPEG decodes at 1/2, 1/4 or 1/8, never below twice the size asked
+        im.draft(None, (2 * size, 2 * size))  # a JPEG decodes at 1/2, 1/4 or 1/8, never below twice the size asked
         drafted = im.size
-        try: im = to_rgb(im)
-        except Exception as e: raise ImageError('truncated', f'{len(data)} bytes ({type(e).__name__})') from None
+        try:
+            im = to_rgb(im)
+        except Exception as e:
+            raise ImageError('truncated', f'{len(data)} bytes ({type(e).__name__})') from None
     before, least = before if im.size == drafted else before[::-1], min(im.size)
-    if least > size: im = im.resize([max(round(o*size/least), 1) for o in im.size], Image.Resampling.LANCZOS)
-    if max(im.size) > 65_500: raise ImageError('too_many_pixels', f'{im.size[0]} x {im.size[1]}: no JPEG can be so long')
+    if least > size:
+        im = im.resize([max(round(o * size / least), 1) for o in im.size], Image.Resampling.LANCZOS)
+    if max(im.size) > 65_500:
+        raise ImageError('too_many_pixels', f'{im.size[0]} x {im.size[1]}: no JPEG can be so long')
     out = io.BytesIO()
     im.save(out, 'JPEG', quality=quality)
     return out.getvalue(), im.size, before

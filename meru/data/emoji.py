@@ -20,98 +20,122 @@ from .shards import Sample, write_shards
 
 # %% ../../nbs/data/23_emoji.ipynb #8145ee5e
 def emoji_rows(
-    home:Path, # data/emoji
+    home: Path,  # data/emoji
 ) -> list[dict]:
     "The lines of emoji.jsonl: file, style, license, name, tags, subgroup, group."
-    with open(home/'emoji.jsonl', encoding='utf-8') as f: return [json.loads(o) for o in f]
+    with open(home / 'emoji.jsonl', encoding='utf-8') as f:
+        return [json.loads(o) for o in f]
 
+# %% ../../nbs/data/23_emoji.ipynb #22ff4c0d
 def emoji_levels(
-    row:dict, # a line of emoji.jsonl
+    row: dict,  # a line of emoji.jsonl
 ) -> list[str]:
     "Four texts, general to specific, in readable words."
     words = set(row['name'].replace(':', '').replace('-', ' ').split())
     details = [o for o in row['tags'] if o not in words][:3]
-    return [row['group'].replace('-', ' and '), row['subgroup'].replace('-', ' '), row['name'], ', '.join([row['name'], *details])]
+    return [
+        row['group'].replace('-', ' and '),
+        row['subgroup'].replace('-', ' '),
+        row['name'],
+        ', '.join([row['name'], *details]),
+    ]
 
 # %% ../../nbs/data/23_emoji.ipynb #835bffdf
 def hash_order(
-    items:Iterable, # of str
-    seed:int=0,     # another seed, another order
+    items: Iterable,  # of str
+    seed: int = 0,  # another seed, another order
 ) -> list[str]:
     "A random-looking order that no library version can change."
     return sorted(items, key=lambda o: hashlib.sha256(f'{seed}:{o}'.encode()).digest())
 
+# %% ../../nbs/data/23_emoji.ipynb #e4cc7f35
 def emoji_splits(
-    rows:list[dict],     # lines of emoji.jsonl
-    held_share:float=.1, # share of the names that is never trained on
-    val_share:float=.04, # share of the remaining training drawings
+    rows: list[dict],  # lines of emoji.jsonl
+    held_share: float = 0.1,  # share of the names that is never trained on
+    val_share: float = 0.04,  # share of the remaining training drawings
 ) -> dict[str, list[dict]]:
     "Names held out by subgroup: all names, subgroup by subgroup in hash order, every tenth."
     names = defaultdict(set)
-    for o in rows: names[o['subgroup']].add(o['name'])
-    every = round(1/held_share)
-    held = set([n for s in sorted(names) for n in hash_order(names[s])][every//2::every])
+    for o in rows:
+        names[o['subgroup']].add(o['name'])
+    every = round(1 / held_share)
+    held = set([n for s in sorted(names) for n in hash_order(names[s])][every // 2 :: every])
     by_file = {o['file']: o for o in rows}
     ordered = [by_file[o] for o in hash_order(by_file)]
     seen = [o for o in ordered if o['name'] not in held]
     known = [o for o in seen if o['style'] != 'emojione']
-    n_val = round(val_share*len(known))
-    return dict(train=known[n_val:], val=known[:n_val], test_style=[o for o in seen if o['style'] == 'emojione'],
-                test_concept=[o for o in ordered if o['name'] in held])
+    n_val = round(val_share * len(known))
+    return dict(
+        train=known[n_val:],
+        val=known[:n_val],
+        test_style=[o for o in seen if o['style'] == 'emojione'],
+        test_concept=[o for o in ordered if o['name'] in held],
+    )
 
 # %% ../../nbs/data/23_emoji.ipynb #f9b7cd96
 persons = set('man men woman women person people boy boys girl girls adult child'.split())
 
+
 def without_person(
-    name:str, # a concept
+    name: str,  # a concept
 ) -> str:
     "The name without the words for who is drawn; equal results are near twins."
     return ' '.join(o for o in name.replace(':', ' ').replace(',', ' ').split() if o not in persons)
 
 # %% ../../nbs/data/23_emoji.ipynb #f70c8ef9
 def emoji_sample(
-    row:dict,             # a line of emoji.jsonl
-    split:str,            # its split
-    z:zipfile.ZipFile,    # drawings.zip
+    row: dict,  # a line of emoji.jsonl
+    split: str,  # its split
+    z: zipfile.ZipFile,  # drawings.zip
 ) -> Sample:
     "A drawing with its name as caption."
     keep = {k: row[k] for k in ('style', 'license', 'group', 'subgroup', 'name', 'tags')}
-    meta = {**keep, 'levels': emoji_levels(row), 'split': split, 'url': f"drawings.zip/{row['file']}"}
+    meta = {**keep, 'levels': emoji_levels(row), 'split': split, 'url': f'drawings.zip/{row["file"]}'}
     return Sample(row['file'], z.read(row['file']), row['name'], meta)
 
+# %% ../../nbs/data/23_emoji.ipynb #1c631abf
 def embedded_data(
-    name:str='emoji', # the only embedded dataset so far
-) -> Path: # folder with train, val, test_style, test_concept
+    name: str = 'emoji',  # the only embedded dataset so far
+) -> Path:  # folder with train, val, test_style, test_concept
     "Pack the embedded drawings into shards on first use; the same bytes every time."
-    if name != 'emoji': raise ValueError(f"There is no embedded dataset {name!r}; there is 'emoji'.")
-    home = root()/'data'/name
-    if not (home/'drawings.zip').exists():
-        raise FileNotFoundError(f"{home/'drawings.zip'} is missing: run inside a clone of the project, which holds data/{name}.")
-    ids = json.loads((home/'dataset_ids.json').read_text())
-    if packed_ids(home/'shards', ids) == ids: return home/'shards'
+    if name != 'emoji':
+        raise ValueError(f"There is no embedded dataset {name!r}; there is 'emoji'.")
+    home = root() / 'data' / name
+    if not (home / 'drawings.zip').exists():
+        raise FileNotFoundError(
+            f'{home / "drawings.zip"} is missing: run inside a clone of the project, which holds data/{name}.'
+        )
+    ids = json.loads((home / 'dataset_ids.json').read_text())
+    if packed_ids(home / 'shards', ids) == ids:
+        return home / 'shards'
     pack_emoji(home, ids)
-    return home/'shards'
+    return home / 'shards'
 
 # %% ../../nbs/data/23_emoji.ipynb #d47f76e0
 def packed_ids(
-    folder:Path,     # with one folder per split
-    splits:Iterable, # their names
-) -> dict[str, str]: # the ids that the manifests claim
+    folder: Path,  # with one folder per split
+    splits: Iterable,  # their names
+) -> dict[str, str]:  # the ids that the manifests claim
     "What is packed already."
-    found = {o: folder/o/'manifest.json' for o in splits}
+    found = {o: folder / o / 'manifest.json' for o in splits}
     return {k: json.loads(p.read_text())['id'] for k, p in found.items() if p.exists()}
 
+# %% ../../nbs/data/23_emoji.ipynb #ab802e9c
 def pack_emoji(
-    home:Path, # data/emoji
-    ids:dict,  # split to dataset id, as it must come out
+    home: Path,  # data/emoji
+    ids: dict,  # split to dataset id, as it must come out
 ):
     "Write every split beside its place, check the ids, move it there."
-    with zipfile.ZipFile(home/'drawings.zip') as z, tempfile.TemporaryDirectory(dir=home, suffix='.tmp') as tmp:
-        new, place = Path(tmp)/'shards', home/'shards'
+    with zipfile.ZipFile(home / 'drawings.zip') as z, tempfile.TemporaryDirectory(dir=home, suffix='.tmp') as tmp:
+        new, place = Path(tmp) / 'shards', home / 'shards'
         for split, members in emoji_splits(emoji_rows(home)).items():
-            write_shards((emoji_sample(o, split, z) for o in members), new/split, 2000, f'emoji_{split}')
+            write_shards((emoji_sample(o, split, z) for o in members), new / split, 2000, f'emoji_{split}')
         if (made := packed_ids(new, ids)) != ids:
-            raise ValueError(f"Packing {home} gave the ids {made}, not those of dataset_ids.json: its files were changed; check them out again.")
-        if packed_ids(place, ids) == ids: return
-        if place.exists(): os.replace(place, Path(tmp)/'old')
+            raise ValueError(
+                f'Packing {home} gave the ids {made}, not those of dataset_ids.json: its files were changed; check them out again.'
+            )
+        if packed_ids(place, ids) == ids:
+            return
+        if place.exists():
+            os.replace(place, Path(tmp) / 'old')
         os.replace(new, place)

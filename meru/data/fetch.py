@@ -48,17 +48,20 @@ from .download import clean_picture, fetch_bytes, FetchConfig, how, Refused
 
 # %% ../../nbs/data/27_fetch.ipynb #d60c0800
 def cut_line(
-    line:bytes,    # of a tsv file
-    n:int,         # columns that it should have
-    at:int,        # number of the caption's column: it alone may contain tabs
+    line: bytes,  # of a tsv file
+    n: int,  # columns that it should have
+    at: int,  # number of the caption's column: it alone may contain tabs
 ) -> list | None:  # the fields; None: malformed
     "One line of an unquoted table, nothing lost."
-    try: parts = line.rstrip(b'\r\n').decode('utf-8').split('\t')
-    except UnicodeDecodeError: return None
+    try:
+        parts = line.rstrip(b'\r\n').decode('utf-8').split('\t')
+    except UnicodeDecodeError:
+        return None
     extra = len(parts) - n
-    return None if extra < 0 else parts[:at] + ['\t'.join(parts[at:at + extra + 1])] + parts[at + extra + 1:]
+    return None if extra < 0 else parts[:at] + ['\t'.join(parts[at : at + extra + 1])] + parts[at + extra + 1 :]
 
-def tsv_rows(path:Path, header:list[str], caption:str) -> Iterator[list | None]:
+# %% ../../nbs/data/27_fetch.ipynb #536eb531
+def tsv_rows(path: Path, header: list[str], caption: str) -> Iterator[list | None]:
     "Rows of a tsv file; the first is the header if it names the columns in `header`."
     with open(path, 'rb') as f:
         first = f.readline().removeprefix(b'\xef\xbb\xbf')
@@ -66,210 +69,283 @@ def tsv_rows(path:Path, header:list[str], caption:str) -> Iterator[list | None]:
         headed = {*header} <= {*names}
         names = names if headed else header
         yield names
-        if not headed and first: yield cut_line(first, len(names), names.index(caption))
-        for line in f: yield cut_line(line, len(names), names.index(caption))
+        if not headed and first:
+            yield cut_line(first, len(names), names.index(caption))
+        for line in f:
+            yield cut_line(line, len(names), names.index(caption))
 
-def csv_rows(path:Path, header:list[str], caption:str) -> Iterator[list | None]:
+# %% ../../nbs/data/27_fetch.ipynb #b87a72f2
+def csv_rows(path: Path, header: list[str], caption: str) -> Iterator[list | None]:
     "Rows of a csv file, quotes and line ends inside fields included."
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
         rows = csv.reader(f)
         first = next(rows, [])
         names = first if {*header} <= {*first} else header
         yield names
-        if names is header and first: yield first
+        if names is header and first:
+            yield first
         yield from (r if len(r) == len(names) else None for r in rows if r)
 
-def parquet_rows(path:Path, header:list[str], caption:str) -> Iterator[list | None]:
+# %% ../../nbs/data/27_fetch.ipynb #0158efd2
+def parquet_rows(path: Path, header: list[str], caption: str) -> Iterator[list | None]:
     "Rows of a parquet file; only two columns are read."
     import pyarrow.parquet as pq
+
     yield header
     with pq.ParquetFile(path) as f:
-        if missing := {*header} - {*f.schema_arrow.names}: raise ValueError(f"{path} has no column {sorted(missing)[0]!r}; it has {', '.join(f.schema_arrow.names)}")
-        for batch in f.iter_batches(columns=header): yield from map(list, zip(*(batch[c].to_pylist() for c in header)))
+        if missing := {*header} - {*f.schema_arrow.names}:
+            raise ValueError(f'{path} has no column {sorted(missing)[0]!r}; it has {", ".join(f.schema_arrow.names)}')
+        for batch in f.iter_batches(columns=header):
+            yield from map(list, zip(*(batch[c].to_pylist() for c in header)))
 
 # %% ../../nbs/data/27_fetch.ipynb #c5904f75
 readers = dict(tsv=tsv_rows, csv=csv_rows, parquet=parquet_rows)
 
+
 def read_pairs(
-    path:Path,       # a tsv, csv or parquet file
-    url_col:str,     # name of the URL's column
-    caption_col:str, # name of the caption's column
-    columns:str,     # names for a table without header, separated by commas
-) -> Iterator[tuple[str, str] | None]: # caption and URL; None: a malformed row
+    path: Path,  # a tsv, csv or parquet file
+    url_col: str,  # name of the URL's column
+    caption_col: str,  # name of the caption's column
+    columns: str,  # names for a table without header, separated by commas
+) -> Iterator[tuple[str, str] | None]:  # caption and URL; None: a malformed row
     "All rows of any table with two such columns."
     kind = path.suffix[1:].lower()
-    if kind not in readers: raise ValueError(f"{path} is not a table that can be read: its name must end in .tsv, .csv or .parquet")
+    if kind not in readers:
+        raise ValueError(f'{path} is not a table that can be read: its name must end in .tsv, .csv or .parquet')
     wanted = [caption_col, url_col]
     unnamed = columns.split(',') if {*columns.split(',')} >= {*wanted} else wanted
     rows = readers[kind](path, wanted if kind == 'parquet' else unnamed, caption_col)
     names = next(rows)
     c, u = names.index(caption_col), names.index(url_col)
-    for row in rows: yield usable(row[c], row[u]) if row else None
+    for row in rows:
+        yield usable(row[c], row[u]) if row else None
 
-def usable(caption:object, url:object) -> tuple[str, str] | None:
+# %% ../../nbs/data/27_fetch.ipynb #cea88636
+def usable(caption: object, url: object) -> tuple[str, str] | None:
     "Both are there and are text, else None."
     good = all(isinstance(o, str) and o.strip() and not re.search('[\ud800-\udfff\0]', o) for o in (caption, url))
     return (caption.strip(), url.strip()) if good else None
 
 # %% ../../nbs/data/27_fetch.ipynb #9c26ac8f
 def write_table(
-    rows:Iterable,  # caption and URL, or None
-    path:Path,      # the parquet file to write
-) -> dict:          # counts: rows, malformed, repeated
+    rows: Iterable,  # caption and URL, or None
+    path: Path,  # the parquet file to write
+) -> dict:  # counts: rows, malformed, repeated
     "Usable rows with their numbers, each URL once."
     import pyarrow as pa, pyarrow.parquet as pq
+
     schema = pa.schema([('row', pa.int64()), ('caption', pa.string()), ('url', pa.string())])
     count, seen, part = Counter(rows=0, malformed=0, repeated=0), set(), []
+
     def flush():
-        w.write_table(pa.Table.from_pylist(part, schema=schema)); part.clear()
+        w.write_table(pa.Table.from_pylist(part, schema=schema))
+        part.clear()
+
     with pq.ParquetWriter(path, schema) as w:
         for i, row in enumerate(rows):
             count['rows'] += 1
             mark = row and hashlib.blake2b(row[1].encode(), digest_size=12).digest()
-            if mark is None or mark in seen: count['malformed' if mark is None else 'repeated'] += 1; continue
+            if mark is None or mark in seen:
+                count['malformed' if mark is None else 'repeated'] += 1
+                continue
             seen.add(mark)
             part.append(dict(row=i, caption=row[0], url=row[1]))
-            if len(part) == 50_000: flush()
+            if len(part) == 50_000:
+                flush()
         flush()
     return dict(count)
 
 # %% ../../nbs/data/27_fetch.ipynb #dd007a17
-fates = ('key', 'row', 'url', 'caption', 'status', 'reason', 'width', 'height', 'original_width', 'original_height', 'sha256') # columns of a shard's table
+fates = (
+    'key',
+    'row',
+    'url',
+    'caption',
+    'status',
+    'reason',
+    'width',
+    'height',
+    'original_width',
+    'original_height',
+    'sha256',
+)  # columns of a shard's table
 
-def add_member(tar:tarfile.TarFile, name:str, data:bytes):
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes):
     "Add a file with fixed owner, mode and time."
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = len(data), 0o444, 'bigdata', 'bigdata'
     tar.addfile(info, io.BytesIO(data))
 
+# %% ../../nbs/data/27_fetch.ipynb #59bcde51
 def write_tar(
-    path:Path,       # the tar file to write
-    rows:list[dict], # fates, sorted by key
-    picture,         # function from key to JPEG
+    path: Path,  # the tar file to write
+    rows: list[dict],  # fates, sorted by key
+    picture,  # function from key to JPEG
 ):
     "Stored pairs as img2dataset lays them out."
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for row in (r for r in rows if r['status'] == 'success'):
             kept = {k: v for k, v in row.items() if k not in ('status', 'reason')}
-            add_member(tar, f"{row['key']}.jpg", picture(row['key']))
-            add_member(tar, f"{row['key']}.json", json.dumps(kept, indent=1, ensure_ascii=False).encode())
-            add_member(tar, f"{row['key']}.txt", row['caption'].encode())
+            add_member(tar, f'{row["key"]}.jpg', picture(row['key']))
+            add_member(tar, f'{row["key"]}.json', json.dumps(kept, indent=1, ensure_ascii=False).encode())
+            add_member(tar, f'{row["key"]}.txt', row['caption'].encode())
 
+# %% ../../nbs/data/27_fetch.ipynb #7be4d973
 def seal(
-    folder:Path,     # of finished shards
-    number:int,      # of this one
-    rows:list[dict], # fates of all its rows
-    picture,         # function from key to JPEG
-) -> dict:           # what `_stats.json` says
+    folder: Path,  # of finished shards
+    number: int,  # of this one
+    rows: list[dict],  # fates of all its rows
+    picture,  # function from key to JPEG
+) -> dict:  # what `_stats.json` says
     "Tar, table, and last `_stats.json`: where that is, the shard is whole."
     import pyarrow as pa, pyarrow.parquet as pq
+
     rows = [{k: r.get(k) for k in fates} for r in sorted(rows, key=lambda r: r['key'])]
-    kinds = dict.fromkeys(fates, pa.string()) | dict.fromkeys(('row', 'width', 'height', 'original_width', 'original_height'), pa.int64())
+    kinds = dict.fromkeys(fates, pa.string()) | dict.fromkeys(
+        ('row', 'width', 'height', 'original_width', 'original_height'), pa.int64()
+    )
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(kinds.items())))
     count = Counter(r['reason'] or 'success' for r in rows)
-    path = folder/f'{number:05d}.tar'
+    path = folder / f'{number:05d}.tar'
     write_atomic(path, partial(write_tar, rows=rows, picture=picture))
     write_atomic(path.with_suffix('.parquet'), partial(pq.write_table, table))
-    stats = dict(count=len(rows), successes=count['success'], status_dict=dict(sorted(count.items())), sha256=file_sha256(path))
-    write_json(folder/f'{number:05d}_stats.json', stats)
+    stats = dict(
+        count=len(rows), successes=count['success'], status_dict=dict(sorted(count.items())), sha256=file_sha256(path)
+    )
+    write_json(folder / f'{number:05d}_stats.json', stats)
     return stats
 
 # %% ../../nbs/data/27_fetch.ipynb #2e32e67e
 def check_raw(
-    raw:Path,      # where img2dataset wrote
-    number:int,    # of the shard
-    expected:int,  # rows it was given
-) -> tuple[list[dict], dict]: # rows as img2dataset records them; member name to tar header
+    raw: Path,  # where img2dataset wrote
+    number: int,  # of the shard
+    expected: int,  # rows it was given
+) -> tuple[list[dict], dict]:  # rows as img2dataset records them; member name to tar header
     "The shard's parts agree with each other and with what was asked, or an error names the first that does not."
     import pyarrow.parquet as pq
-    stats = json.loads((raw/f'{number:05d}_stats.json').read_text())
-    rows = pq.read_table(raw/f'{number:05d}.parquet').to_pylist()
-    with tarfile.open(raw/f'{number:05d}.tar') as tar: members = {m.name: m for m in tar}
+
+    stats = json.loads((raw / f'{number:05d}_stats.json').read_text())
+    rows = pq.read_table(raw / f'{number:05d}.parquet').to_pylist()
+    with tarfile.open(raw / f'{number:05d}.tar') as tar:
+        members = {m.name: m for m in tar}
     stored = {r['key'] for r in rows if r['status'] == 'success'}
-    counts = {'rows asked': expected, 'rows in _stats.json': stats['count'], 'rows in the table': len({r['key'] for r in rows}),
-              'fates in _stats.json': stats['successes'] + stats['failed_to_download'] + stats['failed_to_resize']}
-    if {*counts.values()} != {expected}: raise ValueError(f'shard {number:05d} is incomplete: {counts}')
+    counts = {
+        'rows asked': expected,
+        'rows in _stats.json': stats['count'],
+        'rows in the table': len({r['key'] for r in rows}),
+        'fates in _stats.json': stats['successes'] + stats['failed_to_download'] + stats['failed_to_resize'],
+    }
+    if {*counts.values()} != {expected}:
+        raise ValueError(f'shard {number:05d} is incomplete: {counts}')
     named = {f'{k}.{e}' for k in stored for e in ('jpg', 'json', 'txt')}
     if named != {*members} or stats['successes'] != len(stored):
-        raise ValueError(f'shard {number:05d} is incomplete: {len(stored)} pairs recorded, {len(members)} members in the tar')
+        raise ValueError(
+            f'shard {number:05d} is incomplete: {len(stored)} pairs recorded, {len(members)} members in the tar'
+        )
     return rows, members
 
+# %% ../../nbs/data/27_fetch.ipynb #7a32bc92
 def seal_raw(
-    raw:Path,     # where img2dataset wrote
-    folder:Path,  # of finished shards
-    number:int,   # of the shard
-    expected:int, # rows it was given
+    raw: Path,  # where img2dataset wrote
+    folder: Path,  # of finished shards
+    number: int,  # of the shard
+    expected: int,  # rows it was given
 ):
     "Check a shard of img2dataset, write it anew, remove the raw one."
     rows, members = check_raw(raw, number, expected)
-    for r in rows: r['reason'] = r['error_message'] if r['status'] != 'success' else None
-    with open(raw/f'{number:05d}.tar', 'rb') as f:
+    for r in rows:
+        r['reason'] = r['error_message'] if r['status'] != 'success' else None
+    with open(raw / f'{number:05d}.tar', 'rb') as f:
+
         def picture(key):
             m = members[f'{key}.jpg']
-            f.seek(m.offset_data); return f.read(m.size)
+            f.seek(m.offset_data)
+            return f.read(m.size)
+
         seal(folder, number, rows, picture)
-    for end in ('.tar', '.parquet', '_stats.json'): (raw/f'{number:05d}{end}').unlink()
+    for end in ('.tar', '.parquet', '_stats.json'):
+        (raw / f'{number:05d}{end}').unlink()
 
 # %% ../../nbs/data/27_fetch.ipynb #9336760a
 class Tally:
     "What a worker has done in its shard, written down twice a second for the bar."
-    def __init__(self, path:Path): self.path, self.lock, self.done, self.good, self.last = path, threading.Lock(), 0, 0, 0.
 
-    def add(self, good:bool):
+    def __init__(self, path: Path):
+        self.path, self.lock, self.done, self.good, self.last = path, threading.Lock(), 0, 0, 0.0
+
+    def add(self, good: bool):
         with self.lock:
             self.done, self.good = self.done + 1, self.good + good
-            if time.monotonic() - self.last < .5: return
+            if time.monotonic() - self.last < 0.5:
+                return
             self.last = time.monotonic()
-            with suppress(OSError): write_text_atomic(self.path, f'{self.done} {self.good}')
+            with suppress(OSError):
+                write_text_atomic(self.path, f'{self.done} {self.good}')
 
-def write_text_atomic(path:Path, text:str):
+# %% ../../nbs/data/27_fetch.ipynb #50cfda51
+def write_text_atomic(path: Path, text: str):
     "No reader sees half of it."
     part = path.with_suffix('.tmp')
     part.write_text(text)
     os.replace(part, path)
 
-passing = re.compile(r'timeout|connection|cut_off|http_(429|5\d\d)') # failures that may pass
+# %% ../../nbs/data/27_fetch.ipynb #c7d3d036
+passing = re.compile(r'timeout|connection|cut_off|http_(429|5\d\d)')  # failures that may pass
 
-def guarded_download(row:tuple, cfg:FetchConfig, tally:Tally, **_) -> tuple:
+
+def guarded_download(row: tuple, cfg: FetchConfig, tally: Tally, **_) -> tuple:
     "Stands where img2dataset has `download_image_with_retry`: key, stream, error."
     key, url = row
     for _ in range(cfg.retries + 1):
-        try: return key, io.BytesIO(fetch_bytes(url, cfg)), None
-        except Refused as e: reason = e.reason
-        except Exception as e: reason = f'error_{type(e).__name__}'
-        if not passing.fullmatch(reason): break
+        try:
+            return key, io.BytesIO(fetch_bytes(url, cfg)), None
+        except Refused as e:
+            reason = e.reason
+        except Exception as e:
+            reason = f'error_{type(e).__name__}'
+        if not passing.fullmatch(reason):
+            break
     tally.add(False)
     return key, None, reason
 
-def guarded_resize(stream:io.BytesIO, _:None, cfg:FetchConfig, tally:Tally) -> tuple:
+# %% ../../nbs/data/27_fetch.ipynb #ef9782d7
+def guarded_resize(stream: io.BytesIO, _: None, cfg: FetchConfig, tally: Tally) -> tuple:
     "Stands where img2dataset has its `Resizer`: picture, sizes, error."
-    try: data, size, before = clean_picture(stream.read(), cfg.image_size, cfg.quality, cfg.max_pixels)
-    except ImageError as e: data, size, before, reason = None, (None, None), (None, None), e.reason
-    else: reason = None
+    try:
+        data, size, before = clean_picture(stream.read(), cfg.image_size, cfg.quality, cfg.max_pixels)
+    except ImageError as e:
+        data, size, before, reason = None, (None, None), (None, None), e.reason
+    else:
+        reason = None
     tally.add(reason is None)
     return data, *size, *before, reason
 
 # %% ../../nbs/data/27_fetch.ipynb #783d326b
 class Guarded:
     "img2dataset's downloader of one shard, guarded and checked; it travels to workers and executors."
-    def __init__(self,
-        downloader,      # img2dataset's
-        cfg:FetchConfig, # limits
-        folder:Path,     # of finished shards
-        work:Path,       # of unfinished ones
-        rows:int,        # in the whole table
-    ): self.downloader, self.cfg, self.folder, self.work, self.rows = downloader, cfg, folder, work, rows
 
-    def __call__(self, shard:tuple) -> tuple:
+    def __init__(
+        self,
+        downloader,  # img2dataset's
+        cfg: FetchConfig,  # limits
+        folder: Path,  # of finished shards
+        work: Path,  # of unfinished ones
+        rows: int,  # in the whole table
+    ):
+        self.downloader, self.cfg, self.folder, self.work, self.rows = downloader, cfg, folder, work, rows
+
+    def __call__(self, shard: tuple) -> tuple:
         "What img2dataset's distributors expect: whether it worked, and the shard."
         import img2dataset.downloader as engine
+
         number, _ = shard
-        tally, size = Tally(self.work/'progress'/f'{number}.txt'), self.cfg.shard_size
+        tally, size = Tally(self.work / 'progress' / f'{number}.txt'), self.cfg.shard_size
         try:
             engine.download_image_with_retry = partial(guarded_download, cfg=self.cfg, tally=tally)
             self.downloader.resizer = partial(guarded_resize, cfg=self.cfg, tally=tally)
             self.downloader.download_shard(shard)
-            seal_raw(self.work/'raw', self.folder, number, min(size, self.rows - number*size))
+            seal_raw(self.work / 'raw', self.folder, number, min(size, self.rows - number * size))
             return True, shard
         except Exception as e:
             traceback.print_exc()
@@ -277,396 +353,616 @@ class Guarded:
             return False, shard
 
 # %% ../../nbs/data/27_fetch.ipynb #f84e14e1
-def need(*modules:str):
+def need(*modules: str):
     "Say how to get a module that is missing; nothing is imported yet, for that takes seconds."
     for name in modules:
-        if importlib.util.find_spec(name) is None: raise ImportError(f"{name} is missing: pip install 'meru[fetch]' (pyspark by its own name); img2dataset needs Python 3.12 or older")
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"{name} is missing: pip install 'meru[fetch]' (pyspark by its own name); img2dataset needs Python 3.12 or older"
+            )
 
-def spark_session(cfg:FetchConfig):
+# %% ../../nbs/data/27_fetch.ipynb #72ff2229
+def spark_session(cfg: FetchConfig):
     "The session img2dataset's distributor will find."
     from pyspark import sql
-    os.environ.setdefault('PYSPARK_PYTHON', sys.executable)
-    return sql.SparkSession.builder.master(cfg.spark_master or f'local[{cfg.processes}]').appName('meru fetch').getOrCreate()
 
-def done_shards(folder:Path) -> set[int]:
+    os.environ.setdefault('PYSPARK_PYTHON', sys.executable)
+    return (
+        sql.SparkSession.builder.master(cfg.spark_master or f'local[{cfg.processes}]')
+        .appName('meru fetch')
+        .getOrCreate()
+    )
+
+# %% ../../nbs/data/27_fetch.ipynb #3a5e4540
+def done_shards(folder: Path) -> set[int]:
     "Numbers of the shards that are whole."
     return {int(p.name[:-11]) for p in folder.glob('*_stats.json')}
 
+# %% ../../nbs/data/27_fetch.ipynb #5f70eaa4
 def distribute(
-    cfg:FetchConfig, # how
-    folder:Path,     # of finished shards
-    work:Path,       # with table.parquet
-    rows:int,        # in the table
+    cfg: FetchConfig,  # how
+    folder: Path,  # of finished shards
+    work: Path,  # with table.parquet
+    rows: int,  # in the table
 ):
     "img2dataset's parts, put together as its own `download` does, for the shards that are missing."
     from img2dataset import distributor, downloader, reader, writer
-    source = reader.Reader(str(work/'table.parquet'), 'parquet', 'url', 'caption', None, None, ['row'], cfg.shard_size, done_shards(folder), str(work/'lists'))
+
+    source = reader.Reader(
+        str(work / 'table.parquet'),
+        'parquet',
+        'url',
+        'caption',
+        None,
+        None,
+        ['row'],
+        cfg.shard_size,
+        done_shards(folder),
+        str(work / 'lists'),
+    )
     engine = downloader.Downloader(
-        writer.WebDatasetSampleWriter, None, cfg.threads, True, False, str(work/'raw'), source.column_list, cfg.timeout, cfg.shard_size, 5,
-        'sha256', None, 'jpg', cfg.retries, cfg.agent, cfg.opt_outs)
+        writer.WebDatasetSampleWriter,
+        None,
+        cfg.threads,
+        True,
+        False,
+        str(work / 'raw'),
+        source.column_list,
+        cfg.timeout,
+        cfg.shard_size,
+        5,
+        'sha256',
+        None,
+        'jpg',
+        cfg.retries,
+        cfg.agent,
+        cfg.opt_outs,
+    )
     spark = spark_session(cfg) if cfg.distributor == 'pyspark' else None
     spread = getattr(distributor, f'{cfg.distributor}_distributor')
     spread(cfg.processes, Guarded(engine, cfg, folder, work, rows), source, 1000, 0)
-    if spark: spark.stop()
+    if spark:
+        spark.stop()
 
 # %% ../../nbs/data/27_fetch.ipynb #5e0e1b53
-def watch_family(parent:int):
+def watch_family(parent: int):
     "End the whole process group when the parent is gone, and the engine when a worker was killed."
     seen = set()
     while True:
-        time.sleep(.1)
-        if os.getppid() != parent: os.killpg(0, signal.SIGKILL)
+        time.sleep(0.1)
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
         seen |= set(multiprocessing.active_children())
         if dead := [p for p in seen if p.exitcode not in (None, 0, -signal.SIGTERM)]:
-            print(f'\na worker ended with exit code {dead[0].exitcode}', flush=True) # img2dataset's bar has left its line open
+            print(
+                f'\na worker ended with exit code {dead[0].exitcode}', flush=True
+            )  # img2dataset's bar has left its line open
             os._exit(3)
 
+# %% ../../nbs/data/27_fetch.ipynb #cf8c9809
 def engine(
-    work:str, # folder with job.json
+    work: str,  # folder with job.json
 ):
     "What the engine's process does; exit code 1 if a shard is missing at the end."
-    job = json.loads((Path(work)/'job.json').read_text())
+    job = json.loads((Path(work) / 'job.json').read_text())
     threading.Thread(target=watch_family, args=(job['parent'],), daemon=True).start()
     cfg = FetchConfig(**checked(FetchConfig, job['config']))
     distribute(cfg, Path(job['folder']), Path(work), job['rows'])
     sys.exit(len(done_shards(Path(job['folder']))) < job['shards'])
 
+# %% ../../nbs/data/27_fetch.ipynb #6808b610
 @contextmanager
-def engine_process(work:Path, log:deque):
+def engine_process(work: Path, log: deque):
     "The engine in a session of its own; nothing of it outlives the block."
     env = os.environ | dict(NO_ALBUMENTATIONS_UPDATE='1', PYTHONUNBUFFERED='1')
-    p = subprocess.Popen([sys.executable, '-c', 'import importlib, sys; importlib.import_module("meru.download").engine(sys.argv[1])', str(work)],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', env=env, start_new_session=True)
+    p = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'import importlib, sys; importlib.import_module("meru.download").engine(sys.argv[1])',
+            str(work),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        env=env,
+        start_new_session=True,
+    )
     listen = threading.Thread(target=log.extend, args=(p.stdout,), daemon=True)
     listen.start()
-    try: yield p
+    try:
+        yield p
     finally:
-        with suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
-        p.wait(); listen.join(5)
+        with suppress(ProcessLookupError):
+            os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+        listen.join(5)
 
 # %% ../../nbs/data/27_fetch.ipynb #e412f512
 def progress(
-    folder:Path, # of finished shards
-    work:Path,   # of unfinished ones
-    known:dict,  # shard number to (rows, stored), filled on the way
-) -> tuple[int, int]: # rows done, pairs stored
+    folder: Path,  # of finished shards
+    work: Path,  # of unfinished ones
+    known: dict,  # shard number to (rows, stored), filled on the way
+) -> tuple[int, int]:  # rows done, pairs stored
     "How far a fetch is."
     for n in done_shards(folder) - {*known}:
-        s = json.loads((folder/f'{n:05d}_stats.json').read_text())
+        s = json.loads((folder / f'{n:05d}_stats.json').read_text())
         known[n] = s['count'], s['successes']
-    live = [tuple(map(int, p.read_text().split())) for p in (work/'progress').glob('*.txt') if int(p.stem) not in known]
+    live = [
+        tuple(map(int, p.read_text().split())) for p in (work / 'progress').glob('*.txt') if int(p.stem) not in known
+    ]
     return tuple(map(sum, zip((0, 0), *known.values(), *live)))
 
 # %% ../../nbs/data/27_fetch.ipynb #e0566b30
-def tell(bar:tqdm, rows:int, stored:int):
+def tell(bar: tqdm, rows: int, stored: int):
     "Success rate and pairs a second, beside what the bar says itself."
-    pace = stored/max(time.time() - bar.start_t, 1e-3)
-    bar.set_postfix_str(f'{stored:,} pairs stored of {rows:,} rows, {stored/max(rows, 1):.1%}, {pace:,.1f} pairs/s', refresh=False)
-    if bar.unit == 'row': bar.update(rows - bar.n)
+    pace = stored / max(time.time() - bar.start_t, 1e-3)
+    bar.set_postfix_str(
+        f'{stored:,} pairs stored of {rows:,} rows, {stored / max(rows, 1):.1%}, {pace:,.1f} pairs/s', refresh=False
+    )
+    if bar.unit == 'row':
+        bar.update(rows - bar.n)
 
-def follow(p:subprocess.Popen, bar:tqdm, folder:Path, work:Path, patience:float) -> int:
+# %% ../../nbs/data/27_fetch.ipynb #c9f87052
+def follow(p: subprocess.Popen, bar: tqdm, folder: Path, work: Path, patience: float) -> int:
     "Move the bar until the engine ends; its exit code, -1 if nothing moved for `patience` seconds."
     known, last, moved = {}, (0, 0), time.monotonic()
     while True:
         code, now = p.poll(), progress(folder, work, known)
-        if now != last: last, moved = now, time.monotonic()
+        if now != last:
+            last, moved = now, time.monotonic()
         tell(bar, *now)
-        if code is not None: return code
-        if time.monotonic() - moved > patience: return -1
-        time.sleep(.3)
+        if code is not None:
+            return code
+        if time.monotonic() - moved > patience:
+            return -1
+        time.sleep(0.3)
 
 # %% ../../nbs/data/27_fetch.ipynb #107cc793
-def reason_in(log:deque) -> str:
+def reason_in(log: deque) -> str:
     "The last line of the engine's output that says what went wrong; a worker's end is the cause of what follows."
     lines = [o.strip() for o in log if re.match(r'shard \d+ failed|a worker ended|[\w.]*(Error|Exception)\b', o)]
     lines = [o for o in lines if o.startswith('a worker ended')] or lines
     return f': {lines[-1]}' if lines else ''
 
+# %% ../../nbs/data/27_fetch.ipynb #db51cf0b
 def run_engine(
-    cfg:FetchConfig, # how
-    folder:Path,     # of finished shards
-    work:Path,       # with table.parquet
-    rows:int,        # in the table
-    shards:int,      # that there must be at the end
+    cfg: FetchConfig,  # how
+    folder: Path,  # of finished shards
+    work: Path,  # with table.parquet
+    rows: int,  # in the table
+    shards: int,  # that there must be at the end
 ):
     "Run img2dataset until all shards are there, or say loudly which are not."
-    write_json(work/'job.json', dict(config=asdict(cfg), folder=str(folder), rows=rows, shards=shards, parent=os.getpid()))
-    log, patience = deque(maxlen=500), 180 + 2*cfg.timeout*(cfg.retries + 1)
+    write_json(
+        work / 'job.json', dict(config=asdict(cfg), folder=str(folder), rows=rows, shards=shards, parent=os.getpid())
+    )
+    log, patience = deque(maxlen=500), 180 + 2 * cfg.timeout * (cfg.retries + 1)
     with tqdm(total=rows, unit='row', mininterval=2, file=sys.stdout) as bar:
         for _ in range(cfg.restarts + 1):
             for name in ('raw', 'progress', 'lists'):
-                shutil.rmtree(work/name, ignore_errors=True); (work/name).mkdir()
-            with engine_process(work, log) as p: code = follow(p, bar, folder, work, patience)
-            if len(done_shards(folder)) == shards: return
-            if code == 1: break
+                shutil.rmtree(work / name, ignore_errors=True)
+                (work / name).mkdir()
+            with engine_process(work, log) as p:
+                code = follow(p, bar, folder, work, patience)
+            if len(done_shards(folder)) == shards:
+                return
+            if code == 1:
+                break
             print(f'\nthe engine ended with exit code {code}{reason_in(log)}; finished shards are kept')
     missing = sorted({*range(shards)} - done_shards(folder))
-    raise RuntimeError(f'{len(missing)} of {shards} shards are incomplete, the first is {missing[0]:05d}{reason_in(log)}; {shutil.disk_usage(folder).free/1e9:.1f} GB are free in {folder}. '
-                       'Finished shards are kept: run the same command again.')
+    raise RuntimeError(
+        f'{len(missing)} of {shards} shards are incomplete, the first is {missing[0]:05d}{reason_in(log)}; {shutil.disk_usage(folder).free / 1e9:.1f} GB are free in {folder}. '
+        'Finished shards are kept: run the same command again.'
+    )
 
 # %% ../../nbs/data/27_fetch.ipynb #e39635a9
 def folder_rows(
-    folder:Path, # of pictures and .txt files, at any depth
-) -> Iterator[tuple[str, str]]: # caption, path from the folder; a caption that is missing is a blank
+    folder: Path,  # of pictures and .txt files, at any depth
+) -> Iterator[tuple[str, str]]:  # caption, path from the folder; a caption that is missing is a blank
     "Pictures with their captions, in the order of their names."
     files = sorted(p for p in folder.rglob('*') if p.is_file())
     texts = {p.with_suffix(''): p for p in files if p.suffix.lower() == '.txt'}
     for p in files:
-        if p.suffix[1:].lower() in image_types: yield own_caption(texts.pop(p.with_suffix(''), None)), p.relative_to(folder).as_posix()
-    for p in texts.values(): yield own_caption(p), p.relative_to(folder).as_posix()
+        if p.suffix[1:].lower() in image_types:
+            yield own_caption(texts.pop(p.with_suffix(''), None)), p.relative_to(folder).as_posix()
+    for p in texts.values():
+        yield own_caption(p), p.relative_to(folder).as_posix()
 
-def own_caption(path:Path | None) -> str:
+# %% ../../nbs/data/27_fetch.ipynb #5c88051c
+def own_caption(path: Path | None) -> str:
     "The text of a caption file; a blank stands for none."
     return (path.read_bytes().decode('utf-8', 'replace').replace('\0', ' ').strip() if path else '') or ' '
 
+# %% ../../nbs/data/27_fetch.ipynb #f356f2ac
 def pack_rows(
-    number:int,       # of the shard
-    rows:list[dict],  # row, caption, url; the url is a path
-    cfg:FetchConfig,  # limits
-    folder:Path,      # of finished shards
-    read,             # function from a row's url to bytes
-) -> dict:            # counts
+    number: int,  # of the shard
+    rows: list[dict],  # row, caption, url; the url is a path
+    cfg: FetchConfig,  # limits
+    folder: Path,  # of finished shards
+    read,  # function from a row's url to bytes
+) -> dict:  # counts
     "Make one shard of pictures that are at hand."
     digits, pictures = len(str(cfg.shard_size - 1)), {}
     for i, r in enumerate(rows):
         key = f'{number:05d}{i:0{digits}d}'
         r |= dict(key=key, status='failed', reason=None)
         try:
-            if not r['caption'].strip(): raise Refused('no_caption')
+            if not r['caption'].strip():
+                raise Refused('no_caption')
             data = read(r['url'])
             pictures[key], size, before = clean_picture(data, cfg.image_size, cfg.quality, cfg.max_pixels)
-            r |= dict(status='success', width=size[0], height=size[1], original_width=before[0], original_height=before[1], sha256=hashlib.sha256(data).hexdigest())
-        except (Refused, ImageError) as e: r['reason'] = e.reason
+            r |= dict(
+                status='success',
+                width=size[0],
+                height=size[1],
+                original_width=before[0],
+                original_height=before[1],
+                sha256=hashlib.sha256(data).hexdigest(),
+            )
+        except (Refused, ImageError) as e:
+            r['reason'] = e.reason
     return seal(folder, number, rows, pictures.__getitem__)
 
-def read_file(path:str, at:Path, limit:int) -> bytes:
+# %% ../../nbs/data/27_fetch.ipynb #3020af8c
+def read_file(path: str, at: Path, limit: int) -> bytes:
     "A file's bytes, or a refusal."
     try:
-        if not (at/path).is_file(): raise Refused('missing_file', path)
-        if (at/path).stat().st_size > limit: raise Refused('too_large', path)
-        return (at/path).read_bytes()
-    except OSError as e: raise Refused('missing_file', str(e)) from None
+        if not (at / path).is_file():
+            raise Refused('missing_file', path)
+        if (at / path).stat().st_size > limit:
+            raise Refused('too_large', path)
+        return (at / path).read_bytes()
+    except OSError as e:
+        raise Refused('missing_file', str(e)) from None
 
-def pack_own(number:int, at:Path, cfg:FetchConfig, folder:Path, work:Path) -> dict:
+# %% ../../nbs/data/27_fetch.ipynb #f5574369
+def pack_own(number: int, at: Path, cfg: FetchConfig, folder: Path, work: Path) -> dict:
     "One shard of one's own pairs; paths begin at `at`."
     import pyarrow.parquet as pq
-    rows = pq.read_table(work/'table.parquet').slice(number*cfg.shard_size, cfg.shard_size).to_pylist()
+
+    rows = pq.read_table(work / 'table.parquet').slice(number * cfg.shard_size, cfg.shard_size).to_pylist()
     return pack_rows(number, rows, cfg, folder, partial(read_file, at=at, limit=cfg.max_bytes))
 
 # %% ../../nbs/data/27_fetch.ipynb #65264b50
 def hub_files(
-    cfg:FetchConfig, # mirror, revision, pattern, endpoint
-) -> dict:           # the commit, and each file's name, size and sha256
+    cfg: FetchConfig,  # mirror, revision, pattern, endpoint
+) -> dict:  # the commit, and each file's name, size and sha256
     "What the hub says the mirror holds."
     from huggingface_hub import HfApi
+
     info = HfApi(endpoint=cfg.endpoint).dataset_info(cfg.mirror, revision=cfg.revision, files_metadata=True)
-    files = [dict(name=o.rfilename, size=o.size, sha256=o.lfs.sha256 if o.lfs else None) for o in info.siblings if fnmatch.fnmatch(o.rfilename, cfg.pattern)]
-    if not files: raise ValueError(f"{cfg.mirror} has no file {cfg.pattern!r}; it has {', '.join(sorted(o.rfilename for o in info.siblings)[:5])} ...")
+    files = [
+        dict(name=o.rfilename, size=o.size, sha256=o.lfs.sha256 if o.lfs else None)
+        for o in info.siblings
+        if fnmatch.fnmatch(o.rfilename, cfg.pattern)
+    ]
+    if not files:
+        raise ValueError(
+            f'{cfg.mirror} has no file {cfg.pattern!r}; it has {", ".join(sorted(o.rfilename for o in info.siblings)[:5])} ...'
+        )
     return dict(commit=info.sha, files=sorted(files, key=lambda o: o['name']))
 
-def fetch_mirror_file(cfg:FetchConfig, entry:dict, commit:str, work:Path) -> Path:
+# %% ../../nbs/data/27_fetch.ipynb #cf0d2443
+def fetch_mirror_file(cfg: FetchConfig, entry: dict, commit: str, work: Path) -> Path:
     "One shard of the mirror, resumed if it was begun; refused if its hash is not the hub's."
     from huggingface_hub import hf_hub_download
-    path = Path(hf_hub_download(cfg.mirror, entry['name'], repo_type='dataset', revision=commit, endpoint=cfg.endpoint, local_dir=work/'mirror'))
+
+    path = Path(
+        hf_hub_download(
+            cfg.mirror,
+            entry['name'],
+            repo_type='dataset',
+            revision=commit,
+            endpoint=cfg.endpoint,
+            local_dir=work / 'mirror',
+        )
+    )
     if path.stat().st_size != entry['size'] or entry['sha256'] and file_sha256(path) != entry['sha256']:
         path.unlink()
-        raise ValueError(f"{entry['name']} of {cfg.mirror} does not have the size and hash that the hub announced; it was removed: run the same command again.")
+        raise ValueError(
+            f'{entry["name"]} of {cfg.mirror} does not have the size and hash that the hub announced; it was removed: run the same command again.'
+        )
     return path
 
-def mirror_rows(path:Path) -> tuple[list[dict], dict]:
+# %% ../../nbs/data/27_fetch.ipynb #56a5aa19
+def mirror_rows(path: Path) -> tuple[list[dict], dict]:
     "Rows of a foreign tar, by the stems of its members, and where each picture lies; other members are ignored."
     rows, places = {}, {}
     with tarfile.open(path) as tar:
         for m in (m for m in tar if m.isfile()):
             stem, _, kind = m.name.rpartition('/')[2].partition('.')
-            if kind.lower() not in (*image_types, 'txt', 'json'): continue
+            if kind.lower() not in (*image_types, 'txt', 'json'):
+                continue
             row = rows.setdefault(stem, dict(row=len(rows), caption='', url=stem))
-            if kind.lower() in image_types: places[stem] = m.offset_data, m.size
-            elif m.size > 1_000_000: continue
-            elif kind == 'txt': row['caption'] = tar.extractfile(m).read().decode('utf-8', 'replace').replace('\0', ' ').strip()
+            if kind.lower() in image_types:
+                places[stem] = m.offset_data, m.size
+            elif m.size > 1_000_000:
+                continue
+            elif kind == 'txt':
+                row['caption'] = tar.extractfile(m).read().decode('utf-8', 'replace').replace('\0', ' ').strip()
     return list(rows.values()), places
 
-def pack_mirror(number:int, cfg:FetchConfig, folder:Path, work:Path) -> dict:
+# %% ../../nbs/data/27_fetch.ipynb #44b32eea
+def pack_mirror(number: int, cfg: FetchConfig, folder: Path, work: Path) -> dict:
     "Fetch one shard of the mirror and make it ours."
-    source = json.loads((folder/'source.json').read_text())
+    source = json.loads((folder / 'source.json').read_text())
     path = fetch_mirror_file(cfg, source['files'][number], source['commit'], work)
     rows, places = mirror_rows(path)
-    if len(rows) > 100_000: raise ValueError(f'{path.name} holds {len(rows):,} pairs; at most 100,000 are read')
+    if len(rows) > 100_000:
+        raise ValueError(f'{path.name} holds {len(rows):,} pairs; at most 100,000 are read')
     with open(path, 'rb') as f:
+
         def read(stem):
-            if stem not in places: raise Refused('missing_file', stem)
+            if stem not in places:
+                raise Refused('missing_file', stem)
             first, size = places[stem]
-            if size > cfg.max_bytes: raise Refused('too_large', stem)
-            f.seek(first); return f.read(size)
+            if size > cfg.max_bytes:
+                raise Refused('too_large', stem)
+            f.seek(first)
+            return f.read(size)
+
         stats = pack_rows(number, rows, replace(cfg, shard_size=max(cfg.shard_size, len(rows))), folder, read)
     path.unlink()
     return stats
 
 # %% ../../nbs/data/27_fetch.ipynb #9a9f9988
 def shard_entry(
-    folder:Path, # of finished shards
-    number:int,  # of one of them
-    hashes:Counter, # sha256 of what the servers sent, filled on the way
+    folder: Path,  # of finished shards
+    number: int,  # of one of them
+    hashes: Counter,  # sha256 of what the servers sent, filled on the way
 ) -> dict:
     "One shard's line in the manifest, counted from its tar and its table."
     import pyarrow.parquet as pq
-    path = folder/f'{number:05d}.tar'
-    table = pq.read_table(folder/f'{number:05d}.parquet', columns=['status', 'reason', 'sha256']).to_pylist()
-    stats = json.loads((folder/f'{number:05d}_stats.json').read_text())
+
+    path = folder / f'{number:05d}.tar'
+    table = pq.read_table(folder / f'{number:05d}.parquet', columns=['status', 'reason', 'sha256']).to_pylist()
+    stats = json.loads((folder / f'{number:05d}_stats.json').read_text())
     failed = Counter(r['reason'] for r in table if r['status'] != 'success')
     stored, mark = len(table) - failed.total(), file_sha256(path)
-    if mark != stats['sha256']: raise ValueError(f'{path} has changed since it was written: remove {path.stem}_stats.json and run again.')
+    if mark != stats['sha256']:
+        raise ValueError(f'{path} has changed since it was written: remove {path.stem}_stats.json and run again.')
     if (held := len(index_shard(path))) != stored or stats['count'] != len(table) or stats['successes'] != stored:
-        raise ValueError(f"{path} holds {held} pairs, its table {stored} of {len(table)} rows, its _stats.json {stats['successes']} of {stats['count']}: remove its three files and run again.")
+        raise ValueError(
+            f'{path} holds {held} pairs, its table {stored} of {len(table)} rows, its _stats.json {stats["successes"]} of {stats["count"]}: remove its three files and run again.'
+        )
     hashes.update(r['sha256'] for r in table if r['status'] == 'success')
-    return dict(name=path.name, count=stored, bytes=path.stat().st_size, sha256=mark, rows=len(table), failed=dict(sorted(failed.items())))
+    return dict(
+        name=path.name,
+        count=stored,
+        bytes=path.stat().st_size,
+        sha256=mark,
+        rows=len(table),
+        failed=dict(sorted(failed.items())),
+    )
 
+# %% ../../nbs/data/27_fetch.ipynb #87e5e107
 def close_books(
-    folder:Path,     # of finished shards
-    cfg:FetchConfig, # its name
-    source:dict,     # rows, malformed, repeated; `rows` may be missing for a mirror
-    shards:int,      # that there must be
-) -> dict:           # the manifest
+    folder: Path,  # of finished shards
+    cfg: FetchConfig,  # its name
+    source: dict,  # rows, malformed, repeated; `rows` may be missing for a mirror
+    shards: int,  # that there must be
+) -> dict:  # the manifest
     "Count everything again, and write the manifest if the sums are exact."
     hashes = Counter()
     entries = [shard_entry(folder, n, hashes) for n in range(shards)]
     total = {k: sum(e[k] for e in entries) for k in ('rows', 'count')}
     failed = sum((Counter(e['failed']) for e in entries), Counter())
     rows = source.get('rows', total['rows'])
-    books = dict(rows=rows, malformed=source.get('malformed', 0), repeated=source.get('repeated', 0), stored=total['count'],
-                 failed=dict(failed.most_common()), equal_images=hashes.total() - len(hashes))
-    if rows != books['malformed'] + books['repeated'] + books['stored'] + failed.total(): raise ValueError(f'the books of {folder} do not balance: {books}')
-    if not total['count']: raise ValueError(f"none of {rows:,} rows gave a pair; reasons: {dict(failed)}, malformed: {books['malformed']}")
-    manifest = dict(name=cfg.name or folder.resolve().name, id=dataset_id([e['sha256'] for e in entries]), books=books, shards=entries)
-    write_json(folder/'manifest.json', manifest)
+    books = dict(
+        rows=rows,
+        malformed=source.get('malformed', 0),
+        repeated=source.get('repeated', 0),
+        stored=total['count'],
+        failed=dict(failed.most_common()),
+        equal_images=hashes.total() - len(hashes),
+    )
+    if rows != books['malformed'] + books['repeated'] + books['stored'] + failed.total():
+        raise ValueError(f'the books of {folder} do not balance: {books}')
+    if not total['count']:
+        raise ValueError(f'none of {rows:,} rows gave a pair; reasons: {dict(failed)}, malformed: {books["malformed"]}')
+    manifest = dict(
+        name=cfg.name or folder.resolve().name,
+        id=dataset_id([e['sha256'] for e in entries]),
+        books=books,
+        shards=entries,
+    )
+    write_json(folder / 'manifest.json', manifest)
     return manifest
 
 # %% ../../nbs/data/27_fetch.ipynb #ebb672ec
 @contextmanager
-def only_one(folder:Path):
+def only_one(folder: Path):
     "No two fetches into one folder."
-    with open(folder/'.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise RuntimeError(f'another process is fetching into {folder}: wait for it, or stop it') from None
+    with open(folder / '.lock', 'w') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RuntimeError(f'another process is fetching into {folder}: wait for it, or stop it') from None
         yield
 
-def own_source(path:Path, cfg:FetchConfig) -> tuple[Iterator, str]:
+# %% ../../nbs/data/27_fetch.ipynb #ecd19f0e
+def own_source(path: Path, cfg: FetchConfig) -> tuple[Iterator, str]:
     "Rows of one's own pairs, and a hash of what was there."
     if path.is_dir():
         rows = list(folder_rows(path))
-        return iter(rows), hashlib.sha256(json.dumps([(c, p, (path/p).stat().st_size) for c, p in rows]).encode()).hexdigest()
+        return iter(rows), hashlib.sha256(
+            json.dumps([(c, p, (path / p).stat().st_size) for c, p in rows]).encode()
+        ).hexdigest()
     return read_pairs(path, 'path', cfg.caption_col, cfg.columns.replace('url', 'path')), file_sha256(path)
 
+# %% ../../nbs/data/27_fetch.ipynb #b223ee3d
 def prepare(
-    cfg:FetchConfig,  # which door
-    folder:Path,      # keeps source.json
-    work:Path,        # keeps table.parquet
-    base:Path,        # relative paths begin here
-) -> dict:            # where the pairs come from, and how many
+    cfg: FetchConfig,  # which door
+    folder: Path,  # keeps source.json
+    work: Path,  # keeps table.parquet
+    base: Path,  # relative paths begin here
+) -> dict:  # where the pairs come from, and how many
     "Read the source once; refuse one that has changed since."
-    saved = json.loads((folder/'source.json').read_text()) if (folder/'source.json').exists() else None
+    saved = json.loads((folder / 'source.json').read_text()) if (folder / 'source.json').exists() else None
     if cfg.mirror:
         source = saved or hub_files(cfg)
     else:
-        path = base/(cfg.url_list or cfg.pairs)
-        if not path.exists(): raise FileNotFoundError(f'there is no {path}')
-        rows, mark = own_source(path, cfg) if cfg.pairs else (read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns), file_sha256(path))
-        if saved and saved['sha256'] != mark: raise ValueError(f'{path} has changed since {folder} was begun: give another folder with -p out, or remove this one.')
-        if not saved or not (work/'table.parquet').exists(): source = write_table_whole(rows, work) | dict(sha256=mark)
-        else: source = saved
-    write_json(folder/'source.json', source)
+        path = base / (cfg.url_list or cfg.pairs)
+        if not path.exists():
+            raise FileNotFoundError(f'there is no {path}')
+        rows, mark = (
+            own_source(path, cfg)
+            if cfg.pairs
+            else (read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns), file_sha256(path))
+        )
+        if saved and saved['sha256'] != mark:
+            raise ValueError(
+                f'{path} has changed since {folder} was begun: give another folder with -p out, or remove this one.'
+            )
+        if not saved or not (work / 'table.parquet').exists():
+            source = write_table_whole(rows, work) | dict(sha256=mark)
+        else:
+            source = saved
+    write_json(folder / 'source.json', source)
     return source
 
-def write_table_whole(rows:Iterable, work:Path) -> dict:
+# %% ../../nbs/data/27_fetch.ipynb #54ae2a28
+def write_table_whole(rows: Iterable, work: Path) -> dict:
     "`table.parquet` and its counts, the table in place only when it is complete."
     count = {}
-    write_atomic(work/'table.parquet', lambda tmp: count.update(write_table(rows, tmp)))
-    if count['rows'] == count['malformed']: raise ValueError(f"no usable row among {count['rows']:,}: name the columns with url_col and caption_col, or with columns if there is no header line")
+    write_atomic(work / 'table.parquet', lambda tmp: count.update(write_table(rows, tmp)))
+    if count['rows'] == count['malformed']:
+        raise ValueError(
+            f'no usable row among {count["rows"]:,}: name the columns with url_col and caption_col, or with columns if there is no header line'
+        )
     return count
 
 # %% ../../nbs/data/27_fetch.ipynb #84a1c59c
-def pack_here(job, numbers:list[int], cfg:FetchConfig, folder:Path, work:Path):
+def pack_here(job, numbers: list[int], cfg: FetchConfig, folder: Path, work: Path):
     "Shards that need no img2dataset, one after the other or in several processes."
     run = partial(job, cfg=cfg, folder=folder, work=work)
     context = multiprocessing.get_context('spawn')
-    pool = ProcessPoolExecutor(min(cfg.processes, len(numbers)), mp_context=context) if min(cfg.processes, len(numbers)) > 1 else None
+    pool = (
+        ProcessPoolExecutor(min(cfg.processes, len(numbers)), mp_context=context)
+        if min(cfg.processes, len(numbers)) > 1
+        else None
+    )
     rows = stored = 0
     try:
-        with tqdm((pool.map if pool else map)(run, numbers), total=len(numbers), unit='shard', mininterval=2, file=sys.stdout) as bar:
+        with tqdm(
+            (pool.map if pool else map)(run, numbers), total=len(numbers), unit='shard', mininterval=2, file=sys.stdout
+        ) as bar:
             for stats in bar:
                 rows, stored = rows + stats['count'], stored + stats['successes']
                 tell(bar, rows, stored)
-    except BrokenProcessPool: raise RuntimeError('a worker was killed (or could not import the script that called it: guard it with `if __name__ == "__main__"`); finished shards are kept: run the same command again') from None
+    except BrokenProcessPool:
+        raise RuntimeError(
+            'a worker was killed (or could not import the script that called it: guard it with `if __name__ == "__main__"`); finished shards are kept: run the same command again'
+        ) from None
     finally:
-        if pool: pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/data/27_fetch.ipynb #00a59adb
 def fetch(
-    folder:str | Path,   # where shards and manifest go; made if it is not there
-    cfg:FetchConfig,     # from `make_fetch_config`
-    base:Path=Path('.'), # relative paths in `cfg` begin here
-) -> dict:               # the manifest
+    folder: str | Path,  # where shards and manifest go; made if it is not there
+    cfg: FetchConfig,  # from `make_fetch_config`
+    base: Path = Path('.'),  # relative paths in `cfg` begin here
+) -> dict:  # the manifest
     "From a list, a mirror or one's own files to shards that `train.ipynb` reads; resumed if it was begun."
-    need('pyarrow', *(['img2dataset', 'webdataset'] if cfg.url_list else []), *(['pyspark'] if cfg.distributor == 'pyspark' else []))
+    need(
+        'pyarrow',
+        *(['img2dataset', 'webdataset'] if cfg.url_list else []),
+        *(['pyspark'] if cfg.distributor == 'pyspark' else []),
+    )
     folder = Path(folder).resolve()
     run = RunFolder(folder, replace(cfg, **{k: getattr(FetchConfig, k) for k in how}))
     with only_one(folder):
-        if (folder/'manifest.json').exists():
+        if (folder / 'manifest.json').exists():
             print(f'{folder} is complete: nothing was fetched.')
-            return json.loads((folder/'manifest.json').read_text())
-        began, work = time.time(), folder/'_work'
+            return json.loads((folder / 'manifest.json').read_text())
+        began, work = time.time(), folder / '_work'
         work.mkdir(exist_ok=True)
-        (folder/'.gitignore').write_text('*\n')
+        (folder / '.gitignore').write_text('*\n')
         source = prepare(cfg, folder, work, base)
         usable = source['rows'] - source['malformed'] - source['repeated'] if 'rows' in source else 0
-        shards = len(source['files']) if cfg.mirror else -(-usable//cfg.shard_size)
+        shards = len(source['files']) if cfg.mirror else -(-usable // cfg.shard_size)
         missing = sorted({*range(shards)} - done_shards(folder))
-        if missing and cfg.url_list: run_engine(cfg, folder, work, usable, shards)
+        if missing and cfg.url_list:
+            run_engine(cfg, folder, work, usable, shards)
         elif missing:
-            at = (base/cfg.pairs).resolve()
+            at = (base / cfg.pairs).resolve()
             job = pack_mirror if cfg.mirror else partial(pack_own, at=at if at.is_dir() else at.parent)
             pack_here(job, missing, cfg, folder, work)
         manifest = close_books(folder, cfg, source, shards)
-        run.record(**machine(), dataset=manifest['id'], seconds=round(time.time() - began), finished=time.strftime('%Y-%m-%d'), source=source.get('commit') or source['sha256'])
+        run.record(
+            **machine(),
+            dataset=manifest['id'],
+            seconds=round(time.time() - began),
+            finished=time.strftime('%Y-%m-%d'),
+            source=source.get('commit') or source['sha256'],
+        )
         shutil.rmtree(work)
         return manifest
 
 # %% ../../nbs/data/27_fetch.ipynb #2e09a20a
-def fate_table(folder:Path, columns:list[str]) -> dict[str, list]:
+def fate_table(folder: Path, columns: list[str]) -> dict[str, list]:
     "Columns of all shards' tables, one list each."
     import pyarrow.dataset as ds
+
     paths = sorted(str(p) for p in Path(folder).glob('*.parquet'))
     return ds.dataset(paths, format='parquet').to_table(columns=columns).to_pydict()
 
-def plot_reasons(books:dict, ax=None):
+# %% ../../nbs/data/27_fetch.ipynb #af025c3f
+def plot_reasons(books: dict, ax=None):
     "Where the rows went, the largest share on top."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, .25*len(books['failed']) + 1.2))[1]
-    bars = Counter(stored=books['stored'], malformed=books['malformed'], repeated=books['repeated'], **books['failed']).most_common()
+
+    ax = ax or plt.subplots(figsize=(6, 0.25 * len(books['failed']) + 1.2))[1]
+    bars = Counter(
+        stored=books['stored'], malformed=books['malformed'], repeated=books['repeated'], **books['failed']
+    ).most_common()
     bars = [(k, n) for k, n in reversed(bars) if n]
     ax.barh([k for k, _ in bars], [n for _, n in bars], color=['C2' if k == 'stored' else 'C3' for k, _ in bars])
-    for i, (_, n) in enumerate(bars): ax.text(n, i, f' {n:,}  {n/books["rows"]:.1%}', va='center', fontsize=8)
-    ax.set(xlabel='rows', title=f"{books['rows']:,} rows, {books['stored']/books['rows']:.1%} stored"); ax.margins(x=.2)
+    for i, (_, n) in enumerate(bars):
+        ax.text(n, i, f' {n:,}  {n / books["rows"]:.1%}', va='center', fontsize=8)
+    ax.set(xlabel='rows', title=f'{books["rows"]:,} rows, {books["stored"] / books["rows"]:.1%} stored')
+    ax.margins(x=0.2)
     return ax
 
-def plot_sizes(folder:Path):
+# %% ../../nbs/data/27_fetch.ipynb #b45e478f
+def plot_sizes(folder: Path):
     "Words a caption, and width and height of the pictures before they were scaled."
     import matplotlib.pyplot as plt
+
     t = fate_table(folder, ['status', 'caption', 'original_width', 'original_height'])
     rows = [(len(c.split()), w, h) for s, c, w, h in zip(*t.values()) if s == 'success']
     words, w, h = np.array(rows).T
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3))
-    a.hist(words, bins=np.arange(min(words.max(), 60) + 2) - .5); a.set(xlabel='words a caption', ylabel='pairs', title=f'median {np.median(words):.0f}')
-    b.scatter(w, h, s=4, alpha=.3); b.set(xlabel='width, pixels', ylabel='height, pixels', xscale='log', yscale='log', title=f'median {np.median(w):.0f} x {np.median(h):.0f}')
+    a.hist(words, bins=np.arange(min(words.max(), 60) + 2) - 0.5)
+    a.set(xlabel='words a caption', ylabel='pairs', title=f'median {np.median(words):.0f}')
+    b.scatter(w, h, s=4, alpha=0.3)
+    b.set(
+        xlabel='width, pixels',
+        ylabel='height, pixels',
+        xscale='log',
+        yscale='log',
+        title=f'median {np.median(w):.0f} x {np.median(h):.0f}',
+    )
     return fig
 
-def pair_sheet(shards, n:int=24, columns:int=8, seed:int=0):
+# %% ../../nbs/data/27_fetch.ipynb #5b868369
+def pair_sheet(shards, n: int = 24, columns: int = 8, seed: int = 0):
     "Random pairs of an opened dataset, each with its caption."
     import matplotlib.pyplot as plt
+
     pick = np.random.default_rng(seed).choice(len(shards), min(n, len(shards)), replace=False)
-    fig, axes = plt.subplots(-(-len(pick)//columns), columns, figsize=(1.4*columns, 1.75*-(-len(pick)//columns)), squeeze=False)
-    for ax in axes.flat: ax.axis('off')
+    fig, axes = plt.subplots(
+        -(-len(pick) // columns), columns, figsize=(1.4 * columns, 1.75 * -(-len(pick) // columns)), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis('off')
     for ax, i in zip(axes.flat, pick):
         ax.imshow(Image.open(io.BytesIO(shards[int(i)].image)))
-        words = re.sub('[^ -\u024f]', '\u25a1', ' '.join(shards[int(i)].caption.split())) # a box for what the font lacks
+        words = re.sub(
+            '[^ -\u024f]', '\u25a1', ' '.join(shards[int(i)].caption.split())
+        )  # a box for what the font lacks
         ax.set_title(words[:22].replace('$', r'\$'), fontsize=7)
     return fig

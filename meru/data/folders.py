@@ -16,112 +16,171 @@ from .shards import dataset_id, SampleError, Shards
 # %% ../../nbs/data/25_folders.ipynb #a4a03df7
 class Row(NamedTuple):
     "One picture and what is said of it."
-    key:str        # unique in the dataset
-    image:bytes    # an image file
-    captions:list  # of str; a row without any is counted and left out
-    split:str      # 'train', 'dev', ...
 
+    key: str  # unique in the dataset
+    image: bytes  # an image file
+    captions: list  # of str; a row without any is counted and left out
+    split: str  # 'train', 'dev', ...
+
+# %% ../../nbs/data/25_folders.ipynb #e9d0e035
 class ShardRows:
     "Shards as rows; subfolders are splits."
-    def __init__(self,
-        folder:Path, # with manifest.json, or of folders with one
+
+    def __init__(
+        self,
+        folder: Path,  # with manifest.json, or of folders with one
     ):
-        inside = {'train': folder} if (folder/'manifest.json').exists() else {o.parent.name: o.parent for o in sorted(folder.glob('*/manifest.json'))}
+        inside = (
+            {'train': folder}
+            if (folder / 'manifest.json').exists()
+            else {o.parent.name: o.parent for o in sorted(folder.glob('*/manifest.json'))}
+        )
         self.parts = {k: Shards(o) for k, o in inside.items()}
         self.at = [(k, i) for k, o in self.parts.items() for i in range(len(o))]
         self.id = dataset_id([f'{k} {o.id}' for k, o in self.parts.items()])
 
-    def __len__(self): return len(self.at)
-    def __getitem__(self, i:int) -> Row: # or an ImageError with its reason
+    def __len__(self):
+        return len(self.at)
+
+    def __getitem__(self, i: int) -> Row:  # or an ImageError with its reason
         split, j = self.at[i]
         sample = self.parts[split][j]
         return Row(f'{split}/{sample.key}', sample.image, [sample.caption], split)
 
+# %% ../../nbs/data/25_folders.ipynb #63625f72
 class FileRows:
     "Image files with captions as rows."
-    def __init__(self,
-        folder:Path, # of the pictures
-        told:dict,   # file to (captions, split)
-        uncaptioned:bool=False, # is a picture without a caption a row too?
+
+    def __init__(
+        self,
+        folder: Path,  # of the pictures
+        told: dict,  # file to (captions, split)
+        uncaptioned: bool = False,  # is a picture without a caption a row too?
     ):
         self.folder, self.told, self.files, self.uncaptioned = folder, told, list(told), uncaptioned
-        def sha256(path):
-            try: return file_sha256(path) if path.is_file() else 'missing'
-            except OSError: return 'unreadable'
-        said = [json.dumps([k, *told[k], sha256(folder/k)]) for k in self.files]
-        self.id, self.marks = dataset_id(said), {k: dataset_id([o]) for k, o in zip(self.files, said)} # of all; of each, with its captions
 
-    def __len__(self): return len(self.files)
-    def __getitem__(self, i:int) -> Row: # or an ImageError with its reason
+        def sha256(path):
+            try:
+                return file_sha256(path) if path.is_file() else 'missing'
+            except OSError:
+                return 'unreadable'
+
+        said = [json.dumps([k, *told[k], sha256(folder / k)]) for k in self.files]
+        self.id, self.marks = (
+            dataset_id(said),
+            {k: dataset_id([o]) for k, o in zip(self.files, said)},
+        )  # of all; of each, with its captions
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Row:  # or an ImageError with its reason
         key = self.files[i]
-        if not (self.folder/key).is_file(): raise SampleError('missing_file', key)
+        if not (self.folder / key).is_file():
+            raise SampleError('missing_file', key)
         captions = [o for o in self.told[key][0] if o.strip()]
-        if not captions and not self.uncaptioned: raise SampleError('no_caption', key)
-        try: return Row(key, (self.folder/key).read_bytes(), captions, self.told[key][1])
-        except OSError as e: raise SampleError('unreadable', f'{key}: {e.strerror}') from None
+        if not captions and not self.uncaptioned:
+            raise SampleError('no_caption', key)
+        try:
+            return Row(key, (self.folder / key).read_bytes(), captions, self.told[key][1])
+        except OSError as e:
+            raise SampleError('unreadable', f'{key}: {e.strerror}') from None
 
 # %% ../../nbs/data/25_folders.ipynb #97dc89a3
 picture_suffixes = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
+
 def folder_rows(
-    folder:Path, # pictures, each with a text file of its name; one caption a line
-    uncaptioned:bool=False, # keep pictures without one
+    folder: Path,  # pictures, each with a text file of its name; one caption a line
+    uncaptioned: bool = False,  # keep pictures without one
 ) -> FileRows:
     "A folder of pictures and texts; a text without picture counts as a missing file."
     files = sorted(o for o in folder.rglob('*') if o.is_file())
     pictures = [(o.with_suffix(''), o) for o in files if o.suffix.lower() in picture_suffixes]
-    texts = {o.with_suffix(''): o.read_text(encoding='utf-8', errors='replace').splitlines() for o in files if o.suffix.lower() == '.txt'}
-    if not pictures: raise FileNotFoundError(f"There is no picture ({', '.join(picture_suffixes)}) in {folder}, and no manifest.json of shards: nothing to encode.")
+    texts = {
+        o.with_suffix(''): o.read_text(encoding='utf-8', errors='replace').splitlines()
+        for o in files
+        if o.suffix.lower() == '.txt'
+    }
+    if not pictures:
+        raise FileNotFoundError(
+            f'There is no picture ({", ".join(picture_suffixes)}) in {folder}, and no manifest.json of shards: nothing to encode.'
+        )
     alone = [(k, k.with_suffix('.?')) for k in texts.keys() - {k for k, _ in pictures}]
-    return FileRows(folder, {o.relative_to(folder).as_posix(): (texts.get(k, []), 'train') for k, o in sorted(pictures + alone)}, uncaptioned)
+    return FileRows(
+        folder,
+        {o.relative_to(folder).as_posix(): (texts.get(k, []), 'train') for k, o in sorted(pictures + alone)},
+        uncaptioned,
+    )
 
+# %% ../../nbs/data/25_folders.ipynb #cfc5c3b1
 def table_rows(
-    path:Path, # .csv, .tsv, .jsonl or .parquet
-) -> list[dict]: # column to value
+    path: Path,  # .csv, .tsv, .jsonl or .parquet
+) -> list[dict]:  # column to value
     "A table, row by row."
     if path.suffix == '.parquet':
         import pyarrow.parquet
+
         return pyarrow.parquet.read_table(path).to_pylist()
     with open(path, encoding='utf-8-sig', newline='') as f:
-        try: return [json.loads(o) for o in f if o.strip()] if path.suffix == '.jsonl' else list(csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ','))
-        except ValueError as e: raise ValueError(f"{path} cannot be read as {path.suffix}: {e}.") from None
+        try:
+            return (
+                [json.loads(o) for o in f if o.strip()]
+                if path.suffix == '.jsonl'
+                else list(csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ','))
+            )
+        except ValueError as e:
+            raise ValueError(f'{path} cannot be read as {path.suffix}: {e}.') from None
 
+# %% ../../nbs/data/25_folders.ipynb #1cc87928
 def captioned(
-    path:Path,          # a table
-    file_column:str,    # names the picture, relative to `folder`
-    caption_column:str, # a caption, or a list of them
-    folder:Path,        # of the pictures
+    path: Path,  # a table
+    file_column: str,  # names the picture, relative to `folder`
+    caption_column: str,  # a caption, or a list of them
+    folder: Path,  # of the pictures
 ) -> FileRows:
     "A table as rows; several lines with one picture are several captions; a column `split` is kept."
     told, rows = {}, table_rows(path)
-    if not rows: raise ValueError(f"{path} is empty: nothing to encode.")
+    if not rows:
+        raise ValueError(f'{path} is empty: nothing to encode.')
     for row in rows:
         absent = [o for o in (file_column, caption_column) if o not in row]
-        if absent: raise ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(map(str, row))}: give file_column and caption_column.")
+        if absent:
+            raise ValueError(
+                f'{path} has no column {absent[0]!r}; it has {", ".join(map(str, row))}: give file_column and caption_column.'
+            )
         said = row[caption_column] if isinstance(row[caption_column], list) else [row[caption_column] or '']
         told.setdefault(str(row[file_column]), ([], row.get('split') or 'train'))[0].extend(map(str, said))
     return FileRows(folder, told)
 
 # %% ../../nbs/data/25_folders.ipynb #15a00011
 def texts_of(
-    row:dict, # a line of a .jsonl file
+    row: dict,  # a line of a .jsonl file
 ) -> list[str]:
     "Its `text`, `caption` or `captions`; nothing where it has none."
     found = next((row[k] for k in ('text', 'caption', 'captions') if k in row), []) if isinstance(row, dict) else []
     return [found] if isinstance(found, str) else found
 
+# %% ../../nbs/data/25_folders.ipynb #a6803c10
 def read_pool(
-    path:str|Path, # .jsonl, or a text a line
-) -> list[str]: # each text once
+    path: str | Path,  # .jsonl, or a text a line
+) -> list[str]:  # each text once
     "The texts of a file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"there is no file of texts {path}: name one with -p pool FILE, a text a line or .jsonl")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'there is no file of texts {path}: name one with -p pool FILE, a text a line or .jsonl'
+        )
     lines = path.read_text(encoding='utf-8-sig').splitlines()
     if path.suffix == '.jsonl':
         for i, line in enumerate(lines):
-            try: lines[i] = texts_of(json.loads(line)) if line.strip() else []
-            except json.JSONDecodeError: raise ValueError(f"line {i + 1} of {path} is not JSON") from None
-            if line.strip() and not lines[i]: raise ValueError(f"line {i + 1} of {path} has none of 'text', 'caption', 'captions'")
+            try:
+                lines[i] = texts_of(json.loads(line)) if line.strip() else []
+            except json.JSONDecodeError:
+                raise ValueError(f'line {i + 1} of {path} is not JSON') from None
+            if line.strip() and not lines[i]:
+                raise ValueError(f"line {i + 1} of {path} has none of 'text', 'caption', 'captions'")
         lines = [t for texts in lines for t in texts]
-    if not (texts := list(dict.fromkeys(t.strip() for t in lines if t.strip()))): raise ValueError(f"{path} holds no text")
+    if not (texts := list(dict.fromkeys(t.strip() for t in lines if t.strip()))):
+        raise ValueError(f'{path} holds no text')
     return texts

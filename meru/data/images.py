@@ -22,57 +22,89 @@ from torch import Tensor
 
 # %% ../../nbs/data/21_images.ipynb #a8761ec0
 reasons = dict(
-    not_an_image='not an image', format='an image format that is not allowed (allowed: JPEG, PNG, WebP, GIF, BMP)',
-    too_many_pixels='too many pixels', truncated='cut off or damaged', no_pixels='no pixels')
+    not_an_image='not an image',
+    format='an image format that is not allowed (allowed: JPEG, PNG, WebP, GIF, BMP)',
+    too_many_pixels='too many pixels',
+    truncated='cut off or damaged',
+    no_pixels='no pixels',
+)
+
 
 class ImageError(ValueError):
     "A picture that cannot be used; `reason` is a key of `reasons`, for counting."
-    def __init__(self,
-        reason:str, # a key of `reasons`
-        detail:str, # what was seen
+
+    def __init__(
+        self,
+        reason: str,  # a key of `reasons`
+        detail: str,  # what was seen
     ):
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
-    def __str__(self): return f"{reasons.get(self.reason, self.reason)}: {self.detail}"
+
+    def __str__(self):
+        return f'{reasons.get(self.reason, self.reason)}: {self.detail}'
 
 # %% ../../nbs/data/21_images.ipynb #24b5c982
-magic = {b'\xff\xd8\xff':'JPEG', b'\x89PNG\r\n\x1a\n':'PNG', b'GIF8':'GIF', b'BM':'BMP'}
-foreign = {b'II*\0':'TIFF', b'MM\0*':'TIFF', b'8BPS':'PSD', b'<svg':'SVG', b'%PDF':'PDF', b'\0\0\1\0':'ICO', b'\0\0\0\x0cjP':'JPEG 2000'}
+magic = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF8': 'GIF', b'BM': 'BMP'}
+
+
+foreign = {
+    b'II*\0': 'TIFF',
+    b'MM\0*': 'TIFF',
+    b'8BPS': 'PSD',
+    b'<svg': 'SVG',
+    b'%PDF': 'PDF',
+    b'\0\0\1\0': 'ICO',
+    b'\0\0\0\x0cjP': 'JPEG 2000',
+}
+
 
 def sniff(
-    data:bytes, # a file
-) -> str: # one of the five names, else an ImageError
+    data: bytes,  # a file
+) -> str:  # one of the five names, else an ImageError
     "The format that the first bytes claim."
-    if data[:4] == b'RIFF' and data[8:12] == b'WEBP': return 'WEBP'
+    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
+        return 'WEBP'
     for start, name in magic.items():
-        if data.startswith(start): return name
+        if data.startswith(start):
+            return name
     for start, name in foreign.items():
-        if data.startswith(start): raise ImageError('format', name)
-    if data[4:8] == b'ftyp': raise ImageError('format', 'AVIF, HEIC or video')
+        if data.startswith(start):
+            raise ImageError('format', name)
+    if data[4:8] == b'ftyp':
+        raise ImageError('format', 'AVIF, HEIC or video')
     raise ImageError('not_an_image', f'{len(data)} bytes that begin with {data[:16]!r}')
 
+# %% ../../nbs/data/21_images.ipynb #7ca183f5
 def open_image(
-    data:bytes,                # a file
-    max_pixels:int=64_000_000, # largest width x height
-) -> Image.Image: # opened, not yet decoded
+    data: bytes,  # a file
+    max_pixels: int = 64_000_000,  # largest width x height
+) -> Image.Image:  # opened, not yet decoded
     "Read the header only, and refuse what is too large."
     name = sniff(data)
-    try: im = Image.open(io.BytesIO(data), formats=[name])
-    except Image.DecompressionBombError as e: raise ImageError('too_many_pixels', str(e)) from None
-    except Exception as e: raise ImageError('truncated', f'{name}, {len(data)} bytes ({type(e).__name__})') from None
+    try:
+        im = Image.open(io.BytesIO(data), formats=[name])
+    except Image.DecompressionBombError as e:
+        raise ImageError('too_many_pixels', str(e)) from None
+    except Exception as e:
+        raise ImageError('truncated', f'{name}, {len(data)} bytes ({type(e).__name__})') from None
     w, h = im.size
-    if w*h > max_pixels: raise ImageError('too_many_pixels', f'{w} x {h}, at most {max_pixels:,}')
-    if not w*h: raise ImageError('no_pixels', f'{w} x {h}')
+    if w * h > max_pixels:
+        raise ImageError('too_many_pixels', f'{w} x {h}, at most {max_pixels:,}')
+    if not w * h:
+        raise ImageError('no_pixels', f'{w} x {h}')
     return im
 
 # %% ../../nbs/data/21_images.ipynb #6ca6803c
 def to_rgb(
-    im:Image.Image, # decoded, any mode
-) -> Image.Image: # mode RGB
+    im: Image.Image,  # decoded, any mode
+) -> Image.Image:  # mode RGB
     "Upright, 16 bits to 8, transparency on white."
     im.load()
-    if 'exif' in im.info: im = ImageOps.exif_transpose(im)
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).astype(np.int64) >> 8).astype(np.uint8))
+    if 'exif' in im.info:
+        im = ImageOps.exif_transpose(im)
+    if im.mode.startswith('I'):
+        im = Image.fromarray((np.asarray(im).astype(np.int64) >> 8).astype(np.uint8))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -80,235 +112,275 @@ def to_rgb(
 
 # %% ../../nbs/data/21_images.ipynb #6ffdd33f
 def plain_jpeg(
-    im:Image.Image, # opened, not yet decoded
-    data:bytes,     # the file
-) -> np.ndarray|None: # pixels; None: not plain, or damaged
+    im: Image.Image,  # opened, not yet decoded
+    data: bytes,  # the file
+) -> np.ndarray | None:  # pixels; None: not plain, or damaged
     "Three colours or grey, upright, and both readers of its header agree on the size."
-    if im.format != 'JPEG' or im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1: return None
-    try: return decode_jpeg(data, 'RGB') if decode_jpeg_header(data)[1::-1] == im.size else None
-    except ValueError: return None
+    if im.format != 'JPEG' or im.mode not in ('RGB', 'L') or im.getexif().get(0x0112, 1) != 1:
+        return None
+    try:
+        return decode_jpeg(data, 'RGB') if decode_jpeg_header(data)[1::-1] == im.size else None
+    except ValueError:
+        return None
 
+# %% ../../nbs/data/21_images.ipynb #d9736ebf
 def decode_image(
-    data:bytes,                # a file: JPEG, PNG, WebP, GIF or BMP; the first frame counts
-    max_pixels:int=64_000_000, # largest width x height
-) -> UInt8[Tensor, "3 h w"]:
+    data: bytes,  # a file: JPEG, PNG, WebP, GIF or BMP; the first frame counts
+    max_pixels: int = 64_000_000,  # largest width x height
+) -> UInt8[Tensor, '3 h w']:
     "Bytes to pixels, or an `ImageError` with its reason."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         im = open_image(data, max_pixels)
         try:
             pixels = plain_jpeg(im, data)
-            if pixels is None: pixels = np.array(to_rgb(im))
-        except Exception as e: raise ImageError('truncated', f'{im.format}, {len(data)} bytes ({type(e).__name__})') from None
+            if pixels is None:
+                pixels = np.array(to_rgb(im))
+        except Exception as e:
+            raise ImageError('truncated', f'{im.format}, {len(data)} bytes ({type(e).__name__})') from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 # %% ../../nbs/data/21_images.ipynb #045d4e27
 def crop_resize(
-    img:UInt8[Tensor, "3 h w"], # a picture
-    box:tuple,                  # top, left, height, width in pixels
-    size:int,                   # side of the result, pixels
-) -> UInt8[Tensor, "3 s s"]:
+    img: UInt8[Tensor, '3 h w'],  # a picture
+    box: tuple,  # top, left, height, width in pixels
+    size: int,  # side of the result, pixels
+) -> UInt8[Tensor, '3 s s']:
     "Cut out a box and scale it (bicubic, antialiased)."
     y, x, h, w = box
-    return F.interpolate(img[None, :, y:y+h, x:x+w], size=(size, size), mode='bicubic', antialias=True)[0]
+    return F.interpolate(img[None, :, y : y + h, x : x + w], size=(size, size), mode='bicubic', antialias=True)[0]
 
+# %% ../../nbs/data/21_images.ipynb #87edb51c
 def resize_image(
-    img:UInt8[Tensor, "3 h w"], # a picture
-    size:int,                   # side of the result, pixels
-) -> UInt8[Tensor, "3 s s"]:
+    img: UInt8[Tensor, '3 h w'],  # a picture
+    size: int,  # side of the result, pixels
+) -> UInt8[Tensor, '3 s s']:
     "The evaluation transform: the central square, scaled."
     h, w = img.shape[1:]
     s = min(h, w)
-    return crop_resize(img, ((h - s)//2, (w - s)//2, s, s), size)
+    return crop_resize(img, ((h - s) // 2, (w - s) // 2, s, s), size)
 
 # %% ../../nbs/data/21_images.ipynb #1d170342
-n_draws = 14 # uniform numbers an augmented picture consumes
+n_draws = 14  # uniform numbers an augmented picture consumes
+
 
 def random_boxes(
-    u:Float64[np.ndarray, "b 4"], # uniform draws: area, shape, top, left
-    hw:Int64[np.ndarray, "b 2"],  # height and width of each picture, pixels
-    scale:tuple,                  # range of the area, as a share of the picture's
-    ratio:tuple,                  # range of width / height, drawn on a log scale
-) -> Int64[np.ndarray, "b 4"]: # top, left, height, width, pixels
+    u: Float64[np.ndarray, 'b 4'],  # uniform draws: area, shape, top, left
+    hw: Int64[np.ndarray, 'b 2'],  # height and width of each picture, pixels
+    scale: tuple,  # range of the area, as a share of the picture's
+    ratio: tuple,  # range of width / height, drawn on a log scale
+) -> Int64[np.ndarray, 'b 4']:  # top, left, height, width, pixels
     "Crops of random area and shape (Inception's; Szegedy 2015), cut to the picture."
-    area = hw.prod(1) * (scale[0] + u[:, 0]*(scale[1] - scale[0]))
-    shape = np.exp(np.log(ratio[0]) + u[:, 1]*(np.log(ratio[1]) - np.log(ratio[0])))
-    size = np.stack([np.sqrt(area/shape), np.sqrt(area*shape)], 1)
+    area = hw.prod(1) * (scale[0] + u[:, 0] * (scale[1] - scale[0]))
+    shape = np.exp(np.log(ratio[0]) + u[:, 1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    size = np.stack([np.sqrt(area / shape), np.sqrt(area * shape)], 1)
     size = np.clip(np.rint(size), 1, hw).astype(np.int64)
-    return np.concatenate([np.floor(u[:, 2:]*(hw - size + 1)).astype(np.int64), size], 1)
+    return np.concatenate([np.floor(u[:, 2:] * (hw - size + 1)).astype(np.int64), size], 1)
 
 # %% ../../nbs/data/21_images.ipynb #c10c8e99
 def random_affine(
-    u:Float64[np.ndarray, "b 4"], # uniform draws: angle, shear, shift in x, shift in y
-    degrees:float,                # largest rotation either way, degrees
-    shear:float,                  # largest shear either way, degrees
-    translate:float,              # largest shift either way, as a share of the side
-) -> Float32[Tensor, "b 2 3"]:
+    u: Float64[np.ndarray, 'b 4'],  # uniform draws: angle, shear, shift in x, shift in y
+    degrees: float,  # largest rotation either way, degrees
+    shear: float,  # largest shear either way, degrees
+    translate: float,  # largest shift either way, as a share of the side
+) -> Float32[Tensor, 'b 2 3']:
     "Small rotations, shears and shifts, as `affine_grid` wants them."
-    angle, lean, dx, dy = (2*u - 1).T * np.array([[np.radians(degrees)], [np.radians(shear)], [2*translate], [2*translate]])
+    angle, lean, dx, dy = (2 * u - 1).T * np.array(
+        [[np.radians(degrees)], [np.radians(shear)], [2 * translate], [2 * translate]]
+    )
     cos, sin, tan = np.cos(angle), np.sin(angle), np.tan(lean)
-    theta = np.stack([cos, cos*tan - sin, dx, sin, sin*tan + cos, dy], 1)
+    theta = np.stack([cos, cos * tan - sin, dx, sin, sin * tan + cos, dy], 1)
     return torch.from_numpy(theta.reshape(-1, 2, 3)).float()
 
+# %% ../../nbs/data/21_images.ipynb #03af54c7
 def warp(
-    images:Float32[Tensor, "b 3 t t"], # pictures
-    theta:Float32[Tensor, "b 2 3"],    # from `random_affine`
-    size:int,                          # side of the result, pixels
-) -> Float32[Tensor, "b 3 s s"]:
+    images: Float32[Tensor, 'b 3 t t'],  # pictures
+    theta: Float32[Tensor, 'b 2 3'],  # from `random_affine`
+    size: int,  # side of the result, pixels
+) -> Float32[Tensor, 'b 3 s s']:
     "Move the pictures; what comes in from outside repeats the border."
-    at = (2*torch.arange(size, device=images.device) + 1)/size - 1
-    grid = theta[:, :, 0, None, None]*at + theta[:, :, 1, None, None]*at[:, None] + theta[:, :, 2, None, None]
+    at = (2 * torch.arange(size, device=images.device) + 1) / size - 1
+    grid = theta[:, :, 0, None, None] * at + theta[:, :, 1, None, None] * at[:, None] + theta[:, :, 2, None, None]
     return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode='bilinear', padding_mode='border', align_corners=False)
 
 # %% ../../nbs/data/21_images.ipynb #f24aa980
-yiq = np.array([[.299, .587, .114], [.5959, -.2746, -.3213], [.2115, -.5227, .3112]]) # NTSC 1953
+yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC 1953
+
+
 rgb = np.linalg.inv(yiq)
 
+
 def colour_matrices(
-    b:Float64[np.ndarray, "b"],    # brightness factor
-    c:Float64[np.ndarray, "b"],    # contrast factor
-    s:Float64[np.ndarray, "b"],    # saturation factor, 0 = grey
-    turn:Float64[np.ndarray, "b"], # hue, in turns of the colour circle
-) -> tuple[Float32[Tensor, "b 3 3"], Float32[Tensor, "b"]]: # M, and the share of the mean grey to add
+    b: Float64[np.ndarray, 'b'],  # brightness factor
+    c: Float64[np.ndarray, 'b'],  # contrast factor
+    s: Float64[np.ndarray, 'b'],  # saturation factor, 0 = grey
+    turn: Float64[np.ndarray, 'b'],  # hue, in turns of the colour circle
+) -> tuple[Float32[Tensor, 'b 3 3'], Float32[Tensor, 'b']]:  # M, and the share of the mean grey to add
     "All four colour changes as one linear map."
-    cos, sin = s*np.cos(2*np.pi*turn), s*np.sin(2*np.pi*turn)
+    cos, sin = s * np.cos(2 * np.pi * turn), s * np.sin(2 * np.pi * turn)
     plane = np.zeros((len(b), 3, 3))
     plane[:, 0, 0] = 1
     plane[:, 1, 1], plane[:, 1, 2], plane[:, 2, 1], plane[:, 2, 2] = cos, -sin, sin, cos
-    M = (b*c)[:, None, None] * (rgb @ plane @ yiq)
-    return torch.from_numpy(M).float(), torch.from_numpy(b*(1 - c)).float()
+    M = (b * c)[:, None, None] * (rgb @ plane @ yiq)
+    return torch.from_numpy(M).float(), torch.from_numpy(b * (1 - c)).float()
 
+# %% ../../nbs/data/21_images.ipynb #ce3db86c
 def recolour(
-    images:Float32[Tensor, "b 3 s s"], # pictures, 0 to 255
-    M:Float32[Tensor, "b 3 3"],        # colour map
-    share:Float32[Tensor, "b"],        # of the mean grey to add
-) -> Float32[Tensor, "b 3 s s"]:
+    images: Float32[Tensor, 'b 3 s s'],  # pictures, 0 to 255
+    M: Float32[Tensor, 'b 3 3'],  # colour map
+    share: Float32[Tensor, 'b'],  # of the mean grey to add
+) -> Float32[Tensor, 'b 3 s s']:
     "x' = Mx + share · mean grey, one picture independent of the others to the last bit."
     grey = images.mean((2, 3), dtype=torch.float64) @ torch.tensor(yiq[0], device=images.device)
     out = M[:, :, 0, None, None] * images[:, None, 0]
-    for i in (1, 2): out.addcmul_(M[:, :, i, None, None], images[:, None, i])
-    return out.add_((share*grey.float())[:, None, None, None])
+    for i in (1, 2):
+        out.addcmul_(M[:, :, i, None, None], images[:, None, i])
+    return out.add_((share * grey.float())[:, None, None, None])
 
 # %% ../../nbs/data/21_images.ipynb #59a19566
 @dataclass(frozen=True)
 class ImageAugment:
     "Random crop, flip, rotation, shear, shift and colours; MERU itself uses the crop alone."
-    crop_scale:tuple[float, float] = (.5, 1.)      # range of the crop's area, share of the picture (MERU's recipe)
-    crop_ratio:tuple[float, float] = (3/4, 4/3)    # range of the crop's width / height
-    flip:float = 0.             # chance of a mirror image; 0 where left and right mean something
-    brightness:float = 0.       # largest relative change, 0 to 1
-    contrast:float = 0.         # largest relative change, 0 to 1
-    saturation:float = 0.       # largest relative change, 0 to 1
-    hue:float = 0.              # largest turn of the colour circle either way, 0 to 0.5
-    grey:float = 0.             # chance of a grey picture
-    degrees:float = 0.          # largest rotation either way, degrees, 0 to 180
-    shear:float = 0.            # largest shear either way, degrees, 0 to 60
-    translate:float = 0.        # largest shift either way, share of the side, 0 to 1
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # range of the crop's area, share of the picture (MERU's recipe)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height
+    flip: float = 0.0  # chance of a mirror image; 0 where left and right mean something
+    brightness: float = 0.0  # largest relative change, 0 to 1
+    contrast: float = 0.0  # largest relative change, 0 to 1
+    saturation: float = 0.0  # largest relative change, 0 to 1
+    hue: float = 0.0  # largest turn of the colour circle either way, 0 to 0.5
+    grey: float = 0.0  # chance of a grey picture
+    degrees: float = 0.0  # largest rotation either way, degrees, 0 to 180
+    shear: float = 0.0  # largest shear either way, degrees, 0 to 60
+    translate: float = 0.0  # largest shift either way, share of the side, 0 to 1
 
     def __post_init__(self):
-        top = dict(hue=.5, degrees=180, shear=60)
+        top = dict(hue=0.5, degrees=180, shear=60)
         for name in [f.name for f in fields(ImageAugment)][2:]:
             v, most = getattr(self, name), top.get(name, 1)
-            if not 0 <= v <= most: raise ValueError(f"{name} is {v}; it must lie between 0 and {most}.")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1: raise ValueError(f"crop_scale is {self.crop_scale}; it must be a range within (0, 1].")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]: raise ValueError(f"crop_ratio is {self.crop_ratio}; it must be a range of positive numbers.")
+            if not 0 <= v <= most:
+                raise ValueError(f'{name} is {v}; it must lie between 0 and {most}.')
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f'crop_scale is {self.crop_scale}; it must be a range within (0, 1].')
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f'crop_ratio is {self.crop_ratio}; it must be a range of positive numbers.')
 
-    moves = property(lambda self: bool(self.degrees or self.shear or self.translate), doc="is there anything to warp?")
-    recolours = property(lambda self: bool(self.brightness or self.contrast or self.saturation or self.hue or self.grey), doc="anything to recolour?")
-    def read_size(self, size:int) -> int: return size*3//2 if self.moves else size # side of the crop that is read for a result of `size`
+    moves = property(lambda self: bool(self.degrees or self.shear or self.translate), doc='is there anything to warp?')
+    recolours = property(
+        lambda self: bool(self.brightness or self.contrast or self.saturation or self.hue or self.grey),
+        doc='anything to recolour?',
+    )
 
-    def __call__(self,
-        img:UInt8[Tensor, "3 h w"], # a picture
-        size:int,                   # side of the result, pixels
-        rng:np.random.Generator,    # source of the 14 draws
-    ) -> UInt8[Tensor, "3 s s"]:
+    def read_size(self, size: int) -> int:
+        return size * 3 // 2 if self.moves else size  # side of the crop that is read for a result of `size`
+
+    def __call__(
+        self,
+        img: UInt8[Tensor, '3 h w'],  # a picture
+        size: int,  # side of the result, pixels
+        rng: np.random.Generator,  # source of the 14 draws
+    ) -> UInt8[Tensor, '3 s s']:
         "Augment one picture."
         return augment_images([img], size, rng.random((1, n_draws)), self)[0]
 
 # %% ../../nbs/data/21_images.ipynb #a795de95
 def random_colours(
-    u:Float64[np.ndarray, "b 5"], # uniform draws: brightness, contrast, saturation, hue, grey
-    aug:ImageAugment,             # the settings
-) -> tuple[Float32[Tensor, "b 3 3"], Float32[Tensor, "b"]]: # for `recolour`
+    u: Float64[np.ndarray, 'b 5'],  # uniform draws: brightness, contrast, saturation, hue, grey
+    aug: ImageAugment,  # the settings
+) -> tuple[Float32[Tensor, 'b 3 3'], Float32[Tensor, 'b']]:  # for `recolour`
     "Draw the factors, each uniform around no change."
-    b, c, s = (1 + (2*u[:, :3] - 1) * [aug.brightness, aug.contrast, aug.saturation]).T
-    return colour_matrices(b, c, np.where(u[:, 4] < aug.grey, 0, s), (2*u[:, 3] - 1)*aug.hue)
+    b, c, s = (1 + (2 * u[:, :3] - 1) * [aug.brightness, aug.contrast, aug.saturation]).T
+    return colour_matrices(b, c, np.where(u[:, 4] < aug.grey, 0, s), (2 * u[:, 3] - 1) * aug.hue)
 
+# %% ../../nbs/data/21_images.ipynb #b3715f33
 def finish(
-    out:Tensor,                 # cut out pictures, uint8 or float
-    theta:Float32[Tensor, "b 2 3"], # from `random_affine`
-    M:Float32[Tensor, "b 3 3"], # from `random_colours`
-    share:Float32[Tensor, "b"], # the same
-    size:int,                   # side of the result, pixels
-    aug:ImageAugment,           # the settings: what is off costs nothing
-) -> UInt8[Tensor, "b 3 s s"]:
+    out: Tensor,  # cut out pictures, uint8 or float
+    theta: Float32[Tensor, 'b 2 3'],  # from `random_affine`
+    M: Float32[Tensor, 'b 3 3'],  # from `random_colours`
+    share: Float32[Tensor, 'b'],  # the same
+    size: int,  # side of the result, pixels
+    aug: ImageAugment,  # the settings: what is off costs nothing
+) -> UInt8[Tensor, 'b 3 s s']:
     "Warp and recolour."
-    if aug.moves: out = warp(out.float(), theta, size)
-    if aug.recolours: out = recolour(out.float(), M, share)
+    if aug.moves:
+        out = warp(out.float(), theta, size)
+    if aug.recolours:
+        out = recolour(out.float(), M, share)
     return out if out.dtype == torch.uint8 else out.round_().clamp_(0, 255).byte()
 
+# %% ../../nbs/data/21_images.ipynb #7eab64e5
 def augment_chunk(
-    images:list,                   # of UInt8[3 h w], any sizes
-    size:int,                      # side of the result, pixels
-    u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
-    aug:ImageAugment,              # the settings
-) -> UInt8[Tensor, "b 3 s s"]:
+    images: list,  # of UInt8[3 h w], any sizes
+    size: int,  # side of the result, pixels
+    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    aug: ImageAugment,  # the settings
+) -> UInt8[Tensor, 'b 3 s s']:
     "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
     boxes = random_boxes(u[:, :4], np.array([o.shape[1:] for o in images]), aug.crop_scale, aug.crop_ratio).tolist()
     out = torch.stack([crop_resize(*o, aug.read_size(size)) for o in zip(images, boxes)])
     flip = torch.from_numpy(u[:, 4] < aug.flip)
-    if flip.any(): out[flip] = out[flip].flip(-1)
-    return finish(out, random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate), *random_colours(u[:, 9:], aug), size, aug)
+    if flip.any():
+        out[flip] = out[flip].flip(-1)
+    return finish(
+        out, random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate), *random_colours(u[:, 9:], aug), size, aug
+    )
 
+# %% ../../nbs/data/21_images.ipynb #5e520103
 def augment_images(
-    images:list,                   # of UInt8[3 h w], any sizes
-    size:int,                      # side of the result, pixels
-    u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
-    aug:ImageAugment,              # the settings
-) -> UInt8[Tensor, "b 3 s s"]:
+    images: list,  # of UInt8[3 h w], any sizes
+    size: int,  # side of the result, pixels
+    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    aug: ImageAugment,  # the settings
+) -> UInt8[Tensor, 'b 3 s s']:
     "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
-    return torch.cat([augment_chunk(images[i:i+32], size, u[i:i+32], aug) for i in range(0, len(images), 32)])
+    return torch.cat([augment_chunk(images[i : i + 32], size, u[i : i + 32], aug) for i in range(0, len(images), 32)])
 
 # %% ../../nbs/data/21_images.ipynb #03de0002
 def recipe(
-    u:Float64[np.ndarray, "b 14"], # uniform draws, one row a picture
-    hw:Int64[np.ndarray, "b 2"],   # height and width of each picture, pixels
-    aug:ImageAugment,              # the settings
-) -> Float32[Tensor, "b 21"]: # crop as shares of the picture, mirrored?, warp, colours
+    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    hw: Int64[np.ndarray, 'b 2'],  # height and width of each picture, pixels
+    aug: ImageAugment,  # the settings
+) -> Float32[Tensor, 'b 21']:  # crop as shares of the picture, mirrored?, warp, colours
     "What the draws mean for each picture."
-    box = random_boxes(u[:, :4], hw, aug.crop_scale, aug.crop_ratio)/np.tile(hw, 2)
+    box = random_boxes(u[:, :4], hw, aug.crop_scale, aug.crop_ratio) / np.tile(hw, 2)
     M, share = random_colours(u[:, 9:], aug)
-    parts = torch.from_numpy(box).float(), torch.from_numpy(u[:, 4:5] < aug.flip), random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate).flatten(1)
+    parts = (
+        torch.from_numpy(box).float(),
+        torch.from_numpy(u[:, 4:5] < aug.flip),
+        random_affine(u[:, 5:9], aug.degrees, aug.shear, aug.translate).flatten(1),
+    )
     return torch.cat([*parts, M.flatten(1), share[:, None]], 1)
 
 # %% ../../nbs/data/21_images.ipynb #03de0004
 def scaling(
-    start:Float32[Tensor, "b"],  # where the crop begins, pixels
-    length:Float32[Tensor, "b"], # how long it is
-    n:int,                       # side of the picture, pixels
-    size:int,                    # side of the result
-) -> Float32[Tensor, "b s n"]:   # rows sum to 1
+    start: Float32[Tensor, 'b'],  # where the crop begins, pixels
+    length: Float32[Tensor, 'b'],  # how long it is
+    n: int,  # side of the picture, pixels
+    size: int,  # side of the result
+) -> Float32[Tensor, 'b s n']:  # rows sum to 1
     "Antialiased bicubic scaling of a crop; what lies outside of it is not read."
-    pixel = torch.arange(n, device=start.device) + .5
-    ratio, start = (length/size)[:, None, None], start[:, None, None]
-    place = start + (torch.arange(size, device=start.device)[:, None] + .5)*ratio
-    x = (pixel - place).abs()/ratio.clamp_min(1)
-    kernel = torch.where(x < 1, (1.5*x - 2.5)*x*x + 1, ((2.5 - .5*x)*x - 4)*x + 2)
-    kernel = torch.where((x < 2) & (pixel > start) & (pixel < start + ratio*size), kernel, 0)
-    return kernel/kernel.sum(2, keepdim=True)
+    pixel = torch.arange(n, device=start.device) + 0.5
+    ratio, start = (length / size)[:, None, None], start[:, None, None]
+    place = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * ratio
+    x = (pixel - place).abs() / ratio.clamp_min(1)
+    kernel = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)
+    kernel = torch.where((x < 2) & (pixel > start) & (pixel < start + ratio * size), kernel, 0)
+    return kernel / kernel.sum(2, keepdim=True)
 
+# %% ../../nbs/data/21_images.ipynb #568e55c1
 def augment_batch(
-    images:UInt8[Tensor, "b 3 t t"],   # whole pictures, squeezed into squares
-    recipe:Float32[Tensor, "b 21"],    # from `recipe`, on the same device
-    size:int,                          # side of the result, pixels
-    aug:ImageAugment,                  # the settings
-    chunk:int=256,                     # pictures at a time, for memory's sake
-) -> UInt8[Tensor, "b 3 s s"]:
+    images: UInt8[Tensor, 'b 3 t t'],  # whole pictures, squeezed into squares
+    recipe: Float32[Tensor, 'b 21'],  # from `recipe`, on the same device
+    size: int,  # side of the result, pixels
+    aug: ImageAugment,  # the settings
+    chunk: int = 256,  # pictures at a time, for memory's sake
+) -> UInt8[Tensor, 'b 3 s s']:
     "What `augment_images` does, in a few calls for all pictures."
-    if len(images) > chunk: return torch.cat([augment_batch(*o, size, aug) for o in zip(images.split(chunk), recipe.split(chunk))])
+    if len(images) > chunk:
+        return torch.cat([augment_batch(*o, size, aug) for o in zip(images.split(chunk), recipe.split(chunk))])
     n, side = images.shape[-1], aug.read_size(size)
     box, flip, theta, M, share = recipe.split((4, 1, 6, 9, 1), 1)
-    down, across = (scaling(n*box[:, i], n*box[:, i + 2], n, side) for i in (0, 1))
+    down, across = (scaling(n * box[:, i], n * box[:, i + 2], n, side) for i in (0, 1))
     across = torch.where(flip[..., None] > 0, across.flip(1), across)
-    out = (down[:, None]@images.float()@across[:, None].mT).round_().clamp_(0, 255)
+    out = (down[:, None] @ images.float() @ across[:, None].mT).round_().clamp_(0, 255)
     return finish(out, theta.view(-1, 2, 3), M.view(-1, 3, 3), share[:, 0], size, aug)

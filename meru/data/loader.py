@@ -21,102 +21,130 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing import NamedTuple
 from .tokenizer import text_id
-from .images import augment_images, crop_resize, decode_image, ImageAugment, ImageError, n_draws, recipe, resize_image
+from meru.data.images import (
+    augment_images,
+    crop_resize,
+    decode_image,
+    ImageAugment,
+    ImageError,
+    n_draws,
+    recipe,
+    resize_image,
+)
 from .shards import first, Sample, SampleError, Shards
 
 # %% ../../nbs/data/24_loader.ipynb #d9b7fe58
 def sample_rng(
-    seed:int,  # of the run
-    epoch:int, # passes over the data before this one
-    index:int, # of the sample; -1: the epoch itself
+    seed: int,  # of the run
+    epoch: int,  # passes over the data before this one
+    index: int,  # of the sample; -1: the epoch itself
 ) -> np.random.Generator:
     "An independent generator for each (seed, epoch, index)."
     key, counter = np.array([seed, epoch], dtype=np.uint64), np.array([0, 0, 0, index + 1], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
+# %% ../../nbs/data/24_loader.ipynb #a9fc5f17
 @lru_cache(maxsize=4)
 def epoch_order(
-    n:int,     # samples
-    seed:int,  # of the run
-    epoch:int, # passes over the data before this one
-) -> Int64[np.ndarray, "n"]:
+    n: int,  # samples
+    seed: int,  # of the run
+    epoch: int,  # passes over the data before this one
+) -> Int64[np.ndarray, 'n']:
     "The order in which an epoch visits the samples."
     return sample_rng(seed, epoch, -1).permutation(n)
 
 # %% ../../nbs/data/24_loader.ipynb #36a9f43a
 class Source:
     "Decoded samples by number; damaged ones are counted and replaced."
-    def __init__(self,
-        shards:Shards,   # the samples
-        levels:int=0,    # texts that each sample's meta['levels'] must have; 0: none needed
-        cache:bool=True, # keep decoded pictures
+
+    def __init__(
+        self,
+        shards: Shards,  # the samples
+        levels: int = 0,  # texts that each sample's meta['levels'] must have; 0: none needed
+        cache: bool = True,  # keep decoded pictures
     ):
         self.shards, self.levels, self.cache = shards, levels, cache
         self.damaged, self.store = {}, {}
 
-    def __getstate__(self): return self.__dict__ | {'store': {}}
+    def __getstate__(self):
+        return self.__dict__ | {'store': {}}
 
-    def __getitem__(self, i:int) -> Sample: # with pixels in place of bytes
+    def __getitem__(self, i: int) -> Sample:  # with pixels in place of bytes
         "Sample `i`, or an `ImageError` with its reason."
-        if i in self.store: return self.store[i]
+        if i in self.store:
+            return self.store[i]
         sample = self.shards[i]
-        if self.levels and len(sample.meta.get('levels', ())) != self.levels: raise SampleError('no_levels', f'sample {sample.key}')
+        if self.levels and len(sample.meta.get('levels', ())) != self.levels:
+            raise SampleError('no_levels', f'sample {sample.key}')
         sample = sample._replace(image=decode_image(sample.image))
-        if self.cache: self.store[i] = sample
+        if self.cache:
+            self.store[i] = sample
         return sample
 
-    def try_get(self, i:int) -> Sample|None:
+    def try_get(self, i: int) -> Sample | None:
         "Sample `i`, or None; its reason is noted the first time."
-        if i in self.damaged: return None
-        try: return self[i]
-        except ImageError as e: self.damaged[i] = e.reason
+        if i in self.damaged:
+            return None
+        try:
+            return self[i]
+        except ImageError as e:
+            self.damaged[i] = e.reason
 
-    def good(self, i:int) -> Sample:
+    def good(self, i: int) -> Sample:
         "Sample `i`, or the next good one."
         for j in itertools.chain(range(i, len(self.shards)), range(i)):
-            if sample := self.try_get(j): return sample
-        raise ValueError(f"No sample of {self.shards.folder} can be used: {dict(Counter(self.damaged.values()))}.")
+            if sample := self.try_get(j):
+                return sample
+        raise ValueError(f'No sample of {self.shards.folder} can be used: {dict(Counter(self.damaged.values()))}.')
 
     def fill(self):
         "Decode everything."
-        for i in range(len(self.shards)): self.try_get(i)
+        for i in range(len(self.shards)):
+            self.try_get(i)
 
 # %% ../../nbs/data/24_loader.ipynb #aae10534
 class Batch(NamedTuple):
     "What a training step needs."
-    images:UInt8[Tensor, "b 3 s s"] # pixels, 0 to 255
-    tokens:Int64[Tensor, "b l"]     # ids, padded with 0
-    text_ids:Int64[Tensor, "b"]     # equal for equal texts, before their augmentation
-    keys:list                       # of str: the samples
-    recipe:Tensor|None = None       # [b 21] of meru.data.images.recipe: `images` are whole pictures, to be augmented on the device
 
+    images: UInt8[Tensor, 'b 3 s s']  # pixels, 0 to 255
+    tokens: Int64[Tensor, 'b l']  # ids, padded with 0
+    text_ids: Int64[Tensor, 'b']  # equal for equal texts, before their augmentation
+    keys: list  # of str: the samples
+    recipe: Tensor | None = (
+        None  # [b 21] of meru.data.images.recipe: `images` are whole pictures, to be augmented on the device
+    )
+
+# %% ../../nbs/data/24_loader.ipynb #28819011
 def choose_text(
-    sample:Sample,     # a pair
-    u:float,           # a uniform draw
-    probs:tuple|None,  # chance of each level; None: the caption
+    sample: Sample,  # a pair
+    u: float,  # a uniform draw
+    probs: tuple | None,  # chance of each level; None: the caption
 ) -> str:
     "One of the sample's texts."
-    if probs is None: return sample.caption
+    if probs is None:
+        return sample.caption
     level = bisect(list(itertools.accumulate(probs)), u)
     return sample.meta['levels'][min(level, len(probs) - 1)]
 
+# %% ../../nbs/data/24_loader.ipynb #5422f541
 def pictures(
-    samples:list,                   # of Sample, decoded
-    size:int,                       # side of the result, pixels
-    u:np.ndarray|None=None,         # draws for the augmentation
-    augment:ImageAugment|None=None, # None: the evaluation transform
-) -> UInt8[Tensor, "b 3 s s"]:
+    samples: list,  # of Sample, decoded
+    size: int,  # side of the result, pixels
+    u: np.ndarray | None = None,  # draws for the augmentation
+    augment: ImageAugment | None = None,  # None: the evaluation transform
+) -> UInt8[Tensor, 'b 3 s s']:
     "What the model sees of the samples' pictures."
     images = [o.image for o in samples]
     return augment_images(images, size, u, augment) if augment else torch.stack([resize_image(o, size) for o in images])
 
+# %% ../../nbs/data/24_loader.ipynb #c7f18985
 def to_batch(
-    images:UInt8[Tensor, "b 3 s s"], # pixels
-    texts:list[str],                 # as chosen
-    said:list[str],                  # as augmented
-    samples:list,                    # of Sample
-    tokenizer:Callable,              # texts to ids
-    recipe:Tensor|None=None,         # of augmentation on the device
+    images: UInt8[Tensor, 'b 3 s s'],  # pixels
+    texts: list[str],  # as chosen
+    said: list[str],  # as augmented
+    samples: list,  # of Sample
+    tokenizer: Callable,  # texts to ids
+    recipe: Tensor | None = None,  # of augmentation on the device
 ) -> Batch:
     "Put a batch together."
     ids = torch.tensor([text_id(o) for o in texts], dtype=torch.int64)
@@ -125,38 +153,55 @@ def to_batch(
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class Steps(torch.utils.data.Dataset):
     "The steps of a loader, for worker processes."
-    def __init__(self, loader): self.loader = loader
-    def __getitem__(self, step:int) -> tuple[Batch, dict]: # and the samples newly found damaged
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getitem__(self, step: int) -> tuple[Batch, dict]:  # and the samples newly found damaged
         damaged = self.loader.source.damaged
         known = len(damaged)
         return self.loader.batch_at(step), dict(itertools.islice(damaged.items(), known, None))
 
+# %% ../../nbs/data/24_loader.ipynb #41d0526d
 def part_of(
-    n:int,       # things
-    share:tuple, # (i, k): this is process i of k
-) -> slice:      # its own; k processes together have all, in order
+    n: int,  # things
+    share: tuple,  # (i, k): this is process i of k
+) -> slice:  # its own; k processes together have all, in order
     "An equal share, or nearly."
     i, k = share
-    return slice(n*i//k, n*(i + 1)//k)
+    return slice(n * i // k, n * (i + 1) // k)
 
+# %% ../../nbs/data/24_loader.ipynb #11896693
 class Walks:
     "Two ways through a dataset, for a class that has `source`, `batch_at`, `evaluation` and settings."
-    def batches(self,
-        start_step:int=0, # counted from the beginning of the run
-    ) -> Iterator[Batch]: # without end
+
+    def batches(
+        self,
+        start_step: int = 0,  # counted from the beginning of the run
+    ) -> Iterator[Batch]:  # without end
         "Batches from any step on, exactly as if all steps before had been made."
-        if self.cache: self.source.fill()
+        if self.cache:
+            self.source.fill()
         steps = Steps(self)
-        if self.workers: found = DataLoader(steps, batch_size=None, sampler=itertools.count(start_step), num_workers=self.workers, collate_fn=first, pin_memory=torch.cuda.is_available())
-        else: found = map(steps.__getitem__, itertools.count(start_step))
+        if self.workers:
+            found = DataLoader(
+                steps,
+                batch_size=None,
+                sampler=itertools.count(start_step),
+                num_workers=self.workers,
+                collate_fn=first,
+                pin_memory=torch.cuda.is_available(),
+            )
+        else:
+            found = map(steps.__getitem__, itertools.count(start_step))
         for batch, damaged in found:
             self.source.damaged.update(damaged)
             yield batch
 
-    def eval_batches(self) -> Iterator[Batch]: # damaged samples are left out
+    def eval_batches(self) -> Iterator[Batch]:  # damaged samples are left out
         "One pass in order: captions, no augmentation, a smaller last batch."
         own = range(len(self.shards))[part_of(len(self.shards), self.share)]
-        for start in own[::self.batch_size]:
+        for start in own[:: self.batch_size]:
             tried = map(self.source.try_get, range(start, min(start + self.batch_size, own.stop)))
             if samples := [o for o in tried if o]:
                 captions = [o.caption for o in samples]
@@ -166,43 +211,56 @@ class Walks:
 @dataclass(eq=False)
 class Loader(Walks):
     "Batches in an order and with an augmentation that depend on (seed, epoch, index) only."
-    shards:Shards                     # the samples
-    tokenizer:Callable                # a list of texts to ids
-    image_size:int                    # side, pixels
-    batch_size:int                    # pairs
-    seed:int = 0                      # of order, augmentation and level
-    augment:ImageAugment|None = None  # None: the evaluation transform
-    augment_text:Callable|None = None # (text, rng) to text, e.g. partial(augment_caption, drop=.1)
-    level_probs:tuple|None = None     # chance of each of meta['levels']; None: the caption
-    workers:int = 0                   # processes; 0: this one
-    cache:bool = True                 # decode everything first and keep it in memory
-    drop_last:bool = True             # leave out an epoch's last, smaller batch
-    share:tuple = (0, 1)              # of each batch, and of an evaluation: what process i of k takes
-    squeeze:int = 0                   # side of squares into which whole pictures are squeezed, to be augmented on the device; 0: augment here
+
+    shards: Shards  # the samples
+    tokenizer: Callable  # a list of texts to ids
+    image_size: int  # side, pixels
+    batch_size: int  # pairs
+    seed: int = 0  # of order, augmentation and level
+    augment: ImageAugment | None = None  # None: the evaluation transform
+    augment_text: Callable | None = None  # (text, rng) to text, e.g. partial(augment_caption, drop=.1)
+    level_probs: tuple | None = None  # chance of each of meta['levels']; None: the caption
+    workers: int = 0  # processes; 0: this one
+    cache: bool = True  # decode everything first and keep it in memory
+    drop_last: bool = True  # leave out an epoch's last, smaller batch
+    share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
+    squeeze: int = (
+        0  # side of squares into which whole pictures are squeezed, to be augmented on the device; 0: augment here
+    )
 
     def __post_init__(self):
         n, probs = len(self.shards), self.level_probs
-        if not 1 <= self.batch_size <= n: raise ValueError(f"batch_size is {self.batch_size}; {self.shards.folder} holds {n} pairs, so it must be 1 to {n}.")
-        if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6): raise ValueError(f"level_probs is {probs}; it must be non-negative and sum to 1.")
+        if not 1 <= self.batch_size <= n:
+            raise ValueError(
+                f'batch_size is {self.batch_size}; {self.shards.folder} holds {n} pairs, so it must be 1 to {n}.'
+            )
+        if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
+            raise ValueError(f'level_probs is {probs}; it must be non-negative and sum to 1.')
         self.source = Source(self.shards, len(probs or ()), self.cache)
 
     @property
-    def steps_per_epoch(self) -> int: return (math.floor if self.drop_last else math.ceil)(len(self.shards)/self.batch_size)
-    damaged = property(lambda self: self.source.damaged, doc="number of each damaged sample met so far, to reason")
+    def steps_per_epoch(self) -> int:
+        return (math.floor if self.drop_last else math.ceil)(len(self.shards) / self.batch_size)
+
+    damaged = property(lambda self: self.source.damaged, doc='number of each damaged sample met so far, to reason')
+
     @property
-    def failures(self) -> Counter: # reason to number; each damaged sample met so far counts once
+    def failures(self) -> Counter:  # reason to number; each damaged sample met so far counts once
         return Counter(self.damaged.values())
 
-    def batch_at(self, step:int) -> Batch:
+    def batch_at(self, step: int) -> Batch:
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        index = epoch_order(len(self.shards), self.seed, epoch)[place*self.batch_size:(place + 1)*self.batch_size]
+        index = epoch_order(len(self.shards), self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         index = index[part_of(len(index), self.share)].tolist()
         samples, rngs = [self.source.good(i) for i in index], [sample_rng(self.seed, epoch, i) for i in index]
         u = np.stack([o.random(1 + n_draws) for o in rngs])
         texts = [choose_text(o, x, self.level_probs) for o, x in zip(samples, u[:, 0])]
         said = [self.augment_text(*o) for o in zip(texts, rngs)] if self.augment_text else texts
-        if not self.squeeze: return to_batch(pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer)
+        if not self.squeeze:
+            return to_batch(
+                pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer
+            )
         hw = np.array([o.image.shape[1:] for o in samples])
         whole = torch.stack([crop_resize(o.image, (0, 0, *o.image.shape[1:]), self.squeeze) for o in samples])
         return to_batch(whole, texts, said, samples, self.tokenizer, recipe(u[:, 1:], hw, self.augment))

@@ -27,89 +27,119 @@ from .images import ImageError, open_image
 # %% ../../nbs/data/22_shards.ipynb #7da1f242
 class Sample(NamedTuple):
     "One image-caption pair as it lies in a shard."
-    key:str     # unique in the dataset, e.g. 000012345
-    image:bytes # JPEG, PNG, WebP, GIF or BMP
-    caption:str # not yet tokenised
-    meta:dict   # from the json member; `levels` holds texts from general to specific
 
+    key: str  # unique in the dataset, e.g. 000012345
+    image: bytes  # JPEG, PNG, WebP, GIF or BMP
+    caption: str  # not yet tokenised
+    meta: dict  # from the json member; `levels` holds texts from general to specific
+
+# %% ../../nbs/data/22_shards.ipynb #c7bdff12
 class SampleError(ImageError):
     "A sample that cannot be used, for another reason than its picture."
 
 # %% ../../nbs/data/22_shards.ipynb #c2b6339f
 def sample_members(
-    sample:Sample, # the pair; its key is replaced
-    key:str,       # img2dataset's number
-) -> dict: # extension to bytes, in alphabetical order as in img2dataset's tars
+    sample: Sample,  # the pair; its key is replaced
+    key: str,  # img2dataset's number
+) -> dict:  # extension to bytes, in alphabetical order as in img2dataset's tars
     "The members of one sample: picture, json with img2dataset 1.47's fields, txt."
     im = open_image(sample.image)
     w, h = im.size
-    meta = {**sample.meta, 'caption': sample.caption, 'url': sample.meta.get('url', sample.key), 'key': key, 'status': 'success',
-            'error_message': None, 'width': w, 'height': h, 'original_width': w, 'original_height': h,
-            'exif': '{}', 'sha256': hashlib.sha256(sample.image).hexdigest()}
+    meta = {
+        **sample.meta,
+        'caption': sample.caption,
+        'url': sample.meta.get('url', sample.key),
+        'key': key,
+        'status': 'success',
+        'error_message': None,
+        'width': w,
+        'height': h,
+        'original_width': w,
+        'original_height': h,
+        'exif': '{}',
+        'sha256': hashlib.sha256(sample.image).hexdigest(),
+    }
     ext = {'JPEG': 'jpg'}.get(im.format, im.format.lower())
     members = {ext: sample.image, 'json': json.dumps(meta, indent=4).encode(), 'txt': sample.caption.encode()}
     return dict(sorted(members.items()))
 
+# %% ../../nbs/data/22_shards.ipynb #6e36300d
 def write_shard(
-    samples:list, # of Sample
-    folder:Path,  # where
-    number:int,   # of the shard
-    digits:int,   # of a sample's number within a shard
+    samples: list,  # of Sample
+    folder: Path,  # where
+    number: int,  # of the shard
+    digits: int,  # of a sample's number within a shard
 ):
     "One tar with fixed owner, mode and time, and its `_stats.json`."
-    with tarfile.open(folder/f'{number:05d}.tar', 'w', format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(folder / f'{number:05d}.tar', 'w', format=tarfile.USTAR_FORMAT) as tar:
         for i, sample in enumerate(samples):
             key = f'{number:05d}{i:0{digits}d}'
             for ext, data in sample_members(sample, key).items():
                 info = tarfile.TarInfo(f'{key}.{ext}')
                 info.size, info.mode, info.uname, info.gname = len(data), 0o444, 'bigdata', 'bigdata'
                 tar.addfile(info, io.BytesIO(data))
-    stats = dict(count=len(samples), successes=len(samples), failed_to_download=0, failed_to_resize=0,
-                 duration=0., start_time=0., end_time=0., status_dict={'success': len(samples)})
-    (folder/f'{number:05d}_stats.json').write_text(json.dumps(stats, indent=4))
+    stats = dict(
+        count=len(samples),
+        successes=len(samples),
+        failed_to_download=0,
+        failed_to_resize=0,
+        duration=0.0,
+        start_time=0.0,
+        end_time=0.0,
+        status_dict={'success': len(samples)},
+    )
+    (folder / f'{number:05d}_stats.json').write_text(json.dumps(stats, indent=4))
 
 # %% ../../nbs/data/22_shards.ipynb #c9935285
 def dataset_id(
-    hashes:list[str], # sha256 of each shard, in order
+    hashes: list[str],  # sha256 of each shard, in order
 ) -> str:
     "One hash for the whole dataset."
     return hashlib.sha256('\n'.join(hashes).encode()).hexdigest()
 
+# %% ../../nbs/data/22_shards.ipynb #e805799b
 def make_manifest(
-    folder:str|Path,    # a folder of finished tar shards
-    name:str|None=None, # of the dataset; None: the folder's name
+    folder: str | Path,  # a folder of finished tar shards
+    name: str | None = None,  # of the dataset; None: the folder's name
 ) -> dict:
     "Count and hash every shard of a folder, and write `manifest.json`."
     folder = Path(folder)
     paths = sorted(folder.glob('*.tar'))
-    if not paths: raise FileNotFoundError(f"There is no .tar file in {folder}: nothing to make a manifest of.")
-    unfinished = [o.name for o in paths if not (folder/f'{o.stem}_stats.json').exists()]
+    if not paths:
+        raise FileNotFoundError(f'There is no .tar file in {folder}: nothing to make a manifest of.')
+    unfinished = [o.name for o in paths if not (folder / f'{o.stem}_stats.json').exists()]
     if 0 < len(unfinished) < len(paths):
-        raise ValueError(f"{unfinished[0]} in {folder} has no _stats.json, so img2dataset did not finish it: run the download again.")
-    shards = [dict(name=o.name, count=len(index_shard(o)), bytes=o.stat().st_size, sha256=file_sha256(o)) for o in paths]
+        raise ValueError(
+            f'{unfinished[0]} in {folder} has no _stats.json, so img2dataset did not finish it: run the download again.'
+        )
+    shards = [
+        dict(name=o.name, count=len(index_shard(o)), bytes=o.stat().st_size, sha256=file_sha256(o)) for o in paths
+    ]
     manifest = dict(name=name or folder.resolve().name, id=dataset_id([o['sha256'] for o in shards]), shards=shards)
-    part = folder/f'manifest.json.{os.getpid()}.tmp'
+    part = folder / f'manifest.json.{os.getpid()}.tmp'
     part.write_text(json.dumps(manifest, indent=1))
-    os.replace(part, folder/'manifest.json')
+    os.replace(part, folder / 'manifest.json')
     return manifest
 
 # %% ../../nbs/data/22_shards.ipynb #b52e77bf
 def write_shards(
-    samples:Iterable,      # of Sample
-    folder:str|Path,       # must not exist yet
-    shard_size:int=10_000, # samples a shard
-    name:str|None=None,    # of the dataset; None: the folder's name
-) -> dict: # the manifest
+    samples: Iterable,  # of Sample
+    folder: str | Path,  # must not exist yet
+    shard_size: int = 10_000,  # samples a shard
+    name: str | None = None,  # of the dataset; None: the folder's name
+) -> dict:  # the manifest
     "Write a dataset in img2dataset's layout, whole or not at all."
     folder = Path(folder)
-    if folder.exists(): raise FileExistsError(f"{folder} exists already: choose another folder or remove it first.")
+    if folder.exists():
+        raise FileExistsError(f'{folder} exists already: choose another folder or remove it first.')
     folder.parent.mkdir(parents=True, exist_ok=True)
     samples, digits = iter(samples), math.ceil(math.log10(shard_size))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}-') as tmp:
-        part = Path(tmp)/folder.name
+        part = Path(tmp) / folder.name
         part.mkdir()
         for number in itertools.count():
-            if not (chunk := list(itertools.islice(samples, shard_size))): break
+            if not (chunk := list(itertools.islice(samples, shard_size))):
+                break
             write_shard(chunk, part, number, digits)
         manifest = make_manifest(part, name)
         os.replace(part, folder)
@@ -118,134 +148,183 @@ def write_shards(
 # %% ../../nbs/data/22_shards.ipynb #04e22851
 class ShardError(ValueError):
     "A shard that is not what its manifest says; `reason` is missing, bytes, sha256, unreadable or count."
-    def __init__(self,
-        reason:str,  # one word, for counting
-        message:str, # which shard, and what was seen
+
+    def __init__(
+        self,
+        reason: str,  # one word, for counting
+        message: str,  # which shard, and what was seen
     ):
         super().__init__(message)
         self.reason = reason
 
+# %% ../../nbs/data/22_shards.ipynb #0101d4a2
 def tar_members(
-    path:Path, # a tar file, uncompressed
-) -> Iterator[tuple[str, int, int]]: # name, first byte, size in bytes
+    path: Path,  # a tar file, uncompressed
+) -> Iterator[tuple[str, int, int]]:  # name, first byte, size in bytes
     "Walk the headers; a damaged or truncated archive is an error that names it."
     end, pos = path.stat().st_size, 0
     with open(path, 'rb', buffering=0) as f:
         while pos + 512 <= end:
             f.seek(pos)
             head = f.read(512)
-            if not any(head): return
+            if not any(head):
+                return
             pos += 512
-            try: size, right = int(head[124:135], 8), int(head[148:155].strip(b' \0'), 8) == sum(head) - sum(head[148:156]) + 256
-            except ValueError: right = False
-            if not right: raise ShardError('unreadable', f"Shard {path} is damaged: there is no valid tar header at byte {pos - 512}.")
-            if head[156:157] in b'0\0': yield head[:100].rstrip(b'\0').decode('utf-8', 'replace'), pos, size
-            pos += -(-size//512)*512
-    raise ShardError('unreadable', f"Shard {path} is truncated: it ends at byte {end}, in the middle of the archive.")
+            try:
+                size, right = (
+                    int(head[124:135], 8),
+                    int(head[148:155].strip(b' \0'), 8) == sum(head) - sum(head[148:156]) + 256,
+                )
+            except ValueError:
+                right = False
+            if not right:
+                raise ShardError(
+                    'unreadable', f'Shard {path} is damaged: there is no valid tar header at byte {pos - 512}.'
+                )
+            if head[156:157] in b'0\0':
+                yield head[:100].rstrip(b'\0').decode('utf-8', 'replace'), pos, size
+            pos += -(-size // 512) * 512
+    raise ShardError('unreadable', f'Shard {path} is truncated: it ends at byte {end}, in the middle of the archive.')
 
+# %% ../../nbs/data/22_shards.ipynb #7b352dcd
 image_types = 'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp'
 
+
 def index_shard(
-    path:Path, # a tar file
-) -> Int64[np.ndarray, "n 6"]: # first byte and size of picture, txt and json; -1: there is none
+    path: Path,  # a tar file
+) -> Int64[np.ndarray, 'n 6']:  # first byte and size of picture, txt and json; -1: there is none
     "Where the members of each sample lie; members of other types are ignored."
     column = {'txt': 2, 'json': 4} | dict.fromkeys(image_types, 0)
     rows, last = [], None
     for name, first, size in tar_members(path):
         stem, _, ext = name.rpartition('/')[2].partition('.')
-        if (at := column.get(ext.lower())) is None: continue
-        if stem != last: rows.append([-1]*6)
-        last, rows[-1][at:at+2] = stem, (first, size)
+        if (at := column.get(ext.lower())) is None:
+            continue
+        if stem != last:
+            rows.append([-1] * 6)
+        last, rows[-1][at : at + 2] = stem, (first, size)
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
 
 # %% ../../nbs/data/22_shards.ipynb #6b04de5b
 def read_manifest(
-    folder:Path, # of tar shards
+    folder: Path,  # of tar shards
 ) -> dict:
     "The manifest, if it fits itself and lists every shard of the folder."
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no dataset folder {folder}: meru.data.emoji.embedded_data() packs the embedded drawings, nbs/fetch.ipynb downloads others.")
-    if not (folder/'manifest.json').exists():
-        raise FileNotFoundError(f"{folder} has no manifest.json: once its download is complete, meru.data.shards.make_manifest({str(folder)!r}) writes one.")
-    manifest = json.loads((folder/'manifest.json').read_text())
+        raise FileNotFoundError(
+            f'There is no dataset folder {folder}: meru.data.emoji.embedded_data() packs the embedded drawings, nbs/fetch.ipynb downloads others.'
+        )
+    if not (folder / 'manifest.json').exists():
+        raise FileNotFoundError(
+            f'{folder} has no manifest.json: once its download is complete, meru.data.shards.make_manifest({str(folder)!r}) writes one.'
+        )
+    manifest = json.loads((folder / 'manifest.json').read_text())
     listed = [o['name'] for o in manifest['shards']]
-    if extra := sorted({o.name for o in folder.glob('*.tar')} - set(listed)): raise ValueError(f"Shard {extra[0]} in {folder} is not in its manifest: remove it, or write the manifest anew.")
+    if extra := sorted({o.name for o in folder.glob('*.tar')} - set(listed)):
+        raise ValueError(f'Shard {extra[0]} in {folder} is not in its manifest: remove it, or write the manifest anew.')
     if manifest['id'] != dataset_id([o['sha256'] for o in manifest['shards']]):
-        raise ValueError(f"The manifest of {folder} contradicts itself: its id is not the hash of its shard hashes.")
+        raise ValueError(f'The manifest of {folder} contradicts itself: its id is not the hash of its shard hashes.')
     return manifest
 
+# %% ../../nbs/data/22_shards.ipynb #2ae149ef
 def checked_index(
-    path:Path,   # a tar file
-    entry:dict,  # its line of the manifest
-    verify:str,  # 'sizes' or 'hashes'
-) -> Int64[np.ndarray, "n 6"]: # as `index_shard`
+    path: Path,  # a tar file
+    entry: dict,  # its line of the manifest
+    verify: str,  # 'sizes' or 'hashes'
+) -> Int64[np.ndarray, 'n 6']:  # as `index_shard`
     "Index a shard, or say how it differs from its manifest."
-    if not path.exists(): raise ShardError('missing', f"Shard {path.name} is in the manifest of {path.parent}, but not in the folder.")
+    if not path.exists():
+        raise ShardError('missing', f'Shard {path.name} is in the manifest of {path.parent}, but not in the folder.')
     size = path.stat().st_size
-    if size != entry['bytes']: raise ShardError('bytes', f"Shard {path} has {size:,} bytes; its manifest says {entry['bytes']:,}.")
+    if size != entry['bytes']:
+        raise ShardError('bytes', f'Shard {path} has {size:,} bytes; its manifest says {entry["bytes"]:,}.')
     try:
         if verify == 'hashes' and file_sha256(path) != entry['sha256']:
-            raise ShardError('sha256', f"Shard {path} does not have the sha256 of its manifest: download it again.")
+            raise ShardError('sha256', f'Shard {path} does not have the sha256 of its manifest: download it again.')
         table = index_shard(path)
-    except OSError as e: raise ShardError('unreadable', f"Shard {path} cannot be read ({e.strerror}).") from None
-    if len(table) != entry['count']: raise ShardError('count', f"Shard {path} holds {len(table):,} samples; its manifest says {entry['count']:,}.")
+    except OSError as e:
+        raise ShardError('unreadable', f'Shard {path} cannot be read ({e.strerror}).') from None
+    if len(table) != entry['count']:
+        raise ShardError('count', f'Shard {path} holds {len(table):,} samples; its manifest says {entry["count"]:,}.')
     return table
 
 # %% ../../nbs/data/22_shards.ipynb #6dac20a8
 def read_sample(
-    where:str,        # shard and number, for messages
-    header:bytes,     # a tar header of the sample, for the key
-    image:bytes|None, # its members; None: missing
-    txt:bytes|None,
-    meta:bytes|None,
+    where: str,  # shard and number, for messages
+    header: bytes,  # a tar header of the sample, for the key
+    image: bytes | None,  # its members; None: missing
+    txt: bytes | None,
+    meta: bytes | None,
 ) -> Sample:
     "Put a sample together, or say why not."
-    if image is None: raise SampleError('no_image', where)
-    if txt is None: raise SampleError('no_caption', where)
-    try: caption, meta = txt.decode(), json.loads(meta or b'{}')
-    except UnicodeDecodeError: raise SampleError('bad_text', where) from None
-    except ValueError: raise SampleError('bad_json', where) from None
-    if not caption.strip(): raise SampleError('empty_caption', where)
+    if image is None:
+        raise SampleError('no_image', where)
+    if txt is None:
+        raise SampleError('no_caption', where)
+    try:
+        caption, meta = txt.decode(), json.loads(meta or b'{}')
+    except UnicodeDecodeError:
+        raise SampleError('bad_text', where) from None
+    except ValueError:
+        raise SampleError('bad_json', where) from None
+    if not caption.strip():
+        raise SampleError('empty_caption', where)
     key = header.rstrip(b'\0').decode('utf-8', 'replace').rpartition('/')[2].partition('.')[0]
     return Sample(key, image, caption, meta)
 
 # %% ../../nbs/data/22_shards.ipynb #83c80dee
 class Shards:
     "All samples of a folder of tar shards, by number; `id` names the exact dataset."
-    def __init__(self,
-        folder:str|Path,     # with *.tar and manifest.json
-        verify:str='sizes',  # 'sizes': bytes and counts; 'hashes': the sha256 of every shard as well
-        damaged:str='fail',  # a shard that differs: 'fail' names it; 'quarantine' leaves it out and lists it in `lost`
+
+    def __init__(
+        self,
+        folder: str | Path,  # with *.tar and manifest.json
+        verify: str = 'sizes',  # 'sizes': bytes and counts; 'hashes': the sha256 of every shard as well
+        damaged: str = 'fail',  # a shard that differs: 'fail' names it; 'quarantine' leaves it out and lists it in `lost`
     ):
         self.files, self.folder, self.lost = {}, Path(folder), []
-        if verify not in ('sizes', 'hashes'): raise ValueError(f"verify is {verify!r}; it must be 'sizes' or 'hashes'.")
-        if damaged not in ('fail', 'quarantine'): raise ValueError(f"damaged is {damaged!r}; it must be 'fail' or 'quarantine'.")
+        if verify not in ('sizes', 'hashes'):
+            raise ValueError(f"verify is {verify!r}; it must be 'sizes' or 'hashes'.")
+        if damaged not in ('fail', 'quarantine'):
+            raise ValueError(f"damaged is {damaged!r}; it must be 'fail' or 'quarantine'.")
         manifest = read_manifest(self.folder)
         tables, whole = [], []
         for entry in manifest['shards']:
-            try: tables.append(checked_index(self.folder/entry['name'], entry, verify))
+            try:
+                tables.append(checked_index(self.folder / entry['name'], entry, verify))
             except ShardError as e:
-                if damaged == 'fail': raise
+                if damaged == 'fail':
+                    raise
                 self.lost.append(dict(shard=entry['name'], samples=entry['count'], reason=e.reason, message=str(e)))
-            else: whole.append(entry)
-        if not whole: raise ValueError(f"No shard of {self.folder} is whole: {self.lost[0]['message'] if self.lost else 'its manifest lists none.'}")
+            else:
+                whole.append(entry)
+        if not whole:
+            raise ValueError(
+                f'No shard of {self.folder} is whole: {self.lost[0]["message"] if self.lost else "its manifest lists none."}'
+            )
         self.name, self.id = manifest['name'], dataset_id([o['sha256'] for o in whole])
-        self.paths = [self.folder/o['name'] for o in whole]
+        self.paths = [self.folder / o['name'] for o in whole]
         self.table, self.shard = np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(o) for o in tables])
 
-    def __len__(self): return len(self.table)
-    def __getstate__(self): return self.__dict__ | {'files': {}}
-    def __del__(self):
-        for f in self.files.values(): f.close()
+    def __len__(self):
+        return len(self.table)
 
-    def read(self, i:int, first:int, size:int) -> bytes:
+    def __getstate__(self):
+        return self.__dict__ | {'files': {}}
+
+    def __del__(self):
+        for f in self.files.values():
+            f.close()
+
+    def read(self, i: int, first: int, size: int) -> bytes:
         "Bytes of the shard that holds sample `i`; every process opens its own files."
         at = os.getpid(), int(self.shard[i])
-        if at not in self.files: self.files[at] = open(self.paths[at[1]], 'rb')
+        if at not in self.files:
+            self.files[at] = open(self.paths[at[1]], 'rb')
         self.files[at].seek(first)
         return self.files[at].read(size)
 
-    def __getitem__(self, i:int) -> Sample:
+    def __getitem__(self, i: int) -> Sample:
         "Sample `i`, or a `SampleError` with its reason."
         places = self.table[i].reshape(3, 2)
         header = self.read(i, places[places[:, 0] > 0, 0].min() - 512, 100)
@@ -254,7 +333,7 @@ class Shards:
 
 # %% ../../nbs/data/22_shards.ipynb #c38741b6
 def first(
-    found:tuple, # one item of `Steps`
+    found: tuple,  # one item of `Steps`
 ) -> tuple:
     "Hand it on as it is, whatever the type."
     return found

@@ -19,8 +19,8 @@ from types import ModuleType
 
 # %% ../../nbs/data/20_tokenizer.ipynb #8629ee55
 def alone(
-    package:str, # an installed one
-    module:str,  # a file of it that imports nothing of the package
+    package: str,  # an installed one
+    module: str,  # a file of it that imports nothing of the package
 ) -> ModuleType:
     "A module without the rest of its package."
     path = Path(importlib.util.find_spec(package).origin).with_name(f'{module}.py')
@@ -29,10 +29,12 @@ def alone(
     spec.loader.exec_module(found)
     return found
 
+# %% ../../nbs/data/20_tokenizer.ipynb #3162491b
 SimpleTokenizer = alone('open_clip', 'tokenizer').SimpleTokenizer
 
+
 def first_merges(
-    vocab_size:int, # tokens to keep: 512 bytes, the merges, start and end
+    vocab_size: int,  # tokens to keep: 512 bytes, the merges, start and end
 ) -> SimpleTokenizer:
     "CLIP's byte-pair encoding with its first `vocab_size - 514` merges (Sennrich 2016; Radford 2021, §2.4)."
     bpe = SimpleTokenizer()
@@ -44,65 +46,80 @@ def first_merges(
 # %% ../../nbs/data/20_tokenizer.ipynb #bc026730
 class Tokenizer:
     "CLIP's byte-pair encoding, lower case, cut to `vocab_size` tokens; any string encodes."
-    def __init__(self,
-        vocab_size:int=49408,  # tokens, 514 to 49408; the last two are start and end
-        context_length:int=77, # most tokens in a text, start and end included
+
+    def __init__(
+        self,
+        vocab_size: int = 49408,  # tokens, 514 to 49408; the last two are start and end
+        context_length: int = 77,  # most tokens in a text, start and end included
     ):
         if not 514 <= vocab_size <= 49408:
-            raise ValueError(f"vocab_size is {vocab_size}; it must lie between 514 (bytes only) and 49408 (all of CLIP's).")
-        if context_length < 3: raise ValueError(f"context_length is {context_length}; it must be at least 3.")
+            raise ValueError(
+                f"vocab_size is {vocab_size}; it must lie between 514 (bytes only) and 49408 (all of CLIP's)."
+            )
+        if context_length < 3:
+            raise ValueError(f'context_length is {context_length}; it must be at least 3.')
         self.vocab_size, self.context_length = vocab_size, context_length
         self.sot, self.eot = vocab_size - 2, vocab_size - 1
         self.bpe, self.seen = first_merges(vocab_size), {}
 
-    def __reduce__(self): return Tokenizer, (self.vocab_size, self.context_length) # what another process needs to make it
+    def __reduce__(self):
+        return Tokenizer, (self.vocab_size, self.context_length)  # what another process needs to make it
 
-    def encode(self,
-        text:str, # one text
-    ) -> list[int]: # ids with start and end, at most `context_length`
+    def encode(
+        self,
+        text: str,  # one text
+    ) -> list[int]:  # ids with start and end, at most `context_length`
         "Ids of one text; the first 16,384 texts are remembered."
-        if text in self.seen: return self.seen[text]
-        ids = [self.sot, *self.bpe.encode(text)[:self.context_length - 2], self.eot]
-        if len(self.seen) < 16384: self.seen[text] = ids
+        if text in self.seen:
+            return self.seen[text]
+        ids = [self.sot, *self.bpe.encode(text)[: self.context_length - 2], self.eot]
+        if len(self.seen) < 16384:
+            self.seen[text] = ids
         return ids
 
-    def __call__(self,
-        texts:list[str], # a batch of texts
-    ) -> Int64[Tensor, "b l"]: # ids, padded with 0 to the longest text
+    def __call__(
+        self,
+        texts: list[str],  # a batch of texts
+    ) -> Int64[Tensor, 'b l']:  # ids, padded with 0 to the longest text
         "Ids of a batch of texts."
-        if isinstance(texts, str): raise TypeError(f"Expected a list of texts, got the single text {texts!r}: write [{texts!r}].")
+        if isinstance(texts, str):
+            raise TypeError(f'Expected a list of texts, got the single text {texts!r}: write [{texts!r}].')
         rows = [self.encode(o) for o in texts]
         length = max(map(len, rows))
-        return torch.tensor([o + [0]*(length - len(o)) for o in rows])
+        return torch.tensor([o + [0] * (length - len(o)) for o in rows])
 
-    def decode(self,
-        ids:Int64[Tensor, "l"], # one row of tokens
+    def decode(
+        self,
+        ids: Int64[Tensor, 'l'],  # one row of tokens
     ) -> str:
         "The text between start and end token."
         ids = ids.tolist()
-        if self.eot in ids: ids = ids[:ids.index(self.eot)]
+        if self.eot in ids:
+            ids = ids[: ids.index(self.eot)]
         return self.bpe.decode([o for o in ids if o != self.sot]).strip()
 
 # %% ../../nbs/data/20_tokenizer.ipynb #31ad45a2
 def augment_caption(
-    text:str,                # a caption
-    rng:np.random.Generator, # source of every draw
-    mask:float=0.,           # chance of each word to become `_`
-    shuffle:float=0.,        # chance of the caption to have its words in random order
-    drop:float=0.,           # chance of each word to vanish; one word always stays
+    text: str,  # a caption
+    rng: np.random.Generator,  # source of every draw
+    mask: float = 0.0,  # chance of each word to become `_`
+    shuffle: float = 0.0,  # chance of the caption to have its words in random order
+    drop: float = 0.0,  # chance of each word to vanish; one word always stays
 ) -> str:
     "Mask, drop and shuffle words (EDA, Wei & Zou 2019)."
     words = text.split()
-    if not words: return text
+    if not words:
+        return text
     u, stay = rng.random((2, len(words))), rng.integers(len(words))
     kept = [('_' if m < mask else w, d) for i, (w, m, d) in enumerate(zip(words, *u)) if d >= drop or i == stay]
     words = [w for w, _ in kept]
-    if rng.random() < shuffle: rng.shuffle(words)
+    if rng.random() < shuffle:
+        rng.shuffle(words)
     return ' '.join(words)
 
 # %% ../../nbs/data/20_tokenizer.ipynb #08465c62
 def text_id(
-    text:str, # the text before augmentation
-) -> int: # 64 bits, signed
+    text: str,  # the text before augmentation
+) -> int:  # 64 bits, signed
     "Equal texts have equal ids; different ones differ but for a chance of about 1e-10 in 100,000 texts (birthday bound)."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big', signed=True)

@@ -27,60 +27,120 @@ from .retrieval import retrieval_metrics
 from .hierarchy import all_distances, cone_margins, cone_metrics, gromov_delta, ranking_agreement
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #03b0dfda
-tuned = dict(batch_size=256, lr=2e-3, steps=400, warmup=40, dropout=0.2, weight_decay=0.1, betas=(0.9, 0.98), tangent='scale', temperature='free',
-             margin=0., hard_beta=0., batches='random', image_views=False, text_views=False) # the plain recipe
-best = tuned | dict(embed_dim=512, batch_size=1024, steps=150, warmup=15, lr=4e-3) # the highest recall on dev
-design = dict(steps=1410, warmup=90, image_views=False, text_views=False) # 15 epochs of 6,000 pairs in batches of 64
-ideas_off = {'no clipping': dict(tangent='scale'), 'one radius (rms)': dict(tangent='rms'), 'free temperature': dict(temperature='free'),
-    'no margin': dict(margin=0.), 'no hard weights': dict(hard_beta=0.), 'no mined batches': dict(batches='random'),
-    'fixed curvature': dict(learn_curv=False), 'fixed temperature': dict(learn_logit_scale=False), 'fixed scales': dict(learn_alpha=False),
-    'entailment': dict(entail_weight=0.2)}
-ideas_on = {'clipping': dict(tangent='clip'), 'temperature by curvature': dict(temperature='curvature'), 'margin': dict(margin=0.2),
-    'hard weights': dict(hard_beta=0.2), 'mined batches': dict(batches='hard'), 'fixed curvature': dict(learn_curv=False),
-    'fixed temperature': dict(learn_logit_scale=False), 'fixed scales': dict(learn_alpha=False), 'entailment': dict(entail_weight=0.2),
-    'shared projection': dict(shared_proj=True)}
+tuned = dict(
+    batch_size=256,
+    lr=2e-3,
+    steps=400,
+    warmup=40,
+    dropout=0.2,
+    weight_decay=0.1,
+    betas=(0.9, 0.98),
+    tangent='scale',
+    temperature='free',
+    margin=0.0,
+    hard_beta=0.0,
+    batches='random',
+    image_views=False,
+    text_views=False,
+)  # the plain recipe
+best = tuned | dict(embed_dim=512, batch_size=1024, steps=150, warmup=15, lr=4e-3)  # the highest recall on dev
+design = dict(steps=1410, warmup=90, image_views=False, text_views=False)  # 15 epochs of 6,000 pairs in batches of 64
+ideas_off = {
+    'no clipping': dict(tangent='scale'),
+    'one radius (rms)': dict(tangent='rms'),
+    'free temperature': dict(temperature='free'),
+    'no margin': dict(margin=0.0),
+    'no hard weights': dict(hard_beta=0.0),
+    'no mined batches': dict(batches='random'),
+    'fixed curvature': dict(learn_curv=False),
+    'fixed temperature': dict(learn_logit_scale=False),
+    'fixed scales': dict(learn_alpha=False),
+    'entailment': dict(entail_weight=0.2),
+}
+ideas_on = {
+    'clipping': dict(tangent='clip'),
+    'temperature by curvature': dict(temperature='curvature'),
+    'margin': dict(margin=0.2),
+    'hard weights': dict(hard_beta=0.2),
+    'mined batches': dict(batches='hard'),
+    'fixed curvature': dict(learn_curv=False),
+    'fixed temperature': dict(learn_logit_scale=False),
+    'fixed scales': dict(learn_alpha=False),
+    'entailment': dict(entail_weight=0.2),
+    'shared projection': dict(shared_proj=True),
+}
 ideas_best = {'one radius': {}, 'free radii': dict(tangent='scale')}
-views_on = {'image views': dict(image_views=True), 'text views': dict(text_views=True), 'both views': dict(image_views=True, text_views=True)}
-spaces = {'Lorentz': ('head_lorentz', {}), 'Lorentz, one radius': ('head_lorentz', dict(tangent='rms')),
-    'Euclidean': ('head_euclid', {}), 'sphere': ('head_clip', {}), 'Poincaré': ('head_poincare', {})}
+views_on = {
+    'image views': dict(image_views=True),
+    'text views': dict(text_views=True),
+    'both views': dict(image_views=True, text_views=True),
+}
+spaces = {
+    'Lorentz': ('head_lorentz', {}),
+    'Lorentz, one radius': ('head_lorentz', dict(tangent='rms')),
+    'Euclidean': ('head_euclid', {}),
+    'sphere': ('head_clip', {}),
+    'Poincaré': ('head_poincare', {}),
+}
 widths = dict.fromkeys(spaces, (8, 32, 64, 128, 512)) | {'Lorentz, one radius': (8, 64, 512)}
 
-def ablation_rows() -> list[dict]: # group, name, preset, changes
+
+def ablation_rows() -> list[dict]:  # group, name, preset, changes
     "Every row of the tables."
-    row = lambda group, name, preset, *changes: dict(group=group, name=name, preset=preset, changes={k: v for c in changes for k, v in c.items()})
+    row = lambda group, name, preset, *changes: dict(
+        group=group, name=name, preset=preset, changes={k: v for c in changes for k, v in c.items()}
+    )
     rows = [row('design', 'head_poincare', 'head_poincare', design)]
     rows += [row('design', name, 'head_poincare', design, c) for name, c in ideas_off.items()]
     rows += [row('design', f'as {preset}', preset, design) for preset in ('head_lorentz', 'head_euclid', 'head_clip')]
-    rows += [row('tuned', 'plain', 'head_lorentz', tuned)] + [row('tuned', name, 'head_lorentz', tuned, c) for name, c in ideas_on.items()]
-    rows += [row('views', 'plain views', 'head_lorentz', tuned)] + [row('views', name, 'head_lorentz', tuned, c) for name, c in views_on.items()]
+    rows += [row('tuned', 'plain', 'head_lorentz', tuned)] + [
+        row('tuned', name, 'head_lorentz', tuned, c) for name, c in ideas_on.items()
+    ]
+    rows += [row('views', 'plain views', 'head_lorentz', tuned)] + [
+        row('views', name, 'head_lorentz', tuned, c) for name, c in views_on.items()
+    ]
     rows += [row('best', f'best {name}', preset, best, changes) for name, (preset, changes) in spaces.items()]
-    rows += [row('best ideas', name, 'head_lorentz', best, dict(tangent='rms'), c) for name, c in (ideas_best | ideas_on).items()]
-    return rows + [row('width', f'{name} {d}', spaces[name][0], tuned, spaces[name][1], dict(embed_dim=d)) for name in spaces for d in widths[name]]
+    rows += [
+        row('best ideas', name, 'head_lorentz', best, dict(tangent='rms'), c)
+        for name, c in (ideas_best | ideas_on).items()
+    ]
+    return rows + [
+        row('width', f'{name} {d}', spaces[name][0], tuned, spaces[name][1], dict(embed_dim=d))
+        for name in spaces
+        for d in widths[name]
+    ]
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #2e3058bf
 def split_points(
-    model:Model,        # a head
-    cache:FeatureCache, # features
-    split:str,          # of its images
-) -> tuple: # image points [i d], text points [t d], and which image each text belongs to
+    model: Model,  # a head
+    cache: FeatureCache,  # features
+    split: str,  # of its images
+) -> tuple:  # image points [i d], text points [t d], and which image each text belongs to
     "A split through the head, plain views."
     rows = cache.rows(split)
     texts = torch.isin(cache.text_image, rows).nonzero()[:, 0]
     with evaluating(model):
         images = model.encode_image(cache.image[rows, 0].float())
-        return images, model.encode_text(cache.text[texts, 0].float()), torch.searchsorted(rows, cache.text_image[texts])
+        return (
+            images,
+            model.encode_text(cache.text[texts, 0].float()),
+            torch.searchsorted(rows, cache.text_image[texts]),
+        )
 
+# %% ../../nbs/evaluation/68_ablation.ipynb #970841e7
 def head_metrics(
-    model:Model,        # a head
-    cache:FeatureCache, # features
-    split:str,          # 'dev' while tuning, 'test' once
-) -> dict[str, float|None]:
+    model: Model,  # a head
+    cache: FeatureCache,  # features
+    split: str,  # 'dev' while tuning, 'test' once
+) -> dict[str, float | None]:
     "Retrieval over all captions, and three looks at the shape of the space."
     images, texts, owner = split_points(model, cache, split)
     g, c = model.geometry, model.curv.detach()
     res = retrieval_metrics(g, images, texts, torch.arange(len(images)), owner, c)
     res['gromov_delta'] = gromov_delta(all_distances(g, images[:200], c))
-    res |= dict(cosine_agreement=ranking_agreement(g, images[:200], texts, c), curv=c.item(), cone_auc=None, text_below=None)
+    res |= dict(
+        cosine_agreement=ranking_agreement(g, images[:200], texts, c), curv=c.item(), cone_auc=None, text_below=None
+    )
     if g.has_cones:
         margins = cone_margins(g, texts[::5], images, c, model.cfg.min_radius)
         res['cone_auc'] = cone_metrics(margins, owner[::5, None] == torch.arange(len(images)))['auc']
@@ -89,101 +149,149 @@ def head_metrics(
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #60d08695
 def run_row(
-    row:dict,         # group, name, preset, changes
-    data:str,         # folder of the feature cache
-    seed:int,         # of the run
-    split:str='test', # where it is measured
-) -> dict: # the row with its seed and metrics
+    row: dict,  # group, name, preset, changes
+    data: str,  # folder of the feature cache
+    seed: int,  # of the run
+    split: str = 'test',  # where it is measured
+) -> dict:  # the row with its seed and metrics
     "Train one run in a temporary folder and measure it."
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, make_config(row['preset'], data=data, seed=seed, **row['changes']))
         model = fit(run, quiet=True)
-        return row | dict(seed=seed, seconds=run.read('run.json')['seconds'], metrics=head_metrics(model, open_cache(data), split))
+        return row | dict(
+            seed=seed, seconds=run.read('run.json')['seconds'], metrics=head_metrics(model, open_cache(data), split)
+        )
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #73272caa
-bases = dict(design='head_poincare', tuned='plain', views='plain views', best='best sphere', width='sphere 64',
-             **{'best ideas': 'one radius'}) # what the others of a group are compared with
+bases = dict(
+    design='head_poincare',
+    tuned='plain',
+    views='plain views',
+    best='best sphere',
+    width='sphere 64',
+    **{'best ideas': 'one radius'},
+)  # what the others of a group are compared with
+
 
 def findings(
-    results:list[dict], # from `run_row`
-) -> list[dict]: # one line a row of the table
+    results: list[dict],  # from `run_row`
+) -> list[dict]:  # one line a row of the table
     "Means over seeds of what a reader asks first."
-    keys = ('text_to_image_r1', 'text_to_image_r10', 'image_to_text_r1', 'image_to_text_r10', 'cone_auc', 'text_below', 'cosine_agreement', 'curv')
+    keys = (
+        'text_to_image_r1',
+        'text_to_image_r10',
+        'image_to_text_r1',
+        'image_to_text_r10',
+        'cone_auc',
+        'text_below',
+        'cosine_agreement',
+        'curv',
+    )
     lines = {}
-    for r in results: lines.setdefault((r['group'], r['name']), []).append(r['metrics'])
+    for r in results:
+        lines.setdefault((r['group'], r['name']), []).append(r['metrics'])
     mean = lambda ms, k: None if ms[0][k] is None else float(np.mean([m[k] for m in ms]))
     return [dict(group=g, name=n, runs=len(ms)) | {k: mean(ms, k) for k in keys} for (g, n), ms in lines.items()]
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #3a3c3a60
 def plot_widths(
-    results:list[dict], # from `run_row`
-    key:str,            # an entry of the metrics
-    ax:Axes,            # drawn on
-    label:str,          # of the measure
+    results: list[dict],  # from `run_row`
+    key: str,  # an entry of the metrics
+    ax: Axes,  # drawn on
+    label: str,  # of the measure
 ) -> Axes:
     "A measure against width, one line a geometry, with intervals over seeds."
     for i, (name, mark) in enumerate(zip(spaces, 'osD^v')):
-        told = {d: [r['metrics'][key] for r in results if r['name'] == f'{name} {d}' and r['metrics'][key] is not None] for d in widths[name]}
+        told = {
+            d: [r['metrics'][key] for r in results if r['name'] == f'{name} {d}' and r['metrics'][key] is not None]
+            for d in widths[name]
+        }
         at = [d for d in told if told[d]]
-        if not at: continue
+        if not at:
+            continue
         means = np.array([t_interval(told[d]) for d in at])
-        ax.errorbar(at, means[:, 0], (means[:, 0] - means[:, 1], means[:, 2] - means[:, 0]), marker=mark, ms=4, lw=1.2, capsize=2, c=f'C{i}', label=name)
-    ax.set(xscale='log', xlabel='dimensions', ylabel=label, xticks=[8, 32, 64, 128, 512]); ax.minorticks_off()
-    ax.set_xticklabels([8, 32, 64, 128, 512]); ax.legend()
+        ax.errorbar(
+            at,
+            means[:, 0],
+            (means[:, 0] - means[:, 1], means[:, 2] - means[:, 0]),
+            marker=mark,
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            c=f'C{i}',
+            label=name,
+        )
+    ax.set(xscale='log', xlabel='dimensions', ylabel=label, xticks=[8, 32, 64, 128, 512])
+    ax.minorticks_off()
+    ax.set_xticklabels([8, 32, 64, 128, 512])
+    ax.legend()
     return ax
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #95c383e3
 @dataclass(frozen=True)
 class AblateConfig:
     "What `nbs/ablate.ipynb` takes."
-    data:str = 'data/flickr8k_features' # folder of a feature cache with splits train, dev, test
-    out:str = 'outputs/ablation'        # where the results go
-    seeds:int = 3                       # runs of each row, seeds 0, 1, ...
-    split:str = 'test'                  # where a run is measured
-    steps:int = 0                       # updates of every run; 0 = the row's own
-    only:str = ''                       # rows whose group has this name; '' = all
 
-    def __post_init__(self): check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0)
+    data: str = 'data/flickr8k_features'  # folder of a feature cache with splits train, dev, test
+    out: str = 'outputs/ablation'  # where the results go
+    seeds: int = 3  # runs of each row, seeds 0, 1, ...
+    split: str = 'test'  # where a run is measured
+    steps: int = 0  # updates of every run; 0 = the row's own
+    only: str = ''  # rows whose group has this name; '' = all
+
+    def __post_init__(self):
+        check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0)
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #95c383e4
 def held_results(
-    path:Path,  # results.json
-    about:dict, # what they must be of: cache, split, steps
-) -> dict: # `about`, sittings and the runs so far
+    path: Path,  # results.json
+    about: dict,  # what they must be of: cache, split, steps
+) -> dict:  # `about`, sittings and the runs so far
     "What was measured before; results of other data are refused."
-    if not path.exists(): return about | dict(sittings=[], runs=[])
+    if not path.exists():
+        return about | dict(sittings=[], runs=[])
     held = json.loads(path.read_text(encoding='utf-8'))
-    if bad := [k for k in about if held[k] != about[k]]: raise ValueError(f"{path} holds results with {bad[0]} = {held[bad[0]]!r}, not {about[bad[0]]!r}: give another folder with -p out")
+    if bad := [k for k in about if held[k] != about[k]]:
+        raise ValueError(
+            f'{path} holds results with {bad[0]} = {held[bad[0]]!r}, not {about[bad[0]]!r}: give another folder with -p out'
+        )
     return held
 
+# %% ../../nbs/evaluation/68_ablation.ipynb #a0749052
 def left_out(
-    row:dict,           # of the table
-    cache:FeatureCache, # features
-) -> str: # why the row says nothing on this cache; '' if it can be run
+    row: dict,  # of the table
+    cache: FeatureCache,  # features
+) -> str:  # why the row says nothing on this cache; '' if it can be run
     "Augmented views and one whole batch must be there, and towers that share a projection must be equally wide."
     wide, high = cache.image.shape[-1], cache.text.shape[-1]
-    if row['group'] == 'views' and 1 in (cache.image.shape[1], cache.text.shape[1]): return 'the cache holds one view of each image or text'
-    if row['group'] in ('best', 'best ideas') and len(cache.rows('train')) < row['changes']['batch_size']: return f"the cache holds fewer than {row['changes']['batch_size']} training images"
+    if row['group'] == 'views' and 1 in (cache.image.shape[1], cache.text.shape[1]):
+        return 'the cache holds one view of each image or text'
+    if row['group'] in ('best', 'best ideas') and len(cache.rows('train')) < row['changes']['batch_size']:
+        return f'the cache holds fewer than {row["changes"]["batch_size"]} training images'
     return f'the towers are {wide} and {high} wide' if row['changes'].get('shared_proj') and wide != high else ''
 
+# %% ../../nbs/evaluation/68_ablation.ipynb #413d3482
 def ablate(
-    asked:AblateConfig, # data, seeds
-    folder:Path,        # where results.json goes
-    rows:list[dict],    # of the table
-) -> list[dict]: # one entry a run
+    asked: AblateConfig,  # data, seeds
+    folder: Path,  # where results.json goes
+    rows: list[dict],  # of the table
+) -> list[dict]:  # one entry a run
     "Train and measure every row with every seed; what is there already is kept."
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder/'results.json'
+    path = folder / 'results.json'
     cache = open_cache(asked.data)
     held = held_results(path, dict(cache=cache.id, split=asked.split, steps=asked.steps))
     rows = [r for r in rows if asked.only in ('', r['group'])]
     for r in rows:
-        if why := left_out(r, cache): print(f"Left out: {r['name']}, because {why}.")
+        if why := left_out(r, cache):
+            print(f'Left out: {r["name"]}, because {why}.')
     rows = [r for r in rows if not left_out(r, cache)]
-    if asked.steps: rows = [r | dict(changes=r['changes'] | dict(steps=asked.steps, warmup=0)) for r in rows]
+    if asked.steps:
+        rows = [r | dict(changes=r['changes'] | dict(steps=asked.steps, warmup=0)) for r in rows]
     made = {(r['group'], r['name'], r['seed']) for r in held['runs']}
     todo = [(r, s) for s in range(asked.seeds) for r in rows if (r['group'], r['name'], s) not in made]
-    if todo: held['sittings'].append(dict(first_run=len(held['runs']), **machine()))
+    if todo:
+        held['sittings'].append(dict(first_run=len(held['runs']), **machine()))
     for row, seed in tqdm(todo, desc='runs', mininterval=5):
         held['runs'].append(run_row(row, asked.data, seed, asked.split))
         write_json(path, held)

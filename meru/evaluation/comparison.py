@@ -31,226 +31,370 @@ from .statistics import compare_rows, flip_test, holm, plot_rows, t_test
 from .zeroshot import naming_hits
 from .retrieval import retrieval_ranks
 from .hierarchy import chain_tau, tree_mistakes
-from .suites import chance_of, embed, Embeddings, EvalConfig, evaluate_folder, Exam, headlines, load_asked, model_metrics, naming_tasks, pixel_metrics, questions, read_exam, unseen_style, untrained
+from meru.evaluation.suites import (
+    chance_of,
+    embed,
+    Embeddings,
+    EvalConfig,
+    evaluate_folder,
+    Exam,
+    headlines,
+    load_asked,
+    model_metrics,
+    naming_tasks,
+    pixel_metrics,
+    questions,
+    read_exam,
+    unseen_style,
+    untrained,
+)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00041
 def drawing_values(
-    geometry,        # of the model
-    exam:Exam,
-    emb:Embeddings,
-) -> dict[str, Float[Tensor, "n"]]: # their means are entries of `model_metrics`
+    geometry,  # of the model
+    exam: Exam,
+    emb: Embeddings,
+) -> dict[str, Float[Tensor, 'n']]:  # their means are entries of `model_metrics`
     "What each drawing, or each name, contributes to a measure."
     names = emb.text_points[exam.names]
     scores = {s: geometry.scores(x, names, emb.curv) for s, x in emb.image_points.items()}
-    res = {f"{task}_{k}": v for task, asked in naming_tasks(exam, scores).items() for k, v in naming_hits(*asked).items()}
-    res |= {f"style_{k}": v for k, v in tree_mistakes(scores["test_style"].argmax(1), exam.targets("test_style"), exam.name_overlap).items()}
+    res = {
+        f'{task}_{k}': v for task, asked in naming_tasks(exam, scores).items() for k, v in naming_hits(*asked).items()
+    }
+    res |= {
+        f'style_{k}': v
+        for k, v in tree_mistakes(scores['test_style'].argmax(1), exam.targets('test_style'), exam.name_overlap).items()
+    }
     images, texts, chains = unseen_style(exam, emb)
     own, ids = chains[:, 2].contiguous(), chains[:, 2].unique()
-    if geometry.has_radius: res["chain_tau"] = chain_tau(geometry.radius(texts, emb.curv)[chains]).double()
-    for way, asked in dict(image_to_text=(images, texts[ids], own, ids), text_to_image=(texts[ids], images, ids, own)).items():
+    if geometry.has_radius:
+        res['chain_tau'] = chain_tau(geometry.radius(texts, emb.curv)[chains]).double()
+    for way, asked in dict(
+        image_to_text=(images, texts[ids], own, ids), text_to_image=(texts[ids], images, ids, own)
+    ).items():
         ranks = retrieval_ranks(geometry, *asked, emb.curv)
-        res |= {f"{way}_r{k}": (ranks <= k).double() for k in (1, 5, 10)}
+        res |= {f'{way}_r{k}': (ranks <= k).double() for k in (1, 5, 10)}
     return res
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00051
 class Measured(NamedTuple):
     "One run and what it answered."
-    name:str      # of its kind
-    seed:int
-    config:dict   # as asked
-    record:dict   # what made it
-    metrics:dict[str, float|None]
-    values:dict[str, Float[Tensor, "n"]] # drawing by drawing; empty for other data
 
+    name: str  # of its kind
+    seed: int
+    config: dict  # as asked
+    record: dict  # what made it
+    metrics: dict[str, float | None]
+    values: dict[str, Float[Tensor, 'n']]  # drawing by drawing; empty for other data
+
+# %% ../../nbs/evaluation/67_comparison.ipynb #e5f0042c
 def find_runs(
-    asked:"CompareConfig",
-) -> list[Path]: # folders
+    asked: 'CompareConfig',
+) -> list[Path]:  # folders
     "The runs that are named, or those of presets and seeds; the missing ones are trained."
     if asked.runs:
-        found = [p for pattern in asked.runs.split() for p in sorted(root().glob(pattern)) if (p/'config.json').exists()]
-        if not found: raise FileNotFoundError(f"no run fits {asked.runs!r}: name folders, such as 'outputs/compare/*'")
+        found = [
+            p for pattern in asked.runs.split() for p in sorted(root().glob(pattern)) if (p / 'config.json').exists()
+        ]
+        if not found:
+            raise FileNotFoundError(f"no run fits {asked.runs!r}: name folders, such as 'outputs/compare/*'")
         return found
     folders = []
     for preset, seed in [(p, s) for s in range(asked.seeds) for p in asked.presets.split()]:
-        run = Run(root()/asked.folder/f'{preset}_s{seed}', make_config(preset, seed=seed, **({'steps': asked.steps} if asked.steps else {})))
-        if not run.finished: fit(run, quiet=True)
+        run = Run(
+            root() / asked.folder / f'{preset}_s{seed}',
+            make_config(preset, seed=seed, **({'steps': asked.steps} if asked.steps else {})),
+        )
+        if not run.finished:
+            fit(run, quiet=True)
         folders.append(run.folder)
     return folders
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #60d1fd7b
 def check_pairs(
-    runs:list[Measured],
-    base:str, # the name that the others are compared with
+    runs: list[Measured],
+    base: str,  # the name that the others are compared with
 ):
     "Refuse what cannot be compared seed by seed."
     seeds = {}
     for r in runs:
-        if r.seed in seeds.setdefault(r.name, []): raise ValueError(f"two runs of {r.name} have seed {r.seed}")
+        if r.seed in seeds.setdefault(r.name, []):
+            raise ValueError(f'two runs of {r.name} have seed {r.seed}')
         seeds[r.name].append(r.seed)
         first = next(o for o in runs if o.name == r.name)
-        if odd := [k for k in r.config if k != 'seed' and r.config[k] != first.config.get(k)]: raise ValueError(f"runs of {r.name} differ in {odd[0]}: {first.config.get(odd[0])!r} at seed {first.seed}, {r.config[odd[0]]!r} at seed {r.seed}")
-        if r.record['dataset'] != runs[0].record['dataset']: raise ValueError(f"{r.name}, seed {r.seed}, was trained on other data than {runs[0].name}, seed {runs[0].seed}")
-    if base not in seeds: raise ValueError(f"there is no run of {base!r} to compare with; there are {', '.join(seeds)}")
-    if odd := [n for n in seeds if sorted(seeds[n]) != sorted(seeds[base])]: raise ValueError(f"{base} has seeds {sorted(seeds[base])}, {odd[0]} has {sorted(seeds[odd[0]])}: pairs need the same")
-    if len(seeds[base]) < 2: raise ValueError(f"an interval over seeds needs at least two, got seed {seeds[base][0]} alone")
+        if odd := [k for k in r.config if k != 'seed' and r.config[k] != first.config.get(k)]:
+            raise ValueError(
+                f'runs of {r.name} differ in {odd[0]}: {first.config.get(odd[0])!r} at seed {first.seed}, {r.config[odd[0]]!r} at seed {r.seed}'
+            )
+        if r.record['dataset'] != runs[0].record['dataset']:
+            raise ValueError(
+                f'{r.name}, seed {r.seed}, was trained on other data than {runs[0].name}, seed {runs[0].seed}'
+            )
+    if base not in seeds:
+        raise ValueError(f'there is no run of {base!r} to compare with; there are {", ".join(seeds)}')
+    if odd := [n for n in seeds if sorted(seeds[n]) != sorted(seeds[base])]:
+        raise ValueError(
+            f'{base} has seeds {sorted(seeds[base])}, {odd[0]} has {sorted(seeds[odd[0]])}: pairs need the same'
+        )
+    if len(seeds[base]) < 2:
+        raise ValueError(f'an interval over seeds needs at least two, got seed {seeds[base][0]} alone')
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
-more_questions = {"unseen style, tree-induced error": "style_tree_error", "drawing to name, median rank": "image_to_text_median_rank",
-    "name to drawing, median rank": "text_to_image_median_rank", "Gromov delta of the drawings, 0 = a tree": "gromov_delta", "nearest ten shared by cosine and geodesic": "cosine_agreement"}
-lower_is_better, neither = ("tree_error", "cone_other", "median_rank", "gromov_delta"), ("cosine_agreement",)
+more_questions = {
+    'unseen style, tree-induced error': 'style_tree_error',
+    'drawing to name, median rank': 'image_to_text_median_rank',
+    'name to drawing, median rank': 'text_to_image_median_rank',
+    'Gromov delta of the drawings, 0 = a tree': 'gromov_delta',
+    'nearest ten shared by cosine and geodesic': 'cosine_agreement',
+}
+
+
+lower_is_better, neither = ('tree_error', 'cone_other', 'median_rank', 'gromov_delta'), ('cosine_agreement',)
+
 
 def asked_of(
-    metrics:dict[str, float|None], # of a run
-) -> dict[str, str]:               # what a reader asks: the entry of the metrics
+    metrics: dict[str, float | None],  # of a run
+) -> dict[str, str]:  # what a reader asks: the entry of the metrics
     "The measures that a table shows, of the drawings or of whatever sets there are."
-    if "style_top1" in metrics: return {q: k for q, k in (questions | more_questions).items() if k in metrics}
-    sets = [(k.removesuffix(f"_{end}"), end) for k in metrics for end in headlines if k.endswith(f"_{end}")]
-    return {f"{s}: {headlines[end]}": f"{s}_{end}" for s, end in sets if not s.endswith("_probe")}
+    if 'style_top1' in metrics:
+        return {q: k for q, k in (questions | more_questions).items() if k in metrics}
+    sets = [(k.removesuffix(f'_{end}'), end) for k in metrics for end in headlines if k.endswith(f'_{end}')]
+    return {f'{s}: {headlines[end]}': f'{s}_{end}' for s, end in sets if not s.endswith('_probe')}
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #feaff862
 def p_value(
-    base:list[Measured],   # seed by seed
-    other:list[Measured],  # the same seeds
-    key:str,               # an entry of the metrics
-    clusters:dict[str, Int64[Tensor, "n"]], # beginning of a key -> which drawings flip together
-) -> tuple[float, str]:    # p, and what it was tested over
+    base: list[Measured],  # seed by seed
+    other: list[Measured],  # the same seeds
+    key: str,  # an entry of the metrics
+    clusters: dict[str, Int64[Tensor, 'n']],  # beginning of a key -> which drawings flip together
+) -> tuple[float, str]:  # p, and what it was tested over
     "Over drawings, their values averaged over seeds, where they are known; else over seeds."
     if key in base[0].values and key in other[0].values:
         differences = torch.stack([a.values[key] - b.values[key] for a, b in zip(base, other)]).mean(0)
-        return flip_test(differences, next((c for k, c in clusters.items() if key.startswith(k)), None)), "drawings"
-    return t_test([a.metrics[key] - b.metrics[key] for a, b in zip(base, other)]), "seeds"
+        return flip_test(differences, next((c for k, c in clusters.items() if key.startswith(k)), None)), 'drawings'
+    return t_test([a.metrics[key] - b.metrics[key] for a, b in zip(base, other)]), 'seeds'
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #30855a81
 def compare(
-    runs:list[Measured],
-    base:str,                               # the name that the others are compared with
-    clusters:dict[str, Int64[Tensor, "n"]]={}, # beginning of a key -> which drawings flip together
-) -> list[dict]: # a measure each
+    runs: list[Measured],
+    base: str,  # the name that the others are compared with
+    clusters: dict[str, Int64[Tensor, 'n']] = {},  # beginning of a key -> which drawings flip together
+) -> list[dict]:  # a measure each
     "Every measure of every run, side by side and in pairs."
     check_pairs(runs, base)
     runs, table = sorted(runs, key=lambda r: r.seed), []
     rows = [dict(group='', name=r.name, seed=r.seed, metrics=r.metrics) for r in runs]
     of = lambda name: [r for r in runs if r.name == name]
     for question, key in asked_of(of(base)[0].metrics).items():
-        told, better = compare_rows(rows, key, {'': base}), 0 if key.endswith(neither) else -1 if key.endswith(lower_is_better) else 1
-        line = dict(question=question, key=key, better=better, means={r['name']: (r['mean'], r['low'], r['high']) for r in told}, differences={})
+        told, better = (
+            compare_rows(rows, key, {'': base}),
+            0 if key.endswith(neither) else -1 if key.endswith(lower_is_better) else 1,
+        )
+        line = dict(
+            question=question,
+            key=key,
+            better=better,
+            means={r['name']: (r['mean'], r['low'], r['high']) for r in told},
+            differences={},
+        )
         for r in told:
-            if r['difference'] is None: continue
+            if r['difference'] is None:
+                continue
             p, over = p_value(of(base), of(r['name']), key, clusters)
             mean, low, high = r['difference']
             line['differences'][r['name']] = dict(mean=0 - mean, low=0 - high, high=0 - low, p=p, over=over)
         table.append(line)
     tested = [d for line in table if line['better'] for d in line['differences'].values()]
-    for d, p in zip(tested, holm([d['p'] for d in tested])): d |= dict(p_holm=p, sure=p < .05 and d['low']*d['high'] > 0)
+    for d, p in zip(tested, holm([d['p'] for d in tested])):
+        d |= dict(p_holm=p, sure=p < 0.05 and d['low'] * d['high'] > 0)
     return table
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00071
 def means_table(
-    table:list[dict],  # from `compare`
-    controls:dict[str, dict[str, float|None]], # name of a control -> its metrics
-) -> str:              # Markdown
+    table: list[dict],  # from `compare`
+    controls: dict[str, dict[str, float | None]],  # name of a control -> its metrics
+) -> str:  # Markdown
     "Means over seeds ± half of the 95 % interval, and the controls."
     names = list(dict.fromkeys(n for line in table for n in line['means']))
     show = lambda v: '–' if v is None else f'{v:.3f}'
-    rows = [[line['question'], *(f"{m[0]:.3f} ± {m[2] - m[0]:.3f}" if (m := line['means'].get(n)) else '–' for n in names), *(show(c.get(line['key'])) for c in controls.values())] for line in table]
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [['', *names, *controls], ['---']*(1 + len(names) + len(controls)), *rows])
+    rows = [
+        [
+            line['question'],
+            *(f'{m[0]:.3f} ± {m[2] - m[0]:.3f}' if (m := line['means'].get(n)) else '–' for n in names),
+            *(show(c.get(line['key'])) for c in controls.values()),
+        ]
+        for line in table
+    ]
+    return '\n'.join(
+        '| ' + ' | '.join(r) + ' |'
+        for r in [['', *names, *controls], ['---'] * (1 + len(names) + len(controls)), *rows]
+    )
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #928ce723
 def differences_table(
-    table:list[dict], # from `compare`
-    base:str,         # what the others are compared with
-) -> str:             # Markdown
+    table: list[dict],  # from `compare`
+    base: str,  # what the others are compared with
+) -> str:  # Markdown
     "Base minus other, its interval over seeds, p after Holm and what it was tested over; bold where sure."
     names = list(dict.fromkeys(n for line in table for n in line['differences']))
-    def cell(d):
-        if d is None: return '–'
-        said = f"{d['mean']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"
-        return f"**{said}**, p {d['p_holm']:.2g}, {d['over']}" if d.get('sure') else f"{said}, p {d['p_holm']:.2g}, {d['over']}" if 'p_holm' in d else said
-    rows = [[line['question'], *(cell(line['differences'].get(n)) for n in names)] for line in table]
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [[f'{base} minus', *names], ['---']*(1 + len(names)), *rows])
 
+    def cell(d):
+        if d is None:
+            return '–'
+        said = f'{d["mean"]:+.3f} ({d["low"]:+.3f} to {d["high"]:+.3f})'
+        return (
+            f'**{said}**, p {d["p_holm"]:.2g}, {d["over"]}'
+            if d.get('sure')
+            else f'{said}, p {d["p_holm"]:.2g}, {d["over"]}'
+            if 'p_holm' in d
+            else said
+        )
+
+    rows = [[line['question'], *(cell(line['differences'].get(n)) for n in names)] for line in table]
+    return '\n'.join(
+        '| ' + ' | '.join(r) + ' |' for r in [[f'{base} minus', *names], ['---'] * (1 + len(names)), *rows]
+    )
+
+# %% ../../nbs/evaluation/67_comparison.ipynb #260ac5dc
 def conclusion(
-    table:list[dict], # from `compare`
-    base:str,         # what the others are compared with
-) -> str:             # Markdown
+    table: list[dict],  # from `compare`
+    base: str,  # what the others are compared with
+) -> str:  # Markdown
     "What is sure, against each of the others, and what is open."
     said = []
     for name in dict.fromkeys(n for line in table for n in line['differences']):
         kinds = {1: [], -1: [], 0: []}
         for line in table:
-            if not line['better'] or not (d := line['differences'].get(name)): continue
-            kinds[(1 if d['mean']*line['better'] > 0 else -1) if d['sure'] else 0].append(line['question'])
-        told = [f"{word} in {len(qs)} ({'; '.join(qs)})" if qs else f"{word} in none" for word, qs in zip(('surely better', 'surely worse', 'not told apart'), (kinds[1], kinds[-1], kinds[0]))]
-        said.append(f"- **{base} against {name}**, of {sum(map(len, kinds.values()))} measures: {', '.join(told)}.")
+            if not line['better'] or not (d := line['differences'].get(name)):
+                continue
+            kinds[(1 if d['mean'] * line['better'] > 0 else -1) if d['sure'] else 0].append(line['question'])
+        told = [
+            f'{word} in {len(qs)} ({"; ".join(qs)})' if qs else f'{word} in none'
+            for word, qs in zip(('surely better', 'surely worse', 'not told apart'), (kinds[1], kinds[-1], kinds[0]))
+        ]
+        said.append(f'- **{base} against {name}**, of {sum(map(len, kinds.values()))} measures: {", ".join(told)}.')
     return '\n'.join(said)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00074
-shown = ("style_top1", "style_group", "style_tree_error", "concept_top1", "image_to_text_r1", "text_to_image_r1", "chain_tau", "level_tau", "cone_own", "cone_other", "cone_auc", "gromov_delta")
+shown = (
+    'style_top1',
+    'style_group',
+    'style_tree_error',
+    'concept_top1',
+    'image_to_text_r1',
+    'text_to_image_r1',
+    'chain_tau',
+    'level_tau',
+    'cone_own',
+    'cone_other',
+    'cone_auc',
+    'gromov_delta',
+)
+
 
 def plot_comparison(
-    table:list[dict],  # from `compare`
-    base:str,          # what the others are compared with
-    controls:dict[str, dict[str, float|None]], # name of a control -> its metrics
+    table: list[dict],  # from `compare`
+    base: str,  # what the others are compared with
+    controls: dict[str, dict[str, float | None]],  # name of a control -> its metrics
 ) -> Figure:
     "A panel a measure: means with intervals over seeds, filled where the difference from the base is sure; controls as dotted lines."
-    table = [l for l in table if base in l['means']] # None at some seed: no line to compare with
+    table = [l for l in table if base in l['means']]  # None at some seed: no line to compare with
     lines = [l for l in table if l['key'] in shown] or table[:12]
-    fig, axes = plt.subplots(-(-len(lines)//4), 4, figsize=(12, 1.7*-(-len(lines)//4) + .4), squeeze=False, layout='constrained')
-    for ax in axes.flat[len(lines):]: ax.axis('off')
+    fig, axes = plt.subplots(
+        -(-len(lines) // 4), 4, figsize=(12, 1.7 * -(-len(lines) // 4) + 0.4), squeeze=False, layout='constrained'
+    )
+    for ax in axes.flat[len(lines) :]:
+        ax.axis('off')
     for ax, line in zip(axes.flat, lines):
         sure = lambda n: (1, 1) if line['differences'].get(n, {}).get('sure') else (-1, 1)
-        plot_rows([dict(name=n, mean=m[0], low=m[1], high=m[2], difference=(0, *sure(n))) for n, m in line['means'].items()], base, ax, line['question'])
+        plot_rows(
+            [dict(name=n, mean=m[0], low=m[1], high=m[2], difference=(0, *sure(n))) for n, m in line['means'].items()],
+            base,
+            ax,
+            line['question'],
+        )
         for colour, (name, held) in zip(('C3', 'C4', 'C2'), controls.items()):
-            if (v := held.get(line['key'])) is not None: ax.axvline(v, c=colour, lw=1, ls=':', label=name)
-        middle, half = np.mean(ax.get_xlim()), max(np.ptp(ax.get_xlim())/2, .05) # not to magnify nothing
-        ax.set_xlim(middle - half, middle + half); ax.locator_params(axis='x', nbins=4)
+            if (v := held.get(line['key'])) is not None:
+                ax.axvline(v, c=colour, lw=1, ls=':', label=name)
+        middle, half = np.mean(ax.get_xlim()), max(np.ptp(ax.get_xlim()) / 2, 0.05)  # not to magnify nothing
+        ax.set_xlim(middle - half, middle + half)
+        ax.locator_params(axis='x', nbins=4)
         ax.set_xlabel(fill(line['question'], 32), size=8)
     handles = {h.get_label(): h for ax in axes.flat for h in ax.get_legend_handles_labels()[0]}
-    if handles: fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
+    if handles:
+        fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
     return fig
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00081
 @dataclass(frozen=True)
 class CompareConfig:
     "What `nbs/compare.ipynb` takes."
-    runs:str = ''                  # folders of runs, from the project's root, spaces between them, * allowed; '' = those of presets and seeds
-    presets:str = 'demo demo_clip demo_euclid demo_poincare' # what is trained where runs are not named
-    seeds:int = 3                  # of each preset: 0, 1, ...
-    steps:int = 0                  # updates of each run; 0 = the preset's own
-    folder:str = 'outputs/compare' # where those runs are, or will be
-    base:str = ''                  # what the others are compared with; '' = the first
-    data:str = 'emoji'             # 'emoji', a dataset, or a folder of datasets
-    limit:int = 0                  # pictures of each photo set, at equal steps; 0 = all
-    out:str = 'outputs/comparison' # folder of the results
 
-    def __post_init__(self): check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0, limit=self.limit >= 0)
+    runs: str = (
+        ''  # folders of runs, from the project's root, spaces between them, * allowed; '' = those of presets and seeds
+    )
+    presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
+    seeds: int = 3  # of each preset: 0, 1, ...
+    steps: int = 0  # updates of each run; 0 = the preset's own
+    folder: str = 'outputs/compare'  # where those runs are, or will be
+    base: str = ''  # what the others are compared with; '' = the first
+    data: str = 'emoji'  # 'emoji', a dataset, or a folder of datasets
+    limit: int = 0  # pictures of each photo set, at equal steps; 0 = all
+    out: str = 'outputs/comparison'  # folder of the results
 
+    def __post_init__(self):
+        check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0, limit=self.limit >= 0)
+
+# %% ../../nbs/evaluation/67_comparison.ipynb #f4433bcb
 def measure_run(
-    folder:Path,        # of a finished run
-    exam:Exam|None,     # the drawings; None: other data
-    asked:CompareConfig,
-    fresh:bool=False,   # an untrained model in its place?
+    folder: Path,  # of a finished run
+    exam: Exam | None,  # the drawings; None: other data
+    asked: CompareConfig,
+    fresh: bool = False,  # an untrained model in its place?
 ) -> Measured:
     "Load a run and ask it everything."
     run = Run(folder, load_config(folder))
-    if not run.finished: raise ValueError(f"{run.name} is not finished: go on with papermill nbs/train.ipynb OUT.ipynb -p out {run.name}, or leave it out")
-    if exam and run.config.image_size != (side := exam.drawings['test_style'].images.shape[-1]): raise ValueError(f"{run.name} takes pictures of {run.config.image_size} pixels, the first run of {side}")
+    if not run.finished:
+        raise ValueError(
+            f'{run.name} is not finished: go on with papermill nbs/train.ipynb OUT.ipynb -p out {run.name}, or leave it out'
+        )
+    if exam and run.config.image_size != (side := exam.drawings['test_style'].images.shape[-1]):
+        raise ValueError(f'{run.name} takes pictures of {run.config.image_size} pixels, the first run of {side}')
     model, tokenizer = load_asked(EvalConfig(run=str(folder), data=asked.data))
     cfg, values = model.cfg, {}
-    if fresh: model = untrained(cfg, cfg.seed).to(next(model.parameters()).device)
-    if exam is None: metrics = evaluate_folder(model, tokenizer, root()/asked.data, cfg.image_size, asked.limit).metrics
+    if fresh:
+        model = untrained(cfg, cfg.seed).to(next(model.parameters()).device)
+    if exam is None:
+        metrics = evaluate_folder(model, tokenizer, root() / asked.data, cfg.image_size, asked.limit).metrics
     else:
         emb = embed(model, tokenizer, exam)
-        metrics, values = model_metrics(model.geometry, exam, emb, cfg.min_radius), drawing_values(model.geometry, exam, emb)
-    return Measured(re.sub(r'_s\d+$', '', folder.name), cfg.seed, json.loads(json.dumps(asdict(cfg))), run.read('run.json'), metrics, values)
+        metrics, values = (
+            model_metrics(model.geometry, exam, emb, cfg.min_radius),
+            drawing_values(model.geometry, exam, emb),
+        )
+    return Measured(
+        re.sub(r'_s\d+$', '', folder.name),
+        cfg.seed,
+        json.loads(json.dumps(asdict(cfg))),
+        run.read('run.json'),
+        metrics,
+        values,
+    )
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00083
 def kept_measure(
-    folder:Path,        # of a finished run
-    exam:Exam|None,     # the drawings; None: other data
-    asked:CompareConfig,
-    fresh:bool=False,   # an untrained model in its place?
+    folder: Path,  # of a finished run
+    exam: Exam | None,  # the drawings; None: other data
+    asked: CompareConfig,
+    fresh: bool = False,  # an untrained model in its place?
 ) -> Measured:
     "`measure_run`, once for each checkpoint and data: the answers are kept in the results' folder."
     run = Run(folder, load_config(folder))
-    place = root()/asked.out/'measured'
-    path, about = place/f"{folder.name}{'_untrained' if fresh else ''}.json", dict(checkpoint=run.read('run.json').get('checkpoints'), data=asked.data, limit=asked.limit)
+    place = root() / asked.out / 'measured'
+    path, about = (
+        place / f'{folder.name}{"_untrained" if fresh else ""}.json',
+        dict(checkpoint=run.read('run.json').get('checkpoints'), data=asked.data, limit=asked.limit),
+    )
     if path.exists() and (held := json.loads(path.read_text(encoding='utf-8')))['about'] == about:
         return Measured(**held['measured'], values=load_file(path.with_suffix('.safetensors')))
     found = measure_run(folder, exam, asked, fresh)
@@ -259,9 +403,10 @@ def kept_measure(
     write_json(path, dict(about=about, measured={k: v for k, v in found._asdict().items() if k != 'values'}))
     return found
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #33c9d4ca
 def compare_runs(
-    asked:CompareConfig,
-) -> tuple[list[Measured], str, dict, list[dict]]: # runs, the base's name, controls, the table
+    asked: CompareConfig,
+) -> tuple[list[Measured], str, dict, list[dict]]:  # runs, the base's name, controls, the table
     "Find or train the runs, measure them, compare them."
     folders = find_runs(asked)
     exam = read_exam(embedded_data(), load_config(folders[0]).image_size) if asked.data == 'emoji' else None
@@ -270,12 +415,15 @@ def compare_runs(
     check_pairs(runs, base)
     fresh = [kept_measure(f, exam, asked, fresh=True).metrics for f, r in zip(folders, runs) if r.name == base]
     controls = dict(pixels=pixel_metrics(exam)) if exam else {}
-    controls['untrained'] = {k: float(np.mean([m[k] for m in fresh])) for k in fresh[0] if all(isinstance(m.get(k), float) for m in fresh)}
+    controls['untrained'] = {
+        k: float(np.mean([m[k] for m in fresh])) for k in fresh[0] if all(isinstance(m.get(k), float) for m in fresh)
+    }
     controls['chance'] = {k: chance_of(k, runs[0].metrics) for k in asked_of(runs[0].metrics).values()}
     return runs, base, controls, compare(runs, base, dict(concept=exam.targets('test_concept')) if exam else {})
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #018c4598
 def compact(
-    runs:list[Measured],
-) -> list[dict]: # ready for JSON
+    runs: list[Measured],
+) -> list[dict]:  # ready for JSON
     "Each run's name, seed, config, record and metrics; the drawings' values are left out."
     return [dict(name=r.name, seed=r.seed, config=r.config, record=r.record, metrics=r.metrics) for r in runs]

@@ -32,174 +32,234 @@ from ..data.images import decode_image, ImageError, resize_image, to_rgb
 from ..data.shards import Shards
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #1317a16d
-image_suffixes = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+image_suffixes = {'.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp'}
+
 
 def short(
-    path:Path, # of a file or folder
+    path: Path,  # of a file or folder
 ) -> str:
     "The path as a person would write it: from the project's root where it lies below it."
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #0d9750c0
 class Store:
     "Files by name, in a folder or in a zip."
-    def __init__(self,
-        path:str|Path, # a folder or a zip file
+
+    def __init__(
+        self,
+        path: str | Path,  # a folder or a zip file
     ):
         self.path, self.zip = Path(path), None
-        if not self.path.exists(): raise FileNotFoundError(f"there is no {self.path}")
-        if self.path.is_dir(): entries = [f"{p.relative_to(self.path).as_posix()}{'/' if p.is_dir() else ''}" for p in self.path.rglob("*")]
-        elif zipfile.is_zipfile(self.path): self.zip = zipfile.ZipFile(self.path); entries = self.zip.namelist()
-        else: raise ValueError(f"{self.path} is neither a folder nor a zip file")
-        seen = sorted(e for e in entries if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(e).parts))
-        self.files, self.folders = [e for e in seen if not e.endswith("/")], [e.rstrip("/") for e in seen if e.endswith("/")]
+        if not self.path.exists():
+            raise FileNotFoundError(f'there is no {self.path}')
+        if self.path.is_dir():
+            entries = [
+                f'{p.relative_to(self.path).as_posix()}{"/" if p.is_dir() else ""}' for p in self.path.rglob('*')
+            ]
+        elif zipfile.is_zipfile(self.path):
+            self.zip = zipfile.ZipFile(self.path)
+            entries = self.zip.namelist()
+        else:
+            raise ValueError(f'{self.path} is neither a folder nor a zip file')
+        seen = sorted(
+            e for e in entries if not any(part.startswith(('.', '__MACOSX')) for part in PurePosixPath(e).parts)
+        )
+        self.files, self.folders = (
+            [e for e in seen if not e.endswith('/')],
+            [e.rstrip('/') for e in seen if e.endswith('/')],
+        )
         self.images = [e for e in self.files if PurePosixPath(e).suffix.lower() in image_suffixes]
 
-    def __str__(self): return short(self.path)
-    def __getstate__(self): raise TypeError("a store holds an open file and is not copied: open the path again")
-    def read(self, name:str) -> bytes: return self.zip.read(name) if self.zip else (self.path/name).read_bytes()
-    def text(self, name:str) -> str:
+    def __str__(self):
+        return short(self.path)
+
+    def __getstate__(self):
+        raise TypeError('a store holds an open file and is not copied: open the path again')
+
+    def read(self, name: str) -> bytes:
+        return self.zip.read(name) if self.zip else (self.path / name).read_bytes()
+
+    def text(self, name: str) -> str:
         "A text file, whole."
-        try: return self.read(name).decode("utf-8-sig")
-        except UnicodeDecodeError: raise ValueError(f"{name} in {self} is not UTF-8 text") from None
-    def json(self, name:str) -> Any:
+        try:
+            return self.read(name).decode('utf-8-sig')
+        except UnicodeDecodeError:
+            raise ValueError(f'{name} in {self} is not UTF-8 text') from None
+
+    def json(self, name: str) -> Any:
         "A JSON file."
-        try: return json.loads(self.text(name))
-        except json.JSONDecodeError as e: raise ValueError(f"{name} in {self} is not JSON: {e}") from None
-    def rows(self, name:str) -> list[dict]:
+        try:
+            return json.loads(self.text(name))
+        except json.JSONDecodeError as e:
+            raise ValueError(f'{name} in {self} is not JSON: {e}') from None
+
+    def rows(self, name: str) -> list[dict]:
         "The objects of a JSON-lines file."
         rows = []
         for i, line in enumerate(self.text(name).splitlines(), 1):
-            try: rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError: raise ValueError(f"line {i} of {name} in {self} is not JSON") from None
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError:
+                raise ValueError(f'line {i} of {name} in {self} is not JSON') from None
         return rows
-    def find(self, *patterns:str) -> list[str]:
+
+    def find(self, *patterns: str) -> list[str]:
         "Files whose last part matches one of the patterns."
         return [f for f in self.files if any(PurePosixPath(f).match(p) for p in patterns)]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #5302f446
 class Pictures:
     "Pictures that are decoded when a slice of them is asked for; one that cannot be is named."
-    def __init__(self,
-        keys:list,      # what `read` takes, and what messages call the pictures
-        read:Callable,  # key -> UInt8[3 h w]
-        size:int,       # side, pixels
+
+    def __init__(
+        self,
+        keys: list,  # what `read` takes, and what messages call the pictures
+        read: Callable,  # key -> UInt8[3 h w]
+        size: int,  # side, pixels
     ):
         self.keys, self.read, self.size = list(keys), read, size
 
-    def __len__(self): return len(self.keys)
-    def __getitem__(self, rows:slice) -> UInt8[Tensor, "n 3 s s"]:
-        with ThreadPoolExecutor(4) as pool: return torch.stack(list(pool.map(self.one, self.keys[rows])))
-    def one(self, key) -> UInt8[Tensor, "3 s s"]:
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, rows: slice) -> UInt8[Tensor, 'n 3 s s']:
+        with ThreadPoolExecutor(4) as pool:
+            return torch.stack(list(pool.map(self.one, self.keys[rows])))
+
+    def one(self, key) -> UInt8[Tensor, '3 s s']:
         "The central square of one picture, scaled."
-        try: return resize_image(self.read(key), self.size)
-        except ImageError as e: raise ValueError(f"picture {key} cannot be used: {e}") from None
-    def take(self, rows:list[int]) -> "Pictures":
+        try:
+            return resize_image(self.read(key), self.size)
+        except ImageError as e:
+            raise ValueError(f'picture {key} cannot be used: {e}') from None
+
+    def take(self, rows: list[int]) -> 'Pictures':
         "Some of them."
         return Pictures([self.keys[i] for i in rows], self.read, self.size)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #ee0da8a1
 def stored(
-    store:Store,
-    names:list[str], # files
-    size:int,        # side, pixels
+    store: Store,
+    names: list[str],  # files
+    size: int,  # side, pixels
 ) -> Pictures:
     "Pictures of a folder or zip."
     return Pictures(names, lambda name: decode_image(store.read(name)), size)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #797065b6
 def spread(
-    n:int,     # how many there are
-    limit:int, # at most so many; 0: all
+    n: int,  # how many there are
+    limit: int,  # at most so many; 0: all
 ) -> list[int]:
     "Rows at equal steps."
     return torch.linspace(0, n - 1, min(n, limit) if limit else n).round().long().tolist()
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #41bf0bbe
 def held(
-    name:str, # below data/
-) -> str:     # its text
+    name: str,  # below data/
+) -> str:  # its text
     "A committed data file."
-    path = root()/"data"/name
-    if not path.exists(): raise FileNotFoundError(f"{path} is missing: run inside a clone of the project, which holds data/{name}")
-    return path.read_text(encoding="utf-8")
+    path = root() / 'data' / name
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing: run inside a clone of the project, which holds data/{name}')
+    return path.read_text(encoding='utf-8')
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #934f1db9
 class Noun(NamedTuple):
     "A synset of WordNet."
-    up:str           # its hypernym's id; '' for entity
-    names:list[str]  # the first is the commonest
 
+    up: str  # its hypernym's id; '' for entity
+    names: list[str]  # the first is the commonest
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #82b189b1
 @lru_cache(1)
 def nouns() -> dict[str, Noun]:
     "The committed extract of WordNet 3.0, by id (`n` and eight digits)."
-    lines = held("wordnet/nouns.tsv").splitlines()[1:]
-    return {i: Noun(up, names.split("|")) for i, up, names in (l.split("\t") for l in lines)}
+    lines = held('wordnet/nouns.tsv').splitlines()[1:]
+    return {i: Noun(up, names.split('|')) for i, up, names in (l.split('\t') for l in lines)}
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #afca0cad
 def noun_parents() -> dict[str, str]:
     "The tree as `meru.evaluation.hierarchy.ancestor_overlap` takes it."
     return {i: noun.up for i, noun in nouns().items() if noun.up}
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #bc08a477
 def imagenet_ids() -> list[str]:
     "ImageNet's 1,000 synsets in label order."
-    return held("wordnet/imagenet.txt").split()
+    return held('wordnet/imagenet.txt').split()
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #af14b109
 def noun_names(
-    ids:list[str], # synsets
+    ids: list[str],  # synsets
 ) -> list[str]:
     "A name for each; two of the same name get their hypernym's as well."
     if lost := [i for i in ids if i not in nouns()]:
-        raise KeyError(f"{len(lost)} of {len(ids)} synsets are not in data/wordnet/nouns.tsv, first: {lost[0]}")
+        raise KeyError(f'{len(lost)} of {len(ids)} synsets are not in data/wordnet/nouns.tsv, first: {lost[0]}')
     first = [nouns()[i].names[0] for i in ids]
-    return [f"{n}, a kind of {nouns()[nouns()[i].up].names[0]}" if first.count(n) > 1 else n for i, n in zip(ids, first)]
+    return [
+        f'{n}, a kind of {nouns()[nouns()[i].up].names[0]}' if first.count(n) > 1 else n for i, n in zip(ids, first)
+    ]
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #02afd1d8
 def find_nouns(
-    names:list[str], # class names
-) -> list[str]:      # a synset each
+    names: list[str],  # class names
+) -> list[str]:  # a synset each
     "The one synset that each name belongs to."
     known = defaultdict(list)
     for i, noun in nouns().items():
-        for n in noun.names: known[n.lower()].append(i)
+        for n in noun.names:
+            known[n.lower()].append(i)
     if lost := [n for n in names if not known.get(n.lower())]:
-        raise KeyError(f"{len(lost)} of {len(names)} class names are not in data/wordnet/nouns.tsv, first: {lost[0]!r}")
+        raise KeyError(f'{len(lost)} of {len(names)} class names are not in data/wordnet/nouns.tsv, first: {lost[0]!r}')
     if twice := [n for n in names if len(known[n.lower()]) > 1]:
-        raise ValueError(f"the class name {twice[0]!r} stands for {len(known[twice[0].lower()])} synsets ({', '.join(known[twice[0].lower()])}): name the folder by the one that is meant")
+        raise ValueError(
+            f'the class name {twice[0]!r} stands for {len(known[twice[0].lower()])} synsets ({", ".join(known[twice[0].lower()])}): name the folder by the one that is meant'
+        )
     return [known[n.lower()][0] for n in names]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #85c9aa5c
 @lru_cache(1)
 def zeroshot_sets() -> dict[str, dict]:
     "The twenty sets of the MERU paper (Desai et al. 2023) by id; see data/zeroshot/README.md."
-    return json.loads(held("zeroshot/sets.json"))
+    return json.loads(held('zeroshot/sets.json'))
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #d4cf6d88
 def set_id(
-    name:str, # of a folder or zip
-) -> str:     # '' where no set is meant
+    name: str,  # of a folder or zip
+) -> str:  # '' where no set is meant
     "Which of the sets a name stands for: it begins with the set's id or one of its other names."
-    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).removeprefix("wds_").removeprefix("vtab_")
-    names = {n: i for i, e in zeroshot_sets().items() for n in (i, *e.get("alias", ()))}
-    fits = [n for n in names if plain == n or plain.startswith(f"{n}_")]
-    return names[max(fits, key=len)] if fits else ""
+    plain = re.sub(r'[^a-z0-9]+', '_', name.lower()).removeprefix('wds_').removeprefix('vtab_')
+    names = {n: i for i, e in zeroshot_sets().items() for n in (i, *e.get('alias', ()))}
+    fits = [n for n in names if plain == n or plain.startswith(f'{n}_')]
+    return names[max(fits, key=len)] if fits else ''
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #eff543f9
 def readable(
-    keys:list[str], # what the data call their classes
-    known:dict,     # the set's entry in the table; {} for a stranger's data
+    keys: list[str],  # what the data call their classes
+    known: dict,  # the set's entry in the table; {} for a stranger's data
 ) -> list[str]:
     "Class names as a person would write them."
-    if all(re.fullmatch(r"n\d{8}", k) for k in keys): return noun_names(keys)
-    if "labels" in known and all(k.isdigit() for k in keys): return [known["labels"][int(k)] for k in keys]
-    plain = lambda k: re.sub(r"^(/?[a-z]/|\d+\.)", "", k).replace("_", " ").replace("/", " ").strip()
-    return [known.get("rename", {}).get(k) or plain(k) for k in keys]
+    if all(re.fullmatch(r'n\d{8}', k) for k in keys):
+        return noun_names(keys)
+    if 'labels' in known and all(k.isdigit() for k in keys):
+        return [known['labels'][int(k)] for k in keys]
+    plain = lambda k: re.sub(r'^(/?[a-z]/|\d+\.)', '', k).replace('_', ' ').replace('/', ' ').strip()
+    return [known.get('rename', {}).get(k) or plain(k) for k in keys]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #b330da04
 class Naming(NamedTuple):
     "Pictures to be named."
-    name:str                    # of the set
-    pictures:Pictures
-    targets:Int64[Tensor, "n"]  # class of each picture
-    classes:list[str]
-    keys:list[str]              # what the data call the classes
-    prompts:list[str]           # templates with one `{}` each
-    train:tuple|None            # pictures and targets of a training part
-    used:str                    # where the prompts come from, and what else a reader should know
 
-    def some(self, limit:int) -> "Naming":
+    name: str  # of the set
+    pictures: Pictures
+    targets: Int64[Tensor, 'n']  # class of each picture
+    classes: list[str]
+    keys: list[str]  # what the data call the classes
+    prompts: list[str]  # templates with one `{}` each
+    train: tuple | None  # pictures and targets of a training part
+    used: str  # where the prompts come from, and what else a reader should know
+
+    def some(self, limit: int) -> 'Naming':
         "At most so many pictures of each part, at equal steps; 0: all."
         part = lambda pictures, targets: (pictures.take(rows := spread(len(pictures), limit)), targets[rows])
         pictures, targets = part(self.pictures, self.targets)
@@ -208,384 +268,538 @@ class Naming(NamedTuple):
     def synsets(self) -> list[str]:
         "The synset of each class: the data's own, the table's, or the one that bears the name."
         known = set_id(self.name)
-        if all(k in nouns() for k in self.keys): return self.keys
-        if known == "imagenet" and len(self.classes) == 1000: return imagenet_ids()
-        given = zeroshot_sets().get(known, {}).get("synsets")
+        if all(k in nouns() for k in self.keys):
+            return self.keys
+        if known == 'imagenet' and len(self.classes) == 1000:
+            return imagenet_ids()
+        given = zeroshot_sets().get(known, {}).get('synsets')
         return [given[c] for c in self.classes] if given else find_nouns(self.classes)
 
-general_prompts = ("a photo of a {}.", "a picture of the {}.", "{}")
+# %% ../../nbs/evaluation/64_datasets.ipynb #9381c123
+general_prompts = ('a photo of a {}.', 'a picture of the {}.', '{}')
+
 
 def make_naming(
-    name:str,                     # of the set
-    keys:list[str],               # what the data call the classes
-    parts:dict[str, tuple],       # 'test', perhaps 'train' -> pictures, targets
-    prompts:list[str]|None=None,  # None: the table's, or general ones
+    name: str,  # of the set
+    keys: list[str],  # what the data call the classes
+    parts: dict[str, tuple],  # 'test', perhaps 'train' -> pictures, targets
+    prompts: list[str] | None = None,  # None: the table's, or general ones
 ) -> Naming:
     "Give the classes names and prompts."
     known = zeroshot_sets().get(set_id(name), {})
     classes = readable(keys, known)
-    if twins := [c for c in classes if classes.count(c) > 1]: raise ValueError(f"{name} has {classes.count(twins[0])} classes called {twins[0]!r}")
-    used = "its own prompts" if prompts else "data/zeroshot/sets.json" if known else "general prompts"
-    return Naming(name, *parts["test"], classes, keys, list(prompts or known.get("prompts", general_prompts)), parts.get("train"), used)
+    if twins := [c for c in classes if classes.count(c) > 1]:
+        raise ValueError(f'{name} has {classes.count(twins[0])} classes called {twins[0]!r}')
+    used = 'its own prompts' if prompts else 'data/zeroshot/sets.json' if known else 'general prompts'
+    return Naming(
+        name,
+        *parts['test'],
+        classes,
+        keys,
+        list(prompts or known.get('prompts', general_prompts)),
+        parts.get('train'),
+        used,
+    )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d95277ec
 def class_parts(
-    store:Store,
-) -> dict[str, list[tuple[str, str]]]: # folder above the class folders -> class and file of each picture
+    store: Store,
+) -> dict[str, list[tuple[str, str]]]:  # folder above the class folders -> class and file of each picture
     "Sort the pictures of class folders by what stands above the class."
     parts = defaultdict(list)
     for f in store.images:
         path = PurePosixPath(f)
-        if len(path.parts) > 1: parts[str(path.parent.parent)].append((path.parent.name, f))
+        if len(path.parts) > 1:
+            parts[str(path.parent.parent)].append((path.parent.name, f))
     full = {(above, c) for above, found in parts.items() for c, _ in found}
-    empty = [d for d in store.folders if (p := PurePosixPath(d)) and str(p.parent) in parts and (str(p.parent), p.name) not in full
-             and not any(f.startswith(f"{d}/") for f in store.images)]
-    if empty: raise ValueError(f"the class folder {empty[0]} of {store} holds no image; allowed are {' '.join(sorted(image_suffixes))}")
-    if not parts: raise ValueError(f"{store} holds no class folders; expected one folder of pictures per class")
+    empty = [
+        d
+        for d in store.folders
+        if (p := PurePosixPath(d))
+        and str(p.parent) in parts
+        and (str(p.parent), p.name) not in full
+        and not any(f.startswith(f'{d}/') for f in store.images)
+    ]
+    if empty:
+        raise ValueError(
+            f'the class folder {empty[0]} of {store} holds no image; allowed are {" ".join(sorted(image_suffixes))}'
+        )
+    if not parts:
+        raise ValueError(f'{store} holds no class folders; expected one folder of pictures per class')
     return parts
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #056bf734
 def read_class_folder(
-    path:str|Path, # a folder or zip with one folder per class
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip with one folder per class
+    size: int,  # side of the pictures, pixels
 ) -> Naming:
     "Pictures in class folders; of `test`, `val` and others the first there is, and `train` for a linear probe."
     store, path = Store(path), Path(path)
     parts = class_parts(store)
     last = {PurePosixPath(p).name.lower(): p for p in parts}
-    test = next((last[n] for n in ("test", "val", "valid", "validation") if n in last), None)
-    if test is None and len(parts) > 1: raise ValueError(f"{store} holds class folders below {len(parts)} folders ({', '.join(sorted(parts)[:3])}, ...) and none is called test or val")
-    chosen = {"test": parts[test or next(iter(parts))]} | ({"train": parts[last["train"]]} if test and "train" in last else {})
-    keys = sorted({c for found in chosen.values() for c, _ in found}, key=lambda k: (int(k), k) if k.isdigit() else (-1, k))
+    test = next((last[n] for n in ('test', 'val', 'valid', 'validation') if n in last), None)
+    if test is None and len(parts) > 1:
+        raise ValueError(
+            f'{store} holds class folders below {len(parts)} folders ({", ".join(sorted(parts)[:3])}, ...) and none is called test or val'
+        )
+    chosen = {'test': parts[test or next(iter(parts))]} | (
+        {'train': parts[last['train']]} if test and 'train' in last else {}
+    )
+    keys = sorted(
+        {c for found in chosen.values() for c, _ in found}, key=lambda k: (int(k), k) if k.isdigit() else (-1, k)
+    )
     number = {k: i for i, k in enumerate(keys)}
     read = lambda found: (stored(store, [f for _, f in found], size), torch.tensor([number[c] for c, _ in found]))
     return make_naming(path.stem, keys, {part: read(found) for part, found in chosen.items()})
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #f436fbff
 def torchvision_part(
-    dataset,   # of torchvision
-    size:int,  # side of the pictures, pixels
-    first:int, # its smallest label
-) -> tuple[Pictures, Int64[Tensor, "n"]]:
+    dataset,  # of torchvision
+    size: int,  # side of the pictures, pixels
+    first: int,  # its smallest label
+) -> tuple[Pictures, Int64[Tensor, 'n']]:
     "Pictures and targets of a torchvision dataset."
-    kept = next((v for name in ("targets", "_labels", "labels", "y") if (v := getattr(dataset, name, None)) is not None), None)
-    pairs = getattr(dataset, "_samples", None) if kept is None else None
+    kept = next(
+        (v for name in ('targets', '_labels', 'labels', 'y') if (v := getattr(dataset, name, None)) is not None), None
+    )
+    pairs = getattr(dataset, '_samples', None) if kept is None else None
     labels = kept if kept is not None else [o[1] for o in (pairs or (dataset[i] for i in range(len(dataset))))]
     pixels = lambda i: torch.from_numpy(np.array(to_rgb(dataset[i][0]))).permute(2, 0, 1)
     return Pictures(range(len(dataset)), pixels, size), torch.as_tensor(np.asarray(labels)).long() - first
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #6998d6de
 def read_torchvision(
-    path:str|Path, # the `root` that torchvision was given
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # the `root` that torchvision was given
+    size: int,  # side of the pictures, pixels
 ) -> Naming:
     "One of the twenty sets as torchvision lays it out; the folder's name says which."
     import torchvision.datasets
+
     known = zeroshot_sets()[set_id(Path(path).name)]
-    how = known["torchvision"]
-    make = getattr(torchvision.datasets, how["name"])
-    test = make(path, **how["test"])
-    parts = dict(test=torchvision_part(test, size, known.get("first", 0)))
-    if how["train"]: parts["train"] = torchvision_part(make(path, **how["train"]), size, known.get("first", 0))
-    keys = getattr(test, "classes", None) or getattr(test, "categories", None) or [str(i) for i in range(len(known["labels"]))]
-    if (top := int(parts["test"][1].max())) >= len(keys): raise ValueError(f"{path} has label {top}, but only {len(keys)} classes are named")
+    how = known['torchvision']
+    make = getattr(torchvision.datasets, how['name'])
+    test = make(path, **how['test'])
+    parts = dict(test=torchvision_part(test, size, known.get('first', 0)))
+    if how['train']:
+        parts['train'] = torchvision_part(make(path, **how['train']), size, known.get('first', 0))
+    keys = (
+        getattr(test, 'classes', None)
+        or getattr(test, 'categories', None)
+        or [str(i) for i in range(len(known['labels']))]
+    )
+    if (top := int(parts['test'][1].max())) >= len(keys):
+        raise ValueError(f'{path} has label {top}, but only {len(keys)} classes are named')
     task = make_naming(Path(path).name, list(keys), parts)
-    return task._replace(used=f"{task.used}; {known['note']}") if "note" in known else task
+    return task._replace(used=f'{task.used}; {known["note"]}') if 'note' in known else task
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #66cba03b
 def tar_samples(
-    paths:list[Path], # tar files
-) -> tuple[list[dict], Callable]: # members of each sample: suffix -> where; and a reader of such places
+    paths: list[Path],  # tar files
+) -> tuple[list[dict], Callable]:  # members of each sample: suffix -> where; and a reader of such places
     "List the samples of tar files without reading their pictures."
     samples = defaultdict(dict)
     for path in paths:
         with tarfile.open(path) as tar:
             for m in tar:
-                key, _, suffix = m.name.rpartition("/")[2].partition(".")
-                if m.isfile(): samples[path, key][suffix.lower()] = (path, m.offset_data, m.size)
-    def read(place:tuple) -> bytes:
-        with open(place[0], "rb") as f:
+                key, _, suffix = m.name.rpartition('/')[2].partition('.')
+                if m.isfile():
+                    samples[path, key][suffix.lower()] = (path, m.offset_data, m.size)
+
+    def read(place: tuple) -> bytes:
+        with open(place[0], 'rb') as f:
             f.seek(place[1])
             return f.read(place[2])
+
     return list(samples.values()), read
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #3eaac0f9
 def tar_pictures(
-    folder:Path,  # with 0.tar, 1.tar, ...
-    label:str,    # suffix of the answers: cls or txt
-    size:int,     # side of the pictures, pixels
-) -> tuple[Pictures, list[str]]: # and the answer to each
+    folder: Path,  # with 0.tar, 1.tar, ...
+    label: str,  # suffix of the answers: cls or txt
+    size: int,  # side of the pictures, pixels
+) -> tuple[Pictures, list[str]]:  # and the answer to each
     "Pictures and answers of one split; samples that lack either are refused by name."
-    paths = sorted(folder.glob("*.tar"), key=lambda p: (len(p.name), p.name))
-    if not paths: raise FileNotFoundError(f"{folder} holds no tar file")
-    if (count := folder/"nshards.txt").exists() and int(count.read_text()) != len(paths):
-        raise ValueError(f"{count} says {count.read_text().strip()} shards, but there are {len(paths)}")
+    paths = sorted(folder.glob('*.tar'), key=lambda p: (len(p.name), p.name))
+    if not paths:
+        raise FileNotFoundError(f'{folder} holds no tar file')
+    if (count := folder / 'nshards.txt').exists() and int(count.read_text()) != len(paths):
+        raise ValueError(f'{count} says {count.read_text().strip()} shards, but there are {len(paths)}')
     samples, read = tar_samples(paths)
-    if short := [s for s in samples if label not in s or not any(f".{k}" in image_suffixes for k in s)]:
-        raise ValueError(f"a sample of {next(iter(short[0].values()))[0]} has only {', '.join(short[0])}; expected a picture and {label}")
-    places = [next(v for k, v in s.items() if f".{k}" in image_suffixes) for s in samples]
+    if short := [s for s in samples if label not in s or not any(f'.{k}' in image_suffixes for k in s)]:
+        raise ValueError(
+            f'a sample of {next(iter(short[0].values()))[0]} has only {", ".join(short[0])}; expected a picture and {label}'
+        )
+    places = [next(v for k, v in s.items() if f'.{k}' in image_suffixes) for s in samples]
     return Pictures(places, lambda p: decode_image(read(p)), size), [read(s[label]).decode() for s in samples]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #ae5dc470
 def read_wds(
-    path:str|Path, # with classnames.txt and test/0.tar
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # with classnames.txt and test/0.tar
+    size: int,  # side of the pictures, pixels
 ) -> Naming:
     "A set in clip-benchmark's WebDataset layout."
     path, parts = Path(path), {}
-    lines = lambda name: [l.strip() for l in (path/name).read_text(encoding="utf-8").splitlines() if l.strip()]
-    classes, prompts = lines("classnames.txt"), [p.replace("{c}", "{}") for p in lines("zeroshot_classification_templates.txt")]
-    for part in ("test", "train"):
-        if not (path/part).is_dir() and part == "train": continue
-        pictures, answers = tar_pictures(path/part, "cls", size)
+    lines = lambda name: [l.strip() for l in (path / name).read_text(encoding='utf-8').splitlines() if l.strip()]
+    classes, prompts = (
+        lines('classnames.txt'),
+        [p.replace('{c}', '{}') for p in lines('zeroshot_classification_templates.txt')],
+    )
+    for part in ('test', 'train'):
+        if not (path / part).is_dir() and part == 'train':
+            continue
+        pictures, answers = tar_pictures(path / part, 'cls', size)
         if bad := [a for a in answers if not (a.strip().isdigit() and int(a) < len(classes))]:
-            raise ValueError(f"{path/part} has the label {bad[0]!r}, but classnames.txt names {len(classes)} classes")
+            raise ValueError(f'{path / part} has the label {bad[0]!r}, but classnames.txt names {len(classes)} classes')
         parts[part] = pictures, torch.tensor([int(a) for a in answers])
     return make_naming(path.name, classes, parts, prompts)._replace(classes=classes)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #26dacbbe
 def read_synset_files(
-    path:str|Path, # a folder or zip of pictures called n01440764.jpg, ..., or with val_annotations.txt
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip of pictures called n01440764.jpg, ..., or with val_annotations.txt
+    size: int,  # side of the pictures, pixels
 ) -> Naming:
     "Pictures whose synset is in their name or in a list beside them."
     store = Store(path)
     found = {PurePosixPath(f).name: f for f in store.images}
-    pairs = [(f, PurePosixPath(f).stem.partition("_")[0]) for f in store.images]
-    for listing in store.find("val_annotations.txt"): pairs = [(l.split("\t")[0], l.split("\t")[1]) for l in store.text(listing).splitlines()]
-    if lost := [f for f, _ in pairs if PurePosixPath(f).name not in found]: raise ValueError(f"the list of {store} names the image {lost[0]}, which is not there")
+    pairs = [(f, PurePosixPath(f).stem.partition('_')[0]) for f in store.images]
+    for listing in store.find('val_annotations.txt'):
+        pairs = [(l.split('\t')[0], l.split('\t')[1]) for l in store.text(listing).splitlines()]
+    if lost := [f for f, _ in pairs if PurePosixPath(f).name not in found]:
+        raise ValueError(f'the list of {store} names the image {lost[0]}, which is not there')
     keys = sorted({s for _, s in pairs})
     number, files = {k: i for i, k in enumerate(keys)}, [found[PurePosixPath(f).name] for f, _ in pairs]
-    return make_naming(Path(path).stem, keys, dict(test=(stored(store, files, size), torch.tensor([number[s] for _, s in pairs]))))
+    return make_naming(
+        Path(path).stem, keys, dict(test=(stored(store, files, size), torch.tensor([number[s] for _, s in pairs])))
+    )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3aece08a
 class Captions(NamedTuple):
     "Pictures and their captions."
-    name:str                   # of the set
-    pictures:Pictures
-    texts:list[str]            # every caption
-    owner:Int64[Tensor, "t"]   # the picture of each caption
 
-    def some(self, limit:int) -> "Captions":
+    name: str  # of the set
+    pictures: Pictures
+    texts: list[str]  # every caption
+    owner: Int64[Tensor, 't']  # the picture of each caption
+
+    def some(self, limit: int) -> 'Captions':
         "At most so many pictures, at equal steps, with their captions; 0: all."
         rows = spread(len(self.pictures), limit)
         number = {r: i for i, r in enumerate(rows)}
         kept = [(t, number[o]) for t, o in zip(self.texts, self.owner.tolist()) if o in number]
-        return self._replace(pictures=self.pictures.take(rows), texts=[t for t, _ in kept], owner=torch.tensor([o for _, o in kept]))
+        return self._replace(
+            pictures=self.pictures.take(rows), texts=[t for t, _ in kept], owner=torch.tensor([o for _, o in kept])
+        )
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #f1b11b75
 def make_captions(
-    store:Store,
-    listing:str,                       # the file that names the pictures, for messages
-    captions:dict[str, list[str]],     # picture file -> its captions
-    size:int,                          # side of the pictures, pixels
+    store: Store,
+    listing: str,  # the file that names the pictures, for messages
+    captions: dict[str, list[str]],  # picture file -> its captions
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Find the pictures wherever they lie in the store."
     found = {PurePosixPath(f).name: f for f in store.images}
-    if not captions: raise ValueError(f"{listing} of {store} names no picture")
+    if not captions:
+        raise ValueError(f'{listing} of {store} names no picture')
     if lost := [f for f in captions if PurePosixPath(f).name not in found]:
-        raise ValueError(f"{listing} of {store} names the image {lost[0]}, which is not there ({len(lost)} of {len(captions)} are missing)")
-    if mute := [f for f, c in captions.items() if not any(t.strip() for t in c)]: raise ValueError(f"{listing} of {store} has no caption for {mute[0]}")
+        raise ValueError(
+            f'{listing} of {store} names the image {lost[0]}, which is not there ({len(lost)} of {len(captions)} are missing)'
+        )
+    if mute := [f for f, c in captions.items() if not any(t.strip() for t in c)]:
+        raise ValueError(f'{listing} of {store} has no caption for {mute[0]}')
     pairs = [(t.strip(), i) for i, texts in enumerate(captions.values()) for t in texts if t.strip()]
     files = [found[PurePosixPath(f).name] for f in captions]
-    return Captions(Path(store.path).stem, stored(store, files, size), [t for t, _ in pairs], torch.tensor([i for _, i in pairs]))
+    return Captions(
+        Path(store.path).stem, stored(store, files, size), [t for t, _ in pairs], torch.tensor([i for _, i in pairs])
+    )
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #93e2f1d4
 def of_test(
-    rows:list[dict], # each perhaps with 'split'
+    rows: list[dict],  # each perhaps with 'split'
 ) -> list[dict]:
     "The test rows, where any row says so; else all."
-    return [r for r in rows if r.get("split") == "test"] or rows
+    return [r for r in rows if r.get('split') == 'test'] or rows
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #2a7e3c77
 def read_jsonl(
-    path:str|Path, # a folder or zip with captions.jsonl, or another .jsonl, and pictures
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip with captions.jsonl, or another .jsonl, and pictures
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Captions from lines of JSON: `file`, `captions` or `caption`, perhaps `split`."
     store = Store(path)
-    listing = (store.find("captions.jsonl") or store.find("*.jsonl"))[0]
+    listing = (store.find('captions.jsonl') or store.find('*.jsonl'))[0]
     rows = store.rows(listing)
-    if odd := [i for i, r in enumerate(rows, 1) if "file" not in r or not ("captions" in r or "caption" in r)]:
+    if odd := [i for i, r in enumerate(rows, 1) if 'file' not in r or not ('captions' in r or 'caption' in r)]:
         raise ValueError(f"line {odd[0]} of {listing} in {store} lacks 'file' or 'captions'")
-    return make_captions(store, listing, {r["file"]: r.get("captions") or [r["caption"]] for r in of_test(rows)}, size)
+    return make_captions(store, listing, {r['file']: r.get('captions') or [r['caption']] for r in of_test(rows)}, size)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #339098cc
 def read_coco(
-    path:str|Path, # a folder or zip with annotations/captions_val2017.json and val2017/
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip with annotations/captions_val2017.json and val2017/
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "COCO's own lists (Chen et al. 2015); val2017 where several are there."
     store = Store(path)
-    listing = (store.find("captions_val2017.json") or store.find("captions_*.json"))[0]
+    listing = (store.find('captions_val2017.json') or store.find('captions_*.json'))[0]
     held, captions = store.json(listing), defaultdict(list)
-    names = {o["id"]: o["file_name"] for o in held["images"]}
-    for a in held["annotations"]:
-        if a["image_id"] not in names: raise ValueError(f"{listing} of {store} has a caption for the unlisted image id {a['image_id']}")
-        captions[names[a["image_id"]]].append(a["caption"])
+    names = {o['id']: o['file_name'] for o in held['images']}
+    for a in held['annotations']:
+        if a['image_id'] not in names:
+            raise ValueError(f'{listing} of {store} has a caption for the unlisted image id {a["image_id"]}')
+        captions[names[a['image_id']]].append(a['caption'])
     return make_captions(store, listing, captions, size)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #eb0ebb08
 def read_karpathy(
-    path:str|Path, # a folder or zip with dataset_coco.json, dataset_flickr30k.json or dataset_flickr8k.json, and pictures
-    size:int,      # side of the pictures, pixels
+    path: str
+    | Path,  # a folder or zip with dataset_coco.json, dataset_flickr30k.json or dataset_flickr8k.json, and pictures
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "The test part of Karpathy and Fei-Fei's split (2015)."
     store = Store(path)
-    listing = store.find("dataset_*.json")[0]
-    rows = of_test(store.json(listing)["images"])
-    return make_captions(store, listing, {r["filename"]: [s["raw"] for s in r["sentences"]] for r in rows}, size)
+    listing = store.find('dataset_*.json')[0]
+    rows = of_test(store.json(listing)['images'])
+    return make_captions(store, listing, {r['filename']: [s['raw'] for s in r['sentences']] for r in rows}, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #ab967125
 def flickr_line(
-    line:str, # of a token file, captions.txt or results.csv
-) -> tuple[str, str]|None: # picture and caption
+    line: str,  # of a token file, captions.txt or results.csv
+) -> tuple[str, str] | None:  # picture and caption
     "One line of any edition of the Flickr captions; None for a heading."
-    m = re.match(r"\s*(\S+?\.(?:jpe?g|png|webp))(?:\.\d+)?(?:#\d+\t|\|\s*\d+\s*\||,|\t)(.*)$", line, re.I)
-    if not m: return None
+    m = re.match(r'\s*(\S+?\.(?:jpe?g|png|webp))(?:\.\d+)?(?:#\d+\t|\|\s*\d+\s*\||,|\t)(.*)$', line, re.I)
+    if not m:
+        return None
     text = m[2].strip()
     return m[1], text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #93dffa4b
 def read_flickr(
-    path:str|Path, # a folder or zip with a .token file, captions.txt or results.csv, and pictures
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip with a .token file, captions.txt or results.csv, and pictures
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Flickr8k or Flickr30k (Hodosh 2013; Young 2014), of the test part where a list names it."
     store, captions = Store(path), defaultdict(list)
     listing = store.find(*flickr_lists)[0]
     for i, line in enumerate(store.text(listing).splitlines(), 1):
-        if pair := flickr_line(line): captions[pair[0]].append(pair[1])
-        elif i > 1 and line.strip(): raise ValueError(f"line {i} of {listing} in {store} is not a picture and a caption: {line[:60]!r}")
-    chosen = [l.strip() for f in store.find("*testImages.txt", "test.txt") for l in store.text(f).splitlines() if l.strip()]
-    names = [n if PurePosixPath(n).suffix else f"{n}.jpg" for n in chosen]
-    if lost := [n for n in names if n not in captions]: raise ValueError(f"the test list of {store} names {lost[0]}, for which {listing} has no caption")
+        if pair := flickr_line(line):
+            captions[pair[0]].append(pair[1])
+        elif i > 1 and line.strip():
+            raise ValueError(f'line {i} of {listing} in {store} is not a picture and a caption: {line[:60]!r}')
+    chosen = [
+        l.strip() for f in store.find('*testImages.txt', 'test.txt') for l in store.text(f).splitlines() if l.strip()
+    ]
+    names = [n if PurePosixPath(n).suffix else f'{n}.jpg' for n in chosen]
+    if lost := [n for n in names if n not in captions]:
+        raise ValueError(f'the test list of {store} names {lost[0]}, for which {listing} has no caption')
     return make_captions(store, listing, {n: captions[n] for n in names} if names else captions, size)
 
-flickr_lists = ("*.token", "*.token.txt", "captions.txt", "results.csv", "results_*.csv")
+
+flickr_lists = ('*.token', '*.token.txt', 'captions.txt', 'results.csv', 'results_*.csv')
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #8ac2a6b8
 def shard_pairs(
-    shards,   # samples by number, with a name: `Shards`, or a part of them
-    size:int, # side of the pictures, pixels
+    shards,  # samples by number, with a name: `Shards`, or a part of them
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Samples as captions; a sample's `captions` in its JSON stand in place of its one caption."
     samples = [shards[i] for i in range(len(shards))]
-    said = [s.meta.get("captions") or [s.caption] for s in samples]
+    said = [s.meta.get('captions') or [s.caption] for s in samples]
     pairs = [(t, i) for i, ts in enumerate(said) for t in ts]
-    turn = Lock() # threads share the place in an open file
-    def read(i:int) -> UInt8[Tensor, "3 h w"]:
-        with turn: data = shards[i].image
-        return decode_image(data)
-    return Captions(shards.name, Pictures(range(len(shards)), read, size), [t for t, _ in pairs], torch.tensor([i for _, i in pairs]))
+    turn = Lock()  # threads share the place in an open file
 
+    def read(i: int) -> UInt8[Tensor, '3 h w']:
+        with turn:
+            data = shards[i].image
+        return decode_image(data)
+
+    return Captions(
+        shards.name,
+        Pictures(range(len(shards)), read, size),
+        [t for t, _ in pairs],
+        torch.tensor([i for _, i in pairs]),
+    )
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #952588f6
 def read_shards(
-    path:str|Path, # a folder of shards with its manifest
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder of shards with its manifest
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "A shard set."
     return shard_pairs(Shards(path), size)._replace(name=Path(path).name)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #c0e98bab
 def read_wds_captions(
-    path:str|Path, # with dataset_type.txt and test/0.tar
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # with dataset_type.txt and test/0.tar
+    size: int,  # side of the pictures, pixels
 ) -> Captions:
     "A retrieval set in clip-benchmark's WebDataset layout: one caption a line."
-    pictures, said = tar_pictures(Path(path)/"test", "txt", size)
+    pictures, said = tar_pictures(Path(path) / 'test', 'txt', size)
     pairs = [(t.strip(), i) for i, ts in enumerate(said) for t in ts.splitlines() if t.strip()]
     return Captions(Path(path).name, pictures, [t for t, _ in pairs], torch.tensor([i for _, i in pairs]))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0d70389c
 class Chains(NamedTuple):
     "Pictures, each with texts from general to special."
-    name:str                      # of the set
-    pictures:Pictures
-    texts:list[str]               # level after level, each once a level
-    chains:Int64[Tensor, "n l"]   # the texts above each picture
 
-    def some(self, limit:int) -> "Chains":
+    name: str  # of the set
+    pictures: Pictures
+    texts: list[str]  # level after level, each once a level
+    chains: Int64[Tensor, 'n l']  # the texts above each picture
+
+    def some(self, limit: int) -> 'Chains':
         "At most so many pictures, at equal steps, and the texts above them; 0: all."
         rows = spread(len(self.pictures), limit)
         kept, chains = self.chains[rows].unique(return_inverse=True)
-        return self._replace(pictures=self.pictures.take(rows), texts=[self.texts[i] for i in kept], chains=chains.view(len(rows), -1))
+        return self._replace(
+            pictures=self.pictures.take(rows), texts=[self.texts[i] for i in kept], chains=chains.view(len(rows), -1)
+        )
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #facafe39
 def crop_letterbox(
-    img:UInt8[Tensor, "3 h w"], # a picture
-    white:float=250.,           # a row or column whose mean is above this is border, 0 to 255
-) -> UInt8[Tensor, "3 a b"]:
+    img: UInt8[Tensor, '3 h w'],  # a picture
+    white: float = 250.0,  # a row or column whose mean is above this is border, 0 to 255
+) -> UInt8[Tensor, '3 a b']:
     "Cut away white borders; a picture that is all white stays as it is."
     x = img.float().mean(0)
     (rows,), (cols,) = ((x.mean(d) < white).nonzero(as_tuple=True) for d in (1, 0))
-    return img[:, rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1] if len(rows) and len(cols) else img
+    return img[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] if len(rows) and len(cols) else img
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #d569d542
 def read_hierarcaps(
-    path:str|Path, # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
-    size:int,      # side of the pictures, pixels
+    path: str | Path,  # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
+    size: int,  # side of the pictures, pixels
 ) -> Chains:
     "HierarCaps, its white borders cut away."
     store = Store(path)
-    listing = store.find("*.jsonl")[0]
+    listing = store.find('*.jsonl')[0]
     rows = of_test(store.rows(listing))
-    deep = {len(r.get("hierarchy", ())) for r in rows}
-    if len(deep) != 1: raise ValueError(f"{listing} of {store} has hierarchies of {', '.join(map(str, sorted(deep)))} levels; all must be equally deep")
-    plain = make_captions(store, listing, {r["file"]: r["hierarchy"] for r in rows}, size)
-    nodes = sorted({node for r in rows for node in enumerate(r["hierarchy"])})
+    deep = {len(r.get('hierarchy', ())) for r in rows}
+    if len(deep) != 1:
+        raise ValueError(
+            f'{listing} of {store} has hierarchies of {", ".join(map(str, sorted(deep)))} levels; all must be equally deep'
+        )
+    plain = make_captions(store, listing, {r['file']: r['hierarchy'] for r in rows}, size)
+    nodes = sorted({node for r in rows for node in enumerate(r['hierarchy'])})
     number = {node: i for i, node in enumerate(nodes)}
     pictures = Pictures(plain.pictures.keys, lambda f: crop_letterbox(decode_image(store.read(f))), size)
-    return Chains(plain.name, pictures, [t for _, t in nodes], torch.tensor([[number[n] for n in enumerate(r["hierarchy"])] for r in rows]))
+    return Chains(
+        plain.name,
+        pictures,
+        [t for _, t in nodes],
+        torch.tensor([[number[n] for n in enumerate(r['hierarchy'])] for r in rows]),
+    )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3f35526e
 def layout_of(
-    store:Store,
-) -> Callable|None: # a reader
+    store: Store,
+) -> Callable | None:  # a reader
     "The reader that fits what lies there; None where nothing does."
-    lines = store.find("*.jsonl")
-    if store.find("manifest.json") and store.find("*.tar"): return read_shards
-    if "classnames.txt" in store.files: return read_wds
-    if "dataset_type.txt" in store.files: return read_wds_captions
-    if store.find("dataset_*.json"): return read_karpathy
-    if store.find("captions_*.json"): return read_coco
-    if lines: return read_hierarcaps if "hierarchy" in (store.rows(lines[0]) or [{}])[0] else read_jsonl
-    if store.find(*flickr_lists): return read_flickr
-    if store.find("val_annotations.txt") or store.images and all(re.match(r"n\d{8}\b", PurePosixPath(f).name) and PurePosixPath(f).parent.name in ("", "images") for f in store.images): return read_synset_files
-    if any(len(PurePosixPath(f).parts) > 1 for f in store.images): return read_class_folder
+    lines = store.find('*.jsonl')
+    if store.find('manifest.json') and store.find('*.tar'):
+        return read_shards
+    if 'classnames.txt' in store.files:
+        return read_wds
+    if 'dataset_type.txt' in store.files:
+        return read_wds_captions
+    if store.find('dataset_*.json'):
+        return read_karpathy
+    if store.find('captions_*.json'):
+        return read_coco
+    if lines:
+        return read_hierarcaps if 'hierarchy' in (store.rows(lines[0]) or [{}])[0] else read_jsonl
+    if store.find(*flickr_lists):
+        return read_flickr
+    if (
+        store.find('val_annotations.txt')
+        or store.images
+        and all(
+            re.match(r'n\d{8}\b', PurePosixPath(f).name) and PurePosixPath(f).parent.name in ('', 'images')
+            for f in store.images
+        )
+    ):
+        return read_synset_files
+    if any(len(PurePosixPath(f).parts) > 1 for f in store.images):
+        return read_class_folder
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #2b4c4389
 def read_data(
-    path:str|Path, # a folder or zip
-    size:int,      # side of the pictures, pixels
-) -> Naming|Captions|Chains:
+    path: str | Path,  # a folder or zip
+    size: int,  # side of the pictures, pixels
+) -> Naming | Captions | Chains:
     "Read data of whatever layout."
     path = Path(path)
     known = zeroshot_sets().get(set_id(path.stem), {})
     store = Store(path)
     fits = layout_of(store)
-    if "torchvision" in known and path.is_dir() and fits not in (read_wds, read_shards):
-        try: return read_torchvision(path, size)
+    if 'torchvision' in known and path.is_dir() and fits not in (read_wds, read_shards):
+        try:
+            return read_torchvision(path, size)
         except RuntimeError:
-            if fits is None: raise
-    if fits is None: raise ValueError(f"{path} has no layout that is known here: expected class folders, captions.jsonl, COCO's or Flickr's lists, or shards")
+            if fits is None:
+                raise
+    if fits is None:
+        raise ValueError(
+            f"{path} has no layout that is known here: expected class folders, captions.jsonl, COCO's or Flickr's lists, or shards"
+        )
     return fits(path, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #fc36532b
 captions_from = {
-    "COCO val2017": "val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, unpacked into FOLDER/coco",
-    "COCO, Karpathy's test split": "dataset_coco.json (caption_datasets.zip, Karpathy and Fei-Fei) and the pictures of val2014 into FOLDER/coco_karpathy",
-    "Flickr30k": "pictures and results_20130124.token by request from https://shannon.cs.illinois.edu/DenotationGraph, or dataset_flickr30k.json and the pictures, into FOLDER/flickr30k",
-    "HierarCaps": "the test part from its authors (Alper and Averbuch-Elor 2024), as lines of file and hierarchy, into FOLDER/hierarcaps",
-} # sets that are not for naming: how to get them
+    'COCO val2017': 'val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, unpacked into FOLDER/coco',
+    "COCO, Karpathy's test split": 'dataset_coco.json (caption_datasets.zip, Karpathy and Fei-Fei) and the pictures of val2014 into FOLDER/coco_karpathy',
+    'Flickr30k': 'pictures and results_20130124.token by request from https://shannon.cs.illinois.edu/DenotationGraph, or dataset_flickr30k.json and the pictures, into FOLDER/flickr30k',
+    'HierarCaps': 'the test part from its authors (Alper and Averbuch-Elor 2024), as lines of file and hierarchy, into FOLDER/hierarcaps',
+}  # sets that are not for naming: how to get them
+
 
 def holds_one(
-    folder:Path, # or a zip
+    folder: Path,  # or a zip
 ) -> bool:
     "Is it a dataset itself, rather than a folder of datasets?"
-    if folder.suffix == ".zip" or set_id(folder.name): return True
-    lists = ("*.jsonl", "*.tar", "classnames.txt", "dataset_type.txt", "captions*.*", "dataset_*.json", "annotations", "results*", "*.token*", "val_annotations.txt", "images")
-    inner = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if folder.suffix == '.zip' or set_id(folder.name):
+        return True
+    lists = (
+        '*.jsonl',
+        '*.tar',
+        'classnames.txt',
+        'dataset_type.txt',
+        'captions*.*',
+        'dataset_*.json',
+        'annotations',
+        'results*',
+        '*.token*',
+        'val_annotations.txt',
+        'images',
+    )
+    inner = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')]
     kinds = [{f.suffix.lower() for f in p.iterdir()} for p in inner]
-    pictured = [bool(k & image_suffixes) and not k & {".jsonl", ".json", ".csv", ".token"} for k in kinds]
-    return any(next(folder.glob(g), None) for g in lists) or {p.name for p in inner} & {"train", "test", "val"} != set() or 2*sum(pictured) > len(pictured)
+    pictured = [bool(k & image_suffixes) and not k & {'.jsonl', '.json', '.csv', '.token'} for k in kinds]
+    return (
+        any(next(folder.glob(g), None) for g in lists)
+        or {p.name for p in inner} & {'train', 'test', 'val'} != set()
+        or 2 * sum(pictured) > len(pictured)
+    )
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #9d853efb
 def survey(
-    folder:str|Path, # holds datasets as folders or zips, or is one itself
-) -> tuple[list[Path], dict[str, str]]: # what to read, and what is absent with the way to get it
+    folder: str | Path,  # holds datasets as folders or zips, or is one itself
+) -> tuple[list[Path], dict[str, str]]:  # what to read, and what is absent with the way to get it
     "List the datasets in a folder, and those that the paper has and the folder has not."
     folder = Path(folder)
-    if not folder.exists(): raise FileNotFoundError(f"there is no folder {folder}: put datasets there, or name another with -p data FOLDER")
-    found = [folder] if holds_one(folder) else [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == ".zip"]
+    if not folder.exists():
+        raise FileNotFoundError(f'there is no folder {folder}: put datasets there, or name another with -p data FOLDER')
+    found = [folder] if holds_one(folder) else [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == '.zip']
     names = [p.stem.lower() for p in found]
-    here = {set_id(n) for n in names if not n.startswith("imagenet_samples")}
-    absent = {e["title"]: e["get"] for i, e in zeroshot_sets().items() if i not in here}
-    tells = {"COCO val2017": "coco", "COCO, Karpathy's test split": "coco_karpathy", "Flickr30k": "flickr30k", "HierarCaps": "hierarcaps"}
-    return found, absent | {k: v for k, v in captions_from.items() if tells[k] not in names and not (k == "HierarCaps" and any("hierarcaps" in n for n in names))}
+    here = {set_id(n) for n in names if not n.startswith('imagenet_samples')}
+    absent = {e['title']: e['get'] for i, e in zeroshot_sets().items() if i not in here}
+    tells = {
+        'COCO val2017': 'coco',
+        "COCO, Karpathy's test split": 'coco_karpathy',
+        'Flickr30k': 'flickr30k',
+        'HierarCaps': 'hierarcaps',
+    }
+    return found, absent | {
+        k: v
+        for k, v in captions_from.items()
+        if tells[k] not in names and not (k == 'HierarCaps' and any('hierarcaps' in n for n in names))
+    }

@@ -22,28 +22,32 @@ from .statistics import interval
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #8b3f48a4
 def text_levels(
-    image_texts:Int64[Tensor, "i l"], # the chain of texts above each image, general to special
-    n:int,                            # number of texts
-) -> Int64[Tensor, "n"]:              # 0 = most general
+    image_texts: Int64[Tensor, 'i l'],  # the chain of texts above each image, general to special
+    n: int,  # number of texts
+) -> Int64[Tensor, 'n']:  # 0 = most general
     "The level of each text, read off the chains; every text has exactly one."
     member = torch.stack([torch.bincount(column, minlength=n) > 0 for column in image_texts.T])
     wrong = (member.sum(0) != 1).nonzero().flatten().tolist()
-    if wrong: raise ValueError(f"each text must stand at one level, but {len(wrong)} of {n} do not, first: row {wrong[0]} at {int(member[:, wrong[0]].sum())}")
+    if wrong:
+        raise ValueError(
+            f'each text must stand at one level, but {len(wrong)} of {n} do not, first: row {wrong[0]} at {int(member[:, wrong[0]].sum())}'
+        )
     return member.int().argmax(0)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13ca2382
 def level_tau(
-    levels:Int64[Tensor, "n"], # 0 = most general
-    radii:Float[Tensor, "n"],  # distance from the root
-) -> float|None:               # -1 to 1; None where all levels or all radii are equal
+    levels: Int64[Tensor, 'n'],  # 0 = most general
+    radii: Float[Tensor, 'n'],  # distance from the root
+) -> float | None:  # -1 to 1; None where all levels or all radii are equal
     "Kendall's tau-b between the level of a text and its radius (Kendall 1945)."
-    check_finite(radii, what="radii")
-    if (levels == levels[0]).all() or (radii == radii[0]).all(): return None
+    check_finite(radii, what='radii')
+    if (levels == levels[0]).all() or (radii == radii[0]).all():
+        return None
     return float(kendalltau(levels.cpu().numpy(), radii.detach().cpu().numpy()).statistic)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #79caf59e
 def best_tau(
-    levels:Int64[Tensor, "n"], # 0 = most general
+    levels: Int64[Tensor, 'n'],  # 0 = most general
 ) -> float:
     "The largest `level_tau` when no two radii are equal."
     n, same = len(levels), torch.bincount(levels).double()
@@ -51,22 +55,23 @@ def best_tau(
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #70c872e9
 def chain_tau(
-    radii:Float[Tensor, "i l"], # radius of the text at each level above each image
-) -> Float[Tensor, "i"]:        # -1 to 1 per image
+    radii: Float[Tensor, 'i l'],  # radius of the text at each level above each image
+) -> Float[Tensor, 'i']:  # -1 to 1 per image
     "Kendall's tau of level and radius inside each chain; equal radii count zero."
-    if radii.shape[1] < 2: raise ValueError(f"a chain needs at least two levels, got {radii.shape[1]}")
+    if radii.shape[1] < 2:
+        raise ValueError(f'a chain needs at least two levels, got {radii.shape[1]}')
     a, b = torch.combinations(torch.arange(radii.shape[1], device=radii.device)).T
     return (radii[:, b] - radii[:, a]).sign().mean(1)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #25999cfb
 def cone_margins(
-    geometry,                          # one with cones
-    text_points:Float[Tensor, "t d"],
-    image_points:Float[Tensor, "i d"],
-    curv:Float[Tensor, ""],            # curvature magnitude c > 0
-    min_radius:float=.1,               # cone constant K
-    budget:int=2**23,                  # numbers held at once
-) -> Float[Tensor, "t i"]:             # radians; at most 0 inside the cone
+    geometry,  # one with cones
+    text_points: Float[Tensor, 't d'],
+    image_points: Float[Tensor, 'i d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # cone constant K
+    budget: int = 2**23,  # numbers held at once
+) -> Float[Tensor, 't i']:  # radians; at most 0 inside the cone
     "Exterior angle minus half-aperture, every text against every image."
     rows = max(1, budget // image_points.numel())
     angle = [geometry.exterior_angle(x[:, None], image_points[None], curv) for x in text_points.split(rows)]
@@ -74,31 +79,33 @@ def cone_margins(
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #fd3f2c61
 def auc(
-    low:Float[Tensor, "a"],  # expected to be smaller
-    high:Float[Tensor, "b"], # expected to be larger
+    low: Float[Tensor, 'a'],  # expected to be smaller
+    high: Float[Tensor, 'b'],  # expected to be larger
 ) -> float:
     "Probability that one of `low` lies below one of `high`; ties count half (Mann-Whitney)."
     order = high.sort().values
     below = torch.searchsorted(order, low.contiguous()) + torch.searchsorted(order, low.contiguous(), right=True)
     return 1 - (below.double().mean() / (2 * len(high))).item()
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #c3b0ee67
 def cone_metrics(
-    margins:Float[Tensor, "t i"], # exterior angle - half-aperture, radians
-    own:Bool[Tensor, "t i"],      # which images belong to which text
-) -> dict[str, float|None]:       # `other` and `auc` are None where every image belongs to every text
+    margins: Float[Tensor, 't i'],  # exterior angle - half-aperture, radians
+    own: Bool[Tensor, 't i'],  # which images belong to which text
+) -> dict[str, float | None]:  # `other` and `auc` are None where every image belongs to every text
     "How often cones hold their own images (`own`), others' (`other`), and how well the margin tells them apart."
-    check_finite(margins, what="cone margins of the texts")
+    check_finite(margins, what='cone margins of the texts')
     inside = (margins <= 0).double()
     res = dict(own=inside[own].mean().item(), other=None, auc=None)
-    if own.all(): return res
+    if own.all():
+        return res
     return res | dict(other=inside[~own].mean().item(), auc=auc(margins[own], margins[~own]))
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #c77f1af7
 def saturated_share(
-    geometry,                          # one with cones
-    text_points:Float[Tensor, "t d"],
-    curv:Float[Tensor, ""],            # curvature magnitude c > 0
-    min_radius:float=.1,               # cone constant K
+    geometry,  # one with cones
+    text_points: Float[Tensor, 't d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # cone constant K
 ) -> float:
     "Share of texts so near the root that their cone is a half-space."
     aperture = geometry.half_aperture(text_points, curv, min_radius)
@@ -106,116 +113,138 @@ def saturated_share(
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #8b8dde8a
 def path_to_root(
-    name:str,              # a class
-    parent:dict[str, str], # next node up; roots are absent
-) -> list[str]:            # the node itself first, its root last
+    name: str,  # a class
+    parent: dict[str, str],  # next node up; roots are absent
+) -> list[str]:  # the node itself first, its root last
     "The ancestors of `name`, itself included."
     path = [name]
     while path[-1] in parent:
-        if (up := parent[path[-1]]) in path: raise ValueError(f"the tree has a cycle through {up!r}")
+        if (up := parent[path[-1]]) in path:
+            raise ValueError(f'the tree has a cycle through {up!r}')
         path.append(up)
     return path
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #bb03deb2
 def ancestor_overlap(
-    names:list[str],         # classes
-    parent:dict[str, str],   # next node up of every node but the roots
-) -> Int64[Tensor, "n n"]:   # number of common ancestors; each class's own number on the diagonal
+    names: list[str],  # classes
+    parent: dict[str, str],  # next node up of every node but the roots
+) -> Int64[Tensor, 'n n']:  # number of common ancestors; each class's own number on the diagonal
     "How many ancestors each two classes share, themselves included."
     if lost := [n for n in names if n not in parent and n not in parent.values()]:
-        raise KeyError(f"{len(lost)} of {len(names)} classes are not in the tree, first: {lost[0]!r}")
+        raise KeyError(f'{len(lost)} of {len(names)} classes are not in the tree, first: {lost[0]!r}')
     paths = [path_to_root(n, parent) for n in names]
     number = {node: i for i, node in enumerate(sorted({node for p in paths for node in p}))}
     member = torch.zeros(len(names), len(number))
-    for row, p in zip(member, paths): row[[number[node] for node in p]] = 1
+    for row, p in zip(member, paths):
+        row[[number[node] for node in p]] = 1
     return (member @ member.T).long()
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #600d6c43
 def tree_mistakes(
-    predicted:Int64[Tensor, "b"],  # class indices
-    target:Int64[Tensor, "b"],     # class indices
-    overlap:Int64[Tensor, "n n"],  # from `ancestor_overlap`
-) -> dict[str, Float[Tensor, "b"]]:
+    predicted: Int64[Tensor, 'b'],  # class indices
+    target: Int64[Tensor, 'b'],  # class indices
+    overlap: Int64[Tensor, 'n n'],  # from `ancestor_overlap`
+) -> dict[str, Float[Tensor, 'b']]:
     "Tree-induced error and LCA height (edges), Jaccard index, hierarchical precision and recall of each answer."
     # |P ∩ T|, |P|, |T|
     both, p, t = (overlap[i, j].double() for i, j in [(predicted, target), (predicted, predicted), (target, target)])
-    return dict(tree_error=p + t - 2*both, lca_height=p - both, jaccard=both / (p + t - both),
-        hier_precision=both / p, hier_recall=both / t)
+    return dict(
+        tree_error=p + t - 2 * both,
+        lca_height=p - both,
+        jaccard=both / (p + t - both),
+        hier_precision=both / p,
+        hier_recall=both / t,
+    )
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #621daafd
 def tree_metrics(
-    predicted:Int64[Tensor, "b"],  # class indices
-    target:Int64[Tensor, "b"],     # class indices
-    overlap:Int64[Tensor, "n n"],  # from `ancestor_overlap`
+    predicted: Int64[Tensor, 'b'],  # class indices
+    target: Int64[Tensor, 'b'],  # class indices
+    overlap: Int64[Tensor, 'n n'],  # from `ancestor_overlap`
 ) -> dict[str, float]:
     "Means of `tree_mistakes`."
     return {k: v.mean().item() for k, v in tree_mistakes(predicted, target, overlap).items()}
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #e6f09ebb
 def gromov_delta(
-    distances:Float[Tensor, "n n"], # between all pairs
-    quads:int=50_000,               # four-point sets drawn
-    seed:int=0,                     # of the drawing
-) -> float:                         # 0 = a tree, 1 = as round as can be
+    distances: Float[Tensor, 'n n'],  # between all pairs
+    quads: int = 50_000,  # four-point sets drawn
+    seed: int = 0,  # of the drawing
+) -> float:  # 0 = a tree, 1 = as round as can be
     "Relative delta-hyperbolicity by the four-point condition, over random quadruples (Gromov 1987)."
-    d, n = check_finite(distances, what="distances"), len(distances)
-    if n < 4: raise ValueError(f"four points are needed, got {n}")
+    d, n = check_finite(distances, what='distances'), len(distances)
+    if n < 4:
+        raise ValueError(f'four points are needed, got {n}')
     i, j, k, l = torch.randint(n, (4, quads), generator=torch.Generator().manual_seed(seed)).to(d.device)
     sums = torch.stack([d[i, j] + d[k, l], d[i, k] + d[j, l], d[i, l] + d[j, k]]).sort(0).values
     return ((sums[2] - sums[1]).max() / d.max().clamp_min(1e-12)).item()
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #31a97475
 def all_distances(
-    geometry,                    # any of `meru.geometry`
-    points:Float[Tensor, "n d"],
-    curv:Float[Tensor, ""],      # curvature magnitude c > 0
-) -> Float[Tensor, "n n"]:
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'n d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, 'n n']:
     "Paired distances row by row: exact for near points, where all-pairs scores lose digits."
     return torch.stack([geometry.dist(p[None], points, curv) for p in points])
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d40f64be
 def ranking_agreement(
-    geometry,                     # any of `meru.geometry`
-    queries:Float[Tensor, "q d"], # points
-    gallery:Float[Tensor, "g d"], # points
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-    k:int=10,                     # neighbours compared
-) -> float:                       # 0 to 1
+    geometry,  # any of `meru.geometry`
+    queries: Float[Tensor, 'q d'],  # points
+    gallery: Float[Tensor, 'g d'],  # points
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    k: int = 10,  # neighbours compared
+) -> float:  # 0 to 1
     "Mean share of the `k` nearest that geodesic distance and cosine from the root have in common."
     k = min(k, len(gallery))
     direction = [F.normalize(geometry.log_map0(x, curv), dim=-1) for x in (queries, gallery)]
-    a, b = nearest(geometry, queries, gallery, curv, k), nearest(get_geometry("sphere"), *direction, curv, k)
+    a, b = nearest(geometry, queries, gallery, curv, k), nearest(get_geometry('sphere'), *direction, curv, k)
     return (a[:, :, None] == b[:, None]).any(2).double().mean().item()
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #066f8ce5
 def radius_metrics(
-    geometry,                           # any of `meru.geometry`
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],
-    image_texts:Int64[Tensor, "i l"],   # the chain of texts above each image, general to special
-    curv:Float[Tensor, ""],             # curvature magnitude c > 0
-    level_names:list[str],              # one per level
-    seed:int=0,                         # of the interval
-) -> dict[str, float|str|None]:
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],
+    image_texts: Int64[Tensor, 'i l'],  # the chain of texts above each image, general to special
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    level_names: list[str],  # one per level
+    seed: int = 0,  # of the interval
+) -> dict[str, float | str | None]:
     "Kendall's tau over all texts and inside the chains; 5, 50 and 95 % quantiles of the radii."
     if not geometry.has_radius:
-        return dict(level_tau=None, chain_tau=None, radius_reason=f"every point of the {geometry.name} is equally far from its root")
+        return dict(
+            level_tau=None,
+            chain_tau=None,
+            radius_reason=f'every point of the {geometry.name} is equally far from its root',
+        )
     levels, radii = text_levels(image_texts, len(text_points)), geometry.radius(text_points, curv)
     chains = chain_tau(radii[image_texts])
     low, high = interval(chains, seed)
-    res = dict(level_tau=level_tau(levels, radii), level_tau_best=best_tau(levels),
-        chain_tau=chains.mean().item(), chain_tau_low=low, chain_tau_high=high)
+    res = dict(
+        level_tau=level_tau(levels, radii),
+        level_tau_best=best_tau(levels),
+        chain_tau=chains.mean().item(),
+        chain_tau_low=low,
+        chain_tau_high=high,
+    )
     groups = {name: radii[levels == i] for i, name in enumerate(level_names)}
-    groups |= {"text": radii, "image": geometry.radius(image_points, curv)}
-    return res | {f"radius_{name}_q{q:02}": r.double().quantile(q / 100).item() for name, r in groups.items() for q in (5, 50, 95)}
+    groups |= {'text': radii, 'image': geometry.radius(image_points, curv)}
+    return res | {
+        f'radius_{name}_q{q:02}': r.double().quantile(q / 100).item() for name, r in groups.items() for q in (5, 50, 95)
+    }
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #58f6e4a5
 def cones_at_level(
-    geometry,                           # one with cones
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],
-    owner:Int64[Tensor, "i"],           # the text above each image at this level
-    curv:Float[Tensor, ""],             # curvature magnitude c > 0
-    min_radius:float=.1,                # cone constant K
-    pairs:int=2**18,                    # text-image pairs looked at
-) -> dict[str, float|None]:
+    geometry,  # one with cones
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],
+    owner: Int64[Tensor, 'i'],  # the text above each image at this level
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # cone constant K
+    pairs: int = 2**18,  # text-image pairs looked at
+) -> dict[str, float | None]:
     "`cone_metrics` of one level, on evenly chosen texts where there are more pairs than asked for."
     texts = owner.unique()
     count = min(len(texts), max(1, pairs // len(owner)))
@@ -223,65 +252,82 @@ def cones_at_level(
     margins = cone_margins(geometry, text_points[texts], image_points, curv, min_radius)
     return cone_metrics(margins, texts[:, None] == owner)
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #d137c316
 def containment_metrics(
-    geometry,                           # any of `meru.geometry`
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],
-    image_texts:Int64[Tensor, "i l"],   # the chain of texts above each image, general to special
-    curv:Float[Tensor, ""],             # curvature magnitude c > 0
-    level_names:list[str],              # one per level
-    min_radius:float=.1,                # cone constant K
-) -> dict[str, float|str|None]:
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],
+    image_texts: Int64[Tensor, 'i l'],  # the chain of texts above each image, general to special
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    level_names: list[str],  # one per level
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[str, float | str | None]:
     "Cone rates level by level and their mean over levels, and the share of saturated cones."
     if not geometry.has_cones:
-        return dict(cone_own=None, cone_other=None, cone_auc=None, saturated=None, cone_reason=f"the {geometry.name} has no cones")
-    by_level = {n: cones_at_level(geometry, image_points, text_points, o, curv, min_radius) for n, o in zip(level_names, image_texts.T)}
-    known = {k: [m[k] for m in by_level.values() if m[k] is not None] for k in ("own", "other", "auc")}
-    res = {f"cone_{k}": sum(v) / len(v) if v else None for k, v in known.items()}
-    res |= {f"cone_{k}_{name}": v for name, m in by_level.items() for k, v in m.items()}
+        return dict(
+            cone_own=None,
+            cone_other=None,
+            cone_auc=None,
+            saturated=None,
+            cone_reason=f'the {geometry.name} has no cones',
+        )
+    by_level = {
+        n: cones_at_level(geometry, image_points, text_points, o, curv, min_radius)
+        for n, o in zip(level_names, image_texts.T)
+    }
+    known = {k: [m[k] for m in by_level.values() if m[k] is not None] for k in ('own', 'other', 'auc')}
+    res = {f'cone_{k}': sum(v) / len(v) if v else None for k, v in known.items()}
+    res |= {f'cone_{k}_{name}': v for name, m in by_level.items() for k, v in m.items()}
     return res | dict(saturated=saturated_share(geometry, text_points, curv, min_radius))
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d9828cdd
 def hierarchy_metrics(
-    geometry,                           # any of `meru.geometry`
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],
-    image_texts:Int64[Tensor, "i l"],   # the chain of texts above each image, general to special
-    curv:Float[Tensor, ""],             # curvature magnitude c > 0
-    level_names:list[str],              # one per level
-    min_radius:float=.1,                # cone constant K
-    seed:int=0,                         # of draws and the interval
-) -> dict[str, float|str|None]:         # flat, ready for `metrics.json`
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],
+    image_texts: Int64[Tensor, 'i l'],  # the chain of texts above each image, general to special
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    level_names: list[str],  # one per level
+    min_radius: float = 0.1,  # cone constant K
+    seed: int = 0,  # of draws and the interval
+) -> dict[str, float | str | None]:  # flat, ready for `metrics.json`
     "Radii and tau, cones, delta-hyperbolicity of the images, agreement of geodesic and cosine ranking."
-    check_finite(image_points, what="image points"); check_finite(text_points, what="text points")
+    check_finite(image_points, what='image points')
+    check_finite(text_points, what='text points')
     if len(level_names) != image_texts.shape[1]:
-        raise ValueError(f"{image_texts.shape[1]} levels of texts need as many names, got {', '.join(level_names)}")
-    some = torch.randperm(len(image_points), generator=torch.Generator().manual_seed(seed))[:200].to(image_points.device)
-    res = dict(gromov_delta=gromov_delta(all_distances(geometry, image_points[some], curv), seed=seed),
-        cosine_agreement=ranking_agreement(geometry, image_points[some], text_points, curv))
+        raise ValueError(f'{image_texts.shape[1]} levels of texts need as many names, got {", ".join(level_names)}')
+    some = torch.randperm(len(image_points), generator=torch.Generator().manual_seed(seed))[:200].to(
+        image_points.device
+    )
+    res = dict(
+        gromov_delta=gromov_delta(all_distances(geometry, image_points[some], curv), seed=seed),
+        cosine_agreement=ranking_agreement(geometry, image_points[some], text_points, curv),
+    )
     res |= radius_metrics(geometry, image_points, text_points, image_texts, curv, level_names, seed)
     return res | containment_metrics(geometry, image_points, text_points, image_texts, curv, level_names, min_radius)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d5184480
 def walks_to_root(
-    geometry,                            # any of `meru.geometry`
-    points:Float[Tensor, "i d"],         # where the walks begin
-    mean:Float[Tensor, "d"],             # direction that stands for the root where every radius is equal
-    curv:Float[Tensor, ""],              # curvature magnitude c > 0
-    steps:int=50,                        # of each walk, at least 2; the root itself is left out
-) -> Float[Tensor, "i s d"]:
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'i d'],  # where the walks begin
+    mean: Float[Tensor, 'd'],  # direction that stands for the root where every radius is equal
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    steps: int = 50,  # of each walk, at least 2; the root itself is left out
+) -> Float[Tensor, 'i s d']:
     "Points at equal steps from each point towards the root, itself first, as MERU walks."
     t = torch.linspace(1, 0, steps + 1, device=points.device)[:-1, None]
-    if geometry.has_radius: return geometry.exp_map0(t * geometry.log_map0(points, curv)[:, None], curv)
+    if geometry.has_radius:
+        return geometry.exp_map0(t * geometry.log_map0(points, curv)[:, None], curv)
     return F.normalize(t * points[:, None] + (1 - t) * F.normalize(mean, dim=-1), dim=-1)
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #a4098426
 def path_metrics(
-    geometry,                            # any of `meru.geometry`
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],    # each text once
-    image_texts:Int64[Tensor, "i l"],    # the texts that belong to each image
-    curv:Float[Tensor, ""],              # curvature magnitude c > 0
-    steps:int=50,                        # of each walk
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],  # each text once
+    image_texts: Int64[Tensor, 'i l'],  # the texts that belong to each image
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    steps: int = 50,  # of each walk
 ) -> dict[str, float]:
     "Precision and recall of the texts nearest to the walk to the root, means over images."
     mean = torch.cat([image_points, text_points]).mean(0)
@@ -291,22 +337,26 @@ def path_metrics(
         walk = walks_to_root(geometry, x, mean, curv, steps)
         row.scatter_(1, nearest(geometry, walk.flatten(0, 1), text_points, curv, 1).view(len(x), -1), True)
     both = (met & own).sum(1).double()
-    return dict(path_precision=(both / met.sum(1)).mean().item(), path_recall=(both / own.sum(1)).mean().item(),
-        path_met=met.sum(1).double().mean().item())
+    return dict(
+        path_precision=(both / met.sum(1)).mean().item(),
+        path_recall=(both / own.sum(1)).mean().item(),
+        path_met=met.sum(1).double().mean().item(),
+    )
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #b888e50b
 def word_tree_metrics(
-    geometry,                       # any of `meru.geometry`
-    points:Float[Tensor, "n d"],    # of the words
-    above:Int64[Tensor, "n"],       # row of the word above each; -1 at a root
-    curv:Float[Tensor, ""],         # curvature magnitude c > 0
-    min_radius:float=.1,            # cone constant K
-) -> dict[str, float|None]:
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'n d'],  # of the words
+    above: Int64[Tensor, 'n'],  # row of the word above each; -1 at a root
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[str, float | None]:
     "Kendall's tau of depth and radius; share of edges that lead outwards, and whose lower end is in the upper one's cone."
     depth, up = torch.zeros_like(above), above.clone()
     while (up >= 0).any():
         depth += up >= 0
-        if depth.max() > len(above): raise ValueError("the words above each other go round in a circle")
+        if depth.max() > len(above):
+            raise ValueError('the words above each other go round in a circle')
         up = torch.where(up >= 0, above[up.clamp_min(0)], up)
     lower = (above >= 0).nonzero().flatten()
     res, upper = dict(depth_tau=None, edge_outward=None, edge_in_cone=None, edges=len(lower)), above[lower]
@@ -314,6 +364,8 @@ def word_tree_metrics(
         r = geometry.radius(points, curv)
         res |= dict(depth_tau=level_tau(depth, r), edge_outward=(r[lower] > r[upper]).double().mean().item())
     if geometry.has_cones:
-        margin = geometry.exterior_angle(points[upper], points[lower], curv) - geometry.half_aperture(points[upper], curv, min_radius)
+        margin = geometry.exterior_angle(points[upper], points[lower], curv) - geometry.half_aperture(
+            points[upper], curv, min_radius
+        )
         res |= dict(edge_in_cone=(margin <= 0).double().mean().item())
     return res

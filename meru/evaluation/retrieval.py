@@ -18,24 +18,29 @@ from .zeroshot import best_rank
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #781759bf
 def check_ids(
-    query_ids:Int64[Tensor, "q"],   # owner of each query
-    gallery_ids:Int64[Tensor, "g"], # owner of each candidate
+    query_ids: Int64[Tensor, 'q'],  # owner of each query
+    gallery_ids: Int64[Tensor, 'g'],  # owner of each candidate
 ):
     "Refuse queries that nothing in the gallery belongs to."
     lost = (~torch.isin(query_ids, gallery_ids)).nonzero().flatten().tolist()
-    if lost: raise ValueError(f"{len(lost)} of {len(query_ids)} queries have no partner in the gallery, first: row {lost[0]} with id {int(query_ids[lost[0]])}")
+    if lost:
+        raise ValueError(
+            f'{len(lost)} of {len(query_ids)} queries have no partner in the gallery, first: row {lost[0]} with id {int(query_ids[lost[0]])}'
+        )
 
+# %% ../../nbs/evaluation/62_retrieval.ipynb #f061dc9a
 def retrieval_ranks(
-    geometry,                         # any of `meru.geometry`
-    queries:Float[Tensor, "q d"],     # points
-    gallery:Float[Tensor, "g d"],     # points
-    query_ids:Int64[Tensor, "q"],     # owner of each query
-    gallery_ids:Int64[Tensor, "g"],   # owner of each candidate
-    curv:Float[Tensor, ""],           # curvature magnitude c > 0
-    budget:int=2**22,                 # scores held at once; 4 bytes each and a few copies
-) -> Int64[Tensor, "q"]:              # 1 = first
+    geometry,  # any of `meru.geometry`
+    queries: Float[Tensor, 'q d'],  # points
+    gallery: Float[Tensor, 'g d'],  # points
+    query_ids: Int64[Tensor, 'q'],  # owner of each query
+    gallery_ids: Int64[Tensor, 'g'],  # owner of each candidate
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    budget: int = 2**22,  # scores held at once; 4 bytes each and a few copies
+) -> Int64[Tensor, 'q']:  # 1 = first
     "Rank of each query's best right candidate, counted block by block."
-    check_finite(queries, what="query points"); check_finite(gallery, what="gallery points")
+    check_finite(queries, what='query points')
+    check_finite(gallery, what='gallery points')
     check_ids(query_ids, gallery_ids)
     rows = max(1, budget // len(gallery))
     blocks = zip(queries.split(rows), query_ids.split(rows))
@@ -43,16 +48,17 @@ def retrieval_ranks(
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #ced5c7d3
 def recall(
-    ranks:Int64[Tensor, "q"], # 1 = first
-    k:int,                    # how far down the list counts
+    ranks: Int64[Tensor, 'q'],  # 1 = first
+    k: int,  # how far down the list counts
 ) -> float:
     "Share of queries with a right candidate among the first `k`."
     return (ranks <= k).double().mean().item()
 
+# %% ../../nbs/evaluation/62_retrieval.ipynb #3d5859d8
 def chance_recall(
-    right:Int64[Tensor, "q"], # right candidates of each query
-    n:int,                    # candidates
-    k:int,                    # drawn without replacement
+    right: Int64[Tensor, 'q'],  # right candidates of each query
+    n: int,  # candidates
+    k: int,  # drawn without replacement
 ) -> float:
     "Expected recall at `k` of a random order."
     i = torch.arange(min(k, n), device=right.device)
@@ -62,64 +68,69 @@ def chance_recall(
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #834b705f
 def direction_metrics(
-    ranks:Int64[Tensor, "q"], # 1 = first
-    right:Int64[Tensor, "q"], # right candidates of each query
-    n:int,                    # candidates
-    seed:int,                 # of the interval
+    ranks: Int64[Tensor, 'q'],  # 1 = first
+    right: Int64[Tensor, 'q'],  # right candidates of each query
+    n: int,  # candidates
+    seed: int,  # of the interval
 ) -> dict[str, float]:
     "Recall at 1, 5 and 10, each beside chance, an interval for the first, and the median rank."
-    res = {f"r{k}": recall(ranks, k) for k in (1, 5, 10)}
-    res |= {f"r{k}_chance": chance_recall(right, n, k) for k in (1, 5, 10)}
-    res["r1_low"], res["r1_high"] = interval((ranks == 1).double(), seed)
-    return res | dict(median_rank=ranks.double().quantile(.5).item(), queries=len(ranks), candidates=n)
+    res = {f'r{k}': recall(ranks, k) for k in (1, 5, 10)}
+    res |= {f'r{k}_chance': chance_recall(right, n, k) for k in (1, 5, 10)}
+    res['r1_low'], res['r1_high'] = interval((ranks == 1).double(), seed)
+    return res | dict(median_rank=ranks.double().quantile(0.5).item(), queries=len(ranks), candidates=n)
 
+# %% ../../nbs/evaluation/62_retrieval.ipynb #d305b0fe
 def retrieval_metrics(
-    geometry,                           # any of `meru.geometry`
-    image_points:Float[Tensor, "i d"],
-    text_points:Float[Tensor, "t d"],
-    image_ids:Int64[Tensor, "i"],       # equal ids belong together
-    text_ids:Int64[Tensor, "t"],
-    curv:Float[Tensor, ""],             # curvature magnitude c > 0
-    seed:int=0,                         # of the intervals
-) -> dict[str, float]:                  # flat, ready for `metrics.json`
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],
+    image_ids: Int64[Tensor, 'i'],  # equal ids belong together
+    text_ids: Int64[Tensor, 't'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    seed: int = 0,  # of the intervals
+) -> dict[str, float]:  # flat, ready for `metrics.json`
     "Both directions, several captions per image allowed."
-    ways = {"image_to_text": (image_points, text_points, image_ids, text_ids),
-            "text_to_image": (text_points, image_points, text_ids, image_ids)}
+    ways = {
+        'image_to_text': (image_points, text_points, image_ids, text_ids),
+        'text_to_image': (text_points, image_points, text_ids, image_ids),
+    }
     res = {}
     for way, (q, g, q_ids, g_ids) in ways.items():
         ranks = retrieval_ranks(geometry, q, g, q_ids, g_ids, curv)
         _, inverse, count = torch.cat([g_ids, q_ids]).unique(return_inverse=True, return_counts=True)
-        right = torch.bincount(inverse[:len(g_ids)], minlength=len(count))[inverse[len(g_ids):]]
-        res |= {f"{way}_{k}": v for k, v in direction_metrics(ranks, right, len(g), seed).items()}
+        right = torch.bincount(inverse[: len(g_ids)], minlength=len(count))[inverse[len(g_ids) :]]
+        res |= {f'{way}_{k}': v for k, v in direction_metrics(ranks, right, len(g), seed).items()}
     return res
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #c0909c9b
 def pixel_features(
-    images:UInt8[Tensor, "b 3 s s"], # drawings
-    size:int=16,                     # side in pixels after averaging
-) -> Float[Tensor, "b f"]:           # 3 * size * size numbers, of mean 0 and length 1
+    images: UInt8[Tensor, 'b 3 s s'],  # drawings
+    size: int = 16,  # side in pixels after averaging
+) -> Float[Tensor, 'b f']:  # 3 * size * size numbers, of mean 0 and length 1
     "Drawings averaged down to `size` pixels, flattened, centred and normalised: products are correlations."
     shrink = lambda x: F.adaptive_avg_pool2d(x.float() / 255, size).flatten(1)
     return in_batches(lambda x: F.normalize(shrink(x) - shrink(x).mean(1, keepdim=True), dim=1), images)
 
+# %% ../../nbs/evaluation/62_retrieval.ipynb #a34c066b
 def pixel_scores(
-    train_images:UInt8[Tensor, "n 3 s s"], # drawings whose class is known
-    train_labels:Int64[Tensor, "n"],       # their classes
-    test_images:UInt8[Tensor, "b 3 s s"],  # drawings to name
-    n_classes:int,                         # classes, drawn or not
-    size:int=16,                           # side in pixels
-) -> Float[Tensor, "b k"]:                 # one column per class
+    train_images: UInt8[Tensor, 'n 3 s s'],  # drawings whose class is known
+    train_labels: Int64[Tensor, 'n'],  # their classes
+    test_images: UInt8[Tensor, 'b 3 s s'],  # drawings to name
+    n_classes: int,  # classes, drawn or not
+    size: int = 16,  # side in pixels
+) -> Float[Tensor, 'b k']:  # one column per class
     "The correlation of pixels with the nearest drawing of each class."
     train, test = pixel_features(train_images, size), pixel_features(test_images, size)
     scores = test @ train.T
-    never = torch.full((len(test), n_classes), -2., device=test.device)
-    return never.scatter_reduce(1, train_labels.expand(len(test), -1), scores, "amax")
+    never = torch.full((len(test), n_classes), -2.0, device=test.device)
+    return never.scatter_reduce(1, train_labels.expand(len(test), -1), scores, 'amax')
 
+# %% ../../nbs/evaluation/62_retrieval.ipynb #0193ed29
 def pixel_nn(
-    train_images:UInt8[Tensor, "n 3 s s"], # drawings whose class is known
-    train_labels:Int64[Tensor, "n"],       # their classes
-    test_images:UInt8[Tensor, "b 3 s s"],  # drawings to name
-    size:int=16,                           # side in pixels
-) -> Int64[Tensor, "b"]:                   # class of the nearest drawing
+    train_images: UInt8[Tensor, 'n 3 s s'],  # drawings whose class is known
+    train_labels: Int64[Tensor, 'n'],  # their classes
+    test_images: UInt8[Tensor, 'b 3 s s'],  # drawings to name
+    size: int = 16,  # side in pixels
+) -> Int64[Tensor, 'b']:  # class of the nearest drawing
     "Name each drawing by its nearest neighbour in raw pixels."
     return pixel_scores(train_images, train_labels, test_images, int(train_labels.max()) + 1, size).argmax(1)

@@ -17,13 +17,14 @@ from ..core import check_finite
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #3cf362f8
 def interval(
-    values:Float[Tensor, "n"], # one value per item: a hit, an error, a reciprocal rank
-    seed:int=0,                # of the redraws
-    draws:int=1000,            # redraws; 1000 settle the second digit
-) -> tuple[float, float]:      # lower and upper end
+    values: Float[Tensor, 'n'],  # one value per item: a hit, an error, a reciprocal rank
+    seed: int = 0,  # of the redraws
+    draws: int = 1000,  # redraws; 1000 settle the second digit
+) -> tuple[float, float]:  # lower and upper end
     "The 95 % bootstrap percentile interval of the mean (Efron 1979)."
-    if not len(values): raise ValueError("an interval needs at least one value, got none")
-    v = check_finite(values.double().cpu(), what="values").numpy()
+    if not len(values):
+        raise ValueError('an interval needs at least one value, got none')
+    v = check_finite(values.double().cpu(), what='values').numpy()
     rng = np.random.default_rng(seed)
     means = [v[rng.integers(0, len(v), len(v))].mean() for _ in range(draws)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -31,74 +32,94 @@ def interval(
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #20c00011
 def t_interval(
-    values:list[float], # one per seed, at least two
-) -> tuple[float, float, float]: # mean and the ends of the interval
+    values: list[float],  # one per seed, at least two
+) -> tuple[float, float, float]:  # mean and the ends of the interval
     "The mean and its 95 % interval (Student's t)."
-    if len(values) < 2: raise ValueError(f"an interval over seeds needs at least two, got {len(values)}")
-    mean, half = np.mean(values), stats.t.ppf(.975, len(values) - 1)*np.std(values, ddof=1)/math.sqrt(len(values))
+    if len(values) < 2:
+        raise ValueError(f'an interval over seeds needs at least two, got {len(values)}')
+    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return float(mean), float(mean - half), float(mean + half)
 
+# %% ../../nbs/evaluation/60_statistics.ipynb #3a02c0f5
 def compare_rows(
-    results:list[dict], # group, name, seed and metrics of each run
-    key:str,            # an entry of the metrics
-    base:dict[str, str],# group to the name that the others are compared with
-) -> list[dict]: # group, name, mean, low, high, and the paired difference from the base
+    results: list[dict],  # group, name, seed and metrics of each run
+    key: str,  # an entry of the metrics
+    base: dict[str, str],  # group to the name that the others are compared with
+) -> list[dict]:  # group, name, mean, low, high, and the paired difference from the base
     "Means over seeds with intervals, and differences from each group's base, seed by seed."
     table = {}
-    for r in results: table.setdefault((r['group'], r['name']), {})[r['seed']] = r['metrics'][key]
+    for r in results:
+        table.setdefault((r['group'], r['name']), {})[r['seed']] = r['metrics'][key]
     said = []
     for (group, name), by_seed in table.items():
-        if None in by_seed.values(): continue
+        if None in by_seed.values():
+            continue
         other = table[group, base[group]]
-        difference = t_interval([by_seed[s] - other[s] for s in sorted(by_seed)]) if name != base[group] and None not in other.values() else None
-        said.append(dict(group=group, name=name, **dict(zip(('mean', 'low', 'high'), t_interval(list(by_seed.values())))), difference=difference))
+        difference = (
+            t_interval([by_seed[s] - other[s] for s in sorted(by_seed)])
+            if name != base[group] and None not in other.values()
+            else None
+        )
+        said.append(
+            dict(
+                group=group,
+                name=name,
+                **dict(zip(('mean', 'low', 'high'), t_interval(list(by_seed.values())))),
+                difference=difference,
+            )
+        )
     return said
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #20c00015
 def plot_rows(
-    table:list[dict], # from `compare_rows`, of one group
-    base:str,         # the row with the line through it
-    ax:Axes,          # drawn on
-    label:str,        # of the measure
+    table: list[dict],  # from `compare_rows`, of one group
+    base: str,  # the row with the line through it
+    ax: Axes,  # drawn on
+    label: str,  # of the measure
 ) -> Axes:
     "Means with intervals, one row a line; filled where the paired difference from the base leaves zero out."
     at = np.arange(len(table))[::-1]
     line = next(r['mean'] for r in table if r['name'] == base)
-    ax.axvline(line, c='grey', lw=.8, ls='--')
+    ax.axvline(line, c='grey', lw=0.8, ls='--')
     for y, r in zip(at, table):
         sure = r['difference'] is not None and (r['difference'][1] > 0 or r['difference'][2] < 0)
         ax.plot([r['low'], r['high']], [y, y], c='C0', lw=1.5)
         ax.plot(r['mean'], y, 'o', c='C0', mfc='C0' if sure else 'white', ms=5)
-    ax.set_yticks(at, [r['name'] for r in table]); ax.set(xlabel=label, ylim=(-.5, len(table) - .5)); ax.locator_params(axis='x', nbins=5)
+    ax.set_yticks(at, [r['name'] for r in table])
+    ax.set(xlabel=label, ylim=(-0.5, len(table) - 0.5))
+    ax.locator_params(axis='x', nbins=5)
     return ax
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #20c00021
 def flip_test(
-    differences:Float[Tensor, "n"],       # of two models, item by item
-    groups:Int64[Tensor, "n"]|None=None,  # items with the same number flip together; None: each alone
-    flips:int=10_000,                     # random draws of the signs
-    seed:int=0,                           # of the draws
-) -> float:                               # two-sided p
+    differences: Float[Tensor, 'n'],  # of two models, item by item
+    groups: Int64[Tensor, 'n'] | None = None,  # items with the same number flip together; None: each alone
+    flips: int = 10_000,  # random draws of the signs
+    seed: int = 0,  # of the draws
+) -> float:  # two-sided p
     "Paired randomisation test of a mean difference."
     d = differences.double()
     sums = d if groups is None else torch.zeros(int(groups.max()) + 1, dtype=d.dtype).index_add(0, groups, d)
-    signs = torch.randint(2, (flips, len(sums)), generator=torch.Generator().manual_seed(seed)).double()*2 - 1
+    signs = torch.randint(2, (flips, len(sums)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
     reached = (signs @ sums).abs() >= sums.sum().abs() - 1e-9
-    return (1 + reached.sum().item())/(flips + 1)
+    return (1 + reached.sum().item()) / (flips + 1)
 
+# %% ../../nbs/evaluation/60_statistics.ipynb #48cf1ad9
 def t_test(
-    differences:list[float], # seed by seed, at least two
-) -> float:                  # two-sided p
+    differences: list[float],  # seed by seed, at least two
+) -> float:  # two-sided p
     "Student's paired test; differences that are all alike leave no doubt."
     mean, sd = np.mean(differences), np.std(differences, ddof=1)
-    if sd < 1e-12: return float(abs(mean) < 1e-12)
-    return float(2*stats.t.sf(abs(mean)/(sd/math.sqrt(len(differences))), len(differences) - 1))
+    if sd < 1e-12:
+        return float(abs(mean) < 1e-12)
+    return float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(len(differences))), len(differences) - 1))
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #20c00031
 def holm(
-    p:list[float], # of all tests of a table
+    p: list[float],  # of all tests of a table
 ) -> list[float]:  # the chance of any false finding stays below these
     "p-values for looking at all of them at once."
-    order, out, worst = np.argsort(p, kind='stable'), [0.]*len(p), 0.
-    for place, i in enumerate(order.tolist()): out[i] = worst = max(worst, min(1., (len(p) - place)*p[i]))
+    order, out, worst = np.argsort(p, kind='stable'), [0.0] * len(p), 0.0
+    for place, i in enumerate(order.tolist()):
+        out[i] = worst = max(worst, min(1.0, (len(p) - place) * p[i]))
     return out

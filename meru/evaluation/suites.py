@@ -27,52 +27,86 @@ from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import load_run
 from .zeroshot import class_points, half_of_each, linear_probe, naming_metrics, probe_metrics
 from .retrieval import pixel_scores, retrieval_metrics
-from .hierarchy import all_distances, ancestor_overlap, containment_metrics, gromov_delta, hierarchy_metrics, path_metrics, ranking_agreement, tree_metrics, word_tree_metrics
-from .datasets import Captions, Chains, Naming, noun_names, noun_parents, nouns, read_data, short, spread, survey
+from meru.evaluation.hierarchy import (
+    all_distances,
+    ancestor_overlap,
+    containment_metrics,
+    gromov_delta,
+    hierarchy_metrics,
+    path_metrics,
+    ranking_agreement,
+    tree_metrics,
+    word_tree_metrics,
+)
+from meru.evaluation.datasets import (
+    Captions,
+    Chains,
+    Naming,
+    noun_names,
+    noun_parents,
+    nouns,
+    read_data,
+    short,
+    spread,
+    survey,
+)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #937afa5d
-levels = ("group", "subgroup", "name", "detail")
-splits = ("train", "val", "test_style", "test_concept")
+levels = ('group', 'subgroup', 'name', 'detail')
+
+
+splits = ('train', 'val', 'test_style', 'test_concept')
+
 
 class Drawings(NamedTuple):
     "One split, decoded."
-    images:UInt8[Tensor, "n 3 s s"] # at the size that the model takes
-    keys:list[str]                  # which sample each is
-    chains:list[tuple]              # its texts, one per level, general to special
-    damaged:int                     # samples that could not be read
-    id:str                          # of the dataset: a hash of its shards
 
+    images: UInt8[Tensor, 'n 3 s s']  # at the size that the model takes
+    keys: list[str]  # which sample each is
+    chains: list[tuple]  # its texts, one per level, general to special
+    damaged: int  # samples that could not be read
+    id: str  # of the dataset: a hash of its shards
+
+# %% ../../nbs/evaluation/66_suites.ipynb #8b294378
 def read_split(
-    folder:str|Path, # shards of one split
-    image_size:int,  # side, pixels
+    folder: str | Path,  # shards of one split
+    image_size: int,  # side, pixels
 ) -> Drawings:
     "Decode a whole split; damaged samples are left out and counted."
     source = Source(Shards(folder), len(levels), cache=False)
     samples = [s for i in range(len(source.shards)) if (s := source.try_get(i))]
-    if not samples: raise ValueError(f"none of the {len(source.shards)} samples of {folder} can be read")
-    chains = [tuple(s.meta["levels"]) for s in samples]
-    return Drawings(pictures(samples, image_size), [s.key for s in samples], chains, len(source.damaged), source.shards.id)
+    if not samples:
+        raise ValueError(f'none of the {len(source.shards)} samples of {folder} can be read')
+    chains = [tuple(s.meta['levels']) for s in samples]
+    return Drawings(
+        pictures(samples, image_size), [s.key for s in samples], chains, len(source.damaged), source.shards.id
+    )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #a5295238
 class Exam(NamedTuple):
     "All that is asked, the same for every model."
-    drawings:dict[str, Drawings]              # by split
-    texts:list[str]                           # of all splits, level after level
-    levels:Int64[Tensor, "t"]                 # level of each text, 0 = group
-    chains:dict[str, Int64[Tensor, "n 4"]]    # by split: the texts above each drawing
-    above:Int64[Tensor, "t 4"]                # the texts above each text, itself included; -1 below it
+
+    drawings: dict[str, Drawings]  # by split
+    texts: list[str]  # of all splits, level after level
+    levels: Int64[Tensor, 't']  # level of each text, 0 = group
+    chains: dict[str, Int64[Tensor, 'n 4']]  # by split: the texts above each drawing
+    above: Int64[Tensor, 't 4']  # the texts above each text, itself included; -1 below it
 
     @property
-    def names(self) -> Int64[Tensor, "k"]: return (self.levels == 2).nonzero().flatten() # rows of the names
+    def names(self) -> Int64[Tensor, 'k']:
+        return (self.levels == 2).nonzero().flatten()  # rows of the names
+
     @property
-    def name_overlap(self) -> Int64[Tensor, "k k"]: # levels that two names share, their own included
+    def name_overlap(self) -> Int64[Tensor, 'k k']:  # levels that two names share, their own included
         above = self.above[self.names, :3]
         return (above[:, None] == above).sum(-1)
-    def targets(self, split:str) -> Int64[Tensor, "n"]: # which of the names each drawing has
+
+    def targets(self, split: str) -> Int64[Tensor, 'n']:  # which of the names each drawing has
         return torch.searchsorted(self.names, self.chains[split][:, 2].contiguous())
 
+# %% ../../nbs/evaluation/66_suites.ipynb #7038db57
 def make_exam(
-    drawings:dict[str, Drawings], # by split
+    drawings: dict[str, Drawings],  # by split
 ) -> Exam:
     "Number the texts and link them."
     nodes = sorted({(l, t) for d in drawings.values() for chain in d.chains for l, t in enumerate(chain)})
@@ -80,80 +114,96 @@ def make_exam(
     chains = {s: torch.tensor([[row[node] for node in enumerate(c)] for c in d.chains]) for s, d in drawings.items()}
     above = torch.full((len(nodes), len(levels)), -1)
     for c in chains.values():
-        for l in range(len(levels)): above[c[:, l], :l+1] = c[:, :l+1]
+        for l in range(len(levels)):
+            above[c[:, l], : l + 1] = c[:, : l + 1]
     return Exam(drawings, [t for _, t in nodes], torch.tensor([l for l, _ in nodes]), chains, above)
 
+# %% ../../nbs/evaluation/66_suites.ipynb #9898c059
 def read_exam(
-    folder:str|Path, # with one folder of shards per split
-    image_size:int,  # side, pixels
+    folder: str | Path,  # with one folder of shards per split
+    image_size: int,  # side, pixels
 ) -> Exam:
     "Read the four splits."
-    return make_exam({s: read_split(Path(folder)/s, image_size) for s in splits})
+    return make_exam({s: read_split(Path(folder) / s, image_size) for s in splits})
 
 # %% ../../nbs/evaluation/66_suites.ipynb #510b0dc8
 def naming_tasks(
-    exam:Exam,
-    scores:dict[str, Float[Tensor, "n k"]], # by test split: drawings by all names
-) -> dict[str, tuple]: # scores, targets and parents, as `naming_metrics` takes them
+    exam: Exam,
+    scores: dict[str, Float[Tensor, 'n k']],  # by test split: drawings by all names
+) -> dict[str, tuple]:  # scores, targets and parents, as `naming_metrics` takes them
     "The unseen style, the unseen concepts among themselves (`concept`) and among all names (`concept_all`)."
     parents = dict(subgroup=exam.above[exam.names, 1], group=exam.above[exam.names, 0])
-    style, concept = exam.targets("test_style"), exam.targets("test_concept")
+    style, concept = exam.targets('test_style'), exam.targets('test_concept')
     unseen = concept.unique()
-    return dict(style=(scores["test_style"], style, parents),
-        concept=(scores["test_concept"][:, unseen], torch.searchsorted(unseen, concept), {k: p[unseen] for k, p in parents.items()}),
-        concept_all=(scores["test_concept"], concept, parents))
+    return dict(
+        style=(scores['test_style'], style, parents),
+        concept=(
+            scores['test_concept'][:, unseen],
+            torch.searchsorted(unseen, concept),
+            {k: p[unseen] for k, p in parents.items()},
+        ),
+        concept_all=(scores['test_concept'], concept, parents),
+    )
 
+# %% ../../nbs/evaluation/66_suites.ipynb #d27d44da
 def name_metrics(
-    exam:Exam,
-    scores:dict[str, Float[Tensor, "n k"]], # by test split: drawings by all names
+    exam: Exam,
+    scores: dict[str, Float[Tensor, 'n k']],  # by test split: drawings by all names
 ) -> dict[str, float]:
     "`naming_metrics` of the three tasks, and how far off in the tree the names of the unseen style are."
     tasks = {task: naming_metrics(*asked) for task, asked in naming_tasks(exam, scores).items()}
-    tasks["style"] |= tree_metrics(scores["test_style"].argmax(1), exam.targets("test_style"), exam.name_overlap)
-    return {f"{task}_{k}": v for task, m in tasks.items() for k, v in m.items()}
+    tasks['style'] |= tree_metrics(scores['test_style'].argmax(1), exam.targets('test_style'), exam.name_overlap)
+    return {f'{task}_{k}': v for task, m in tasks.items() for k, v in m.items()}
 
 # %% ../../nbs/evaluation/66_suites.ipynb #61f9d55c
 def pixel_metrics(
-    exam:Exam,
+    exam: Exam,
 ) -> dict[str, float]:
     "Naming by the nearest training drawing in raw 16-pixel space."
-    train, n = exam.drawings["train"].images, len(exam.names)
-    tests = ("test_style", "test_concept")
-    return name_metrics(exam, {s: pixel_scores(train, exam.targets("train"), exam.drawings[s].images, n) for s in tests})
+    train, n = exam.drawings['train'].images, len(exam.names)
+    tests = ('test_style', 'test_concept')
+    return name_metrics(
+        exam, {s: pixel_scores(train, exam.targets('train'), exam.drawings[s].images, n) for s in tests}
+    )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #bfeef129
 class Embeddings(NamedTuple):
     "What a model makes of an exam, on the CPU."
-    image_points:dict[str, Float[Tensor, "n d"]] # by test split
-    text_points:Float[Tensor, "t d"]             # in the exam's order
-    curv:Float[Tensor, ""]                       # curvature magnitude c > 0
 
+    image_points: dict[str, Float[Tensor, 'n d']]  # by test split
+    text_points: Float[Tensor, 't d']  # in the exam's order
+    curv: Float[Tensor, '']  # curvature magnitude c > 0
+
+# %% ../../nbs/evaluation/66_suites.ipynb #0fb67fef
 def embed(
-    model:nn.Module, # of `meru.model`
-    tokenizer,       # list of texts -> padded ids
-    exam:Exam,
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    exam: Exam,
 ) -> Embeddings:
     "Encode the test drawings and all texts."
-    tests = {s: exam.drawings[s] for s in ("test_style", "test_concept")}
+    tests = {s: exam.drawings[s] for s in ('test_style', 'test_concept')}
     images = {s: encode_images(model, d.images, d.keys).cpu() for s, d in tests.items()}
     return Embeddings(images, encode_texts(model, tokenizer, exam.texts).cpu(), model.curv.detach().cpu())
 
 # %% ../../nbs/evaluation/66_suites.ipynb #7eb19078
 def unseen_style(
-    exam:Exam,
-    emb:Embeddings,
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "t d"], Int64[Tensor, "n 4"]]: # images, their texts, the chains in the texts' rows
+    exam: Exam,
+    emb: Embeddings,
+) -> tuple[
+    Float[Tensor, 'n d'], Float[Tensor, 't d'], Int64[Tensor, 'n 4']
+]:  # images, their texts, the chains in the texts' rows
     "The drawings of the unseen style and the texts above them alone."
-    chains = exam.chains["test_style"]
+    chains = exam.chains['test_style']
     rows = chains.unique()
-    return emb.image_points["test_style"], emb.text_points[rows], torch.searchsorted(rows, chains)
+    return emb.image_points['test_style'], emb.text_points[rows], torch.searchsorted(rows, chains)
 
+# %% ../../nbs/evaluation/66_suites.ipynb #a2e48f48
 def model_metrics(
-    geometry,             # of the model
-    exam:Exam,
-    emb:Embeddings,
-    min_radius:float=.1,  # cone constant K
-) -> dict[str, float|str|None]:
+    geometry,  # of the model
+    exam: Exam,
+    emb: Embeddings,
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[str, float | str | None]:
     "Naming, retrieval of names and drawings of the unseen style, and the hierarchy of its texts."
     names = emb.text_points[exam.names]
     res = name_metrics(exam, {s: geometry.scores(x, names, emb.curv) for s, x in emb.image_points.items()})
@@ -164,9 +214,9 @@ def model_metrics(
 
 # %% ../../nbs/evaluation/66_suites.ipynb #283eacb8
 def untrained(
-    cfg:ModelConfig, # of the trained model
-    seed:int=0,      # of the weights
-) -> nn.Module:      # in evaluation mode
+    cfg: ModelConfig,  # of the trained model
+    seed: int = 0,  # of the weights
+) -> nn.Module:  # in evaluation mode
     "A model with fresh weights; the global random state stays as it was."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -174,136 +224,173 @@ def untrained(
 
 # %% ../../nbs/evaluation/66_suites.ipynb #ef769cdc
 def evaluate_emoji(
-    model:nn.Module,  # of `meru.model`
-    tokenizer,        # list of texts -> padded ids
-    folder:str|Path,  # with one folder of shards per split: `meru.data.emoji.embedded_data()`
-    image_size:int,   # side that the model takes, pixels
-    seed:int=0,       # of the untrained control
-) -> tuple[dict[str, float|str|None], Embeddings, Exam]:
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    folder: str | Path,  # with one folder of shards per split: `meru.data.emoji.embedded_data()`
+    image_size: int,  # side that the model takes, pixels
+    seed: int = 0,  # of the untrained control
+) -> tuple[dict[str, float | str | None], Embeddings, Exam]:
     "Every measure on the embedded drawings, for the model, an untrained one and the pixels."
     exam = read_exam(folder, image_size)
     emb = embed(model, tokenizer, exam)
     fresh = untrained(model.cfg, seed).to(next(model.parameters()).device)
-    parts = {"": model_metrics(model.geometry, exam, emb, model.cfg.min_radius),
-        "untrained_": model_metrics(fresh.geometry, exam, embed(fresh, tokenizer, exam), model.cfg.min_radius),
-        "pixel_": pixel_metrics(exam)}
-    res = {f"{s}_id": d.id for s, d in exam.drawings.items()} | {"damaged": sum(d.damaged for d in exam.drawings.values())}
-    return res | {f"{who}{k}": v for who, m in parts.items() for k, v in m.items()}, emb, exam
+    parts = {
+        '': model_metrics(model.geometry, exam, emb, model.cfg.min_radius),
+        'untrained_': model_metrics(fresh.geometry, exam, embed(fresh, tokenizer, exam), model.cfg.min_radius),
+        'pixel_': pixel_metrics(exam),
+    }
+    res = {f'{s}_id': d.id for s, d in exam.drawings.items()} | {
+        'damaged': sum(d.damaged for d in exam.drawings.values())
+    }
+    return res | {f'{who}{k}': v for who, m in parts.items() for k, v in m.items()}, emb, exam
 
 # %% ../../nbs/evaluation/66_suites.ipynb #e9c0880e
 questions = {
-    "unseen style, right name first": "style_top1", "unseen style, right name among five": "style_top5",
-    "unseen style, right subgroup": "style_subgroup", "unseen style, right group": "style_group",
-    "unseen concept among unseen names, first": "concept_top1", "unseen concept among unseen names, among five": "concept_top5",
-    "unseen concept among all names, first": "concept_all_top1", "unseen concept, right group": "concept_all_group",
-    "drawing to name, recall at 1": "image_to_text_r1", "drawing to name, recall at 10": "image_to_text_r10",
-    "name to drawing, recall at 1": "text_to_image_r1", "name to drawing, recall at 10": "text_to_image_r10",
-    "Kendall tau of level and radius": "level_tau", "the same within chains": "chain_tau",
-    "own image in the text's cone": "cone_own", "another image in the text's cone": "cone_other", "cone margin, AUC": "cone_auc",
-} # what is asked: the entry of the metrics
+    'unseen style, right name first': 'style_top1',
+    'unseen style, right name among five': 'style_top5',
+    'unseen style, right subgroup': 'style_subgroup',
+    'unseen style, right group': 'style_group',
+    'unseen concept among unseen names, first': 'concept_top1',
+    'unseen concept among unseen names, among five': 'concept_top5',
+    'unseen concept among all names, first': 'concept_all_top1',
+    'unseen concept, right group': 'concept_all_group',
+    'drawing to name, recall at 1': 'image_to_text_r1',
+    'drawing to name, recall at 10': 'image_to_text_r10',
+    'name to drawing, recall at 1': 'text_to_image_r1',
+    'name to drawing, recall at 10': 'text_to_image_r10',
+    'Kendall tau of level and radius': 'level_tau',
+    'the same within chains': 'chain_tau',
+    "own image in the text's cone": 'cone_own',
+    "another image in the text's cone": 'cone_other',
+    'cone margin, AUC': 'cone_auc',
+}  # what is asked: the entry of the metrics
+
 
 def chance_of(
-    key:str,                  # an entry of the metrics
-    metrics:dict[str, float], # from `evaluate_emoji` or `with_control`
-) -> float|None:
+    key: str,  # an entry of the metrics
+    metrics: dict[str, float],  # from `evaluate_emoji` or `with_control`
+) -> float | None:
     "What guessing would reach, where that is known."
-    if key.endswith("_tau"): return 0.
-    if key.endswith("cone_auc"): return .5
-    if key.endswith("_per_class"): return metrics.get(f"{key.removesuffix('_per_class')}_chance")
-    if key.endswith(("_top1", "_top5")): return (one := metrics.get(f"{key[:-5]}_chance")) and min(1., int(key[-1]) * one)
-    return metrics.get(f"{key}_chance")
+    if key.endswith('_tau'):
+        return 0.0
+    if key.endswith('cone_auc'):
+        return 0.5
+    if key.endswith('_per_class'):
+        return metrics.get(f'{key.removesuffix("_per_class")}_chance')
+    if key.endswith(('_top1', '_top5')):
+        return (one := metrics.get(f'{key[:-5]}_chance')) and min(1.0, int(key[-1]) * one)
+    return metrics.get(f'{key}_chance')
 
+# %% ../../nbs/evaluation/66_suites.ipynb #b787314b
 def summary(
-    metrics:dict[str, float|str|None], # from `evaluate_emoji`
-) -> str:                              # a Markdown table
+    metrics: dict[str, float | str | None],  # from `evaluate_emoji`
+) -> str:  # a Markdown table
     "The model beside its controls and chance; a dash where a control or a geometry has no answer."
-    show = lambda v: "–" if v is None else f"{v:.3f}"
-    rows = [[question] + [show(metrics.get(f"{who}{key}")) for who in ("", "untrained_", "pixel_")] + [show(chance_of(key, metrics))]
-        for question, key in questions.items()]
-    head = ["", "model", "untrained", "pixels", "chance"]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * 5] + rows)
+    show = lambda v: '–' if v is None else f'{v:.3f}'
+    rows = [
+        [question]
+        + [show(metrics.get(f'{who}{key}')) for who in ('', 'untrained_', 'pixel_')]
+        + [show(chance_of(key, metrics))]
+        for question, key in questions.items()
+    ]
+    head = ['', 'model', 'untrained', 'pixels', 'chance']
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---'] * 5] + rows)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0c1e4758
 def given_names(
-    geometry,    # of the model
-    exam:Exam,
-    emb:Embeddings,
-    rows:Int64[Tensor, "n"],  # drawings
-    split:str="test_style",   # theirs
-) -> list[str]:               # with a tick where right
+    geometry,  # of the model
+    exam: Exam,
+    emb: Embeddings,
+    rows: Int64[Tensor, 'n'],  # drawings
+    split: str = 'test_style',  # theirs
+) -> list[str]:  # with a tick where right
     "What the model calls some drawings."
     scores = geometry.scores(emb.image_points[split][rows], emb.text_points[exam.names], emb.curv)
     answer, truth = scores.argmax(1), exam.targets(split)[rows]
-    return [("✓ " if a == t else "") + exam.texts[exam.names[a]] for a, t in zip(answer, truth)]
+    return [('✓ ' if a == t else '') + exam.texts[exam.names[a]] for a, t in zip(answer, truth)]
 
+# %% ../../nbs/evaluation/66_suites.ipynb #283309dd
 def spread_rows(
-    exam:Exam,
-    n:int,                  # how many
-    split:str="test_style", # of which drawings
-) -> Int64[Tensor, "n"]:
+    exam: Exam,
+    n: int,  # how many
+    split: str = 'test_style',  # of which drawings
+) -> Int64[Tensor, 'n']:
     "Drawings at equal steps through the tree."
     order = exam.chains[split][:, 2].argsort()
     order = order[exam.chains[split][order, 1].argsort(stable=True)]
     order = order[exam.chains[split][order, 0].argsort(stable=True)]
     return order[torch.linspace(0, len(order) - 1, n).long()]
 
+# %% ../../nbs/evaluation/66_suites.ipynb #cbf66a65
 def level_radii(
-    geometry,    # of the model
-    exam:Exam,
-    emb:Embeddings,
-) -> dict[str, Float[Tensor, "n"]]:
+    geometry,  # of the model
+    exam: Exam,
+    emb: Embeddings,
+) -> dict[str, Float[Tensor, 'n']]:
     "Radii of the texts by level and of the unseen style's drawings."
     images, texts, chains = unseen_style(exam, emb)
     above = {name: geometry.radius(texts[c.unique()], emb.curv) for name, c in zip(levels, chains.T)}
-    return above | {"image": geometry.radius(images, emb.curv)}
+    return above | {'image': geometry.radius(images, emb.curv)}
 
 # %% ../../nbs/evaluation/66_suites.ipynb #91b6d4e2
 class Way(NamedTuple):
     "A geodesic and what is nearest on it, as `plots.neighbour_strip` takes them."
-    radii:Float[Tensor, "k"]             # of the stops
-    texts:list[str]                      # nearest to each
-    pictures:UInt8[Tensor, "k 2 3 s s"]  # the two nearest to each
-    length:float                         # of the geodesic
 
+    radii: Float[Tensor, 'k']  # of the stops
+    texts: list[str]  # nearest to each
+    pictures: UInt8[Tensor, 'k 2 3 s s']  # the two nearest to each
+    length: float  # of the geodesic
+
+# %% ../../nbs/evaluation/66_suites.ipynb #5947b9d7
 def way_between(
     geometry,  # of the model
-    exam:Exam,
-    emb:Embeddings,
-    start:int, # a drawing
-    end:int,   # another
-    n:int=7,   # stops, ends included
-    split:str="test_style", # of the drawings
+    exam: Exam,
+    emb: Embeddings,
+    start: int,  # a drawing
+    end: int,  # another
+    n: int = 7,  # stops, ends included
+    split: str = 'test_style',  # of the drawings
 ) -> Way:
     "Neighbours by geodesic distance at equal steps from one drawing to another."
     points, c, some = emb.image_points[split], emb.curv, (exam.levels < 3).nonzero().flatten()
     stops = geometry.between(points[start], points[end], torch.linspace(0, 1, n)[:, None], c)
     near = some[geometry.scores(stops, emb.text_points[some], c).argmax(1)]
     drawn = geometry.scores(stops, points, c).topk(2).indices
-    return Way(geometry.radius(stops, c), [exam.texts[i] for i in near], exam.drawings[split].images[drawn], float(geometry.dist(points[start], points[end], c)))
+    return Way(
+        geometry.radius(stops, c),
+        [exam.texts[i] for i in near],
+        exam.drawings[split].images[drawn],
+        float(geometry.dist(points[start], points[end], c)),
+    )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b48f1842
 class Report:
     "Measures by name, and beside them what could not be measured, and why."
-    def __init__(self): self.metrics, self.skipped = {}, {}
 
-    def attempt(self,
-        name:str,        # of the dataset: the beginning of each measure's name
-        what:str,        # is measured, for the reader
-        measure:Callable, # without arguments; gives a dict
+    def __init__(self):
+        self.metrics, self.skipped = {}, {}
+
+    def attempt(
+        self,
+        name: str,  # of the dataset: the beginning of each measure's name
+        what: str,  # is measured, for the reader
+        measure: Callable,  # without arguments; gives a dict
     ):
         "Add what `measure` gives, or note why it gives nothing."
-        try: found = measure()
+        try:
+            found = measure()
         except (ValueError, KeyError, OSError, RuntimeError, ImportError) as e:
             said = str(e.args[0] if isinstance(e, KeyError) and e.args else e).strip()
-            self.skipped[f"{name}: {what}"] = said.splitlines()[0] if said else type(e).__name__
-        else: self.metrics |= {f"{name}_{k}": v for k, v in (found or {}).items()}
+            self.skipped[f'{name}: {what}'] = said.splitlines()[0] if said else type(e).__name__
+        else:
+            self.metrics |= {f'{name}_{k}': v for k, v in (found or {}).items()}
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b552ab67
 def probe_of(
-    model:nn.Module,                    # of `meru.model`
-    task:Naming,
-    points:Float[Tensor, "n d"],        # of its pictures
-) -> dict[str, float|int]:
+    model: nn.Module,  # of `meru.model`
+    task: Naming,
+    points: Float[Tensor, 'n d'],  # of its pictures
+) -> dict[str, float | int]:
     "The linear probe of a naming set."
     flat = lambda x: model.geometry.log_map0(x, model.curv.detach().cpu())
     if task.train:
@@ -311,63 +398,97 @@ def probe_of(
         scores, truth = linear_probe(x, task.train[1], flat(points), len(task.classes)), task.targets
     else:
         fit, held = half_of_each(task.targets)
-        if not len(held): raise ValueError(f"{task.name} has one picture per class and no training part: nothing to fit a probe on")
-        scores, truth = linear_probe(flat(points)[fit], task.targets[fit], flat(points)[held], len(task.classes)), task.targets[held]
+        if not len(held):
+            raise ValueError(f'{task.name} has one picture per class and no training part: nothing to fit a probe on')
+        scores, truth = (
+            linear_probe(flat(points)[fit], task.targets[fit], flat(points)[held], len(task.classes)),
+            task.targets[held],
+        )
     return probe_metrics(scores, truth) | dict(probe_images=len(truth))
 
+# %% ../../nbs/evaluation/66_suites.ipynb #a6fd39cc
 def examine_naming(
-    model:nn.Module, # of `meru.model`
-    tokenizer,       # list of texts -> padded ids
-    task:Naming,
-    report:Report,   # is added to
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    task: Naming,
+    report: Report,  # is added to
 ):
     "Naming, WordNet measures and linear probe of one set."
     points = encode_images(model, task.pictures, task.pictures.keys).cpu()
-    scores = model.geometry.scores(points, class_points(model, tokenizer, task.classes, task.prompts).cpu(), model.curv.detach().cpu())
-    report.attempt(task.name, "naming", lambda: naming_metrics(scores, task.targets) | dict(prompts=task.used))
-    report.attempt(task.name, "WordNet measures", lambda: tree_metrics(scores.argmax(1), task.targets, ancestor_overlap(task.synsets(), noun_parents())))
-    report.attempt(task.name, "linear probe", lambda: probe_of(model, task, points))
+    scores = model.geometry.scores(
+        points, class_points(model, tokenizer, task.classes, task.prompts).cpu(), model.curv.detach().cpu()
+    )
+    report.attempt(task.name, 'naming', lambda: naming_metrics(scores, task.targets) | dict(prompts=task.used))
+    report.attempt(
+        task.name,
+        'WordNet measures',
+        lambda: tree_metrics(scores.argmax(1), task.targets, ancestor_overlap(task.synsets(), noun_parents())),
+    )
+    report.attempt(task.name, 'linear probe', lambda: probe_of(model, task, points))
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6a64a7f5
 def examine_captions(
-    model:nn.Module, # of `meru.model`
-    tokenizer,       # list of texts -> padded ids
-    task:Captions,
-    report:Report,   # is added to
-    seed:int=0,      # of draws and intervals
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    task: Captions,
+    report: Report,  # is added to
+    seed: int = 0,  # of draws and intervals
 ):
     "Retrieval, cones and the shape of the space of one set."
-    images = encode_images(model, task.pictures, getattr(task.pictures, "keys", None)).cpu()
+    images = encode_images(model, task.pictures, getattr(task.pictures, 'keys', None)).cpu()
     texts = encode_texts(model, tokenizer, task.texts).cpu()
     geometry, curv, ids = model.geometry, model.curv.detach().cpu(), torch.arange(len(images))
-    first = torch.searchsorted(task.owner, ids) # the first caption of each picture
+    first = torch.searchsorted(task.owner, ids)  # the first caption of each picture
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:200]
-    report.attempt(task.name, "retrieval", lambda: retrieval_metrics(geometry, images, texts, ids, task.owner, curv, seed))
-    report.attempt(task.name, "cones", lambda: containment_metrics(geometry, images, texts, first[:, None], curv, ["caption"], model.cfg.min_radius))
-    report.attempt(task.name, "delta-hyperbolicity", lambda: dict(gromov_delta=gromov_delta(all_distances(geometry, images[some], curv), seed=seed)))
-    report.attempt(task.name, "cosine and geodesic ranking", lambda: dict(cosine_agreement=ranking_agreement(geometry, images[some], texts, curv)))
+    report.attempt(
+        task.name, 'retrieval', lambda: retrieval_metrics(geometry, images, texts, ids, task.owner, curv, seed)
+    )
+    report.attempt(
+        task.name,
+        'cones',
+        lambda: containment_metrics(geometry, images, texts, first[:, None], curv, ['caption'], model.cfg.min_radius),
+    )
+    report.attempt(
+        task.name,
+        'delta-hyperbolicity',
+        lambda: dict(gromov_delta=gromov_delta(all_distances(geometry, images[some], curv), seed=seed)),
+    )
+    report.attempt(
+        task.name,
+        'cosine and geodesic ranking',
+        lambda: dict(cosine_agreement=ranking_agreement(geometry, images[some], texts, curv)),
+    )
 
+# %% ../../nbs/evaluation/66_suites.ipynb #2174183a
 def examine_chains(
-    model:nn.Module, # of `meru.model`
-    tokenizer,       # list of texts -> padded ids
-    task:Chains,
-    report:Report,   # is added to
-    seed:int=0,      # of draws and intervals
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    task: Chains,
+    report: Report,  # is added to
+    seed: int = 0,  # of draws and intervals
 ):
     "Radii, cones and the walk to the root of pictures with texts from general to special."
     images = encode_images(model, task.pictures, task.pictures.keys).cpu()
     each = sorted(set(task.texts))
     points, row = encode_texts(model, tokenizer, each).cpu(), {t: i for i, t in enumerate(each)}
     rows, curv = torch.tensor([row[t] for t in task.texts]), model.curv.detach().cpu()
-    names = [f"level{i + 1}" for i in range(task.chains.shape[1])]
-    report.attempt(task.name, "hierarchy", lambda: hierarchy_metrics(model.geometry, images, points[rows], task.chains, curv, names, model.cfg.min_radius, seed))
-    report.attempt(task.name, "walk to the root", lambda: path_metrics(model.geometry, images, points, rows[task.chains], curv))
+    names = [f'level{i + 1}' for i in range(task.chains.shape[1])]
+    report.attempt(
+        task.name,
+        'hierarchy',
+        lambda: hierarchy_metrics(
+            model.geometry, images, points[rows], task.chains, curv, names, model.cfg.min_radius, seed
+        ),
+    )
+    report.attempt(
+        task.name, 'walk to the root', lambda: path_metrics(model.geometry, images, points, rows[task.chains], curv)
+    )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6dff4532
 def examine_nouns(
-    model:nn.Module, # of `meru.model`
-    tokenizer,       # list of texts -> padded ids
-) -> dict[str, float|None]:
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+) -> dict[str, float | None]:
     "Is each noun of WordNet's extract above those that it covers?"
     ids = list(nouns())
     row = {i: n for n, i in enumerate(ids)}
@@ -377,134 +498,204 @@ def examine_nouns(
 
 # %% ../../nbs/evaluation/66_suites.ipynb #490c42a5
 def cached_pairs(
-    cache:FeatureCache, # of `meru.features`
-    limit:int=0,        # images, at equal steps; 0: all
-) -> Captions:          # features in place of pictures and texts
+    cache: FeatureCache,  # of `meru.features`
+    limit: int = 0,  # images, at equal steps; 0: all
+) -> Captions:  # features in place of pictures and texts
     "The test part of a cache, unaugmented."
-    rows = cache.rows("test")
+    rows = cache.rows('test')
     rows = rows[spread(len(rows), limit)]
     texts = torch.isin(cache.text_image, rows)
-    return Captions(cache.folder.name, cache.image[rows, 0].float(), cache.text[texts, 0].float(), torch.searchsorted(rows, cache.text_image[texts]))
+    return Captions(
+        cache.folder.name,
+        cache.image[rows, 0].float(),
+        cache.text[texts, 0].float(),
+        torch.searchsorted(rows, cache.text_image[texts]),
+    )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 examiners = {Naming: examine_naming, Captions: examine_captions, Chains: examine_chains}
 
+
 def evaluate_folder(
-    model:nn.Module,  # of `meru.model`
-    tokenizer,        # list of texts -> padded ids
-    folder:str|Path,  # a dataset, or a folder of datasets
-    image_size:int,   # side that the model takes, pixels
-    limit:int=0,      # pictures of each set, at equal steps; 0: all
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    folder: str | Path,  # a dataset, or a folder of datasets
+    image_size: int,  # side that the model takes, pixels
+    limit: int = 0,  # pictures of each set, at equal steps; 0: all
 ) -> Report:
     "Every measure whose data lie in a folder; all others listed with the way to get them."
     report = Report()
     found, absent = survey(folder)
-    if (Path(folder)/"cache.json").exists(): absent, found = {}, [Path(folder)]
+    if (Path(folder) / 'cache.json').exists():
+        absent, found = {}, [Path(folder)]
+
     def examine(path):
-        task = cached_pairs(open_cache(path), limit) if (path/"cache.json").exists() else read_data(path, image_size).some(limit)
+        task = (
+            cached_pairs(open_cache(path), limit)
+            if (path / 'cache.json').exists()
+            else read_data(path, image_size).some(limit)
+        )
         examiners[type(task)](model, tokenizer, task, report)
-    for path in found: report.attempt(path.stem, "everything", lambda: examine(path))
-    if model.cfg.text_tower != "features": report.attempt("wordnet", "depth and radius", lambda: examine_nouns(model, tokenizer))
-    report.skipped |= {k: f"not in {short(Path(folder))}: {how}" for k, how in absent.items()}
+
+    for path in found:
+        report.attempt(path.stem, 'everything', lambda: examine(path))
+    if model.cfg.text_tower != 'features':
+        report.attempt('wordnet', 'depth and radius', lambda: examine_nouns(model, tokenizer))
+    report.skipped |= {k: f'not in {short(Path(folder))}: {how}' for k, how in absent.items()}
     return report
 
+# %% ../../nbs/evaluation/66_suites.ipynb #0d6e24e8
 def with_control(
-    model:nn.Module,  # of `meru.model`
-    tokenizer,        # list of texts -> padded ids
-    folder:str|Path,  # a dataset, or a folder of datasets
-    image_size:int,   # side that the model takes, pixels
-    limit:int=0,      # pictures of each set, at equal steps; 0: all
-    seed:int=0,       # of the untrained control
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    folder: str | Path,  # a dataset, or a folder of datasets
+    image_size: int,  # side that the model takes, pixels
+    limit: int = 0,  # pictures of each set, at equal steps; 0: all
+    seed: int = 0,  # of the untrained control
 ) -> Report:
     "`evaluate_folder` for the model, and for an untrained one as `untrained_...`."
     report = evaluate_folder(model, tokenizer, folder, image_size, limit)
     fresh = untrained(model.cfg, seed).to(next(model.parameters()).device)
-    report.metrics |= {f"untrained_{k}": v for k, v in evaluate_folder(fresh, tokenizer, folder, image_size, limit).metrics.items()}
+    report.metrics |= {
+        f'untrained_{k}': v for k, v in evaluate_folder(fresh, tokenizer, folder, image_size, limit).metrics.items()
+    }
     return report
 
 # %% ../../nbs/evaluation/66_suites.ipynb #c0a40469
 headlines = {
-    "top1": "named right", "per_class": "named right, mean of classes",
-    "tree_error": "tree-induced error, edges", "probe_top1": "linear probe",
-    "image_to_text_r1": "picture to caption, recall at 1", "image_to_text_r5": "picture to caption, recall at 5",
-    "image_to_text_r10": "picture to caption, recall at 10", "image_to_text_median_rank": "picture to caption, median rank",
-    "text_to_image_r1": "caption to picture, recall at 1", "text_to_image_r5": "caption to picture, recall at 5",
-    "text_to_image_r10": "caption to picture, recall at 10", "text_to_image_median_rank": "caption to picture, median rank",
-    "level_tau": "Kendall tau of level and radius", "chain_tau": "the same within chains",
-    "path_precision": "walk to the root, precision", "path_recall": "walk to the root, recall",
-    "cone_own": "own picture in the text's cone", "cone_other": "another picture in the text's cone",
-    "cone_auc": "cone margin, AUC", "gromov_delta": "Gromov delta, 0 = a tree",
-    "depth_tau": "Kendall tau of depth and radius", "edge_outward": "special word farther out",
-    "edge_in_cone": "special word in the general word's cone", "cosine_agreement": "nearest ten shared by cosine and geodesic",
-} # end of a measure's name: what it says
+    'top1': 'named right',
+    'per_class': 'named right, mean of classes',
+    'tree_error': 'tree-induced error, edges',
+    'probe_top1': 'linear probe',
+    'image_to_text_r1': 'picture to caption, recall at 1',
+    'image_to_text_r5': 'picture to caption, recall at 5',
+    'image_to_text_r10': 'picture to caption, recall at 10',
+    'image_to_text_median_rank': 'picture to caption, median rank',
+    'text_to_image_r1': 'caption to picture, recall at 1',
+    'text_to_image_r5': 'caption to picture, recall at 5',
+    'text_to_image_r10': 'caption to picture, recall at 10',
+    'text_to_image_median_rank': 'caption to picture, median rank',
+    'level_tau': 'Kendall tau of level and radius',
+    'chain_tau': 'the same within chains',
+    'path_precision': 'walk to the root, precision',
+    'path_recall': 'walk to the root, recall',
+    'cone_own': "own picture in the text's cone",
+    'cone_other': "another picture in the text's cone",
+    'cone_auc': 'cone margin, AUC',
+    'gromov_delta': 'Gromov delta, 0 = a tree',
+    'depth_tau': 'Kendall tau of depth and radius',
+    'edge_outward': 'special word farther out',
+    'edge_in_cone': "special word in the general word's cone",
+    'cosine_agreement': 'nearest ten shared by cosine and geodesic',
+}  # end of a measure's name: what it says
+
 
 def photo_summary(
-    report:Report, # from `with_control`
-) -> str:          # Markdown
+    report: Report,  # from `with_control`
+) -> str:  # Markdown
     "A table of the main measures, and below it what was skipped and how to get it."
-    m, lines = report.metrics, ["| | | model | untrained | chance |", "| --- | --- | --- | --- | --- |"]
-    sets = {k.removesuffix(f"_{end}"): None for k in m for end in ("top1", "gromov_delta", "depth_tau") if k.endswith(f"_{end}") and not k.endswith("_probe_top1") and not k.startswith("untrained_")}
-    show = lambda v: "–" if v is None else f"{v:.3f}"
-    for s in sets: lines += [f"| {s} | {says} | {show(m[f'{s}_{k}'])} | {show(m.get(f'untrained_{s}_{k}'))} | {show(chance_of(f'{s}_{k}', m))} |" for k, says in headlines.items() if f"{s}_{k}" in m]
-    lines += ["", *remarks(m), "", f"Skipped, {len(report.skipped)}:", "", *(f"- **{k}**: {why}" for k, why in report.skipped.items())]
-    return "\n".join(lines)
+    m, lines = report.metrics, ['| | | model | untrained | chance |', '| --- | --- | --- | --- | --- |']
+    sets = {
+        k.removesuffix(f'_{end}'): None
+        for k in m
+        for end in ('top1', 'gromov_delta', 'depth_tau')
+        if k.endswith(f'_{end}') and not k.endswith('_probe_top1') and not k.startswith('untrained_')
+    }
+    show = lambda v: '–' if v is None else f'{v:.3f}'
+    for s in sets:
+        lines += [
+            f'| {s} | {says} | {show(m[f"{s}_{k}"])} | {show(m.get(f"untrained_{s}_{k}"))} | {show(chance_of(f"{s}_{k}", m))} |'
+            for k, says in headlines.items()
+            if f'{s}_{k}' in m
+        ]
+    lines += [
+        '',
+        *remarks(m),
+        '',
+        f'Skipped, {len(report.skipped)}:',
+        '',
+        *(f'- **{k}**: {why}' for k, why in report.skipped.items()),
+    ]
+    return '\n'.join(lines)
 
+# %% ../../nbs/evaluation/66_suites.ipynb #84791a25
 def remarks(
-    metrics:dict[str, float|str|None], # from `with_control` or `evaluate_emoji`
+    metrics: dict[str, float | str | None],  # from `with_control` or `evaluate_emoji`
 ) -> list[str]:
     "What the numbers mean and a reader might miss."
-    thin = {k: v for k, v in metrics.items() if k.endswith("cosine_agreement") and not k.startswith("untrained_") and v is not None and v > .99}
-    return [f"`{k}` is {v:.4f}: cosine ranks as the geodesic does, so the radii change next to nothing in retrieval." for k, v in thin.items()]
+    thin = {
+        k: v
+        for k, v in metrics.items()
+        if k.endswith('cosine_agreement') and not k.startswith('untrained_') and v is not None and v > 0.99
+    }
+    return [
+        f'`{k}` is {v:.4f}: cosine ranks as the geodesic does, so the radii change next to nothing in retrieval.'
+        for k, v in thin.items()
+    ]
 
 # %% ../../nbs/evaluation/66_suites.ipynb #c5d5e616
 @dataclass(frozen=True)
 class EvalConfig:
     "What `nbs/evaluate.ipynb` takes."
-    run:str = 'outputs/demo'  # folder of a run, from the project's root
-    checkpoint:str = 'last'   # 'last' or 'best' of the run, or a released checkpoint: a .pth file
-    data:str = 'emoji'        # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
-    out:str = ''              # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint
-    limit:int = 0             # pictures of each photo set, at equal steps; 0 = all
-    image_heads:int = 0       # attention heads of a released image tower; 0 = the paper's for its width
-    seed:int = 0              # of the untrained control's weights
+
+    run: str = 'outputs/demo'  # folder of a run, from the project's root
+    checkpoint: str = 'last'  # 'last' or 'best' of the run, or a released checkpoint: a .pth file
+    data: str = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
+    out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint
+    limit: int = 0  # pictures of each photo set, at equal steps; 0 = all
+    image_heads: int = 0  # attention heads of a released image tower; 0 = the paper's for its width
+    seed: int = 0  # of the untrained control's weights
 
     def __post_init__(self):
         if self.checkpoint not in ('last', 'best') and not self.released:
             raise ValueError(f"checkpoint {self.checkpoint!r} is neither 'last' nor 'best' nor a .pth file")
-        if not self.data: raise ValueError("data is '': name 'emoji' or a folder of datasets")
+        if not self.data:
+            raise ValueError("data is '': name 'emoji' or a folder of datasets")
         for name in ('limit', 'image_heads', 'seed'):
-            if getattr(self, name) < 0: raise ValueError(f"{name} {getattr(self, name)} is below 0")
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} {getattr(self, name)} is below 0')
 
     released = property(lambda self: self.checkpoint.endswith('.pth'), doc="is it a file, not a run's?")
-    @property
-    def folder(self) -> Path: # of the results
-        "Where the results go."
-        return root()/(self.out or (f'outputs/{Path(self.checkpoint).stem}' if self.released else self.run))
-    @property
-    def record(self) -> Path: # of the results
-        "The file for the numbers; each dataset has its own."
-        return self.folder/('metrics.json' if self.data == 'emoji' else f'metrics_{Path(self.data).stem}.json')
 
+    @property
+    def folder(self) -> Path:  # of the results
+        "Where the results go."
+        return root() / (self.out or (f'outputs/{Path(self.checkpoint).stem}' if self.released else self.run))
+
+    @property
+    def record(self) -> Path:  # of the results
+        "The file for the numbers; each dataset has its own."
+        return self.folder / ('metrics.json' if self.data == 'emoji' else f'metrics_{Path(self.data).stem}.json')
+
+# %% ../../nbs/evaluation/66_suites.ipynb #0015c132
 def load_asked(
-    asked:EvalConfig,
-) -> tuple[nn.Module, Callable]: # the model in evaluation mode, and its tokenizer; features are taken as they are
+    asked: EvalConfig,
+) -> tuple[nn.Module, Callable]:  # the model in evaluation mode, and its tokenizer; features are taken as they are
     "The model of a run or of a released checkpoint."
-    path = root()/asked.checkpoint
-    if asked.released and not path.exists(): raise FileNotFoundError(f"there is no checkpoint {asked.checkpoint}: download it by hand")
-    model = load_released(path, asked.image_heads or None).eval() if asked.released else load_run(asked.run, asked.checkpoint)
+    path = root() / asked.checkpoint
+    if asked.released and not path.exists():
+        raise FileNotFoundError(f'there is no checkpoint {asked.checkpoint}: download it by hand')
+    model = (
+        load_released(path, asked.image_heads or None).eval()
+        if asked.released
+        else load_run(asked.run, asked.checkpoint)
+    )
     cfg = model.cfg
     features = 'features' in (cfg.image_tower, cfg.text_tower)
-    if features and not (root()/asked.data/'cache.json').exists():
-        raise ValueError(f"{asked.run} reads features of {cfg.backbone}, not pictures: name a cache of them with -p data FOLDER, such as {getattr(cfg, 'data', '')}")
+    if features and not (root() / asked.data / 'cache.json').exists():
+        raise ValueError(
+            f'{asked.run} reads features of {cfg.backbone}, not pictures: name a cache of them with -p data FOLDER, such as {getattr(cfg, "data", "")}'
+        )
     asked.folder.mkdir(parents=True, exist_ok=True)
-    if asked.data != 'emoji' and torch.cuda.is_available(): model.cuda() # the drawings take seconds on a CPU
+    if asked.data != 'emoji' and torch.cuda.is_available():
+        model.cuda()  # the drawings take seconds on a CPU
     return model, tokenizer_of(cfg)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #00c015a2
 def keep_metrics(
-    asked:EvalConfig, # whose numbers
-    metrics:dict[str, float|str|None], # what was measured
+    asked: EvalConfig,  # whose numbers
+    metrics: dict[str, float | str | None],  # what was measured
 ):
     "Write the numbers, and which checkpoint they are of."
-    path = root()/asked.checkpoint if asked.released else root()/asked.run/f'{asked.checkpoint}.safetensors'
+    path = root() / asked.checkpoint if asked.released else root() / asked.run / f'{asked.checkpoint}.safetensors'
     write_json(asked.record, metrics | dict(checkpoint=asked.checkpoint, checkpoint_sha256=file_sha256(path)))

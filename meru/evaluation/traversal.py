@@ -30,23 +30,26 @@ from .hierarchy import cone_margins, walks_to_root
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00031
 class Stop(NamedTuple):
     "A text on the way."
-    text:str       # '[root]' at the root
-    step:int       # of the walk, 0 = its beginning, where it is first met
-    radius:float   # of the walk there: distance from the root
-    distance:float # of the text from that point
 
+    text: str  # '[root]' at the root
+    step: int  # of the walk, 0 = its beginning, where it is first met
+    radius: float  # of the walk there: distance from the root
+    distance: float  # of the text from that point
+
+# %% ../../nbs/evaluation/65_traversal.ipynb #2f5e21de
 @dataclass
 class Pool:
     "Texts in the space of one model."
-    texts:list[str]
-    points:Float[Tensor, "t d"]
-    root:Float[Tensor, "d"]   # of the space; on the sphere a direction that stands for it
-    geometry:object           # any of `meru.geometry`
-    curv:Float[Tensor, ""]    # curvature magnitude c > 0
-    min_radius:float = .1     # cone constant K
-    cones:bool = True         # must a text's cone contain the point?
 
-    def nearest(self, walk:Float[Tensor, "s d"]) -> Int64[Tensor, "s"]: # rows of the texts, -1 = the root
+    texts: list[str]
+    points: Float[Tensor, 't d']
+    root: Float[Tensor, 'd']  # of the space; on the sphere a direction that stands for it
+    geometry: object  # any of `meru.geometry`
+    curv: Float[Tensor, '']  # curvature magnitude c > 0
+    min_radius: float = 0.1  # cone constant K
+    cones: bool = True  # must a text's cone contain the point?
+
+    def nearest(self, walk: Float[Tensor, 's d']) -> Int64[Tensor, 's']:  # rows of the texts, -1 = the root
         "What is met at each point of a walk."
         scores = self.geometry.scores(walk, torch.cat([self.root[None], self.points]), self.curv)
         if self.cones and self.geometry.has_cones:
@@ -54,28 +57,37 @@ class Pool:
             scores[:, 1:] = scores[:, 1:].masked_fill(outside, -torch.inf)
         return scores.argmax(1) - 1
 
-    def stops(self, walk:Float[Tensor, "s d"]) -> list[Stop]:
+    def stops(self, walk: Float[Tensor, 's d']) -> list[Stop]:
         "What is met on a walk, each text once, where it is first met."
         rows = self.nearest(walk).tolist()
         places, dist = [*self.points, self.root], self.geometry.dist
-        return [Stop([*self.texts, '[root]'][r], i, dist(walk[i], self.root, self.curv).item(), dist(walk[i], places[r], self.curv).item())
-            for i, r in enumerate(rows) if r not in rows[:i]]
+        return [
+            Stop(
+                [*self.texts, '[root]'][r],
+                i,
+                dist(walk[i], self.root, self.curv).item(),
+                dist(walk[i], places[r], self.curv).item(),
+            )
+            for i, r in enumerate(rows)
+            if r not in rows[:i]
+        ]
 
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00041
 def walk_home(
-    pool:Pool,
-    start:Float[Tensor, "d"], # a picture or a text
-    steps:int=50,             # equal ones, in the tangent space at the root
+    pool: Pool,
+    start: Float[Tensor, 'd'],  # a picture or a text
+    steps: int = 50,  # equal ones, in the tangent space at the root
 ) -> list[Stop]:
     "What is met between a point and the root."
     walk = walks_to_root(pool.geometry, start[None], pool.root, pool.curv, steps)[0]
-    return pool.stops(torch.cat([start[None], walk[1:], pool.root[None]])) # the ends exactly: a text holds itself
+    return pool.stops(torch.cat([start[None], walk[1:], pool.root[None]]))  # the ends exactly: a text holds itself
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #3a714950
 def walk_across(
-    pool:Pool,
-    start:Float[Tensor, "d"], # a picture or a text
-    end:Float[Tensor, "d"],   # another
-    steps:int=50,             # equal ones
+    pool: Pool,
+    start: Float[Tensor, 'd'],  # a picture or a text
+    end: Float[Tensor, 'd'],  # another
+    steps: int = 50,  # equal ones
 ) -> list[Stop]:
     "What is met on the geodesic between two points."
     t = torch.linspace(0, 1, steps + 1, dtype=start.dtype, device=start.device)[:, None]
@@ -84,135 +96,215 @@ def walk_across(
 
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00051
 def training_mean(
-    model:nn.Module,  # of a run
-    batches:int=100,  # of training pairs, at most
-) -> Float[Tensor, "d"]:
+    model: nn.Module,  # of a run
+    batches: int = 100,  # of training pairs, at most
+) -> Float[Tensor, 'd']:
     "Mean of the images and captions that the model was trained on."
     pairs, _ = open_data(model.cfg)
     loader, device = make_loader(model.cfg, pairs, workers=0, cache=False), next(model.parameters()).device
     with evaluating(model):
-        sums = [(model.encode_image(b.images.to(device)) + model.encode_text(b.tokens.to(device))).sum(0) for b in islice(loader.eval_batches(), batches)]
+        sums = [
+            (model.encode_image(b.images.to(device)) + model.encode_text(b.tokens.to(device))).sum(0)
+            for b in islice(loader.eval_batches(), batches)
+        ]
     return F.normalize(torch.stack(sums).sum(0), dim=-1).cpu()
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #02d94f60
 def root_of(
-    model:nn.Module,       # of `meru.model`
-    released:Path|None,    # the file that it is from; None: a run
-) -> Float[Tensor, "d"]:
+    model: nn.Module,  # of `meru.model`
+    released: Path | None,  # the file that it is from; None: a run
+) -> Float[Tensor, 'd']:
     "The point that a walk ends at."
-    if model.geometry.has_radius: return torch.zeros(model.cfg.embed_dim)
-    if released is None: return training_mean(model)
-    if 'root' not in (held := read_released(released)): raise ValueError(f"{released} is a model on the sphere without a 'root', so there is nowhere to walk to; walk to a picture with -p to FILE")
+    if model.geometry.has_radius:
+        return torch.zeros(model.cfg.embed_dim)
+    if released is None:
+        return training_mean(model)
+    if 'root' not in (held := read_released(released)):
+        raise ValueError(
+            f"{released} is a model on the sphere without a 'root', so there is nowhere to walk to; walk to a picture with -p to FILE"
+        )
     return F.normalize(held['root'].flatten().float(), dim=-1)
 
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00061
 class Start(NamedTuple):
     "Where a walk begins."
-    name:str                            # a text, or what the picture is called
-    picture:UInt8[Tensor, "3 s s"]|None # None: it is a text
 
+    name: str  # a text, or what the picture is called
+    picture: UInt8[Tensor, '3 s s'] | None  # None: it is a text
+
+# %% ../../nbs/evaluation/65_traversal.ipynb #993731da
 image_suffixes = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
+
 def some(
-    items:list, # any
-    count:int,  # at most so many
+    items: list,  # any
+    count: int,  # at most so many
 ) -> list:
     "Items at equal steps."
     return [items[i] for i in torch.linspace(0, len(items) - 1, min(count, len(items))).round().long().tolist()]
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #ab466033
 def picture_of(
-    path:Path, # an image file
-    size:int,  # side, pixels
-) -> UInt8[Tensor, "3 s s"]:
+    path: Path,  # an image file
+    size: int,  # side, pixels
+) -> UInt8[Tensor, '3 s s']:
     "The central square of a picture, scaled; a file that is none is named."
-    try: return resize_image(decode_image(path.read_bytes()), size)
-    except ImageError as e: raise ValueError(f"{path} cannot be used: {e}") from None
+    try:
+        return resize_image(decode_image(path.read_bytes()), size)
+    except ImageError as e:
+        raise ValueError(f'{path} cannot be used: {e}') from None
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #b6511393
 def read_starts(
-    images:str, # 'emoji', an image file or a folder of them
-    size:int,   # side that the model takes, pixels
-    count:int,  # at most so many
+    images: str,  # 'emoji', an image file or a folder of them
+    size: int,  # side that the model takes, pixels
+    count: int,  # at most so many
 ) -> list[Start]:
     "Pictures to begin at."
     if images == 'emoji':
-        shards = Shards(embedded_data()/'test_style')
+        shards = Shards(embedded_data() / 'test_style')
         drawings = sorted((shards[i] for i in range(len(shards))), key=lambda s: s.meta['levels'])
         return [Start(s.caption, resize_image(decode_image(s.image), size)) for s in some(drawings, count)]
-    path = root()/images
-    if not path.exists(): raise FileNotFoundError(f"there is no image {images}: name 'emoji', an image file or a folder of images with -p images")
+    path = root() / images
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no image {images}: name 'emoji', an image file or a folder of images with -p images"
+        )
     files = [path] if path.is_file() else sorted(p for p in path.rglob('*') if p.suffix.lower() in image_suffixes)
-    if not files: raise ValueError(f"the folder {images} holds no image; allowed are {' '.join(image_suffixes)}")
+    if not files:
+        raise ValueError(f'the folder {images} holds no image; allowed are {" ".join(image_suffixes)}')
     return [Start(p.stem, picture_of(p, size)) for p in some(files, count)]
 
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00071
 @dataclass(frozen=True)
 class TraverseConfig:
     "What `nbs/traverse.ipynb` takes."
-    run:str = 'outputs/demo'              # folder of a run, from the project's root
-    checkpoint:str = 'last'               # 'last' or 'best' of the run, or a released checkpoint: a .pth file
-    image_heads:int = 0                   # attention heads of a released image tower; 0 = the paper's for its width
-    beside:str = ''                       # folder of a second run that walks the same ways; '' = none
-    images:str = 'emoji'                  # where walks begin: 'emoji', an image file, or a folder of images
-    text:str = ''                         # where they begin instead: texts, with | between them
-    to:str = ''                           # an image file where they end; '' = at the root
-    pool:str = 'data/pool/texts.jsonl'    # texts that may be met: a text a line, or .jsonl
-    cones:bool = True                     # must the cone of a text contain the point where it is met?
-    steps:int = 50                        # of each walk, at least 2
-    count:int = 8                         # walks, at most
-    out:str = ''                          # folder for the results; '' = traversal/ in the run's, or in outputs/NAME of a released checkpoint
 
-    def __post_init__(self): check_ranges(self, steps=self.steps >= 2, count=self.count >= 1, image_heads=self.image_heads >= 0)
+    run: str = 'outputs/demo'  # folder of a run, from the project's root
+    checkpoint: str = 'last'  # 'last' or 'best' of the run, or a released checkpoint: a .pth file
+    image_heads: int = 0  # attention heads of a released image tower; 0 = the paper's for its width
+    beside: str = ''  # folder of a second run that walks the same ways; '' = none
+    images: str = 'emoji'  # where walks begin: 'emoji', an image file, or a folder of images
+    text: str = ''  # where they begin instead: texts, with | between them
+    to: str = ''  # an image file where they end; '' = at the root
+    pool: str = 'data/pool/texts.jsonl'  # texts that may be met: a text a line, or .jsonl
+    cones: bool = True  # must the cone of a text contain the point where it is met?
+    steps: int = 50  # of each walk, at least 2
+    count: int = 8  # walks, at most
+    out: str = ''  # folder for the results; '' = traversal/ in the run's, or in outputs/NAME of a released checkpoint
+
+    def __post_init__(self):
+        check_ranges(self, steps=self.steps >= 2, count=self.count >= 1, image_heads=self.image_heads >= 0)
 
     @property
-    def name(self) -> str: return Path(self.checkpoint if self.checkpoint.endswith('.pth') else self.run).stem # of the model, in figures
+    def name(self) -> str:
+        return Path(self.checkpoint if self.checkpoint.endswith('.pth') else self.run).stem  # of the model, in figures
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #9817d8e9
 def traverse(
-    model:nn.Module,       # of `meru.model`
-    tokenizer,             # list of texts -> padded ids
-    asked:TraverseConfig,
-    released:Path|None=None, # the file that the model is from; None: a run
-) -> tuple[list[Start], list[list[Stop]]]: # and what each met
+    model: nn.Module,  # of `meru.model`
+    tokenizer,  # list of texts -> padded ids
+    asked: TraverseConfig,
+    released: Path | None = None,  # the file that the model is from; None: a run
+) -> tuple[list[Start], list[list[Stop]]]:  # and what each met
     "Walk as asked."
-    texts, size = read_pool(root()/asked.pool), model.cfg.image_size
-    point = lambda s: (encode_texts(model, tokenizer, [s.name]) if s.picture is None else encode_images(model, s.picture[None], [s.name]))[0].cpu().double()
-    starts = [Start(t.strip(), None) for t in asked.text.split('|')] if asked.text else read_starts(asked.images, size, asked.count)
+    texts, size = read_pool(root() / asked.pool), model.cfg.image_size
+    point = lambda s: (
+        (
+            encode_texts(model, tokenizer, [s.name])
+            if s.picture is None
+            else encode_images(model, s.picture[None], [s.name])
+        )[0]
+        .cpu()
+        .double()
+    )
+    starts = (
+        [Start(t.strip(), None) for t in asked.text.split('|')]
+        if asked.text
+        else read_starts(asked.images, size, asked.count)
+    )
     end = point(read_starts(asked.to, size, 1)[0]) if asked.to else None
     home = root_of(model, released).double() if end is None or model.geometry.has_radius else point(starts[0])
-    pool = Pool(texts, encode_texts(model, tokenizer, texts).cpu().double(), home, model.geometry, model.curv.detach().cpu().double(), model.cfg.min_radius, asked.cones)
-    ways = [walk_home(pool, point(s), asked.steps) if end is None else walk_across(pool, point(s), end, asked.steps) for s in starts]
+    pool = Pool(
+        texts,
+        encode_texts(model, tokenizer, texts).cpu().double(),
+        home,
+        model.geometry,
+        model.curv.detach().cpu().double(),
+        model.cfg.min_radius,
+        asked.cones,
+    )
+    ways = [
+        walk_home(pool, point(s), asked.steps) if end is None else walk_across(pool, point(s), end, asked.steps)
+        for s in starts
+    ]
     return starts, ways
 
 # %% ../../nbs/evaluation/65_traversal.ipynb #15a00081
 def plot_walks(
-    starts:list[Start],
-    walks:dict[str, list[list[Stop]]], # by model: a walk for each start
-    longest:int=24,                    # characters of a caption; the rest is cut with …
+    starts: list[Start],
+    walks: dict[str, list[list[Stop]]],  # by model: a walk for each start
+    longest: int = 24,  # characters of a caption; the rest is cut with …
 ) -> Figure:
     "Pictures, and under each what was met: a strip for each model (MERU, fig. 5)."
     rows = [max(map(len, ways)) for ways in walks.values()]
-    short = lambda t: t if len(t) <= longest else t[:longest - 1].rstrip() + '…'
-    fig, axes = plt.subplots(1 + len(walks), len(starts), figsize=(1.55*len(starts) + .5, 1.2 + .16*sum(rows) + .2*len(rows)), squeeze=False,
-        height_ratios=[1.2] + [.16*n + .2 for n in rows], layout='constrained')
-    for ax in axes.flat: ax.axis('off')
+    short = lambda t: t if len(t) <= longest else t[: longest - 1].rstrip() + '…'
+    fig, axes = plt.subplots(
+        1 + len(walks),
+        len(starts),
+        figsize=(1.55 * len(starts) + 0.5, 1.2 + 0.16 * sum(rows) + 0.2 * len(rows)),
+        squeeze=False,
+        height_ratios=[1.2] + [0.16 * n + 0.2 for n in rows],
+        layout='constrained',
+    )
+    for ax in axes.flat:
+        ax.axis('off')
     for ax, start in zip(axes[0], starts):
-        if start.picture is None: ax.text(.5, .5, start.name, ha='center', va='center', wrap=True, transform=ax.transAxes)
-        else: ax.imshow(start.picture.permute(1, 2, 0)); ax.set_title(short(start.name), size=7, loc='center')
+        if start.picture is None:
+            ax.text(0.5, 0.5, start.name, ha='center', va='center', wrap=True, transform=ax.transAxes)
+        else:
+            ax.imshow(start.picture.permute(1, 2, 0))
+            ax.set_title(short(start.name), size=7, loc='center')
     for line, (name, ways), n in zip(axes[1:], walks.items(), rows):
-        line[0].text(-.12, .5, name, rotation=90, ha='center', va='center', size=9, weight='bold', transform=line[0].transAxes)
+        line[0].text(
+            -0.12, 0.5, name, rotation=90, ha='center', va='center', size=9, weight='bold', transform=line[0].transAxes
+        )
         for ax, way in zip(line, ways):
-            for i, s in enumerate(way): ax.text(.5, 1 - (i + .5)/n, short(s.text), ha='center', va='center', size=7, weight='bold' if s.text == '[root]' else 'normal', transform=ax.transAxes)
+            for i, s in enumerate(way):
+                ax.text(
+                    0.5,
+                    1 - (i + 0.5) / n,
+                    short(s.text),
+                    ha='center',
+                    va='center',
+                    size=7,
+                    weight='bold' if s.text == '[root]' else 'normal',
+                    transform=ax.transAxes,
+                )
     return fig
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #4b69e313
 def walk_table(
-    starts:list[Start],
-    walks:dict[str, list[list[Stop]]], # by model: a walk for each start
-) -> str: # Markdown
+    starts: list[Start],
+    walks: dict[str, list[list[Stop]]],  # by model: a walk for each start
+) -> str:  # Markdown
     "What was met, and how far from the root."
-    rows = [f"| {s.name} | {name} | {', '.join(f'{t.text} ({t.radius:.2f})' for t in w)} |" for i, s in enumerate(starts) for name, ways in walks.items() for w in ways[i:i + 1]]
+    rows = [
+        f'| {s.name} | {name} | {", ".join(f"{t.text} ({t.radius:.2f})" for t in w)} |'
+        for i, s in enumerate(starts)
+        for name, ways in walks.items()
+        for w in ways[i : i + 1]
+    ]
     return '\n'.join(['| from | model | met, with the distance from the root |', '| --- | --- | --- |', *rows])
 
+# %% ../../nbs/evaluation/65_traversal.ipynb #159d1c46
 def walk_record(
-    starts:list[Start],
-    walks:dict[str, list[list[Stop]]], # by model: a walk for each start
-) -> list[dict]: # ready for JSON
+    starts: list[Start],
+    walks: dict[str, list[list[Stop]]],  # by model: a walk for each start
+) -> list[dict]:  # ready for JSON
     "The same for a machine."
-    return [dict(start=s.name, model=name, stops=[t._asdict() for t in ways[i]]) for name, ways in walks.items() for i, s in enumerate(starts)]
+    return [
+        dict(start=s.name, model=name, stops=[t._asdict() for t in ways[i]])
+        for name, ways in walks.items()
+        for i, s in enumerate(starts)
+    ]

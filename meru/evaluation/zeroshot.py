@@ -16,130 +16,152 @@ from .statistics import interval
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #5ed521be
 def best_rank(
-    scores:Float[Tensor, "b n"],  # similarity of each query to each candidate; higher is nearer
-    positive:Bool[Tensor, "b n"], # which candidates are right
-) -> Int64[Tensor, "b"]:          # 1 = first
+    scores: Float[Tensor, 'b n'],  # similarity of each query to each candidate; higher is nearer
+    positive: Bool[Tensor, 'b n'],  # which candidates are right
+) -> Int64[Tensor, 'b']:  # 1 = first
     "One plus the number of wrong candidates that score at least as high as the best right one."
     if not (found := positive.any(1)).all():
-        raise ValueError(f"query {int((~found).nonzero()[0])} has no right candidate among the {scores.shape[1]} given")
-    best = check_finite(scores, what="scores").masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+        raise ValueError(f'query {int((~found).nonzero()[0])} has no right candidate among the {scores.shape[1]} given')
+    best = check_finite(scores, what='scores').masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
     return 1 + ((scores >= best) & ~positive).sum(1)
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #d9334526
 def one_hot(
-    targets:Int64[Tensor, "b"], # index of the right class
-    n:int,                      # number of classes
-) -> Bool[Tensor, "b n"]:       # true at the right class
+    targets: Int64[Tensor, 'b'],  # index of the right class
+    n: int,  # number of classes
+) -> Bool[Tensor, 'b n']:  # true at the right class
     "The right class of each row as a mask."
     if len(targets) and not 0 <= targets.min() <= targets.max() < n:
-        raise ValueError(f"class indices must lie in 0..{n - 1}, got {int(targets.min())}..{int(targets.max())}")
+        raise ValueError(f'class indices must lie in 0..{n - 1}, got {int(targets.min())}..{int(targets.max())}')
     return targets[:, None] == torch.arange(n, device=targets.device)
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #41190c5a
-templates = ("{}", "a drawing of a {}.", "an icon of a {}.", "a small picture of a {}.", "the {} symbol.")
+templates = ('{}', 'a drawing of a {}.', 'an icon of a {}.', 'a small picture of a {}.', 'the {} symbol.')
+
 
 def fill(
-    names:list[str],   # class names
-    prompts:list[str], # templates with one `{}` each
-) -> list[str]:        # the sentences, all of the first name first
+    names: list[str],  # class names
+    prompts: list[str],  # templates with one `{}` each
+) -> list[str]:  # the sentences, all of the first name first
     "Every name in every prompt."
     for p in prompts:
-        if p.count("{}") != 1: raise ValueError(f"the prompt {p!r} must hold one {{}} where the name goes")
-    if not names or not prompts: raise ValueError(f"need at least one name and one prompt, got {len(names)} and {len(prompts)}")
-    return [p.replace("{}", n) for n in names for p in prompts]
+        if p.count('{}') != 1:
+            raise ValueError(f'the prompt {p!r} must hold one {{}} where the name goes')
+    if not names or not prompts:
+        raise ValueError(f'need at least one name and one prompt, got {len(names)} and {len(prompts)}')
+    return [p.replace('{}', n) for n in names for p in prompts]
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #a8943dbd
 def class_points(
-    model:nn.Module,   # with `project_text`, `lift_text`, `geometry`, `curv`
-    tokenizer,         # list of texts -> padded ids
-    names:list[str],   # class names
-    prompts:list[str]=templates, # templates with one `{}` each
-) -> Float[Tensor, "n d"]: # one point per name
+    model: nn.Module,  # with `project_text`, `lift_text`, `geometry`, `curv`
+    tokenizer,  # list of texts -> padded ids
+    names: list[str],  # class names
+    prompts: list[str] = templates,  # templates with one `{}` each
+) -> Float[Tensor, 'n d']:  # one point per name
     "The point of each class: its prompts projected, averaged as the geometry needs it, then lifted."
     device = next(model.parameters()).device
     with evaluating(model):
         v = in_batches(lambda t: model.project_text(tokenizer(t).to(device)), fill(names, prompts))
         mean = model.geometry.prompt_mean(v.unflatten(0, (len(names), len(prompts))), model.curv, 1)
-        return check_finite(model.lift_text(mean), names, "class points")
+        return check_finite(model.lift_text(mean), names, 'class points')
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #3bafde9d
 def parent_index(
-    names:list[str],       # class names
-    parent:dict[str, str], # the next level up of each name
-) -> tuple[Int64[Tensor, "n"], list[str]]: # index into the parents, and the parents in order
+    names: list[str],  # class names
+    parent: dict[str, str],  # the next level up of each name
+) -> tuple[Int64[Tensor, 'n'], list[str]]:  # index into the parents, and the parents in order
     "Number the parents of the classes."
     if missing := [n for n in names if n not in parent]:
-        raise KeyError(f"{len(missing)} of {len(names)} classes have no parent in the map, first: {missing[0]!r}")
+        raise KeyError(f'{len(missing)} of {len(names)} classes have no parent in the map, first: {missing[0]!r}')
     parents = sorted({parent[n] for n in names})
     number = {p: i for i, p in enumerate(parents)}
     return torch.tensor([number[parent[n]] for n in names]), parents
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #55790005
 def mean_per_class(
-    hits:Float[Tensor, "b"],    # 1 where the answer is right
-    targets:Int64[Tensor, "b"], # class of each image
-) -> float:                     # mean over the classes that occur
+    hits: Float[Tensor, 'b'],  # 1 where the answer is right
+    targets: Int64[Tensor, 'b'],  # class of each image
+) -> float:  # mean over the classes that occur
     "Accuracy averaged over classes, so that a frequent class weighs no more than a rare one."
     count = torch.bincount(targets)
     right = torch.bincount(targets, weights=hits.double())
     return (right / count)[count > 0].mean().item()
 
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #c2c49c6e
 def naming_hits(
-    scores:Float[Tensor, "b n"],    # similarity of each image to each class
-    targets:Int64[Tensor, "b"],     # right class of each image
-    parents:dict[str, Int64[Tensor, "n"]]={}, # coarser level -> parent of each class
-) -> dict[str, Float[Tensor, "b"]]: # 1 where an image is named right: top1, top5, and each coarser level
+    scores: Float[Tensor, 'b n'],  # similarity of each image to each class
+    targets: Int64[Tensor, 'b'],  # right class of each image
+    parents: dict[str, Int64[Tensor, 'n']] = {},  # coarser level -> parent of each class
+) -> dict[str, Float[Tensor, 'b']]:  # 1 where an image is named right: top1, top5, and each coarser level
     "Which images are named right."
     ranks = best_rank(scores, one_hot(targets, scores.shape[1]))
     hits = dict(top1=ranks == 1, top5=ranks <= 5)
     hits |= {level: best_rank(scores, parent[targets][:, None] == parent) == 1 for level, parent in parents.items()}
     return {k: v.double() for k, v in hits.items()}
 
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #323729e7
 def naming_metrics(
-    scores:Float[Tensor, "b n"],    # similarity of each image to each class
-    targets:Int64[Tensor, "b"],     # right class of each image
-    parents:dict[str, Int64[Tensor, "n"]]={}, # coarser level -> parent of each class
-    seed:int=0,                     # of the interval
-) -> dict[str, float]:              # flat, ready for `metrics.json`
+    scores: Float[Tensor, 'b n'],  # similarity of each image to each class
+    targets: Int64[Tensor, 'b'],  # right class of each image
+    parents: dict[str, Int64[Tensor, 'n']] = {},  # coarser level -> parent of each class
+    seed: int = 0,  # of the interval
+) -> dict[str, float]:  # flat, ready for `metrics.json`
     "How well images are named: top-1, top-5, per class, and one or more levels up, each beside chance."
     n, hits = scores.shape[1], naming_hits(scores, targets, parents)
-    low, high = interval(hits["top1"], seed)
-    res = dict(top1=hits["top1"].mean().item(), top1_low=low, top1_high=high, top5=hits["top5"].mean().item(),
-        per_class=mean_per_class(hits["top1"], targets), chance=1 / n, images=len(targets), classes=n)
+    low, high = interval(hits['top1'], seed)
+    res = dict(
+        top1=hits['top1'].mean().item(),
+        top1_low=low,
+        top1_high=high,
+        top5=hits['top5'].mean().item(),
+        per_class=mean_per_class(hits['top1'], targets),
+        chance=1 / n,
+        images=len(targets),
+        classes=n,
+    )
     for level, parent in parents.items():
         res[level] = hits[level].mean().item()
-        res[f"{level}_chance"] = (parent[targets][:, None] == parent).double().mean().item()
+        res[f'{level}_chance'] = (parent[targets][:, None] == parent).double().mean().item()
     return res
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #8fd35f47
 def linear_probe(
-    train:Float[Tensor, "n d"],         # features of pictures whose class is known
-    labels:Int64[Tensor, "n"],          # their classes
-    test:Float[Tensor, "b d"],          # features of the others
-    n_classes:int,                      # classes, seen or not
-    strength:float=1.,                  # of the penalty |W|² / 2 beside the summed cross-entropy, above 0
-    steps:int=200,                      # of L-BFGS, at most
-) -> Float[Tensor, "b k"]:              # logits; a class that was never seen is never first
+    train: Float[Tensor, 'n d'],  # features of pictures whose class is known
+    labels: Int64[Tensor, 'n'],  # their classes
+    test: Float[Tensor, 'b d'],  # features of the others
+    n_classes: int,  # classes, seen or not
+    strength: float = 1.0,  # of the penalty |W|² / 2 beside the summed cross-entropy, above 0
+    steps: int = 200,  # of L-BFGS, at most
+) -> Float[Tensor, 'b k']:  # logits; a class that was never seen is never first
     "Logistic regression by L-BFGS (Liu and Nocedal 1989), in float64; the same answer every time."
-    if not strength > 0: raise ValueError(f"strength is {strength}; it must be above 0")
-    mean, std = check_finite(train, what="features").double().mean(0), train.double().std(0, correction=0).clamp_min(1e-8)
-    x, z = (train.double() - mean)/std, (check_finite(test).double() - mean)/std
+    if not strength > 0:
+        raise ValueError(f'strength is {strength}; it must be above 0')
+    mean, std = (
+        check_finite(train, what='features').double().mean(0),
+        train.double().std(0, correction=0).clamp_min(1e-8),
+    )
+    x, z = (train.double() - mean) / std, (check_finite(test).double() - mean) / std
     seen, y = labels.unique(return_inverse=True)
     W = torch.zeros(x.shape[1] + 1, len(seen), dtype=torch.float64, device=x.device, requires_grad=True)
     logits = lambda x: x @ W[:-1] + W[-1]
+
     # sum_i CE(x_i W + b, y_i) + strength |W|² / 2, over n
     def loss():
-        total = nn.functional.cross_entropy(logits(x), y) + strength*W[:-1].square().sum()/(2*len(x))
-        W.grad, = torch.autograd.grad(total, W)
+        total = nn.functional.cross_entropy(logits(x), y) + strength * W[:-1].square().sum() / (2 * len(x))
+        (W.grad,) = torch.autograd.grad(total, W)
         return total
-    torch.optim.LBFGS([W], max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-13, line_search_fn="strong_wolfe").step(loss)
+
+    torch.optim.LBFGS(
+        [W], max_iter=steps, tolerance_grad=1e-9, tolerance_change=1e-13, line_search_fn='strong_wolfe'
+    ).step(loss)
     out = torch.full((len(z), n_classes), -torch.inf, dtype=torch.float64, device=z.device)
     out[:, seen] = logits(z).detach()
     return out
 
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #fee53e34
 def half_of_each(
-    targets:Int64[Tensor, "n"], # class of each picture
-) -> tuple[Int64[Tensor, "a"], Int64[Tensor, "b"]]: # rows to fit on, rows to test on
+    targets: Int64[Tensor, 'n'],  # class of each picture
+) -> tuple[Int64[Tensor, 'a'], Int64[Tensor, 'b']]:  # rows to fit on, rows to test on
     "Every other picture of each class, for sets without a training part."
     order = targets.argsort(stable=True)
     place = torch.arange(len(targets), device=targets.device) - torch.searchsorted(targets[order], targets[order])
@@ -147,8 +169,8 @@ def half_of_each(
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #8ce1a958
 def probe_metrics(
-    scores:Float[Tensor, "b k"],  # from `linear_probe`
-    targets:Int64[Tensor, "b"],   # right class of each picture
+    scores: Float[Tensor, 'b k'],  # from `linear_probe`
+    targets: Int64[Tensor, 'b'],  # right class of each picture
 ) -> dict[str, float]:
     "Plain and mean per-class accuracy."
     hits = (scores.argmax(1) == targets).double()

@@ -13,55 +13,60 @@ from ..geometry import Geometry
 
 # %% ../../nbs/losses/10_contrastive.ipynb #7afdc807
 def contrastive_loss(
-    geometry:Geometry, # gives the scores
-    image_points:Float[Tensor, "b d"], # lifted images
-    text_points:Float[Tensor, "b d"], # lifted texts, row i belonging to image i
-    curv:Float[Tensor, ""], # curvature magnitude c > 0
-    logit_scale:Float[Tensor, ""], # inverse temperature > 0
-    text_ids:Int[Tensor, "b"]|None=None, # pairs with equal ids are not each other's negatives; None: all differ
-    margin:float=0., # by which a pair must win, nats, >= 0
-    hard_beta:float=0., # concentration on the hardest negatives, >= 0; 0: all count alike
-) -> Float[Tensor, ""]: # nats
+    geometry: Geometry,  # gives the scores
+    image_points: Float[Tensor, 'b d'],  # lifted images
+    text_points: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: Float[Tensor, ''],  # inverse temperature > 0
+    text_ids: Int[Tensor, 'b'] | None = None,  # pairs with equal ids are not each other's negatives; None: all differ
+    margin: float = 0.0,  # by which a pair must win, nats, >= 0
+    hard_beta: float = 0.0,  # concentration on the hardest negatives, >= 0; 0: all count alike
+) -> Float[Tensor, '']:  # nats
     "Symmetric cross entropy over all pairs (CLIP, section 2.3; MERU, section 3.2); `text_ids` and its mask are our addition."
     check_pairs(image_points, text_points, text_ids)
     logits = logit_scale * geometry.scores(image_points, text_points, curv)
     if text_ids is not None:
         logits = logits.masked_fill(same_text(text_ids), -torch.inf)
-    if margin: logits = logits - margin*torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
-    if hard_beta: return (hard_cross_entropy(logits, hard_beta) + hard_cross_entropy(logits.T, hard_beta))/2
-    return ((logits.logsumexp(1) + logits.logsumexp(0))/2 - logits.diagonal()).mean()
+    if margin:
+        logits = logits - margin * torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+    if hard_beta:
+        return (hard_cross_entropy(logits, hard_beta) + hard_cross_entropy(logits.T, hard_beta)) / 2
+    return ((logits.logsumexp(1) + logits.logsumexp(0)) / 2 - logits.diagonal()).mean()
 
+# %% ../../nbs/losses/10_contrastive.ipynb #2c61f48e
 def same_text(
-    text_ids:Int[Tensor, "b"], # equal ids mark equal texts
-) -> Bool[Tensor, "b b"]: # true for two different pairs with the same text
+    text_ids: Int[Tensor, 'b'],  # equal ids mark equal texts
+) -> Bool[Tensor, 'b b']:  # true for two different pairs with the same text
     "Which pairs are not each other's negatives."
     equal = text_ids[:, None] == text_ids
     return equal & ~torch.eye(len(text_ids), dtype=torch.bool, device=text_ids.device)
 
 # %% ../../nbs/losses/10_contrastive.ipynb #dd394d58
 def check_pairs(
-    image_points:Tensor, # lifted images
-    text_points:Tensor, # lifted texts
-    text_ids:Tensor|None=None, # one per pair
+    image_points: Tensor,  # lifted images
+    text_points: Tensor,  # lifted texts
+    text_ids: Tensor | None = None,  # one per pair
 ):
     "Refuse what is not a batch of pairs."
     images, texts = tuple(image_points.shape), tuple(text_points.shape)
     if len(images) != 2 or images != texts:
-        raise ValueError(f"image_points {images} and text_points {texts} must have the same shape [pairs, dimensions]")
+        raise ValueError(f'image_points {images} and text_points {texts} must have the same shape [pairs, dimensions]')
     if text_ids is not None and tuple(text_ids.shape) != images[:1]:
-        raise ValueError(f"text_ids has shape {tuple(text_ids.shape)}, but there are {images[0]} pairs")
+        raise ValueError(f'text_ids has shape {tuple(text_ids.shape)}, but there are {images[0]} pairs')
 
 # %% ../../nbs/losses/10_contrastive.ipynb #31968045
 def hard_cross_entropy(
-    logits:Float[Tensor, "b b"], # own pairs on the diagonal; -inf: neither positive nor negative
-    beta:float, # concentration, > 0
-) -> Float[Tensor, ""]: # nats
+    logits: Float[Tensor, 'b b'],  # own pairs on the diagonal; -inf: neither positive nor negative
+    beta: float,  # concentration, > 0
+) -> Float[Tensor, '']:  # nats
     "Cross entropy of rows whose negatives weigh by their hardness (Robinson et al. 2021, equation 4, without debiasing)."
     own, mine = logits.diagonal(), torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     off = mine | logits.isneginf()
-    alone = off.all(1) # a row without negatives is made harmless here, and cut off below
-    negatives = logits.masked_fill(off, -torch.inf).masked_fill(alone[:, None], 0.)
+    alone = off.all(1)  # a row without negatives is made harmless here, and cut off below
+    negatives = logits.masked_fill(off, -torch.inf).masked_fill(alone[:, None], 0.0)
     # w_j = N exp(beta l_j) / sum_k exp(beta l_k), a weight and not a lever: no gradient
-    log_weights = (beta*logits.detach()).masked_fill(off, -torch.inf).log_softmax(1) + (~off).sum(1, keepdim=True).to(logits.dtype).log()
-    hard = (negatives + log_weights.masked_fill(off, 0.)).logsumexp(1).masked_fill(alone, -torch.inf)
+    log_weights = (beta * logits.detach()).masked_fill(off, -torch.inf).log_softmax(1) + (~off).sum(1, keepdim=True).to(
+        logits.dtype
+    ).log()
+    hard = (negatives + log_weights.masked_fill(off, 0.0)).logsumexp(1).masked_fill(alone, -torch.inf)
     return (torch.logaddexp(own, hard) - own).mean()

@@ -13,58 +13,83 @@ from torch import Tensor
 from ..geometry import _centre, _full_float32, Geometry
 from ..parallel import first_row, gather_rows, row_counts, scatter_sum, total, world
 from .contrastive import check_pairs
-from .pairwise import _chain, _count_rivals, _lost, _refuse_twice, Logits, PairRows, rival_gradients, rival_sums, Space
+from meru.losses.pairwise import (
+    _chain,
+    _count_rivals,
+    _lost,
+    _refuse_twice,
+    Logits,
+    PairRows,
+    rival_gradients,
+    rival_sums,
+    Space,
+)
 
 # %% ../../nbs/losses/14_distributed.ipynb #d1500015
 def join_sums(
-    sums:Float[Tensor, "..."], # log-sum-exp over this process's terms
-) -> Float[Tensor, "..."]:     # over all terms
+    sums: Float[Tensor, '...'],  # log-sum-exp over this process's terms
+) -> Float[Tensor, '...']:  # over all terms
     "Log-sum-exp, put together over the processes."
-    if world() == 1: return sums
-    top = total(sums, 'MAX').clamp_min(torch.finfo(sums.dtype).min) # finite where nobody has a term
+    if world() == 1:
+        return sums
+    top = total(sums, 'MAX').clamp_min(torch.finfo(sums.dtype).min)  # finite where nobody has a term
     return top + total((sums - top).exp()).log()
 
 # %% ../../nbs/losses/14_distributed.ipynb #d1500018
 class _Block(torch.autograd.Function):
     "What all rows and columns lose, and at once the gradients of this process's share."
+
     @staticmethod
     def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how):
         (arc, margin, beta, learn, counts, centre), space = how, Space(x)
-        pairs, powers, start = PairRows(geometry, x, y, curv, centre, space), (1 + beta, beta) if beta else (1.,), first_row(counts)
-        scale, mine = inverse.item()/math.sqrt(pairs.c) if arc else inverse.item(), slice(start, start + len(x))
-        l = -scale*pairs.u - margin
-        every, ls, own = gather_rows(pairs.b, counts), gather_rows(l, counts), start if ids is None else (ids[mine], ids)
+        pairs, powers, start = (
+            PairRows(geometry, x, y, curv, centre, space),
+            (1 + beta, beta) if beta else (1.0,),
+            first_row(counts),
+        )
+        scale, mine = inverse.item() / math.sqrt(pairs.c) if arc else inverse.item(), slice(start, start + len(x))
+        l = -scale * pairs.u - margin
+        every, ls, own = (
+            gather_rows(pairs.b, counts),
+            gather_rows(l, counts),
+            start if ids is None else (ids[mine], ids),
+        )
         g = Logits(pairs.a, every, pairs.by, scale, arc, own)
         rows, cols = rival_sums(g, powers, space)
-        (row_lost, r), (col_lost, c) = _lost(l, rows, rivals if ids is None else rivals[mine], beta), _lost(ls, [join_sums(o) for o in cols], rivals, beta)
+        (row_lost, r), (col_lost, c) = (
+            _lost(l, rows, rivals if ids is None else rivals[mine], beta),
+            _lost(ls, [join_sums(o) for o in cols], rivals, beta),
+        )
         if learn and any(ctx.needs_input_grad):
-            da, db, gap = rival_gradients(g, powers[0], (r, c), -scale/(2*len(every)), space)
+            da, db, gap = rival_gradients(g, powers[0], (r, c), -scale / (2 * len(every)), space)
             own_slope = (-row_lost).expm1() + (-col_lost[mine]).expm1()
             ctx.save_for_backward(*_chain(pairs, arc, scale, len(every), da, scatter_sum(db, counts), gap, own_slope))
-        return ((total(row_lost.sum()) + col_lost.sum())/(2*len(every))).to(x.dtype)
+        return ((total(row_lost.sum()) + col_lost.sum()) / (2 * len(every))).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         _refuse_twice()
-        return *(grad*o for o in ctx.saved_tensors), None, None, None, None
+        return *(grad * o for o in ctx.saved_tensors), None, None, None, None
 
 # %% ../../nbs/losses/14_distributed.ipynb #d1500020
 def contrastive_loss(
-    geometry:Geometry, # one of the four
-    image_points:Float[Tensor, "n d"], # lifted images of this process
-    text_points:Float[Tensor, "n d"], # lifted texts, row i belonging to image i
-    curv:Float[Tensor, ""], # curvature magnitude c > 0
-    logit_scale:Float[Tensor, ""], # inverse temperature > 0
-    text_ids:Int[Tensor, "n"]|None=None, # pairs with equal ids are not each other's negatives, in whatever process; None: all differ
-    margin:float=0., # by which a pair must win, nats, >= 0
-    hard_beta:float=0., # concentration on the hardest negatives, >= 0; 0: all count alike
-) -> Float[Tensor, ""]: # nats, the same in every process
+    geometry: Geometry,  # one of the four
+    image_points: Float[Tensor, 'n d'],  # lifted images of this process
+    text_points: Float[Tensor, 'n d'],  # lifted texts, row i belonging to image i
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: Float[Tensor, ''],  # inverse temperature > 0
+    text_ids: Int[Tensor, 'n']
+    | None = None,  # pairs with equal ids are not each other's negatives, in whatever process; None: all differ
+    margin: float = 0.0,  # by which a pair must win, nats, >= 0
+    hard_beta: float = 0.0,  # concentration on the hardest negatives, >= 0; 0: all count alike
+) -> Float[Tensor, '']:  # nats, the same in every process
     "`meru.losses.contrastive.contrastive_loss` of all processes' pairs; the gradients of all processes add up to its gradient."
     check_pairs(image_points, text_points, text_ids)
     dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     arc, counts = geometry.name in ('lorentz', 'poincare'), row_counts(x)
     ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), sum(counts))
-    centres = gather_rows(_centre(x.detach(), y.detach())[None], [1]*world())
+    centres = gather_rows(_centre(x.detach(), y.detach())[None], [1] * world())
     how = arc, margin, hard_beta, torch.is_grad_enabled(), counts, centres[centres.square().sum(1).argmin()]
-    with _full_float32(x.device.type): return _Block.apply(x, y, c, s, geometry, ids, rivals, how)
+    with _full_float32(x.device.type):
+        return _Block.apply(x, y, c, s, geometry, ids, rivals, how)

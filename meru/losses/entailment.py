@@ -13,15 +13,15 @@ from .contrastive import check_pairs
 
 # %% ../../nbs/losses/11_entailment.ipynb #57d70959
 def entailment_loss(
-    geometry:Geometry, # gives the angles
-    text_points:Float[Tensor, "b d"], # the apexes of the cones
-    image_points:Float[Tensor, "b d"], # what should lie inside, row i in cone i
-    curv:Float[Tensor, ""], # curvature magnitude c > 0
-    min_radius:float=0.1, # K: cones are half-spaces at texts nearer to the root than about 2K/sqrt(c)
-) -> Float[Tensor, ""]: # radians
+    geometry: Geometry,  # gives the angles
+    text_points: Float[Tensor, 'b d'],  # the apexes of the cones
+    image_points: Float[Tensor, 'b d'],  # what should lie inside, row i in cone i
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # K: cones are half-spaces at texts nearer to the root than about 2K/sqrt(c)
+) -> Float[Tensor, '']:  # radians
     "Mean angle by which images miss the cones of their texts (MERU)."
     if not geometry.has_cones:
-        raise ValueError(f"geometry {geometry.name!r} has no entailment cones: train it with entail_weight=0")
+        raise ValueError(f'geometry {geometry.name!r} has no entailment cones: train it with entail_weight=0')
     check_pairs(image_points, text_points)
     angle = geometry.exterior_angle(text_points, image_points, curv)
     return (angle - geometry.half_aperture(text_points, curv, min_radius)).relu().mean()

@@ -21,343 +21,456 @@ from .contrastive import check_pairs
 # %% ../../nbs/losses/13_pairwise.ipynb #a7c3e510
 class Space:
     "Buffers by name, used again: fresh memory costs as much as a logarithm."
-    def __init__(self,
-        like:Tensor,          # of the same type and device
-        held:dict|None=None,  # what there is already
-    ): self.like, self.held = like, {} if held is None else held
 
-    def __call__(self,
-        name:object, # of the tensor
-        *shape:int,  # its shape
-    ) -> Tensor:     # whose numbers are left from before
+    def __init__(
+        self,
+        like: Tensor,  # of the same type and device
+        held: dict | None = None,  # what there is already
+    ):
+        self.like, self.held = like, {} if held is None else held
+
+    def __call__(
+        self,
+        name: object,  # of the tensor
+        *shape: int,  # its shape
+    ) -> Tensor:  # whose numbers are left from before
         "A tensor by its name."
         key = name, self.like.dtype, torch.is_inference_mode_enabled()
         room, last = self.held.get(key, (None, None))
-        if room is None or last.shape != shape: self.held[key] = room, last = self._last(room, shape)
+        if room is None or last.shape != shape:
+            self.held[key] = room, last = self._last(room, shape)
         return last
 
     def _last(self, room, shape):
         n = math.prod(shape)
-        if room is None or len(room) < n: room = self.like.new_empty(n)
+        if room is None or len(room) < n:
+            room = self.like.new_empty(n)
         return room, room[:n].view(shape)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #281b6a3b
-def _wide_type(t): return torch.float32 if t.device.type == 'mps' else torch.float64 # mps has no float64
+def _wide_type(t):
+    return torch.float32 if t.device.type == 'mps' else torch.float64  # mps has no float64
 
-def _wide(t): return t.to(_wide_type(t))
 
-def _part(x, i, j): return x if j - i == len(x) else x[i:j]
+def _wide(t):
+    return t.to(_wide_type(t))
 
-def _norms(x, out): # |x_i| in float64, some rows at a time
-    step = max(1, 2**18//x.shape[1])
+
+def _part(x, i, j):
+    return x if j - i == len(x) else x[i:j]
+
+
+def _norms(x, out):  # |x_i| in float64, some rows at a time
+    step = max(1, 2**18 // x.shape[1])
     for i in range(0, len(x), step):
         j = min(i + step, len(x))
         torch.linalg.vector_norm(_part(x, i, j), dim=1, dtype=out.dtype, out=_part(out, i, j))
 
-def _centre(x, y, r): # mean direction of some, at the length of the shortest; None where they point everywhere
-    step = max(1, len(x)//64)
-    some = torch.cat((x[::step], y[::step]))
-    mean = (some/some.norm(dim=1, keepdim=True).clamp_min_(1e-15)).mean(0)
-    return mean*r.min().to(x.dtype) if mean.norm().item() > .25 else None
 
-def _arc(delta): # acosh(1 + δ), and its slope 1/sinh; 0 at 0
-    delta = delta.clamp(1e-30, torch.finfo(delta.dtype).max**.49) # no root of 0, no overflow of the square
-    square = delta*(delta + 2)
+def _centre(x, y, r):  # mean direction of some, at the length of the shortest; None where they point everywhere
+    step = max(1, len(x) // 64)
+    some = torch.cat((x[::step], y[::step]))
+    mean = (some / some.norm(dim=1, keepdim=True).clamp_min_(1e-15)).mean(0)
+    return mean * r.min().to(x.dtype) if mean.norm().item() > 0.25 else None
+
+
+def _arc(delta):  # acosh(1 + δ), and its slope 1/sinh; 0 at 0
+    delta = delta.clamp(1e-30, torch.finfo(delta.dtype).max ** 0.49)  # no root of 0, no overflow of the square
+    square = delta * (delta + 2)
     slope = square.rsqrt()
-    return torch.addcmul(delta, square, slope).log1p_(), slope*(delta > 1e-30)
+    return torch.addcmul(delta, square, slope).log1p_(), slope * (delta > 1e-30)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #281b6a3c
 # each returns: factor of the products; factors of the rows (or None); extra columns of a; of b; own u; back
 # back: gradients against those columns, a·da and b·db (called only where needed) and own u → against c; multiples of x; of −(x−μ); of x−y
-def _lorentz(c, low, n, z, apart): # δ = (c/2)(|x−y|² − (x_t−y_t)²)
-    t = n + 1/c
-    t = t*t.rsqrt() # the root
+def _lorentz(c, low, n, z, apart):  # δ = (c/2)(|x−y|² − (x_t−y_t)²)
+    t = n + 1 / c
+    t = t * t.rsqrt()  # the root
     (nx, ny), (xt, yt), s, one = n, t, t - low, torch.ones_like(apart)
-    gap, (hx, hy), (xs, ys) = (nx - ny)/(xt + yt), torch.addcmul(z/-2, s, s, value=.5), s
-    delta = torch.addcmul(apart, gap, gap, value=-1).mul_(c/2)
+    gap, (hx, hy), (xs, ys) = (nx - ny) / (xt + yt), torch.addcmul(z / -2, s, s, value=0.5), s
+    delta = torch.addcmul(apart, gap, gap, value=-1).mul_(c / 2)
     u, slope = _arc(delta)
+
     def back(da, db, along_a, along_b, du):
-        (gx, _, gxt), (_, gy, gyt), d = da, db, du*slope
-        dh, turn = torch.stack((gx, gy)), gap*d*c
+        (gx, _, gxt), (_, gy, gyt), d = da, db, du * slope
+        dh, turn = torch.stack((gx, gy)), gap * d * c
         dn = torch.addcmul(torch.stack((gxt - turn, turn - gyt)), s, dh).div_(t)
-        return (along_b().sum() + delta@d - dn.sum()/(2*c))/c, dn, dh, c*d
+        return (along_b().sum() + delta @ d - dn.sum() / (2 * c)) / c, dn, dh, c * d
+
     return -c, None, (hx, one, xs), (one, hy, -ys), u, back
 
-def _euclidean(c, low, n, z, apart): # |x−y|²
-    def back(da, db, along_a, along_b, du): return 0*du[0], None, torch.stack((da[0], db[1])), 2*du
-    (hx, hy), one = z/-2, torch.ones_like(apart)
+
+def _euclidean(c, low, n, z, apart):  # |x−y|²
+    def back(da, db, along_a, along_b, du):
+        return 0 * du[0], None, torch.stack((da[0], db[1])), 2 * du
+
+    (hx, hy), one = z / -2, torch.ones_like(apart)
     return -2, None, (hx, one), (one, hy), apart, back
 
-def _poincare(c, low, n, z, apart): # δ = 2c|x−y|²/((1−c|x|²)(1−c|y|²))
-    eps = torch.finfo(n.dtype).eps
-    q = (1 - c*n).clamp_min(eps)
-    (hx, hy), (one_x, one_y), near = z/q/-2, 1/q, 2*c/q.prod(0)
-    u, slope = _arc(near*apart)
-    def back(da, db, along_a, along_b, du):
-        d, b = du*slope, along_b()
-        own = near*apart*d
-        dn = (2*c*(torch.stack((along_a(), b)) + own)/q).masked_fill_(q == eps, 0)
-        return (b.sum() + own.sum() + (n*dn).sum()/2)/c, dn, torch.stack((da[0], db[1]))/q, 2*near*d
-    return -4*c, 1/q, (hx, one_x), (one_y, hy), u, back
 
-def _sphere(c, low, n, z, apart): # −cos
-    def back(da, db, along_a, along_b, du): return 0*du[0], -du.expand(2, -1), None, du
-    return -1, None, (), (), (apart - n.sum(0))/2, back
+def _poincare(c, low, n, z, apart):  # δ = 2c|x−y|²/((1−c|x|²)(1−c|y|²))
+    eps = torch.finfo(n.dtype).eps
+    q = (1 - c * n).clamp_min(eps)
+    (hx, hy), (one_x, one_y), near = z / q / -2, 1 / q, 2 * c / q.prod(0)
+    u, slope = _arc(near * apart)
+
+    def back(da, db, along_a, along_b, du):
+        d, b = du * slope, along_b()
+        own = near * apart * d
+        dn = (2 * c * (torch.stack((along_a(), b)) + own) / q).masked_fill_(q == eps, 0)
+        return (b.sum() + own.sum() + (n * dn).sum() / 2) / c, dn, torch.stack((da[0], db[1])) / q, 2 * near * d
+
+    return -4 * c, 1 / q, (hx, one_x), (one_y, hy), u, back
+
+
+def _sphere(c, low, n, z, apart):  # −cos
+    def back(da, db, along_a, along_b, du):
+        return 0 * du[0], -du.expand(2, -1), None, du
+
+    return -1, None, (), (), (apart - n.sum(0)) / 2, back
+
 
 rows_of = dict(lorentz=_lorentz, poincare=_poincare, euclidean=_euclidean, sphere=_sphere)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #48e931c3
 class PairRows:
     "Rows a and b with whose products, times `by`, the scores are −acosh(1 + z)/√c, or −z where space is not hyperbolic; u is acosh(1 + z), or z, of the own pairs."
-    def __init__(self,
-        geometry:Geometry, # one of the four
-        x:Float[Tensor, "b d"], # lifted images
-        y:Float[Tensor, "b d"], # lifted texts, row i belonging to image i
-        curv:Float[Tensor, ""], # curvature magnitude c > 0
-        centre:Float[Tensor, "d"]|None=None, # subtracted first; None: these points' own, where they have one
-        space:Space|None=None, # for the rows; None: memory of their own
+
+    def __init__(
+        self,
+        geometry: Geometry,  # one of the four
+        x: Float[Tensor, 'b d'],  # lifted images
+        y: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
+        curv: Float[Tensor, ''],  # curvature magnitude c > 0
+        centre: Float[Tensor, 'd'] | None = None,  # subtracted first; None: these points' own, where they have one
+        space: Space | None = None,  # for the rows; None: memory of their own
     ):
         self.space, k, (b, d) = space or Space(x), dict(lorentz=3, sphere=0).get(geometry.name, 2), x.shape
         self.x, self.y, self.difference = x, y, torch.sub(x, y, out=self.space('x−y', b, d))
-        self.a, self.b = (self.space(o, b, -(-(d + k)//8)*8) for o in 'ab') # products of odd widths are slow
+        self.a, self.b = (self.space(o, b, -(-(d + k) // 8) * 8) for o in 'ab')  # products of odd widths are slow
         sums = x.new_empty(5, b, dtype=_wide_type(x))
         (n, z, _), (*of_points, of_x, of_y, apart) = sums.split((2, 2, 1)), sums
-        for o, to in zip((x, y, self.difference), (*of_points, apart)): _norms(o, to)
-        if not k: centre = None # nothing beside the sphere's points would make up for it
-        elif centre is None: centre = _centre(x, y, n)
+        for o, to in zip((x, y, self.difference), (*of_points, apart)):
+            _norms(o, to)
+        if not k:
+            centre = None  # nothing beside the sphere's points would make up for it
+        elif centre is None:
+            centre = _centre(x, y, n)
         self.centred = centre is not None
         for p, r, to in zip((x, y), (self.a, self.b), (of_x, of_y)):
-            if self.centred: to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
-            else: r[:, :d] = p
+            if self.centred:
+                to.copy_(torch.linalg.vector_norm(torch.sub(p, centre, out=r[:, :d]), dim=1))
+            else:
+                r[:, :d] = p
         self.c, _ = curv.item(), sums.square_()
-        low = math.sqrt(1/self.c + (centre.norm().item()**2 if self.centred else 0)) # any constant would do
-        self.by, self.factors, *beside, self.u, self.back = rows_of[geometry.name](self.c, low, n, z if self.centred else n, apart)
+        low = math.sqrt(1 / self.c + (centre.norm().item() ** 2 if self.centred else 0))  # any constant would do
+        self.by, self.factors, *beside, self.u, self.back = rows_of[geometry.name](
+            self.c, low, n, z if self.centred else n, apart
+        )
         self._fill(d, *beside)
 
     def _fill(self, d, *beside):
         self.width, wide = len(beside[0]), self.a.shape[1] - d
         self.factors = (None, None) if self.factors is None else self.factors.to(self.a.dtype)[..., None]
-        void = [torch.zeros_like(self.u)]*(wide - self.width) if wide > self.width else []
+        void = [torch.zeros_like(self.u)] * (wide - self.width) if wide > self.width else []
         for row, factor, columns in zip((self.a, self.b), self.factors, beside):
-            if factor is not None: row[:, :d].mul_(factor)
-            if wide: row[:, d:] = torch.stack([*columns, *void], 1)
+            if factor is not None:
+                row[:, :d].mul_(factor)
+            if wide:
+                row[:, d:] = torch.stack([*columns, *void], 1)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #c9e04d21
 def pair_gradients(
-    pairs:PairRows,          # rows
-    da:Float[Tensor, "b k"], # a loss's gradient against a; overwritten, the result is a view of it
-    db:Float[Tensor, "b k"], # against b
-    du:Float[Tensor, "b"],   # against u
-) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, ""]]:
+    pairs: PairRows,  # rows
+    da: Float[Tensor, 'b k'],  # a loss's gradient against a; overwritten, the result is a view of it
+    db: Float[Tensor, 'b k'],  # against b
+    du: Float[Tensor, 'b'],  # against u
+) -> tuple[Float[Tensor, 'b d'], Float[Tensor, 'b d'], Float[Tensor, '']]:
     "The loss's gradients against images, texts and curvature."
     d, sides = pairs.x.shape[1], ((pairs.a, da), (pairs.b, db))
-    beside = (_wide(o[:, d:d + pairs.width]).T for _, o in sides)
+    beside = (_wide(o[:, d : d + pairs.width]).T for _, o in sides)
     along = (partial(_along, *o, pairs.space) for o in sides)
     curv, n, z, apart = pairs.back(*beside, *along, du)
-    if not pairs.centred and z is not None: n, z = -z if n is None else n - z, None
+    if not pairs.centred and z is not None:
+        n, z = -z if n is None else n - z, None
     n, z, apart = ((None, None) if o is None else o.to(da.dtype)[..., None] for o in (n, z, apart))
-    x, y = (_to_points(*o, *side, pairs.difference, apart) for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides))
+    x, y = (
+        _to_points(*o, *side, pairs.difference, apart)
+        for *o, side in zip((pairs.x, pairs.y), n, z, (1, -1), pairs.factors, sides)
+    )
     return x, y, curv
 
-def _along(row, drow, space): return _wide(torch.mul(row, drow, out=space('f', *row.shape)).sum(1)) # slope against the logarithm of a row's factor
+
+def _along(row, drow, space):
+    return _wide(
+        torch.mul(row, drow, out=space('f', *row.shape)).sum(1)
+    )  # slope against the logarithm of a row's factor
+
 
 def _to_points(points, n, z, sign, factor, row, drow, difference, apart):
     d = points.shape[1]
     out = drow[:, :d]
-    if factor is not None: out.mul_(factor)
+    if factor is not None:
+        out.mul_(factor)
     out.addcmul_(difference, apart, value=sign)
-    if n is not None: out.addcmul_(points, n)
-    return out if z is None else out.addcmul_(row[:, :d], z if factor is None else z/factor, value=-1)
+    if n is not None:
+        out.addcmul_(points, n)
+    return out if z is None else out.addcmul_(row[:, :d], z if factor is None else z / factor, value=-1)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #41a7340a
 def blocks(
-    n:int,      # rows or columns in all
-    device:str, # 'cpu', 'cuda', ...
-) -> list[tuple[int, int]]: # first, and the one after the last
+    n: int,  # rows or columns in all
+    device: str,  # 'cpu', 'cuda', ...
+) -> list[tuple[int, int]]:  # first, and the one after the last
     "Cut rows or columns into blocks of constant size."
     step = 1024 if device == 'cpu' else 8192
     return [(i, min(i + step, n)) for i in range(0, n, step)]
 
+# %% ../../nbs/losses/13_pairwise.ipynb #dbd3f8ce
 class Logits(NamedTuple):
     "Of all pairs: −scale·u, with u = acosh(1 + z), or z, of the products z = by·a·b."
-    a:Float[Tensor, "n k"] # rows
-    b:Float[Tensor, "b k"] # columns
-    by:float               # multiplies the products
-    scale:float            # > 0
-    arc:bool               # u is acosh(1 + z), otherwise z
-    own:int|tuple[Int[Tensor, "n"], Int[Tensor, "b"]] # ids of rows and columns, rivals where they differ; or: row i's own column is i + own
 
-KEPT = 2**24 # logits of a batch whose tiles stay for the second pass, on a CPU
+    a: Float[Tensor, 'n k']  # rows
+    b: Float[Tensor, 'b k']  # columns
+    by: float  # multiplies the products
+    scale: float  # > 0
+    arc: bool  # u is acosh(1 + z), otherwise z
+    own: (
+        int | tuple[Int[Tensor, 'n'], Int[Tensor, 'b']]
+    )  # ids of rows and columns, rivals where they differ; or: row i's own column is i + own
 
-def _tiles(g): # i, j, m, n of every tile a[i:j] x b[m:n], and whether what `rival_sums` made of it is to stay
+
+KEPT = 2**24  # logits of a batch whose tiles stay for the second pass, on a CPU
+
+
+def _tiles(g):  # i, j, m, n of every tile a[i:j] x b[m:n], and whether what `rival_sums` made of it is to stay
     rows, cols = (blocks(len(o), o.device.type) for o in g[:2])
-    stay = g.a.device.type == 'cpu' and len(g.a)*len(g.b) <= KEPT
+    stay = g.a.device.type == 'cpu' and len(g.a) * len(g.b) <= KEPT
     for i, j in rows:
-        for m, n in cols: yield i, j, m, n, (i, m) if stay else None
+        for m, n in cols:
+            yield i, j, m, n, (i, m) if stay else None
 
-def _far(scale): return min(1e30/scale, 1e37) # a distance that leaves no share
 
-def _arcs(g, i, m, u, r, work): # u of the tile at i, m; and r = √2/sinh(u)
+def _far(scale):
+    return min(1e30 / scale, 1e37)  # a distance that leaves no share
+
+
+def _arcs(g, i, m, u, r, work):  # u of the tile at i, m; and r = √2/sinh(u)
     torch.addmm(u, _part(g.a, i, i + len(u)), _part(g.b, m, m + u.shape[1]).T, beta=0, alpha=g.by, out=u)
     if g.arc:
         info = torch.finfo(u.dtype)
-        u.clamp_(info.eps, info.max**.49)            # no root of a negative, no overflow of the square
-        torch.addcmul(u, u, u, value=.5, out=work)   # sinh²(u)/2, for sinh² u = δ(δ+2)
-        torch.rsqrt(work, out=r)                     # faster than the root
-        u.addcmul_(work, r, value=2**.5).log1p_()    # u = acosh(1 + δ)
+        u.clamp_(info.eps, info.max**0.49)  # no root of a negative, no overflow of the square
+        torch.addcmul(u, u, u, value=0.5, out=work)  # sinh²(u)/2, for sinh² u = δ(δ+2)
+        torch.rsqrt(work, out=r)  # faster than the root
+        u.addcmul_(work, r, value=2**0.5).log1p_()  # u = acosh(1 + δ)
     _hide(u, g.own, i, m, _far(g.scale))
 
-def _hide(u, own, i, m, far): # what is no rival: the own pair, and pairs with the same text
+
+def _hide(u, own, i, m, far):  # what is no rival: the own pair, and pairs with the same text
     rows, cols = u.shape
-    if not isinstance(own, int): u.masked_fill_(own[0][i:i + rows, None] == own[1][m:m + cols], far)
-    elif -rows < i + own - m < cols: u.diagonal(i + own - m).fill_(far)
+    if not isinstance(own, int):
+        u.masked_fill_(own[0][i : i + rows, None] == own[1][m : m + cols], far)
+    elif -rows < i + own - m < cols:
+        u.diagonal(i + own - m).fill_(far)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #2e9eecbf
-LOG2E = 1/math.log(2) # e^x = 2^(x·LOG2E), and powers of two are the faster ones
+LOG2E = 1 / math.log(2)  # e^x = 2^(x·LOG2E), and powers of two are the faster ones
 
-def _limit(dtype): return -0.7*math.log(torch.finfo(dtype).tiny) # 61 nats in float32
+
+def _limit(dtype):
+    return -0.7 * math.log(torch.finfo(dtype).tiny)  # 61 nats in float32
+
 
 def rival_sums(
-    g:Logits,    # of all pairs
-    powers:tuple[float, ...],  # p of the log-sum-exp of p·l
-    space:Space, # for the tiles
-) -> tuple[list[Float[Tensor, "n"]], list[Float[Tensor, "b"]]]: # over rows, over columns; one for each power
+    g: Logits,  # of all pairs
+    powers: tuple[float, ...],  # p of the log-sum-exp of p·l
+    space: Space,  # for the tiles
+) -> tuple[list[Float[Tensor, 'n']], list[Float[Tensor, 'b']]]:  # over rows, over columns; one for each power
     "Log-sum-exp over the rivals of every row and of every column."
     if g.a.is_cuda and g.a.dtype == torch.float32:
         from meru.losses.triton_kernels import triton, triton_sums
-        if triton: return triton_sums(g.a, g.by*g.b, g.scale, g.arc, g.own, powers)
+
+        if triton:
+            return triton_sums(g.a, g.by * g.b, g.scale, g.arc, g.own, powers)
     rows, cols = [{} for _ in powers], [{} for _ in powers]
     for i, j, m, n, stay in _tiles(g):
         e, u, r, more = (space(o, j - i, n - m) for o in (('e', stay), ('u', stay), ('r', stay), 'f'))
         _arcs(g, i, m, u, r, more)
-        cap = _far(g.scale)/10 # there may be no rival
+        cap = _far(g.scale) / 10  # there may be no rival
         least = min(u.min().item(), cap)
         for k, p in enumerate(powers):
-            bits = LOG2E*p*g.scale*least//1
-            if not k: space.held['bits', stay] = bits
-            row, col = _sums(p*g.scale, bits, cap, u, more if k else e, more)
-            for sums, at, now in ((rows[k], i, row), (cols[k], m, col)): sums[at] = torch.logaddexp(sums[at], now) if at in sums else now
-    return *([torch.cat([*o.values()]) if len(o) > 1 else o[0] for o in side] for side in (rows, cols)),
+            bits = LOG2E * p * g.scale * least // 1
+            if not k:
+                space.held['bits', stay] = bits
+            row, col = _sums(p * g.scale, bits, cap, u, more if k else e, more)
+            for sums, at, now in ((rows[k], i, row), (cols[k], m, col)):
+                sums[at] = torch.logaddexp(sums[at], now) if at in sums else now
+    return (*([torch.cat([*o.values()]) if len(o) > 1 else o[0] for o in side] for side in (rows, cols)),)
 
-def _powers(bits, u, slope, out): # 2^bits e^(slope·u); whole bits are exact
-    if isinstance(bits, float): bits = u.new_full((), bits)
-    return torch.add(bits, u, alpha=LOG2E*slope, out=out).exp2_()
 
-def _sums(scale, bits, cap, u, e, more): # log-sum-exp over rows, over columns
-    _powers(bits, u, -scale, e)                                              # at most 1
-    found = _wide(torch.cat((e.sum(1), e.sum(0)))).log_().sub_(bits/LOG2E)
-    if found.min().item() >= -bits/LOG2E - _limit(e.dtype): return found.split([*u.shape])
-    return _each(scale, cap, u, more), _each(scale, cap, u.T, more.T)        # underflow: each has bits of its own
+def _powers(bits, u, slope, out):  # 2^bits e^(slope·u); whole bits are exact
+    if isinstance(bits, float):
+        bits = u.new_full((), bits)
+    return torch.add(bits, u, alpha=LOG2E * slope, out=out).exp2_()
+
+
+def _sums(scale, bits, cap, u, e, more):  # log-sum-exp over rows, over columns
+    _powers(bits, u, -scale, e)  # at most 1
+    found = _wide(torch.cat((e.sum(1), e.sum(0)))).log_().sub_(bits / LOG2E)
+    if found.min().item() >= -bits / LOG2E - _limit(e.dtype):
+        return found.split([*u.shape])
+    return _each(scale, cap, u, more), _each(scale, cap, u.T, more.T)  # underflow: each has bits of its own
+
 
 def _each(scale, cap, u, out):
-    bits = (LOG2E*scale*u.amin(1).clamp_max_(cap)).floor_()
-    return _wide(_powers(bits[:, None], u, -scale, out).sum(1)).log_().sub_(_wide(bits), alpha=1/LOG2E)
+    bits = (LOG2E * scale * u.amin(1).clamp_max_(cap)).floor_()
+    return _wide(_powers(bits[:, None], u, -scale, out).sum(1)).log_().sub_(_wide(bits), alpha=1 / LOG2E)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #5c1f07e2
 def rival_gradients(
-    g:Logits,    # of all pairs
-    power:float, # p
-    sums:tuple[Float[Tensor, "n"], Float[Tensor, "b"]], # R and C: the shares of pair (i, j) are exp(p·l − R_i) and exp(p·l − C_j)
-    weight:float, # of du/da and du/db
-    space:Space, # that `rival_sums` filled
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "b k"], Float[Tensor, ""]]: # weight·Σ A du/da, weight·Σ A du/db, Σ A u
+    g: Logits,  # of all pairs
+    power: float,  # p
+    sums: tuple[
+        Float[Tensor, 'n'], Float[Tensor, 'b']
+    ],  # R and C: the shares of pair (i, j) are exp(p·l − R_i) and exp(p·l − C_j)
+    weight: float,  # of du/da and du/db
+    space: Space,  # that `rival_sums` filled
+) -> tuple[Float[Tensor, 'n k'], Float[Tensor, 'b k'], Float[Tensor, '']]:  # weight·Σ A du/da, weight·Σ A du/db, Σ A u
     "Sums over the rivals, with A the two shares together."
     if g.a.is_cuda and g.a.dtype == torch.float32:
         from meru.losses.triton_kernels import triton, triton_gradients
-        if triton: da, db, gap = triton_gradients(g.a, g.by*g.b, g.scale, g.arc, g.own, power, sums); return da.mul_(weight), db.mul_(weight*g.by), gap
-    slope, turn = -power*g.scale, weight*g.by*(.5**.5 if g.arc else 1.)
-    da, db, gap, parts = torch.empty_like(g.a), torch.empty_like(g.b), 0., _factors(*sums, g.a.dtype)
+
+        if triton:
+            da, db, gap = triton_gradients(g.a, g.by * g.b, g.scale, g.arc, g.own, power, sums)
+            return da.mul_(weight), db.mul_(weight * g.by), gap
+    slope, turn = -power * g.scale, weight * g.by * (0.5**0.5 if g.arc else 1.0)
+    da, db, gap, parts = torch.empty_like(g.a), torch.empty_like(g.b), 0.0, _factors(*sums, g.a.dtype)
     for i, j, m, n, stay in _tiles(g):
         share, more, u, r = (space(o, j - i, n - m) for o in (('e', stay), 'f', ('u', stay), ('r', stay)))
-        if not stay: _arcs(g, i, m, u, r, more)
+        if not stay:
+            _arcs(g, i, m, u, r, more)
         k = _shares(*parts, (i, j, m, n), slope, stay and space.held['bits', stay], u, (share, more))
-        gap += k*torch.mul(share, u, out=more).sum(1).sum(dtype=_wide_type(u)) # dl/ds = −u, row by row: the sum nearly cancels
-        if g.arc: share.mul_(r)                                                # du/dδ = 1/sinh u, but for √2
-        for out, s, points, first in ((_part(da, i, j), share, _part(g.b, m, n), m == 0), (_part(db, m, n), share.T, _part(g.a, i, j), i == 0)):
-            torch.addmm(out, s, points, alpha=k*turn, beta=float(not first), out=out)
+        gap += k * torch.mul(share, u, out=more).sum(1).sum(
+            dtype=_wide_type(u)
+        )  # dl/ds = −u, row by row: the sum nearly cancels
+        if g.arc:
+            share.mul_(r)  # du/dδ = 1/sinh u, but for √2
+        for out, s, points, first in (
+            (_part(da, i, j), share, _part(g.b, m, n), m == 0),
+            (_part(db, m, n), share.T, _part(g.a, i, j), i == 0),
+        ):
+            torch.addmm(out, s, points, alpha=k * turn, beta=float(not first), out=out)
     return da, db, gap
 
-def _factors(r, c, dtype): # T = max(R, C), e^(T−R) and e^(T−C); or None, −R and −C in bits, where they lie too far apart
+
+def _factors(
+    r, c, dtype
+):  # T = max(R, C), e^(T−R) and e^(T−C); or None, −R and −C in bits, where they lie too far apart
     both = torch.cat((r, c))
     low, top = (o.item() for o in both.aminmax())
     far = top - low > _limit(dtype)
-    bits = both.sub_(0. if far else top).mul_(-LOG2E)
+    bits = both.sub_(0.0 if far else top).mul_(-LOG2E)
     return None if far else top, *(bits if far else bits.exp2_()).to(dtype).split([len(r), len(c)])
 
-def _shares(top, rows, cols, tile, slope, bits, u, into): # and the number by which they are too small
+
+def _shares(top, rows, cols, tile, slope, bits, u, into):  # and the number by which they are too small
     (i, j, m, n), (share, more) = tile, into
     rows, cols = _part(rows, i, j)[:, None], _part(cols, m, n)
-    if top is None: # an exponential for rows, another for columns
+    if top is None:  # an exponential for rows, another for columns
         _powers(rows, u, slope, share).add_(_powers(cols, u, slope, more))
-        return 1.
-    if bits is None: # otherwise `rival_sums` left the powers
-        bits = -LOG2E*top//1
+        return 1.0
+    if bits is None:  # otherwise `rival_sums` left the powers
+        bits = -LOG2E * top // 1
         _powers(bits, u, slope, share)
     share.mul_(torch.add(rows, cols, out=more))
-    return math.exp(bits/-LOG2E - top)
+    return math.exp(bits / -LOG2E - top)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #05b0e1aa
-def _lost(own, sums, rivals, beta): # nats of each row; and R, for which shares are exp((1+β)l − R)
-    if beta: # hard negatives sum to N exp(LSE((1+β)l) − LSE(βl))
+def _lost(own, sums, rivals, beta):  # nats of each row; and R, for which shares are exp((1+β)l − R)
+    if beta:  # hard negatives sum to N exp(LSE((1+β)l) − LSE(βl))
         rivals = torch.as_tensor(rivals, dtype=own.dtype, device=own.device)
         own = own + torch.where(rivals > 0, sums[1] - rivals.log(), 0)
-    lost = softplus(sums[0] - own, threshold=50) # log(e^own + e^sum) − own
+    lost = softplus(sums[0] - own, threshold=50)  # log(e^own + e^sum) − own
     return lost, own + lost
 
-_held = threading.local() # what serves a thread again: rows, and the tiles of up to `KEPT` logits
 
-def _lend(like): return Space(like, _held.__dict__ if type(like) is Tensor and like.device.type == 'cpu' and like.numel() <= 2**23 else None)
+_held = threading.local()  # what serves a thread again: rows, and the tiles of up to `KEPT` logits
 
-def _refuse_twice(): # gradients that were kept are constants to autograd
-    if torch.is_grad_enabled(): raise RuntimeError('this loss can be differentiated once: for second derivatives (create_graph=True) take meru.losses.contrastive.contrastive_loss')
+
+def _lend(like):
+    return Space(
+        like, _held.__dict__ if type(like) is Tensor and like.device.type == 'cpu' and like.numel() <= 2**23 else None
+    )
+
+
+def _refuse_twice():  # gradients that were kept are constants to autograd
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            'this loss can be differentiated once: for second derivatives (create_graph=True) take meru.losses.contrastive.contrastive_loss'
+        )
+
 
 class _BothWays(torch.autograd.Function):
     "Mean of what rows and columns lose; its gradients are taken at once, and nothing of the size of the logits is left to autograd."
+
     @staticmethod
-    def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how): # inverse temperature
+    def forward(ctx, x, y, curv, inverse, geometry, ids, rivals, how):  # inverse temperature
         (arc, margin, beta, learn), space = how, _lend(x)
-        pairs, powers = PairRows(geometry, x, y, curv, space=space), (1 + beta, beta) if beta else (1.,)
-        scale = inverse.item()/math.sqrt(pairs.c) if arc else inverse.item()
+        pairs, powers = PairRows(geometry, x, y, curv, space=space), (1 + beta, beta) if beta else (1.0,)
+        scale = inverse.item() / math.sqrt(pairs.c) if arc else inverse.item()
         g = Logits(pairs.a, pairs.b, pairs.by, scale, arc, 0 if ids is None else (ids, ids))
-        l = -scale*pairs.u - margin if margin else -scale*pairs.u
+        l = -scale * pairs.u - margin if margin else -scale * pairs.u
         lost, both = _lost(l, [torch.stack(o) for o in zip(*rival_sums(g, powers, space))], rivals, beta)
         if learn and any(ctx.needs_input_grad):
-            found = rival_gradients(g, powers[0], both, -scale/(2*len(x)), space)
+            found = rival_gradients(g, powers[0], both, -scale / (2 * len(x)), space)
             ctx.save_for_backward(*_chain(pairs, arc, scale, len(x), *found, (-lost).expm1_().sum(0)))
         return lost.mean().to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad): # most often 1
+    def backward(ctx, grad):  # most often 1
         _refuse_twice()
         found = ctx.saved_tensors
-        return *(found if grad.device.type == 'cpu' and grad.item() == 1 else [grad*o for o in found]), None, None, None, None
+        return (
+            *(found if grad.device.type == 'cpu' and grad.item() == 1 else [grad * o for o in found]),
+            None,
+            None,
+            None,
+            None,
+        )
 
-def _chain(pairs, arc, scale, n, da, db, gap, own_slope): # gradients for images, texts, curvature and inverse temperature
-    d_scale = (gap + own_slope@pairs.u)/(-2*n)
-    x, y, d_curv = pair_gradients(pairs, da, db, -scale/(2*n)*own_slope)
-    if arc: d_curv, d_scale = d_curv - scale/(2*pairs.c)*d_scale, d_scale/math.sqrt(pairs.c)
+
+def _chain(
+    pairs, arc, scale, n, da, db, gap, own_slope
+):  # gradients for images, texts, curvature and inverse temperature
+    d_scale = (gap + own_slope @ pairs.u) / (-2 * n)
+    x, y, d_curv = pair_gradients(pairs, da, db, -scale / (2 * n) * own_slope)
+    if arc:
+        d_curv, d_scale = d_curv - scale / (2 * pairs.c) * d_scale, d_scale / math.sqrt(pairs.c)
     return x, y, d_curv.to(x.dtype), d_scale.to(x.dtype)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #8da28b72
 def _count_rivals(text_ids, n):
     "Ids, or None where all differ; and the number of rivals of each pair, or of all."
-    if text_ids is None: return None, n - 1
+    if text_ids is None:
+        return None, n - 1
     _, ids, counts = text_ids.unique(return_inverse=True, return_counts=True)
     return (None, n - 1) if counts.max() == 1 else (ids, n - counts[ids])
 
+
 def contrastive_loss(
-    geometry:Geometry, # one of the four
-    image_points:Float[Tensor, "b d"], # lifted images
-    text_points:Float[Tensor, "b d"], # lifted texts, row i belonging to image i
-    curv:Float[Tensor, ""], # curvature magnitude c > 0
-    logit_scale:Float[Tensor, ""], # inverse temperature > 0
-    text_ids:Int[Tensor, "b"]|None=None, # pairs with equal ids are not each other's negatives; None: all differ
-    margin:float=0., # by which a pair must win, nats, >= 0
-    hard_beta:float=0., # concentration on the hardest negatives, >= 0; 0: all count alike
-) -> Float[Tensor, ""]: # nats
+    geometry: Geometry,  # one of the four
+    image_points: Float[Tensor, 'b d'],  # lifted images
+    text_points: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: Float[Tensor, ''],  # inverse temperature > 0
+    text_ids: Int[Tensor, 'b'] | None = None,  # pairs with equal ids are not each other's negatives; None: all differ
+    margin: float = 0.0,  # by which a pair must win, nats, >= 0
+    hard_beta: float = 0.0,  # concentration on the hardest negatives, >= 0; 0: all count alike
+) -> Float[Tensor, '']:  # nats
     "`meru.losses.contrastive.contrastive_loss` in memory that, beyond `KEPT` logits, grows with the pairs, not with their square. Differentiable once."
     check_pairs(image_points, text_points, text_ids)
     dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     arc, (ids, rivals) = geometry.name in ('lorentz', 'poincare'), _count_rivals(text_ids, len(x))
-    with _full_float32(x.device.type): return _BothWays.apply(x, y, c, s, geometry, ids, rivals, (arc, margin, hard_beta, torch.is_grad_enabled()))
+    with _full_float32(x.device.type):
+        return _BothWays.apply(x, y, c, s, geometry, ids, rivals, (arc, margin, hard_beta, torch.is_grad_enabled()))

@@ -22,139 +22,234 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-try: import triton, triton.language as tl
-except ImportError: triton, tl = None, SimpleNamespace(constexpr=int) # no wheels for this system: the chunked form of `meru.fused` serves
+
+try:
+    import triton, triton.language as tl
+except ImportError:
+    triton, tl = (
+        None,
+        SimpleNamespace(constexpr=int),
+    )  # no wheels for this system: the chunked form of `meru.fused` serves
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #2bf52f1c
 def jit(
-    f:Callable, # a kernel, or a part of one
+    f: Callable,  # a kernel, or a part of one
 ) -> Callable:
     "`triton.jit`, where there is Triton."
     return triton.jit(f) if triton else f
 
+
 @jit
-def _products(A, B, rows, cols, n, m, K:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+def _products(A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     z = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
         at = k + tl.arange(0, BK)
-        x = tl.load(A + rows[:, None]*K + at[None, :], mask=rows[:, None] < n, other=0.)
-        y = tl.load(B + cols[:, None]*K + at[None, :], mask=cols[:, None] < m, other=0.)
+        x = tl.load(A + rows[:, None] * K + at[None, :], mask=rows[:, None] < n, other=0.0)
+        y = tl.load(B + cols[:, None] * K + at[None, :], mask=cols[:, None] < m, other=0.0)
         z = tl.dot(x, tl.trans(y), z, input_precision='tf32x3')
     return z
 
-@jit
-def _sinh(z): # sinh u = sqrt(δ(δ+2))
-    return tl.sqrt(z*(z + 2.))
 
 @jit
-def _clamped(z, ARC:tl.constexpr): # no root of a negative, no overflow of the square
-    if ARC: z = tl.minimum(tl.maximum(z, 1.1920929e-07), 1e18)
+def _sinh(z):  # sinh u = sqrt(δ(δ+2))
+    return tl.sqrt(z * (z + 2.0))
+
+
+@jit
+def _clamped(z, ARC: tl.constexpr):  # no root of a negative, no overflow of the square
+    if ARC:
+        z = tl.minimum(tl.maximum(z, 1.1920929e-07), 1e18)
     return z
 
+
 @jit
-def _arcs(z, ARC:tl.constexpr): # acosh(1 + δ)/ln 2, or z/ln 2
-    if ARC: u = tl.log2(1. + z + _sinh(z))
-    else: u = z*1.4426950408889634
+def _arcs(z, ARC: tl.constexpr):  # acosh(1 + δ)/ln 2, or z/ln 2
+    if ARC:
+        u = tl.log2(1.0 + z + _sinh(z))
+    else:
+        u = z * 1.4426950408889634
     return u
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #fe14e222
 @jit
-def _sums_kernel(A, B, IDA, IDB, RM, RS, CM, CS, n, m, slope, rows_each, cols_each,
-                 K:tl.constexpr, ARC:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+def _sums_kernel(
+    A,
+    B,
+    IDA,
+    IDB,
+    RM,
+    RS,
+    CM,
+    CS,
+    n,
+    m,
+    slope,
+    rows_each,
+    cols_each,
+    K: tl.constexpr,
+    ARC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     g, h = tl.program_id(0), tl.program_id(1)
     for j in range(0, cols_each, BN):
-        cols = h*cols_each + j + tl.arange(0, BN)
+        cols = h * cols_each + j + tl.arange(0, BN)
         idb = tl.load(IDB + cols, mask=cols < m, other=0)
         col_top, col_sum = tl.full((BN,), -1e30, tl.float32), tl.zeros((BN,), tl.float32)
         for i in range(0, rows_each, BM):
-            rows = g*rows_each + i + tl.arange(0, BM)
+            rows = g * rows_each + i + tl.arange(0, BM)
             ida = tl.load(IDA + rows, mask=rows < n, other=0)
             z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), ARC)
             rival = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
-            l = tl.where(rival, slope*_arcs(z, ARC), -1e30)
+            l = tl.where(rival, slope * _arcs(z, ARC), -1e30)
             new_top = tl.maximum(col_top, tl.max(l, 0))
-            col_sum = col_sum*tl.exp2(col_top - new_top) + tl.sum(tl.where(rival, tl.exp2(l - new_top[None, :]), 0.), 0)
+            col_sum = col_sum * tl.exp2(col_top - new_top) + tl.sum(
+                tl.where(rival, tl.exp2(l - new_top[None, :]), 0.0), 0
+            )
             col_top = new_top
-            at = h*n + rows
+            at = h * n + rows
             top = tl.load(RM + at, mask=rows < n, other=-1e30)
             row_top = tl.maximum(top, tl.max(l, 1))
-            row_sum = tl.load(RS + at, mask=rows < n, other=0.)*tl.exp2(top - row_top) + tl.sum(tl.where(rival, tl.exp2(l - row_top[:, None]), 0.), 1)
+            row_sum = tl.load(RS + at, mask=rows < n, other=0.0) * tl.exp2(top - row_top) + tl.sum(
+                tl.where(rival, tl.exp2(l - row_top[:, None]), 0.0), 1
+            )
             tl.store(RM + at, row_top, mask=rows < n)
             tl.store(RS + at, row_sum, mask=rows < n)
-            tl.debug_barrier() # the next block of columns reads these slots
-        tl.store(CM + g*m + cols, col_top, mask=cols < m)
-        tl.store(CS + g*m + cols, col_sum, mask=cols < m)
+            tl.debug_barrier()  # the next block of columns reads these slots
+        tl.store(CM + g * m + cols, col_top, mask=cols < m)
+        tl.store(CS + g * m + cols, col_sum, mask=cols < m)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b53ab7f8
-def _padded(o, block): return F.pad(o, (0, -o.shape[1] % block)).contiguous()
+def _padded(o, block):
+    return F.pad(o, (0, -o.shape[1] % block)).contiguous()
 
-def _ids(own, n, m, device): # of rows and columns: equal ones are no rivals
-    if not isinstance(own, int): return own
+
+def _ids(own, n, m, device):  # of rows and columns: equal ones are no rivals
+    if not isinstance(own, int):
+        return own
     return torch.arange(n, device=device) + own, torch.arange(m, device=device)
 
-def _joined(tops, sums): # log-sum-exp in nats over the slots
+
+def _joined(tops, sums):  # log-sum-exp in nats over the slots
     top = tops.double().amax(0)
-    return (top + (sums.double()*(tops.double() - top).exp2()).sum(0).log2())*math.log(2)
+    return (top + (sums.double() * (tops.double() - top).exp2()).sum(0).log2()) * math.log(2)
+
 
 def triton_sums(
-    a:Float[Tensor, "n k"], # rows, float32
-    b:Float[Tensor, "m k"], # columns
-    scale:float, # logits are −scale·u
-    arc:bool,    # u is acosh(1 + product), otherwise the product
-    own:int|tuple[Int[Tensor, "n"], Int[Tensor, "m"]], # as in `meru.losses.pairwise.rival_sums`
-    powers:tuple[float, ...], # p of the log-sum-exp of p·l
-    block:tuple[int, int, int]=(64, 64, 32), # rows, columns, depth of a tile
-    slots:int=16, # programs across, and twice as many down
-) -> tuple[Float[Tensor, "p n"], Float[Tensor, "p m"]]: # over rows, over columns, float64
+    a: Float[Tensor, 'n k'],  # rows, float32
+    b: Float[Tensor, 'm k'],  # columns
+    scale: float,  # logits are −scale·u
+    arc: bool,  # u is acosh(1 + product), otherwise the product
+    own: int | tuple[Int[Tensor, 'n'], Int[Tensor, 'm']],  # as in `meru.losses.pairwise.rival_sums`
+    powers: tuple[float, ...],  # p of the log-sum-exp of p·l
+    block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
+    slots: int = 16,  # programs across, and twice as many down
+) -> tuple[Float[Tensor, 'p n'], Float[Tensor, 'p m']]:  # over rows, over columns, float64
     "Log-sum-exp over the rivals of every row and of every column; untimed."
     n, m, (bm, bn, bk) = len(a), len(b), block
     a, b, (ida, idb) = _padded(a, bk), _padded(b, bk), _ids(own, n, m, a.device)
-    rows_each, cols_each = (triton.cdiv(triton.cdiv(o, s), e)*e for o, s, e in ((n, 2*slots, bm), (m, slots, bn)))
+    rows_each, cols_each = (triton.cdiv(triton.cdiv(o, s), e) * e for o, s, e in ((n, 2 * slots, bm), (m, slots, bn)))
     down, across = triton.cdiv(n, rows_each), triton.cdiv(m, cols_each)
     found = []
     for p in powers:
         row_tops, row_sums = a.new_full((across, n), -1e30), a.new_zeros(across, n)
         col_tops, col_sums = a.new_full((down, m), -1e30), a.new_zeros(down, m)
-        _sums_kernel[down, across](a, b, ida, idb, row_tops, row_sums, col_tops, col_sums, n, m, -p*scale, rows_each, cols_each, K=a.shape[1], ARC=arc, BM=bm, BN=bn, BK=bk)
+        _sums_kernel[down, across](
+            a,
+            b,
+            ida,
+            idb,
+            row_tops,
+            row_sums,
+            col_tops,
+            col_sums,
+            n,
+            m,
+            -p * scale,
+            rows_each,
+            cols_each,
+            K=a.shape[1],
+            ARC=arc,
+            BM=bm,
+            BN=bn,
+            BK=bk,
+        )
         found.append((_joined(row_tops, row_sums), _joined(col_tops, col_sums)))
     return tuple(map(torch.stack, zip(*found)))
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #bca7fea3
 @jit
-def _shares_kernel(A, B, IDA, IDB, R, C, W, GAP, n, m, slope, K:tl.constexpr, ARC:tl.constexpr, BM:tl.constexpr, BN:tl.constexpr, BK:tl.constexpr):
+def _shares_kernel(
+    A,
+    B,
+    IDA,
+    IDB,
+    R,
+    C,
+    W,
+    GAP,
+    n,
+    m,
+    slope,
+    K: tl.constexpr,
+    ARC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     h = tl.program_id(1)
-    rows, cols = tl.program_id(0)*BM + tl.arange(0, BM), h*BN + tl.arange(0, BN)
+    rows, cols = tl.program_id(0) * BM + tl.arange(0, BM), h * BN + tl.arange(0, BN)
     ida, idb = tl.load(IDA + rows, mask=rows < n, other=0), tl.load(IDB + cols, mask=cols < m, other=0)
-    r, c = tl.load(R + rows, mask=rows < n, other=0.), tl.load(C + cols, mask=cols < m, other=0.)
+    r, c = tl.load(R + rows, mask=rows < n, other=0.0), tl.load(C + cols, mask=cols < m, other=0.0)
     z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), ARC)
     u = _arcs(z, ARC)
     rival = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
-    share = tl.where(rival, tl.exp2(slope*u - r[:, None]) + tl.exp2(slope*u - c[None, :]), 0.)
-    tl.store(GAP + h*n + rows, tl.sum(share*u, 1), mask=rows < n)
-    if ARC: share = share/_sinh(z)
-    tl.store(W + rows[:, None]*m + cols[None, :], share, mask=(rows[:, None] < n) & (cols[None, :] < m))
+    share = tl.where(rival, tl.exp2(slope * u - r[:, None]) + tl.exp2(slope * u - c[None, :]), 0.0)
+    tl.store(GAP + h * n + rows, tl.sum(share * u, 1), mask=rows < n)
+    if ARC:
+        share = share / _sinh(z)
+    tl.store(W + rows[:, None] * m + cols[None, :], share, mask=(rows[:, None] < n) & (cols[None, :] < m))
+
 
 def triton_gradients(
-    a:Float[Tensor, "n k"], # rows, float32
-    b:Float[Tensor, "m k"], # columns
-    scale:float, # logits are −scale·u
-    arc:bool,    # u is acosh(1 + product), otherwise the product
-    own:int|tuple[Int[Tensor, "n"], Int[Tensor, "m"]], # as in `meru.losses.pairwise.rival_sums`
-    power:float, # p
-    sums:tuple[Float[Tensor, "n"], Float[Tensor, "m"]], # R and C: shares are exp(p·l − R_i) and exp(p·l − C_j)
-    block:tuple[int, int, int]=(64, 64, 32), # rows, columns, depth of a tile
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "m k"], Float[Tensor, ""]]: # Σ A du/da, Σ A du/db, Σ A u
+    a: Float[Tensor, 'n k'],  # rows, float32
+    b: Float[Tensor, 'm k'],  # columns
+    scale: float,  # logits are −scale·u
+    arc: bool,  # u is acosh(1 + product), otherwise the product
+    own: int | tuple[Int[Tensor, 'n'], Int[Tensor, 'm']],  # as in `meru.losses.pairwise.rival_sums`
+    power: float,  # p
+    sums: tuple[Float[Tensor, 'n'], Float[Tensor, 'm']],  # R and C: shares are exp(p·l − R_i) and exp(p·l − C_j)
+    block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
+) -> tuple[Float[Tensor, 'n k'], Float[Tensor, 'm k'], Float[Tensor, '']]:  # Σ A du/da, Σ A du/db, Σ A u
     "Sums over the rivals, with A the two shares together; untimed."
     n, m, (bm, bn, bk) = len(a), len(b), block
-    (ida, idb), (r, c) = _ids(own, n, m, a.device), ((o/math.log(2)).to(a.dtype) for o in sums)
-    wide_a, wide_b, chunk = _padded(a, bk), _padded(b, bk), min(n, max(bm, 2**28//m)) # 1 GiB of shares
+    (ida, idb), (r, c) = _ids(own, n, m, a.device), ((o / math.log(2)).to(a.dtype) for o in sums)
+    wide_a, wide_b, chunk = _padded(a, bk), _padded(b, bk), min(n, max(bm, 2**28 // m))  # 1 GiB of shares
     da, db, gap = torch.empty_like(a), torch.zeros_like(b), sums[0].new_zeros(())
     space, gaps = a.new_empty(chunk, m), a.new_empty(triton.cdiv(m, bn), chunk)
     for i in range(0, n, chunk):
         j = min(i + chunk, n)
-        w, g = space[:j - i], gaps.view(-1)[:len(gaps)*(j - i)]
-        _shares_kernel[triton.cdiv(j - i, bm), len(gaps)](wide_a[i:j], wide_b, ida[i:j], idb, r[i:j], c, w, g, j - i, m, -power*scale, K=wide_a.shape[1], ARC=arc, BM=bm, BN=bn, BK=bk)
-        gap += g.double().sum()*math.log(2)
+        w, g = space[: j - i], gaps.view(-1)[: len(gaps) * (j - i)]
+        _shares_kernel[triton.cdiv(j - i, bm), len(gaps)](
+            wide_a[i:j],
+            wide_b,
+            ida[i:j],
+            idb,
+            r[i:j],
+            c,
+            w,
+            g,
+            j - i,
+            m,
+            -power * scale,
+            K=wide_a.shape[1],
+            ARC=arc,
+            BM=bm,
+            BN=bn,
+            BK=bk,
+        )
+        gap += g.double().sum() * math.log(2)
         torch.mm(w, b, out=da[i:j])
         db.addmm_(w.T, a[i:j])
     return da, db, gap

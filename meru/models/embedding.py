@@ -28,50 +28,71 @@ from .feature_cache import FeatureCache, open_cache, read_part, same_plan, save_
 @dataclass(frozen=True)
 class EmbedConfig(ImageAugment):
     "What is encoded, by which towers, in how many views."
-    data:str = ''                  # folder of shards (subfolders are splits) or of pictures with texts, or a .csv, .tsv, .jsonl, .parquet table
-    towers:str = 'lite2+minilm'    # see meru.models.pretrained.load_towers
-    out:str = ''                   # folder of the cache
-    views:int = 1                  # of each image, and of each text if a word_... field is above 0; the first is plain
-    word_mask:float = 0.           # chance of each word of a caption to be masked, 0 to 1
-    word_shuffle:float = 0.        # chance that a caption's words are shuffled, 0 to 1
-    word_drop:float = 0.           # chance of each word of a caption to be dropped, 0 to 1
-    seed:int = 0                   # of the augmentation
-    batch_size:int = 64            # pictures a tower sees at once; a part file holds as many
-    images:str = ''                # folder of a table's pictures, relative to the table
-    file_column:str = 'file'       # of a table: the picture's path
-    caption_column:str = 'caption' # of a table: a caption, or a list of them
-    uncaptioned:bool = False       # keep pictures without a caption; of a folder
+
+    data: str = ''  # folder of shards (subfolders are splits) or of pictures with texts, or a .csv, .tsv, .jsonl, .parquet table
+    towers: str = 'lite2+minilm'  # see meru.models.pretrained.load_towers
+    out: str = ''  # folder of the cache
+    views: int = 1  # of each image, and of each text if a word_... field is above 0; the first is plain
+    word_mask: float = 0.0  # chance of each word of a caption to be masked, 0 to 1
+    word_shuffle: float = 0.0  # chance that a caption's words are shuffled, 0 to 1
+    word_drop: float = 0.0  # chance of each word of a caption to be dropped, 0 to 1
+    seed: int = 0  # of the augmentation
+    batch_size: int = 64  # pictures a tower sees at once; a part file holds as many
+    images: str = ''  # folder of a table's pictures, relative to the table
+    file_column: str = 'file'  # of a table: the picture's path
+    caption_column: str = 'caption'  # of a table: a caption, or a list of them
+    uncaptioned: bool = False  # keep pictures without a caption; of a folder
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least, most in (('views', 1, 1000), ('batch_size', 1, 65536), ('seed', 0, 2**63), *((f'word_{o}', 0, 1) for o in ('mask', 'shuffle', 'drop'))):
-            if not least <= getattr(self, name) <= most: raise ValueError(f"{name} is {getattr(self, name)}; it must lie between {least} and {most}.")
+        for name, least, most in (
+            ('views', 1, 1000),
+            ('batch_size', 1, 65536),
+            ('seed', 0, 2**63),
+            *((f'word_{o}', 0, 1) for o in ('mask', 'shuffle', 'drop')),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must lie between {least} and {most}.')
         for name in ('data', 'out'):
-            if not getattr(self, name): raise ValueError(f"{name} is empty: give {name}, e.g. -p {name} data/photos{'_features' if name == 'out' else ''}.")
-        if self.views == 1 and any((self.word_mask, self.word_shuffle, self.word_drop)): raise ValueError("word_mask, word_shuffle and word_drop make further views: give views, at least 2.")
+            if not getattr(self, name):
+                raise ValueError(
+                    f'{name} is empty: give {name}, e.g. -p {name} data/photos{"_features" if name == "out" else ""}.'
+                )
+        if self.views == 1 and any((self.word_mask, self.word_shuffle, self.word_drop)):
+            raise ValueError('word_mask, word_shuffle and word_drop make further views: give views, at least 2.')
 
     @property
-    def augment(self) -> dict: # what decides the further views
+    def augment(self) -> dict:  # what decides the further views
         names = [f.name for f in fields(ImageAugment)] + ['word_mask', 'word_shuffle', 'word_drop']
         return {k: getattr(self, k) for k in names} if self.views > 1 else {}
-    @property
-    def text_views(self) -> int: return self.views if self.word_mask or self.word_shuffle or self.word_drop else 1
 
+    @property
+    def text_views(self) -> int:
+        return self.views if self.word_mask or self.word_shuffle or self.word_drop else 1
+
+# %% ../../nbs/models/35_embedding.ipynb #55e14f89
 def open_rows(
-    cfg:EmbedConfig, # names the data
-) -> ShardRows|FileRows:
+    cfg: EmbedConfig,  # names the data
+) -> ShardRows | FileRows:
     "The data of a config."
-    path = root()/cfg.data
-    if path.is_dir(): return ShardRows(path) if [*path.glob('manifest.json'), *path.glob('*/manifest.json')] else folder_rows(path, cfg.uncaptioned)
-    if not path.is_file(): raise FileNotFoundError(f"There is no folder or table {path}.")
-    if path.suffix not in ('.csv', '.tsv', '.jsonl', '.parquet'): raise ValueError(f"{path} is neither a folder nor a .csv, .tsv, .jsonl or .parquet table.")
-    return captioned(path, cfg.file_column, cfg.caption_column, path.parent/cfg.images)
+    path = root() / cfg.data
+    if path.is_dir():
+        return (
+            ShardRows(path)
+            if [*path.glob('manifest.json'), *path.glob('*/manifest.json')]
+            else folder_rows(path, cfg.uncaptioned)
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no folder or table {path}.')
+    if path.suffix not in ('.csv', '.tsv', '.jsonl', '.parquet'):
+        raise ValueError(f'{path} is neither a folder nor a .csv, .tsv, .jsonl or .parquet table.')
+    return captioned(path, cfg.file_column, cfg.caption_column, path.parent / cfg.images)
 
 # %% ../../nbs/models/35_embedding.ipynb #8d7f47dc
 def good_rows(
-    rows,                # `ShardRows` or `FileRows`
-    numbers:range,       # of this block
-) -> tuple[list, list, Counter]: # (number, row), pictures, reasons of those left out
+    rows,  # `ShardRows` or `FileRows`
+    numbers: range,  # of this block
+) -> tuple[list, list, Counter]:  # (number, row), pictures, reasons of those left out
     "Read and decode; count what is damaged."
     found, pictures, damaged = [], [], Counter()
     for i in numbers:
@@ -79,104 +100,161 @@ def good_rows(
             row = rows[i]
             pictures.append(decode_image(row.image))
             found.append((i, row))
-        except ImageError as e: damaged[e.reason] += 1
+        except ImageError as e:
+            damaged[e.reason] += 1
     return found, pictures, damaged
 
+# %% ../../nbs/models/35_embedding.ipynb #f1369f49
 def encode_block(
-    rows,            # `ShardRows` or `FileRows`
-    numbers:range,   # of this block
-    towers:Towers,   # frozen
-    cfg:EmbedConfig, # views and augmentation
-    device:str='cpu',# where the towers are
-) -> tuple[dict, dict]: # tensors as in `FeatureCache`; keys, splits, captions, damaged
+    rows,  # `ShardRows` or `FileRows`
+    numbers: range,  # of this block
+    towers: Towers,  # frozen
+    cfg: EmbedConfig,  # views and augmentation
+    device: str = 'cpu',  # where the towers are
+) -> tuple[dict, dict]:  # tensors as in `FeatureCache`; keys, splits, captions, damaged
     "Features of one block of rows."
     found, pictures, damaged = good_rows(rows, numbers)
-    captions, owner = [o for _, r in found for o in r.captions], [j for j, (_, r) in enumerate(found) for _ in r.captions]
-    def encode(tower, x): return tower(x.to(device)).half().cpu()
+    captions, owner = (
+        [o for _, r in found for o in r.captions],
+        [j for j, (_, r) in enumerate(found) for _ in r.captions],
+    )
+
+    def encode(tower, x):
+        return tower(x.to(device)).half().cpu()
+
     image, text = [], []
     for view in range(cfg.views if found else 0):
         rngs = [sample_rng(cfg.seed, view, i) for i, _ in found]
         u = np.stack([o.random(n_draws) for o in rngs])
-        pixels = augment_images(pictures, towers.image_size, u, cfg) if view else torch.stack([resize_image(o, towers.image_size) for o in pictures])
+        pixels = (
+            augment_images(pictures, towers.image_size, u, cfg)
+            if view
+            else torch.stack([resize_image(o, towers.image_size) for o in pictures])
+        )
         image.append(encode(towers.image_tower, towers.normalise(pixels)))
-        if view >= cfg.text_views: continue
-        said = [augment_caption(o, rngs[j], cfg.word_mask, cfg.word_shuffle, cfg.word_drop) for o, j in zip(captions, owner)] if view else captions
-        some = said or [''] # no caption at all: no row, but a width
-        text.append(torch.cat([encode(towers.text_tower, towers.tokenizer(some[at:at+256])) for at in range(0, len(some), 256)])[:len(said)])
-    tensors = dict(image=torch.stack(image, 1), text=torch.stack(text, 1), text_image=torch.tensor(owner, dtype=torch.int64)) if found else {}
-    if any(not o.isfinite().all() for o in tensors.values()): raise ValueError(f"The towers gave values that are not finite for rows {numbers.start} to {numbers.stop - 1}.")
-    return tensors, dict(keys=[r.key for _, r in found], splits=[r.split for _, r in found], captions=captions, damaged=damaged)
+        if view >= cfg.text_views:
+            continue
+        said = (
+            [
+                augment_caption(o, rngs[j], cfg.word_mask, cfg.word_shuffle, cfg.word_drop)
+                for o, j in zip(captions, owner)
+            ]
+            if view
+            else captions
+        )
+        some = said or ['']  # no caption at all: no row, but a width
+        text.append(
+            torch.cat(
+                [encode(towers.text_tower, towers.tokenizer(some[at : at + 256])) for at in range(0, len(some), 256)]
+            )[: len(said)]
+        )
+    tensors = (
+        dict(image=torch.stack(image, 1), text=torch.stack(text, 1), text_image=torch.tensor(owner, dtype=torch.int64))
+        if found
+        else {}
+    )
+    if any(not o.isfinite().all() for o in tensors.values()):
+        raise ValueError(f'The towers gave values that are not finite for rows {numbers.start} to {numbers.stop - 1}.')
+    return tensors, dict(
+        keys=[r.key for _, r in found], splits=[r.split for _, r in found], captions=captions, damaged=damaged
+    )
 
 # %% ../../nbs/models/35_embedding.ipynb #dddd6394
 def plan_of(
-    cfg:EmbedConfig, # views and augmentation
-    rows,            # `ShardRows` or `FileRows`
-    towers:Towers,   # frozen
-) -> dict: # as JSON gives it back
+    cfg: EmbedConfig,  # views and augmentation
+    rows,  # `ShardRows` or `FileRows`
+    towers: Towers,  # frozen
+) -> dict:  # as JSON gives it back
     "What decides the features of a cache."
-    plan = dict(dataset=rows.id, towers=towers.id, augment=cfg.augment, seed=cfg.seed, views=cfg.views, batch_size=cfg.batch_size)
+    plan = dict(
+        dataset=rows.id,
+        towers=towers.id,
+        augment=cfg.augment,
+        seed=cfg.seed,
+        views=cfg.views,
+        batch_size=cfg.batch_size,
+    )
     return json.loads(json.dumps(plan | ({'uncaptioned': True} if cfg.uncaptioned else {})))
 
+# %% ../../nbs/models/35_embedding.ipynb #c5cefed7
 def encode_rows(
-    rows,            # `ShardRows` or `FileRows`
-    parts:Path,      # folder of the parts
-    plan:dict,       # from `plan_of`
-    towers:Towers,   # frozen
-    cfg:EmbedConfig, # views, augmentation, size of a part
-) -> list[Path]: # the parts
+    rows,  # `ShardRows` or `FileRows`
+    parts: Path,  # folder of the parts
+    plan: dict,  # from `plan_of`
+    towers: Towers,  # frozen
+    cfg: EmbedConfig,  # views, augmentation, size of a part
+) -> list[Path]:  # the parts
     "Run the towers over all rows, block by block; finished blocks stay."
     parts.mkdir(parents=True, exist_ok=True)
-    if not same_plan(parts/'plan.json', plan, parts.parent): replace_text(parts/'plan.json', json.dumps(plan))
+    if not same_plan(parts / 'plan.json', plan, parts.parent):
+        replace_text(parts / 'plan.json', json.dumps(plan))
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    for o in (towers.image_tower, towers.text_tower): o.to(device)
-    paths, b = [parts/f'{i:06d}.safetensors' for i in range(math.ceil(len(rows)/cfg.batch_size))], cfg.batch_size
+    for o in (towers.image_tower, towers.text_tower):
+        o.to(device)
+    paths, b = [parts / f'{i:06d}.safetensors' for i in range(math.ceil(len(rows) / cfg.batch_size))], cfg.batch_size
     with torch.inference_mode(), tqdm(total=len(rows), unit='picture', desc='encode') as bar:
         for i, path in enumerate(paths):
-            numbers = range(i*b, min((i + 1)*b, len(rows)))
-            if not path.exists(): save_part(path, *encode_block(rows, numbers, towers, cfg, device))
+            numbers = range(i * b, min((i + 1) * b, len(rows)))
+            if not path.exists():
+                save_part(path, *encode_block(rows, numbers, towers, cfg, device))
             bar.update(len(numbers))
     return paths
 
+# %% ../../nbs/models/35_embedding.ipynb #680b8fbb
 def embed(
-    cfg:EmbedConfig,           # what, by which towers, where to
-    towers:Towers|None=None,   # None: those that `cfg` names
+    cfg: EmbedConfig,  # what, by which towers, where to
+    towers: Towers | None = None,  # None: those that `cfg` names
 ) -> FeatureCache:
     "Run the towers over everything once; a finished cache is opened as it is, one that was cut off goes on."
-    out, towers, rows = root()/cfg.out, towers or load_towers(cfg.towers), open_rows(cfg)
+    out, towers, rows = root() / cfg.out, towers or load_towers(cfg.towers), open_rows(cfg)
     plan = plan_of(cfg, rows, towers)
-    if same_plan(out/'cache.json', plan, out):
+    if same_plan(out / 'cache.json', plan, out):
         print(f'{out.name} is finished: nothing to do.')
         return open_cache(out)
-    cache = save_cache(out, encode_rows(rows, out/'parts', plan, towers, cfg), **plan)
-    shutil.rmtree(out/'parts')
+    cache = save_cache(out, encode_rows(rows, out / 'parts', plan, towers, cfg), **plan)
+    shutil.rmtree(out / 'parts')
     return cache
 
 # %% ../../nbs/models/35_embedding.ipynb #e1b7a002
 def still_right(
-    cache:FeatureCache, # of one view, with the marks of its files
-    rows:FileRows,      # the folder as it is now
-) -> tuple[dict, dict]: # as from `encode_block`
+    cache: FeatureCache,  # of one view, with the marks of its files
+    rows: FileRows,  # the folder as it is now
+) -> tuple[dict, dict]:  # as from `encode_block`
     "Features of all files that are still as they were."
-    same = [i for i, k in enumerate(cache.keys) if k in rows.marks and rows.marks[k] == cache.info.get('marks', {}).get(k)]
+    same = [
+        i for i, k in enumerate(cache.keys) if k in rows.marks and rows.marks[k] == cache.info.get('marks', {}).get(k)
+    ]
     place = torch.full([len(cache.keys)], -1)
     place[same] = torch.arange(len(same))
     said = (place[cache.text_image] >= 0).nonzero()[:, 0].tolist()
-    told = dict(keys=[cache.keys[i] for i in same], splits=[cache.info['splits'][i] for i in same], captions=[cache.captions[i] for i in said], damaged={})
+    told = dict(
+        keys=[cache.keys[i] for i in same],
+        splits=[cache.info['splits'][i] for i in same],
+        captions=[cache.captions[i] for i in said],
+        damaged={},
+    )
     return dict(image=cache.image[same], text=cache.text[said], text_image=place[cache.text_image[said]]), told
 
+# %% ../../nbs/models/35_embedding.ipynb #e582b8ae
 def embed_folder(
-    cfg:EmbedConfig, # its `data` is a folder of pictures, its `views` 1
-    towers:Towers,   # frozen
+    cfg: EmbedConfig,  # its `data` is a folder of pictures, its `views` 1
+    towers: Towers,  # frozen
 ) -> FeatureCache:
     "`embed` for a folder that changes: only what is new in it is encoded."
-    out, rows = root()/cfg.out, open_rows(cfg)
-    plan, parts = plan_of(cfg, rows, towers), out/'parts'
+    out, rows = root() / cfg.out, open_rows(cfg)
+    plan, parts = plan_of(cfg, rows, towers), out / 'parts'
     fixed = {k: v for k, v in plan.items() if k not in ('dataset', 'batch_size')}
-    if same_plan(parts/'plan.json', fixed, out) and json.loads((parts/'plan.json').read_text(encoding='utf-8')) != plan: shutil.rmtree(parts) # cut off before the folder changed
-    old, part = open_cache(out) if same_plan(out/'cache.json', fixed, out) else None, parts/'known.safetensors'
-    if old and old.info['dataset'] == rows.id: return old
+    if (
+        same_plan(parts / 'plan.json', fixed, out)
+        and json.loads((parts / 'plan.json').read_text(encoding='utf-8')) != plan
+    ):
+        shutil.rmtree(parts)  # cut off before the folder changed
+    old, part = open_cache(out) if same_plan(out / 'cache.json', fixed, out) else None, parts / 'known.safetensors'
+    if old and old.info['dataset'] == rows.id:
+        return old
     parts.mkdir(parents=True, exist_ok=True)
-    if old: save_part(part, *still_right(old, rows))
+    if old:
+        save_part(part, *still_right(old, rows))
     held = [part] if part.exists() else []
     known = {k for o in held for k in read_part(o)['keys']}
     rest = FileRows(rows.folder, {k: o for k, o in rows.told.items() if k not in known}, cfg.uncaptioned)

@@ -26,143 +26,201 @@ from ..core import file_sha256, replace_text
 # %% ../../nbs/models/34_feature_cache.ipynb #740daaf0
 class FeatureCache(NamedTuple):
     "What frozen towers made of a dataset, and where it came from."
-    folder:Path                          # that holds features.safetensors and cache.json
-    image:Float16[Tensor, "i v d"]       # features of each image's views; view 0 is not augmented
-    text:Float16[Tensor, "t u w"]        # features of each text's views; view 0 is not augmented
-    text_image:Int64[Tensor, "t"]        # image of each text, in rising order
-    info:dict                            # cache.json: dataset, towers, augmentation, seed, keys, splits, captions, id
+
+    folder: Path  # that holds features.safetensors and cache.json
+    image: Float16[Tensor, 'i v d']  # features of each image's views; view 0 is not augmented
+    text: Float16[Tensor, 't u w']  # features of each text's views; view 0 is not augmented
+    text_image: Int64[Tensor, 't']  # image of each text, in rising order
+    info: dict  # cache.json: dataset, towers, augmentation, seed, keys, splits, captions, id
 
     @property
-    def id(self) -> str: return self.info['id']
+    def id(self) -> str:
+        return self.info['id']
+
     @property
-    def keys(self) -> list[str]: return self.info['keys']
+    def keys(self) -> list[str]:
+        return self.info['keys']
+
     @property
-    def captions(self) -> list[str]: return self.info['captions']
-    def rows(self, split:str) -> Int64[Tensor, "n"]: # numbers of the images
+    def captions(self) -> list[str]:
+        return self.info['captions']
+
+    def rows(self, split: str) -> Int64[Tensor, 'n']:  # numbers of the images
         "Images of one split."
         found = [i for i, o in enumerate(self.info['splits']) if o == split]
-        if not found: raise ValueError(f"{self.folder} has no split {split!r}; it has {', '.join(sorted(set(self.info['splits'])))}.")
+        if not found:
+            raise ValueError(
+                f'{self.folder} has no split {split!r}; it has {", ".join(sorted(set(self.info["splits"])))}.'
+            )
         return torch.tensor(found)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #b92dd5ae
 def cache_id(
-    info:dict, # what cache.json says
+    info: dict,  # what cache.json says
 ) -> str:
     "One hash for the features, their origin and their texts."
     return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != 'id'}, sort_keys=True).encode()).hexdigest()
 
+# %% ../../nbs/models/34_feature_cache.ipynb #e2a5c2a8
 def write_tensors(
-    path:Path,         # of the file
-    shapes:dict,       # name to shape; text_image is int64, all else half
-    chunks:Iterable,   # of Tensor: every name's rows, in that order
+    path: Path,  # of the file
+    shapes: dict,  # name to shape; text_image is int64, all else half
+    chunks: Iterable,  # of Tensor: every name's rows, in that order
 ):
     "A safetensors file that never lies in memory as a whole."
     told, at = {}, 0
     for name, shape in shapes.items():
         kind, size = ('I64', 8) if name == 'text_image' else ('F16', 2)
-        told[name] = dict(dtype=kind, shape=shape, data_offsets=[at, at := at + size*math.prod(shape)])
+        told[name] = dict(dtype=kind, shape=shape, data_offsets=[at, at := at + size * math.prod(shape)])
     head = json.dumps(told).encode()
-    head += b' '*(-len(head) % 8)
+    head += b' ' * (-len(head) % 8)
     part = path.with_name(path.name + '.part')
     with open(part, 'wb') as f:
         f.write(len(head).to_bytes(8, 'little') + head)
-        for o in chunks: f.write(o.contiguous().numpy().tobytes())
+        for o in chunks:
+            f.write(o.contiguous().numpy().tobytes())
     os.replace(part, path)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #a8960400
 def save_cache(
-    folder:str|Path, # where
-    paths:list,      # parts in order: safetensors files as `save_part` writes them
-    **info,          # dataset, towers, augment, seed, views
+    folder: str | Path,  # where
+    paths: list,  # parts in order: safetensors files as `save_part` writes them
+    **info,  # dataset, towers, augment, seed, views
 ) -> FeatureCache:
     "Put the parts together, then write their description."
     told = [read_part(o) for o in paths]
     keys, splits, captions = ([x for o in told for x in o[k]] for k in ('keys', 'splits', 'captions'))
     damaged = dict(sum((Counter(o['damaged']) for o in told), Counter()))
-    if not keys: raise ValueError(f"None of the pairs for {folder} can be used: {damaged}.")
+    if not keys:
+        raise ValueError(f'None of the pairs for {folder} can be used: {damaged}.')
     paths = [o for o, t in zip(paths, told) if t['keys']]
     starts = np.cumsum([0] + [len(t['keys']) for t in told if t['keys']])
     shapes = {k: list(o.shape) for k, o in load_file(paths[0]).items()}
-    shapes = dict(text_image=[len(captions)], image=[len(keys), *shapes['image'][1:]], text=[len(captions), *shapes['text'][1:]])
+    shapes = dict(
+        text_image=[len(captions)], image=[len(keys), *shapes['image'][1:]], text=[len(captions), *shapes['text'][1:]]
+    )
     chunks = (load_file(o)[k] + (int(at) if k == 'text_image' else 0) for k in shapes for o, at in zip(paths, starts))
-    path = Path(folder)/'features.safetensors'
-    path.with_name('cache.json').unlink(missing_ok=True) # no description of other features beside them
+    path = Path(folder) / 'features.safetensors'
+    path.with_name('cache.json').unlink(missing_ok=True)  # no description of other features beside them
     write_tensors(path, shapes, chunks)
-    info = dict(features_sha256=file_sha256(path), image_width=shapes['image'][-1], text_width=shapes['text'][-1],
-                **info, damaged=damaged, keys=keys, splits=splits, captions=captions)
+    info = dict(
+        features_sha256=file_sha256(path),
+        image_width=shapes['image'][-1],
+        text_width=shapes['text'][-1],
+        **info,
+        damaged=damaged,
+        keys=keys,
+        splits=splits,
+        captions=captions,
+    )
     replace_text(path.with_name('cache.json'), json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False, indent=0))
     return open_cache(folder)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #bfe46655
 def open_cache(
-    folder:str|Path,           # of a finished cache
-    dataset_id:str|None=None,  # the dataset it must come from; None: any
-    towers_id:str|None=None,   # the towers that must have made it; None: any
+    folder: str | Path,  # of a finished cache
+    dataset_id: str | None = None,  # the dataset it must come from; None: any
+    towers_id: str | None = None,  # the towers that must have made it; None: any
 ) -> FeatureCache:
     "Map a cache into memory, or say in one sentence why it cannot be used."
     folder = Path(folder)
-    path, about = folder/'features.safetensors', folder/'cache.json'
-    if not about.exists() or not path.exists(): raise FileNotFoundError(f"{folder} holds no finished feature cache: run nbs/embed.ipynb with -p out {folder}.")
-    try: info = json.loads(about.read_text(encoding='utf-8'))
-    except ValueError: info = {}
-    if not isinstance(info, dict) or info.get('id') != cache_id(info): raise ValueError(f"{about} is damaged or was edited: run nbs/embed.ipynb into an empty folder.")
+    path, about = folder / 'features.safetensors', folder / 'cache.json'
+    if not about.exists() or not path.exists():
+        raise FileNotFoundError(f'{folder} holds no finished feature cache: run nbs/embed.ipynb with -p out {folder}.')
+    try:
+        info = json.loads(about.read_text(encoding='utf-8'))
+    except ValueError:
+        info = {}
+    if not isinstance(info, dict) or info.get('id') != cache_id(info):
+        raise ValueError(f'{about} is damaged or was edited: run nbs/embed.ipynb into an empty folder.')
     for what, found, wanted in (('dataset', info['dataset'], dataset_id), ('towers', info['towers'], towers_id)):
-        if wanted not in (None, found): raise ValueError(f"{folder} holds features of {what} {found}, but {wanted} was asked for: run nbs/embed.ipynb for it into another folder.")
-    if file_sha256(path) != info['features_sha256']: raise ValueError(f"{path} does not have the sha256 that cache.json gives: run nbs/embed.ipynb into an empty folder.")
+        if wanted not in (None, found):
+            raise ValueError(
+                f'{folder} holds features of {what} {found}, but {wanted} was asked for: run nbs/embed.ipynb for it into another folder.'
+            )
+    if file_sha256(path) != info['features_sha256']:
+        raise ValueError(
+            f'{path} does not have the sha256 that cache.json gives: run nbs/embed.ipynb into an empty folder.'
+        )
     return FeatureCache(folder, **load_file(path), info=info)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #14ec92ce
 def save_part(
-    path:Path,    # of the part
-    tensors:dict, # of the block
-    told:dict,    # about it
+    path: Path,  # of the part
+    tensors: dict,  # of the block
+    told: dict,  # about it
 ):
     "A finished block: one file, whole or not there."
     part = path.with_suffix('.tmp')
     save_file(tensors, part, metadata=dict(told=json.dumps(told)))
     os.replace(part, path)
 
+# %% ../../nbs/models/34_feature_cache.ipynb #b9350922
 def read_part(
-    path:Path, # of a part
-) -> dict: # what was told about it
+    path: Path,  # of a part
+) -> dict:  # what was told about it
     "The description of a finished block."
-    with safe_open(path, 'pt') as f: return json.loads(f.metadata()['told'])
+    with safe_open(path, 'pt') as f:
+        return json.loads(f.metadata()['told'])
 
+# %% ../../nbs/models/34_feature_cache.ipynb #505d3e8d
 def same_plan(
-    path:Path, # cache.json, or plan.json of a run that was cut off
-    plan:dict, # what is asked for
-    out:Path,  # folder of the cache
-) -> bool: # is it there at all?
+    path: Path,  # cache.json, or plan.json of a run that was cut off
+    plan: dict,  # what is asked for
+    out: Path,  # folder of the cache
+) -> bool:  # is it there at all?
     "Refuse a folder that holds something else."
-    if not path.exists(): return False
+    if not path.exists():
+        return False
     held = json.loads(path.read_text(encoding='utf-8'))
     other = [f'{k} (there {held.get(k)!r}, asked {v!r})' for k, v in plan.items() if held.get(k) != v]
-    if other: raise ValueError(f"{out} holds other features: {'; '.join(other)}. Give another out, or empty that folder.")
+    if other:
+        raise ValueError(f'{out} holds other features: {"; ".join(other)}. Give another out, or empty that folder.')
     return True
 
 # %% ../../nbs/models/34_feature_cache.ipynb #0aecdab2
 def dequantise(
-    values:Float[Tensor, "n d"], # int8
-    scale:Float[Tensor, "n"],    # of each row
-) -> Float16[Tensor, "n 1 d"]: # one view
+    values: Float[Tensor, 'n d'],  # int8
+    scale: Float[Tensor, 'n'],  # of each row
+) -> Float16[Tensor, 'n 1 d']:  # one view
     "value = int8 x scale of the row."
     return (values.float() * scale[:, None]).half()[:, None]
 
+# %% ../../nbs/models/34_feature_cache.ipynb #afa0ac56
 def import_flickr8k(
-    safetensors:str|Path, # int8 features with a scale per row
-    about:str|Path,       # json with the images' files and splits, and the captions
-    out:str|Path,         # folder of the new cache
+    safetensors: str | Path,  # int8 features with a scale per row
+    about: str | Path,  # json with the images' files and splits, and the captions
+    out: str | Path,  # folder of the new cache
 ) -> FeatureCache:
     "The frozen Flickr8k features (EfficientNet-Lite2 and MiniLM-L6, no augmentation) as a cache."
     held, told = load_file(safetensors), json.loads(Path(about).read_text(encoding='utf-8'))
-    plan = dict(dataset=f'flickr8k-{file_sha256(about)[:12]}', towers=f'flickr8k-int8-{file_sha256(safetensors)[:12]}', augment={}, seed=0, views=1)
-    if same_plan(Path(out)/'cache.json', plan, out): return open_cache(out)
+    plan = dict(
+        dataset=f'flickr8k-{file_sha256(about)[:12]}',
+        towers=f'flickr8k-int8-{file_sha256(safetensors)[:12]}',
+        augment={},
+        seed=0,
+        views=1,
+    )
+    if same_plan(Path(out) / 'cache.json', plan, out):
+        return open_cache(out)
     owner = torch.tensor([o['image'] for o in told['captions']])
     order = owner.argsort(stable=True)
     Path(out).mkdir(parents=True, exist_ok=True)
-    part = Path(out)/'part.safetensors'
-    save_part(part, dict(image=dequantise(held['image'], held['image_scale']), text=dequantise(held['text'], held['text_scale'])[order], text_image=owner[order]),
-        dict(keys=[o['file'] for o in told['images']], splits=[o['split'] for o in told['images']], captions=[told['captions'][i]['caption'] for i in order], damaged={}))
+    part = Path(out) / 'part.safetensors'
+    save_part(
+        part,
+        dict(
+            image=dequantise(held['image'], held['image_scale']),
+            text=dequantise(held['text'], held['text_scale'])[order],
+            text_image=owner[order],
+        ),
+        dict(
+            keys=[o['file'] for o in told['images']],
+            splits=[o['split'] for o in told['images']],
+            captions=[told['captions'][i]['caption'] for i in order],
+            damaged={},
+        ),
+    )
     cache = save_cache(out, [part], **plan)
     part.unlink()
     return cache

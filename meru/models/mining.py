@@ -25,45 +25,52 @@ from .embedding import good_rows
 
 # %% ../../nbs/models/36_mining.ipynb #f76aa23e
 def neighbours(
-    features:Float[Tensor, "n d"], # any length
-    k:int,                         # neighbours of each row
-    exact:int=300_000,             # most rows for the matrix product; beyond, FAISS
-) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]: # cosine, falling, and row
+    features: Float[Tensor, 'n d'],  # any length
+    k: int,  # neighbours of each row
+    exact: int = 300_000,  # most rows for the matrix product; beyond, FAISS
+) -> tuple[Float32[Tensor, 'n k'], Int64[Tensor, 'n k']]:  # cosine, falling, and row
     "The `k` rows of highest cosine, the row itself left out."
-    if not 1 <= k < len(features): raise ValueError(f"k is {k}; {len(features)} rows have 1 to {len(features) - 1} neighbours each.")
+    if not 1 <= k < len(features):
+        raise ValueError(f'k is {k}; {len(features)} rows have 1 to {len(features) - 1} neighbours each.')
     x = F.normalize(features.float(), dim=-1)
-    if len(x) > exact: return faiss_neighbours(x, k)
+    if len(x) > exact:
+        return faiss_neighbours(x, k)
     found = []
     for at in range(0, len(x), 1024):
-        cosine = x[at:at+1024] @ x.T
+        cosine = x[at : at + 1024] @ x.T
         rows = torch.arange(len(cosine))
-        cosine[rows, rows + at] = -2.
+        cosine[rows, rows + at] = -2.0
         found.append(cosine.topk(k))
     return torch.cat([o.values for o in found]), torch.cat([o.indices for o in found])
 
+# %% ../../nbs/models/36_mining.ipynb #99b33932
 def faiss_neighbours(
-    x:Float32[Tensor, "n d"], # unit rows
-    k:int,                    # neighbours of each
-) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]: # cosine, falling, and row
+    x: Float32[Tensor, 'n d'],  # unit rows
+    k: int,  # neighbours of each
+) -> tuple[Float32[Tensor, 'n k'], Int64[Tensor, 'n k']]:  # cosine, falling, and row
     "Approximate neighbours from an inverted file (Johnson 2017)."
-    try: import faiss
-    except ImportError: raise ImportError(f"{len(x):,} rows are too many for an exact search: pip install faiss-cpu, or raise `exact`.") from None
-    cells = int(4*len(x)**.5)
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(
+            f'{len(x):,} rows are too many for an exact search: pip install faiss-cpu, or raise `exact`.'
+        ) from None
+    cells = int(4 * len(x) ** 0.5)
     index = faiss.index_factory(x.shape[1], f'IVF{cells},Flat', faiss.METRIC_INNER_PRODUCT)
-    index.train(x[::max(1, len(x)//(50*cells))].numpy())
+    index.train(x[:: max(1, len(x) // (50 * cells))].numpy())
     index.add(x.numpy())
     index.nprobe = 32
     cosine, row = (torch.from_numpy(o) for o in index.search(x.numpy(), k + 1))
-    cosine[row == torch.arange(len(x))[:, None]] = -2.
+    cosine[row == torch.arange(len(x))[:, None]] = -2.0
     order = cosine.argsort(dim=1, descending=True)[:, :k]
     return cosine.gather(1, order), row.gather(1, order)
 
 # %% ../../nbs/models/36_mining.ipynb #fa8af4ba
 def near_duplicates(
-    features:Float[Tensor, "n d"], # of images
-    threshold:float=.95,           # cosine from which two images count as the same; above 1: never
-    exact:int=300_000,             # most rows for the matrix product; beyond, the 16 nearest of FAISS
-) -> Int64[Tensor, "n"]: # number of each row's component
+    features: Float[Tensor, 'n d'],  # of images
+    threshold: float = 0.95,  # cosine from which two images count as the same; above 1: never
+    exact: int = 300_000,  # most rows for the matrix product; beyond, the 16 nearest of FAISS
+) -> Int64[Tensor, 'n']:  # number of each row's component
     "Join rows that are closer than `threshold`, and whatever that joins (union of pairs)."
     x, pairs = F.normalize(features.float(), dim=-1), []
     if len(x) > exact and threshold <= 1:
@@ -72,23 +79,25 @@ def near_duplicates(
         pairs = [torch.stack([near.nonzero()[:, 0], row[near]], 1)]
     elif threshold <= 1:
         for at in range(0, len(x), 1024):
-            i, j = (x[at:at+1024] @ x[at:].T >= threshold).nonzero().T
+            i, j = (x[at : at + 1024] @ x[at:].T >= threshold).nonzero().T
             pairs.append(torch.stack([i, j], 1) + at)
     return join(torch.cat([*pairs, torch.empty(0, 2, dtype=torch.int64)]), len(x))
 
+# %% ../../nbs/models/36_mining.ipynb #7c20e63d
 def join(
-    pairs:Int64[Tensor, "p 2"], # rows that belong together
-    n:int,                      # rows
-) -> Int64[Tensor, "n"]:
+    pairs: Int64[Tensor, 'p 2'],  # rows that belong together
+    n: int,  # rows
+) -> Int64[Tensor, 'n']:
     "The connected components of a graph."
     i, j = pairs.numpy().T
     graph = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
     return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
 
+# %% ../../nbs/models/36_mining.ipynb #5dc98f15
 def pair_ids(
-    cache:FeatureCache,    # the pairs
-    threshold:float=.95,   # as in `near_duplicates`
-) -> Int64[Tensor, "t"]: # one number per text
+    cache: FeatureCache,  # the pairs
+    threshold: float = 0.95,  # as in `near_duplicates`
+) -> Int64[Tensor, 't']:  # one number per text
     "Equal for texts of one image, for equal texts, and for near-duplicate images: never each other's negatives."
     image = near_duplicates(cache.image[:, 0], threshold)
     seen = {}
@@ -97,18 +106,22 @@ def pair_ids(
 
 # %% ../../nbs/models/36_mining.ipynb #b24f796f
 def similarity_histogram(
-    cache:FeatureCache,     # its plain images
-    threshold:float=.95,    # a line
-    ax=None,                # matplotlib's
+    cache: FeatureCache,  # its plain images
+    threshold: float = 0.95,  # a line
+    ax=None,  # matplotlib's
 ):
     "Cosine to the nearest neighbour, and between random images (5,000 at most)."
     n = len(cache.image)
     x = cache.image[torch.from_numpy(sample_rng(0, 0, -1).permutation(n)[:5000]), 0]
-    if len(x) < 2: raise ValueError(f"{cache.folder} holds {len(x)} picture: two are needed to compare.")
+    if len(x) < 2:
+        raise ValueError(f'{cache.folder} holds {len(x)} picture: two are needed to compare.')
     unit = F.normalize(x.float(), dim=-1)
     ax = ax or plt.subplots(figsize=(6, 2.6))[1]
-    for values, label in ((neighbours(x, 1)[0].flatten(), 'nearest neighbour'), ((unit * unit.roll(1, 0)).sum(1), 'random pair')):
-        ax.hist(values.numpy(), bins=np.linspace(-1, 1, 81), alpha=.7, label=label)
+    for values, label in (
+        (neighbours(x, 1)[0].flatten(), 'nearest neighbour'),
+        ((unit * unit.roll(1, 0)).sum(1), 'random pair'),
+    ):
+        ax.hist(values.numpy(), bins=np.linspace(-1, 1, 81), alpha=0.7, label=label)
     ax.axvline(threshold, color='#606060', lw=1)
     ax.set(xlabel='cosine of image features', ylabel='images', xlim=(min(0, float((unit @ unit[0]).min())), 1.01))
     ax.legend()
@@ -116,12 +129,12 @@ def similarity_histogram(
 
 # %% ../../nbs/models/36_mining.ipynb #4787e25a
 def hard_order(
-    near:Int64[Tensor, "n k"], # neighbours of each row
-    ids:Int64[Tensor, "n"],    # rows of equal id should not meet in a batch
-    batch_size:int,            # rows
-    seed:int,                  # of the run
-    epoch:int,                 # passes over the data before this one
-) -> Int64[np.ndarray, "n"]: # every row once; cut it into batches
+    near: Int64[Tensor, 'n k'],  # neighbours of each row
+    ids: Int64[Tensor, 'n'],  # rows of equal id should not meet in a batch
+    batch_size: int,  # rows
+    seed: int,  # of the run
+    epoch: int,  # passes over the data before this one
+) -> Int64[np.ndarray, 'n']:  # every row once; cut it into batches
     "Fill each batch with random rows and their nearest neighbours that are left (NGAME, Dahiya 2023)."
     near, ids, order = near.tolist(), ids.tolist(), []
     queue, used = deque(sample_rng(seed, epoch, -1).permutation(len(ids)).tolist()), bytearray(len(ids))
@@ -129,37 +142,54 @@ def hard_order(
         batch, met, held = [], set(), []
         while queue and len(batch) < batch_size:
             row = queue.popleft()
-            if used[row]: continue
-            if ids[row] in met: held.append(row); continue
+            if used[row]:
+                continue
+            if ids[row] in met:
+                held.append(row)
+                continue
             for o in (row, *near[row]):
                 if len(batch) < batch_size and o >= 0 and not used[o] and ids[o] not in met:
-                    batch.append(o); met.add(ids[o]); used[o] = 1
+                    batch.append(o)
+                    met.add(ids[o])
+                    used[o] = 1
         while held and len(batch) < batch_size:
-            batch.append(held.pop(0)); used[batch[-1]] = 1
+            batch.append(held.pop(0))
+            used[batch[-1]] = 1
         queue.extendleft(reversed(held))
         order += batch
     return np.array(order)
 
+# %% ../../nbs/models/36_mining.ipynb #d34c14f2
 def clashes(
-    ids:Int64[Tensor, "n"], # in the order of an epoch
-    batch_size:int,         # rows
-) -> int: # rows whose id an earlier row of the batch has
+    ids: Int64[Tensor, 'n'],  # in the order of an epoch
+    batch_size: int,  # rows
+) -> int:  # rows whose id an earlier row of the batch has
     "How many rows meet their own kind."
     return sum(len(o) - len(o.unique()) for o in ids.split(batch_size))
 
 # %% ../../nbs/models/36_mining.ipynb #4f334930
 class FeatureWalks:
     "Ways through cached features, for a class that has `cache`, `ids`, `texts`, `batch_at` and settings."
-    def __len__(self): return len(self.texts)
-    damaged = {} # a `Loader`'s; here it was counted when the cache was made
+
+    def __len__(self):
+        return len(self.texts)
+
+    damaged = {}  # a `Loader`'s; here it was counted when the cache was made
+
     @property
-    def steps_per_epoch(self) -> int: return len(self)//self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
+    def steps_per_epoch(self) -> int:
+        return len(self) // self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
 
     def gather(self, text, u, v) -> Batch:
         image = self.cache.text_image[text]
-        return Batch(self.cache.image[image, v].float(), self.cache.text[text, u].float(), self.ids[text], [self.cache.keys[i] for i in image.tolist()])
+        return Batch(
+            self.cache.image[image, v].float(),
+            self.cache.text[text, u].float(),
+            self.ids[text],
+            [self.cache.keys[i] for i in image.tolist()],
+        )
 
-    def batches(self, start_step:int=0) -> Iterator[Batch]: # without end
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:  # without end
         "Batches from any step on, exactly as if all steps before had been made."
         step = start_step
         while True:
@@ -168,15 +198,17 @@ class FeatureWalks:
 
     def eval_batches(self) -> Iterator[Batch]:
         "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
-        for text in self.texts[part_of(len(self), self.share)].split(self.batch_size): yield self.gather(text, 0, 0)
+        for text in self.texts[part_of(len(self), self.share)].split(self.batch_size):
+            yield self.gather(text, 0, 0)
 
 # %% ../../nbs/models/36_mining.ipynb #dbbf969a
-_known = {} # ids of the last cache: each run of an ablation asks for them
+_known = {}  # ids of the last cache: each run of an ablation asks for them
+
 
 def known_ids(
-    cache:FeatureCache, # the pairs
-    threshold:float,    # as in `near_duplicates`
-) -> Int64[Tensor, "t"]: # one number per text
+    cache: FeatureCache,  # the pairs
+    threshold: float,  # as in `near_duplicates`
+) -> Int64[Tensor, 't']:  # one number per text
     "`pair_ids`, remembered for one cache."
     if (key := (cache.id, threshold)) not in _known:
         _known.clear()
@@ -187,21 +219,23 @@ def known_ids(
 @dataclass(eq=False)
 class FeatureBatches(FeatureWalks):
     "Batches of cached features in an order that depends on (seed, epoch) only."
-    cache:FeatureCache          # the features
-    split:str|None = 'train'    # images of this split; None: all
-    batch_size:int = 64         # pairs
-    seed:int = 0                # of order, caption and view
-    order:str = 'random'        # or 'hard': batches filled with nearest neighbours of the image features
-    one_caption:bool = True     # one caption of each image in an epoch, drawn; False: every pair once
-    image_views:bool = False    # draw a view; False: the plain one
-    text_views:bool = False     # the same for texts
-    duplicate:float = .95       # cosine from which images are never each other's negatives
-    near:int = 7                # neighbours that come with each row of a hard batch
-    drop_last:bool = True       # leave out an epoch's last, smaller batch
-    share:tuple = (0, 1)        # of each batch, and of an evaluation: what process i of k takes
+
+    cache: FeatureCache  # the features
+    split: str | None = 'train'  # images of this split; None: all
+    batch_size: int = 64  # pairs
+    seed: int = 0  # of order, caption and view
+    order: str = 'random'  # or 'hard': batches filled with nearest neighbours of the image features
+    one_caption: bool = True  # one caption of each image in an epoch, drawn; False: every pair once
+    image_views: bool = False  # draw a view; False: the plain one
+    text_views: bool = False  # the same for texts
+    duplicate: float = 0.95  # cosine from which images are never each other's negatives
+    near: int = 7  # neighbours that come with each row of a hard batch
+    drop_last: bool = True  # leave out an epoch's last, smaller batch
+    share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
 
     def __post_init__(self):
-        if self.order not in ('random', 'hard'): raise ValueError(f"order is {self.order!r}; it must be 'random' or 'hard'.")
+        if self.order not in ('random', 'hard'):
+            raise ValueError(f"order is {self.order!r}; it must be 'random' or 'hard'.")
         owner, n = self.cache.text_image, len(self.cache.image)
         rows = torch.arange(n) if self.split is None else self.cache.rows(self.split)
         self.count = torch.bincount(owner, minlength=n)
@@ -210,40 +244,63 @@ class FeatureBatches(FeatureWalks):
         inside = torch.zeros(n, dtype=torch.bool)
         inside[rows] = True
         self.texts = self.start[rows[self.count[rows] > 0]] if self.one_caption else inside[owner].nonzero()[:, 0]
-        if not 1 <= self.batch_size <= len(self.texts): raise ValueError(f"batch_size is {self.batch_size}; {self.cache.folder} holds {len(self.texts)} of {self.split}, so it must be 1 to that.")
-        if self.order == 'hard': self.nearest = neighbours(self.cache.image[owner[self.texts], 0], min(self.near, len(self.texts) - 1))[1]
+        if not 1 <= self.batch_size <= len(self.texts):
+            raise ValueError(
+                f'batch_size is {self.batch_size}; {self.cache.folder} holds {len(self.texts)} of {self.split}, so it must be 1 to that.'
+            )
+        if self.order == 'hard':
+            self.nearest = neighbours(self.cache.image[owner[self.texts], 0], min(self.near, len(self.texts) - 1))[1]
 
-    def epoch_plan(self, epoch:int) -> tuple: # texts, their views, their images' views, in order
+    def epoch_plan(self, epoch: int) -> tuple:  # texts, their views, their images' views, in order
         "What an epoch shows, in which order."
-        if self.at == epoch: return self.plan
+        if self.at == epoch:
+            return self.plan
         rng, texts, cache = sample_rng(self.seed, epoch, 0), self.texts, self.cache
-        if self.one_caption: texts = texts + torch.from_numpy(rng.integers(self.count[cache.text_image[texts]].numpy()))
-        u, v = (torch.from_numpy(rng.integers(o.shape[1] if drawn else 1, size=len(texts))) for o, drawn in ((cache.text, self.text_views), (cache.image, self.image_views)))
-        if self.order == 'hard': order = hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
-        else: order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
+        if self.one_caption:
+            texts = texts + torch.from_numpy(rng.integers(self.count[cache.text_image[texts]].numpy()))
+        u, v = (
+            torch.from_numpy(rng.integers(o.shape[1] if drawn else 1, size=len(texts)))
+            for o, drawn in ((cache.text, self.text_views), (cache.image, self.image_views))
+        )
+        if self.order == 'hard':
+            order = hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
+        else:
+            order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
         self.at, self.plan = epoch, tuple(o[order] for o in (texts, u, v))
         return self.plan
 
-    def batch_at(self, step:int) -> Batch: # images [b d] and tokens [b w] are features, float32
+    def batch_at(self, step: int) -> Batch:  # images [b d] and tokens [b w] are features, float32
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        batch = (o[place*self.batch_size:(place + 1)*self.batch_size] for o in self.epoch_plan(epoch))
+        batch = (o[place * self.batch_size : (place + 1) * self.batch_size] for o in self.epoch_plan(epoch))
         return self.gather(*(o[part_of(len(o), self.share)] for o in batch))
 
 # %% ../../nbs/models/36_mining.ipynb #80a5ec35
 def summary(
-    cache:FeatureCache, # a finished one
-) -> dict: # counts, sizes, and where it came from
+    cache: FeatureCache,  # a finished one
+) -> dict:  # counts, sizes, and where it came from
     "What a cache holds."
     (i, v, d), (t, u, w) = cache.image.shape, cache.text.shape
-    return dict(pictures=i, texts=t, image_views=v, text_views=u, image_width=d, text_width=w, splits=dict(Counter(cache.info['splits'])),
-        damaged=cache.info['damaged'], megabytes=round((cache.folder/'features.safetensors').stat().st_size/1e6, 1), towers=cache.info['towers'], dataset=cache.info['dataset'])
+    return dict(
+        pictures=i,
+        texts=t,
+        image_views=v,
+        text_views=u,
+        image_width=d,
+        text_width=w,
+        splits=dict(Counter(cache.info['splits'])),
+        damaged=cache.info['damaged'],
+        megabytes=round((cache.folder / 'features.safetensors').stat().st_size / 1e6, 1),
+        towers=cache.info['towers'],
+        dataset=cache.info['dataset'],
+    )
 
+# %% ../../nbs/models/36_mining.ipynb #f163a110
 def sheet_rows(
-    rows,       # `ShardRows` or `FileRows`
-    n:int=24,   # pictures, evenly spaced
-    size:int=96,# side, pixels
-) -> tuple: # pictures [n 3 s s], first captions
+    rows,  # `ShardRows` or `FileRows`
+    n: int = 24,  # pictures, evenly spaced
+    size: int = 96,  # side, pixels
+) -> tuple:  # pictures [n 3 s s], first captions
     "Pictures to look at; damaged ones are left out."
     found, pictures, _ = good_rows(rows, sorted({round(o) for o in np.linspace(0, len(rows) - 1, n)}))
     return torch.stack([resize_image(o, size) for o in pictures]), [r.captions[0] for _, r in found]

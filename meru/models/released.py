@@ -16,63 +16,102 @@ from .model import build_model, Model, ModelConfig, paper_sizes
 
 # %% ../../nbs/models/33_released.ipynb #b5bf77af
 def read_released(
-    path:str|Path, # a file that was downloaded by hand
-) -> dict: # model: tensors by name; CLIP's also holds root, the mean direction of its training set
+    path: str | Path,  # a file that was downloaded by hand
+) -> dict:  # model: tensors by name; CLIP's also holds root, the mean direction of its training set
     "The contents of a released checkpoint, opened without running any code that it may contain."
-    try: checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):
-        raise ValueError(f"{path} was refused: it is damaged, or holds more than tensors and plain values") from None
+        raise ValueError(f'{path} was refused: it is damaged, or holds more than tensors and plain values') from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('model'), dict):
         raise ValueError(f"{path} is not in the released layout: it has no dictionary 'model'")
     return checkpoint
 
 # %% ../../nbs/models/33_released.ipynb #73696dff
-renames = {r'^visual\.': 'image_tower.', r'^textual\.': 'text_tower.',
-    r'^visual_proj': 'image_proj', r'^textual_proj': 'text_proj',
-    r'^(curv|logit_scale)$': r'log_\1', r'^visual_alpha$': 'log_image_alpha', r'^textual_alpha$': 'log_text_alpha',
-    r'\.patch_embed\.proj\.': '.patch_embed.', r'\.posit_embed$': '.pos_embed', r'\.ln_final\.': '.norm.',
-    r'\.resblocks\.': '.blocks.', r'\.ln_(\d)\.': r'.norm\1.', r'\.in_proj_': '.qkv.', r'\.out_proj\.': '.proj.',
-    r'\.mlp\.c_fc\.': '.fc1.', r'\.mlp\.c_proj\.': '.fc2.', r'\.mlp\.': '.'} # released names to ours
+renames = {
+    r'^visual\.': 'image_tower.',
+    r'^textual\.': 'text_tower.',
+    r'^visual_proj': 'image_proj',
+    r'^textual_proj': 'text_proj',
+    r'^(curv|logit_scale)$': r'log_\1',
+    r'^visual_alpha$': 'log_image_alpha',
+    r'^textual_alpha$': 'log_text_alpha',
+    r'\.patch_embed\.proj\.': '.patch_embed.',
+    r'\.posit_embed$': '.pos_embed',
+    r'\.ln_final\.': '.norm.',
+    r'\.resblocks\.': '.blocks.',
+    r'\.ln_(\d)\.': r'.norm\1.',
+    r'\.in_proj_': '.qkv.',
+    r'\.out_proj\.': '.proj.',
+    r'\.mlp\.c_fc\.': '.fc1.',
+    r'\.mlp\.c_proj\.': '.fc2.',
+    r'\.mlp\.': '.',
+}  # released names to ours
+
 
 def our_name(
-    key:str, # a name in a released checkpoint
+    key: str,  # a name in a released checkpoint
 ) -> str:
     "What this model calls the tensor `key`."
-    for pattern, ours in renames.items(): key = re.sub(pattern, ours, key)
+    for pattern, ours in renames.items():
+        key = re.sub(pattern, ours, key)
     return key
 
 # %% ../../nbs/models/33_released.ipynb #c32e2ab1
 def released_config(
-    state:dict[str, Tensor], # tensors under our names
-    image_heads:int|None=None, # of the image tower; None: the paper's
+    state: dict[str, Tensor],  # tensors under our names
+    image_heads: int | None = None,  # of the image tower; None: the paper's
 ) -> ModelConfig:
     "The sizes that the tensors' shapes imply."
-    def depth(tower): return len({k.split('.')[2] for k in state if k.startswith(f'{tower}.blocks.')})
+
+    def depth(tower):
+        return len({k.split('.')[2] for k in state if k.startswith(f'{tower}.blocks.')})
+
     width, _, patch_size, _ = state['image_tower.patch_embed.weight'].shape
     side = math.isqrt(state['image_tower.pos_embed'].shape[1] - 1)
     (vocab_size, text_width), is_meru = state['text_tower.token_embed.weight'].shape, 'log_curv' in state
     paper_heads = {size['image_width']: size['image_heads'] for size in paper_sizes.values()}
     if image_heads is None and width not in paper_heads:
-        raise ValueError(f"an image tower {width} wide is none of the paper's {tuple(paper_heads)}: pass its number of heads as image_heads")
-    return ModelConfig(geometry='lorentz' if is_meru else 'sphere', entail_weight=0.2 if is_meru else 0.,
-        embed_dim=len(state['image_proj.weight']), image_size=side*patch_size, patch_size=patch_size, image_width=width,
-        image_depth=depth('image_tower'), image_heads=paper_heads[width] if image_heads is None else image_heads,
-        text_width=text_width, text_depth=depth('text_tower'), text_heads=text_width//64,
-        context_length=len(state['text_tower.pos_embed']), vocab_size=vocab_size)
+        raise ValueError(
+            f"an image tower {width} wide is none of the paper's {tuple(paper_heads)}: pass its number of heads as image_heads"
+        )
+    return ModelConfig(
+        geometry='lorentz' if is_meru else 'sphere',
+        entail_weight=0.2 if is_meru else 0.0,
+        embed_dim=len(state['image_proj.weight']),
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        image_width=width,
+        image_depth=depth('image_tower'),
+        image_heads=paper_heads[width] if image_heads is None else image_heads,
+        text_width=text_width,
+        text_depth=depth('text_tower'),
+        text_heads=text_width // 64,
+        context_length=len(state['text_tower.pos_embed']),
+        vocab_size=vocab_size,
+    )
 
 # %% ../../nbs/models/33_released.ipynb #089ad401
 def load_released(
-    path:str|Path, # a checkpoint in the layout that MERU's authors released
-    image_heads:int|None=None, # attention heads of the image tower; None: the paper's for this width
+    path: str | Path,  # a checkpoint in the layout that MERU's authors released
+    image_heads: int | None = None,  # attention heads of the image tower; None: the paper's for this width
 ) -> Model:
     "MERU or CLIP with the weights of a released checkpoint; every tensor must find its place."
     state = {our_name(k): v for k, v in read_released(path)['model'].items() if k != 'textual.attn_mask'}
-    try: model = build_model(released_config(state, image_heads))
-    except KeyError as missing: raise ValueError(f"{path} is not in the released layout: tensor {missing} is missing") from None
+    try:
+        model = build_model(released_config(state, image_heads))
+    except KeyError as missing:
+        raise ValueError(f'{path} is not in the released layout: tensor {missing} is missing') from None
     ours = model.state_dict()
-    odd = dict(missing=ours.keys() - state.keys(), unexpected=state.keys() - ours.keys(),
-               misshapen={k for k in ours.keys() & state.keys() if ours[k].shape != state[k].shape})
+    odd = dict(
+        missing=ours.keys() - state.keys(),
+        unexpected=state.keys() - ours.keys(),
+        misshapen={k for k in ours.keys() & state.keys() if ours[k].shape != state[k].shape},
+    )
     if any(odd.values()):
-        raise ValueError(f"{path} is not in the released layout: " + ', '.join(f"{kind} {sorted(keys)[:5]}" for kind, keys in odd.items() if keys))
+        raise ValueError(
+            f'{path} is not in the released layout: '
+            + ', '.join(f'{kind} {sorted(keys)[:5]}' for kind, keys in odd.items() if keys)
+        )
     model.load_state_dict(state)
     return model

@@ -16,31 +16,35 @@ from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/models/30_towers.ipynb #5511681a
 def sincos_positions(
-    width:int, # channels, a multiple of 4
-    side:int, # patches along each side of the picture
-    temperature:float=10_000., # ratio of the longest wavelength to the shortest
-) -> Float[Tensor, "l d"]: # one row per patch, picture row by picture row
+    width: int,  # channels, a multiple of 4
+    side: int,  # patches along each side of the picture
+    temperature: float = 10_000.0,  # ratio of the longest wavelength to the shortest
+) -> Float[Tensor, 'l d']:  # one row per patch, picture row by picture row
     "Fixed 2-D sine-cosine positions (MoCo v3, as MERU uses them)."
-    if width % 4: raise ValueError(f"width {width} is not a multiple of 4, which 2-D sine-cosine positions need")
-    omega = temperature ** -(torch.arange(width//4).float() / (width//4))
+    if width % 4:
+        raise ValueError(f'width {width} is not a multiple of 4, which 2-D sine-cosine positions need')
+    omega = temperature ** -(torch.arange(width // 4).float() / (width // 4))
     row, col = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing='ij')
-    angles = [p.flatten()[:,None] * omega for p in (row, col)]
+    angles = [p.flatten()[:, None] * omega for p in (row, col)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 
 # %% ../../nbs/models/30_towers.ipynb #248afba0
 class Attention(nn.Module):
     "Multi-head self-attention; `causal` hides later tokens."
-    def __init__(self,
-        width:int, # channels
-        heads:int, # attention heads, a divisor of width
-        causal:bool=False, # may a token look only at itself and earlier ones?
+
+    def __init__(
+        self,
+        width: int,  # channels
+        heads: int,  # attention heads, a divisor of width
+        causal: bool = False,  # may a token look only at itself and earlier ones?
     ):
         super().__init__()
-        if width % heads: raise ValueError(f"width {width} cannot be split into {heads} heads of equal size")
+        if width % heads:
+            raise ValueError(f'width {width} cannot be split into {heads} heads of equal size')
         self.heads, self.causal = heads, causal
-        self.qkv, self.proj = nn.Linear(width, 3*width), nn.Linear(width, width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x:Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [b h l d/h]
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
@@ -48,72 +52,87 @@ class Attention(nn.Module):
 # %% ../../nbs/models/30_towers.ipynb #f0e67749
 class Block(nn.Module):
     "Pre-norm transformer block with exact GELU and a hidden layer four times as wide."
-    def __init__(self,
-        width:int, # channels
-        heads:int, # attention heads
-        causal:bool=False, # hide later tokens?
+
+    def __init__(
+        self,
+        width: int,  # channels
+        heads: int,  # attention heads
+        causal: bool = False,  # hide later tokens?
     ):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width, eps=1e-5), Attention(width, heads, causal)
-        self.norm2, self.fc1, self.fc2 = nn.LayerNorm(width, eps=1e-5), nn.Linear(width, 4*width), nn.Linear(4*width, width)
+        self.norm2, self.fc1, self.fc2 = (
+            nn.LayerNorm(width, eps=1e-5),
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+        )
 
-    def forward(self, x:Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+    def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
         x = x + self.attn(self.norm1(x))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 # %% ../../nbs/models/30_towers.ipynb #a1c05e11
 def run_blocks(
-    blocks:nn.ModuleList, # from first to last
-    x:Float[Tensor, "b l d"], # tokens
-    recompute:bool=False, # keep the blocks' inputs only, and compute the rest again backwards?
-) -> Float[Tensor, "b l d"]:
+    blocks: nn.ModuleList,  # from first to last
+    x: Float[Tensor, 'b l d'],  # tokens
+    recompute: bool = False,  # keep the blocks' inputs only, and compute the rest again backwards?
+) -> Float[Tensor, 'b l d']:
     "All blocks in turn."
-    for block in blocks: x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
     return x
 
 # %% ../../nbs/models/30_towers.ipynb #170fc376
 class ViT(nn.Module):
     "Vision transformer with a class token and fixed positions (the image tower of MERU)."
-    def __init__(self,
-        image_size:int=224, # side of the picture in pixels
-        patch_size:int=16, # side of a patch in pixels, a divisor of image_size
-        width:int=384, # channels
-        depth:int=12, # blocks
-        heads:int=12, # attention heads
-        patch_dropout:float=0., # share of the patches that each picture goes without in training
-        recompute:bool=False, # see `run_blocks`
+
+    def __init__(
+        self,
+        image_size: int = 224,  # side of the picture in pixels
+        patch_size: int = 16,  # side of a patch in pixels, a divisor of image_size
+        width: int = 384,  # channels
+        depth: int = 12,  # blocks
+        heads: int = 12,  # attention heads
+        patch_dropout: float = 0.0,  # share of the patches that each picture goes without in training
+        recompute: bool = False,  # see `run_blocks`
     ):
         super().__init__()
         self.patch_dropout, self.recompute = patch_dropout, recompute
-        if image_size % patch_size: raise ValueError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+        if image_size % patch_size:
+            raise ValueError(f'image_size {image_size} is not a multiple of patch_size {patch_size}')
         self.image_size, self.width = image_size, width
         self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, width))
-        positions = sincos_positions(width, image_size//patch_size)
+        positions = sincos_positions(width, image_size // patch_size)
         self.register_buffer('pos_embed', F.pad(positions, (0, 0, 1, 0))[None])  # row 0: the class token's zeros
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.blocks.apply(init_linear)
 
-    def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        if images.shape[-2:] != (self.image_size,)*2:
-            raise ValueError(f"pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}")
+    def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b d']:
+        if images.shape[-2:] != (self.image_size,) * 2:
+            raise ValueError(
+                f'pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}'
+            )
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [b l d]
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed
-        if self.training and self.patch_dropout: x = torch.cat([x[:, :1], some_tokens(x[:, 1:], self.patch_dropout)], dim=1)
+        if self.training and self.patch_dropout:
+            x = torch.cat([x[:, :1], some_tokens(x[:, 1:], self.patch_dropout)], dim=1)
         return self.norm(run_blocks(self.blocks, x, self.recompute)[:, 0])
 
+# %% ../../nbs/models/30_towers.ipynb #f214451c
 def some_tokens(
-    x:Float[Tensor, "b l d"], # patches, positions added
-    share:float, # of them that is left out, at least 0 and below 1
-) -> Float[Tensor, "b k d"]:
+    x: Float[Tensor, 'b l d'],  # patches, positions added
+    share: float,  # of them that is left out, at least 0 and below 1
+) -> Float[Tensor, 'b k d']:
     "A random choice of each picture's patches (FLIP, Li et al. 2023)."
-    k = max(1, round(x.shape[1]*(1 - share)))
+    k = max(1, round(x.shape[1] * (1 - share)))
     chosen = torch.rand(x.shape[:2], device=x.device).argsort(1)[:, :k]
     return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
 
+# %% ../../nbs/models/30_towers.ipynb #6f500c87
 def init_linear(
-    module:nn.Module, # changed in place if it is a linear layer
+    module: nn.Module,  # changed in place if it is a linear layer
 ):
     "Truncated normal weights of deviation 0.02, zero bias."
     if isinstance(module, nn.Linear):
@@ -123,13 +142,15 @@ def init_linear(
 # %% ../../nbs/models/30_towers.ipynb #1be1ee6a
 class TextTransformer(nn.Module):
     "Causal transformer whose feature is read at the end token (CLIP)."
-    def __init__(self,
-        vocab_size:int=49408, # token ids; the highest is the end token
-        context_length:int=77, # longest text, in tokens
-        width:int=512, # channels
-        depth:int=12, # blocks
-        heads:int=8, # attention heads
-        recompute:bool=False, # see `run_blocks`
+
+    def __init__(
+        self,
+        vocab_size: int = 49408,  # token ids; the highest is the end token
+        context_length: int = 77,  # longest text, in tokens
+        width: int = 512,  # channels
+        depth: int = 12,  # blocks
+        heads: int = 8,  # attention heads
+        recompute: bool = False,  # see `run_blocks`
     ):
         super().__init__()
         self.context_length, self.width, self.recompute = context_length, width, recompute
@@ -138,94 +159,125 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, causal=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-5)
         nn.init.normal_(self.token_embed.weight, std=0.02)
-        for block in self.blocks: init_scaled(block, width, depth)
+        for block in self.blocks:
+            init_scaled(block, width, depth)
 
-    def hidden(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def hidden(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b l d']:
         if tokens.shape[1] > self.context_length:
-            raise ValueError(f"texts of {tokens.shape[1]} tokens given to a tower whose context_length is {self.context_length}")
-        x = self.token_embed(tokens) + self.pos_embed[:tokens.shape[1]]
+            raise ValueError(
+                f'texts of {tokens.shape[1]} tokens given to a tower whose context_length is {self.context_length}'
+            )
+        x = self.token_embed(tokens) + self.pos_embed[: tokens.shape[1]]
         return run_blocks(self.blocks, x, self.recompute)
 
-    def forward(self, tokens:Int[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+    def forward(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
         rows = torch.arange(len(tokens), device=tokens.device)
         return self.norm(self.hidden(tokens)[rows, tokens.argmax(-1)])
 
+# %% ../../nbs/models/30_towers.ipynb #cc6ea9d1
 def init_scaled(
-    block:Block, # changed in place
-    width:int, # channels
-    depth:int, # blocks in the tower
+    block: Block,  # changed in place
+    width: int,  # channels
+    depth: int,  # blocks in the tower
 ):
     "CLIP's deviations: what is added to the stream shrinks with depth."
-    for linear, std in ((block.attn.qkv, width**-0.5), (block.attn.proj, (2*depth*width)**-0.5),
-                        (block.fc1, (2*width)**-0.5), (block.fc2, (2*depth*width)**-0.5)):
+    for linear, std in (
+        (block.attn.qkv, width**-0.5),
+        (block.attn.proj, (2 * depth * width) ** -0.5),
+        (block.fc1, (2 * width) ** -0.5),
+        (block.fc2, (2 * depth * width) ** -0.5),
+    ):
         nn.init.normal_(linear.weight, std=std)
         nn.init.zeros_(linear.bias)
 
 # %% ../../nbs/models/30_towers.ipynb #a1c05e31
 def cut_texts(
-    tokens:Int[Tensor, "b l"], # padded with 0; on the CPU, or reading the longest length waits for the device
-    step:int=1, # the result's length is a multiple of this,
-    most:int=77, # or this, if that is less
-) -> Int[Tensor, "b k"]: # the same texts, with as little padding as that allows
+    tokens: Int[Tensor, 'b l'],  # padded with 0; on the CPU, or reading the longest length waits for the device
+    step: int = 1,  # the result's length is a multiple of this,
+    most: int = 77,  # or this, if that is less
+) -> Int[Tensor, 'b k']:  # the same texts, with as little padding as that allows
     "Cut or pad to the batch's longest text in steps; the end token is the highest id."
     longest = int(tokens.argmax(-1).max()) + 1
-    length = min(-(-longest//step)*step, most)
+    length = min(-(-longest // step) * step, most)
     return F.pad(tokens, (0, length - tokens.shape[1]))
 
 # %% ../../nbs/models/30_towers.ipynb #bcd938c5
 class ConvMLP(nn.Module):
     "Two strided convolutions, then a residual perceptron that sees every cell in its place."
-    def __init__(self,
-        image_size:int=32, # side of the picture in pixels, a multiple of 4
-        conv_width:int=32, # channels after the first convolution; the second doubles them
-        width:int=1024, # of the perceptron and of the feature
-        depth:int=2, # residual layers
-        dropout:float=0., # share of each residual layer's input that is dropped in training
+
+    def __init__(
+        self,
+        image_size: int = 32,  # side of the picture in pixels, a multiple of 4
+        conv_width: int = 32,  # channels after the first convolution; the second doubles them
+        width: int = 1024,  # of the perceptron and of the feature
+        depth: int = 2,  # residual layers
+        dropout: float = 0.0,  # share of each residual layer's input that is dropped in training
     ):
         super().__init__()
-        if image_size % 4: raise ValueError(f"image_size {image_size} is not a multiple of 4, by which this tower shrinks a picture")
+        if image_size % 4:
+            raise ValueError(f'image_size {image_size} is not a multiple of 4, by which this tower shrinks a picture')
         self.image_size, self.width = image_size, width
-        self.stem = nn.Sequential(conv_layer(3, conv_width), conv_layer(conv_width, 2*conv_width), nn.Flatten())
-        self.mix = linear_layer(2*conv_width*(image_size//4)**2, width)
-        self.layers = nn.ModuleList(nn.Sequential(nn.Dropout(dropout), linear_layer(width, width)) for _ in range(depth))
+        self.stem = nn.Sequential(conv_layer(3, conv_width), conv_layer(conv_width, 2 * conv_width), nn.Flatten())
+        self.mix = linear_layer(2 * conv_width * (image_size // 4) ** 2, width)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Dropout(dropout), linear_layer(width, width)) for _ in range(depth)
+        )
 
-    def forward(self, images:Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        if images.shape[-2:] != (self.image_size,)*2:
-            raise ValueError(f"pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}")
+    def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b d']:
+        if images.shape[-2:] != (self.image_size,) * 2:
+            raise ValueError(
+                f'pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}'
+            )
         pictures = F.group_norm(images, 1)  # mean 0 and deviation 1, each picture by itself
         x = self.mix(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
-        for layer in self.layers: x = x + layer(x)
+        for layer in self.layers:
+            x = x + layer(x)
         return x
 
+# %% ../../nbs/models/30_towers.ipynb #ef2a860a
 def conv_layer(
-    n_in:int, # channels in
-    n_out:int, # channels out
-) -> nn.Sequential: # halves the picture
+    n_in: int,  # channels in
+    n_out: int,  # channels out
+) -> nn.Sequential:  # halves the picture
     "3 x 3 convolution of stride 2, normalised over the batch (Ioffe and Szegedy 2015), rectified."
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
 
+# %% ../../nbs/models/30_towers.ipynb #af5b666f
 def linear_layer(
-    n_in:int, # channels in
-    n_out:int, # channels out
+    n_in: int,  # channels in
+    n_out: int,  # channels out
 ) -> nn.Sequential:
     "Linear map, normalised over the batch, rectified."
     return nn.Sequential(nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU())
 
 # %% ../../nbs/models/30_towers.ipynb #f305e31c
 image_towers = dict(
-    vit=lambda cfg: ViT(cfg.image_size, cfg.patch_size, cfg.image_width, cfg.image_depth, cfg.image_heads, cfg.patch_dropout, cfg.recompute),
-    conv=lambda cfg: ConvMLP(cfg.image_size, cfg.conv_width, cfg.image_width, cfg.image_depth, cfg.dropout))
+    vit=lambda cfg: ViT(
+        cfg.image_size,
+        cfg.patch_size,
+        cfg.image_width,
+        cfg.image_depth,
+        cfg.image_heads,
+        cfg.patch_dropout,
+        cfg.recompute,
+    ),
+    conv=lambda cfg: ConvMLP(cfg.image_size, cfg.conv_width, cfg.image_width, cfg.image_depth, cfg.dropout),
+)
+
 
 def build_image_tower(
-    cfg, # a `ModelConfig`
-) -> nn.Module: # images [b 3 s s] -> features [b width]
+    cfg,  # a `ModelConfig`
+) -> nn.Module:  # images [b 3 s s] -> features [b width]
     "The image tower that `cfg.image_tower` names."
     if cfg.image_tower not in image_towers:
-        raise ValueError(f"image_tower {cfg.image_tower!r} is not one of {', '.join(image_towers)}")
+        raise ValueError(f'image_tower {cfg.image_tower!r} is not one of {", ".join(image_towers)}')
     return image_towers[cfg.image_tower](cfg)
 
+# %% ../../nbs/models/30_towers.ipynb #a31376a2
 def build_text_tower(
-    cfg, # a `ModelConfig`
-) -> TextTransformer: # tokens [b l] -> features [b width]
+    cfg,  # a `ModelConfig`
+) -> TextTransformer:  # tokens [b l] -> features [b width]
     "The text tower of `cfg`."
-    return TextTransformer(cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.text_depth, cfg.text_heads, cfg.recompute)
+    return TextTransformer(
+        cfg.vocab_size, cfg.context_length, cfg.text_width, cfg.text_depth, cfg.text_heads, cfg.recompute
+    )

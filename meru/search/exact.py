@@ -19,20 +19,23 @@ from ..core import check_finite
 
 # %% ../../nbs/search/50_exact.ipynb #e27a5356
 def best_products(
-    q:Float[Tensor, "q e"], # query vectors
-    gallery,                # points; anything with a length whose slices are tensors
-    vectors:Callable,       # of points: their gallery vectors
-    keep:int,               # products kept per query
-    budget:int=2**22,       # products held at once
-) -> tuple[Float[Tensor, "q k"], Int64[Tensor, "q k"], float]: # falling; rows of the gallery; length of the longest gallery vector
+    q: Float[Tensor, 'q e'],  # query vectors
+    gallery,  # points; anything with a length whose slices are tensors
+    vectors: Callable,  # of points: their gallery vectors
+    keep: int,  # products kept per query
+    budget: int = 2**22,  # products held at once
+) -> tuple[
+    Float[Tensor, 'q k'], Int64[Tensor, 'q k'], float
+]:  # falling; rows of the gallery; length of the longest gallery vector
     "The largest inner products of each query, the gallery read once, block by block."
-    values, rows, longest = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device), 0.
+    values, rows, longest = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device), 0.0
     for at in range(0, len(gallery), step := 2**14):
-        block = gallery[at:at + step].to(q)
-        if not block.isfinite().all(): check_finite(block, [f"row {at + i}" for i in range(len(block))], "gallery points")
+        block = gallery[at : at + step].to(q)
+        if not block.isfinite().all():
+            check_finite(block, [f'row {at + i}' for i in range(len(block))], 'gallery points')
         block = vectors(block)
         longest = max(longest, float(block.norm(dim=1).max()))
-        tops = [products(o, block).topk(min(keep, len(block))) for o in q.split(max(1, budget//len(block)))]
+        tops = [products(o, block).topk(min(keep, len(block))) for o in q.split(max(1, budget // len(block)))]
         values = torch.cat([values, torch.cat([o.values for o in tops])], 1)
         rows = torch.cat([rows, torch.cat([o.indices for o in tops]) + at], 1)
         values, place = values.topk(min(keep, values.shape[1]))
@@ -42,98 +45,123 @@ def best_products(
 # %% ../../nbs/search/50_exact.ipynb #e27a5358
 class Hits(NamedTuple):
     "What a search found, nearest first."
-    distance:Float[Tensor, "q k"] # geodesic
-    row:Int64[Tensor, "q k"]      # of the gallery
 
+    distance: Float[Tensor, 'q k']  # geodesic
+    row: Int64[Tensor, 'q k']  # of the gallery
+
+# %% ../../nbs/search/50_exact.ipynb #63af0786
 def rerank(
-    geometry:Geometry,            # of the points
-    queries:Float[Tensor, "q d"], # points
-    gallery,                      # points; anything that rows can be taken from
-    rows:Int64[Tensor, "q r"],    # candidates of each query
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-    k:int,                        # how many are kept
+    geometry: Geometry,  # of the points
+    queries: Float[Tensor, 'q d'],  # points
+    gallery,  # points; anything that rows can be taken from
+    rows: Int64[Tensor, 'q r'],  # candidates of each query
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    k: int,  # how many are kept
 ) -> Hits:
     "The nearest of the candidates, by their true distance."
     parts = []
     for q, r in zip(queries.split(256), rows.split(256)):
-        near = gallery[r.flatten().to(getattr(gallery, "device", "cpu"))].to(q).view(*r.shape, -1)
+        near = gallery[r.flatten().to(getattr(gallery, 'device', 'cpu'))].to(q).view(*r.shape, -1)
         distance, place = geometry.dist(q[:, None], near, curv).topk(k, largest=False)
         parts.append((distance, r.gather(1, place)))
     return Hits(*map(torch.cat, zip(*parts)))
 
+# %% ../../nbs/search/50_exact.ipynb #5c65515f
 def is_sure(
-    values:Float[Tensor, "q r"], # products of the candidates, falling
-    k:int,                       # how many are wanted
-    q:Float[Tensor, "q e"],      # query vectors
-    longest:float,               # length of the longest gallery vector
-) -> Tensor: # [q] bool
+    values: Float[Tensor, 'q r'],  # products of the candidates, falling
+    k: int,  # how many are wanted
+    q: Float[Tensor, 'q e'],  # query vectors
+    longest: float,  # length of the longest gallery vector
+) -> Tensor:  # [q] bool
     "Can no point that was left out be among the first k, however the products were rounded?"
     wrong = (q.shape[1] + 3) * torch.finfo(q.dtype).eps * q.norm(dim=1) * longest
-    return values[:, k - 1] - values[:, -1] > 2*wrong
+    return values[:, k - 1] - values[:, -1] > 2 * wrong
 
 # %% ../../nbs/search/50_exact.ipynb #e27a5359
 @torch.no_grad()
 def exact_search(
-    geometry:Geometry,            # of the points
-    queries:Float[Tensor, "q d"], # points
-    gallery,                      # points: a tensor [g d] or a `FileVectors`
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-    k:int=10,                     # neighbours per query
-    budget:int=2**22,             # scores held at once
+    geometry: Geometry,  # of the points
+    queries: Float[Tensor, 'q d'],  # points
+    gallery,  # points: a tensor [g d] or a `FileVectors`
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    k: int = 10,  # neighbours per query
+    budget: int = 2**22,  # scores held at once
 ) -> Hits:
     "The nearest points and their distances, block by block."
-    if not 1 <= k <= len(gallery): raise ValueError(f"k must lie in 1..{len(gallery)}, the size of the gallery; got {k}")
-    check_finite(queries, what="query points")
-    keep = min(len(gallery), 2*k + 16)
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f'k must lie in 1..{len(gallery)}, the size of the gallery; got {k}')
+    check_finite(queries, what='query points')
+    keep = min(len(gallery), 2 * k + 16)
+
     def candidates(x):
         q = geometry.query_vectors(x, curv.to(x))
         return q, *best_products(q, gallery, lambda y: geometry.gallery_vectors(y, curv.to(x)), keep, budget)
+
     q, values, rows, longest = candidates(queries.to(torch.promote_types(queries.dtype, torch.float32)))
     unsure = ~is_sure(values, k, q, longest)
-    if keep < len(gallery) and unsure.any() and q.dtype != torch.float64 and q.device.type != "mps":
+    if keep < len(gallery) and unsure.any() and q.dtype != torch.float64 and q.device.type != 'mps':
         rows[unsure] = candidates(queries[unsure].double())[2]
     return rerank(geometry, queries, gallery, rows, curv, k)
 
+# %% ../../nbs/search/50_exact.ipynb #e72e2f71
 def nearest(
-    geometry,                     # any of `meru.geometry`
-    queries:Float[Tensor, "q d"], # points
-    gallery:Float[Tensor, "g d"], # points
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-    k:int=10,                     # neighbours per query
-    budget:int=2**22,             # scores held at once
-) -> Int64[Tensor, "q k"]:        # rows of the gallery, nearest first
+    geometry,  # any of `meru.geometry`
+    queries: Float[Tensor, 'q d'],  # points
+    gallery: Float[Tensor, 'g d'],  # points
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    k: int = 10,  # neighbours per query
+    budget: int = 2**22,  # scores held at once
+) -> Int64[Tensor, 'q k']:  # rows of the gallery, nearest first
     "Exact search, block by block."
     return exact_search(geometry, queries, gallery, curv, k, budget).row
 
 # %% ../../nbs/search/50_exact.ipynb #041bc839
 class FileVectors:
     "Rows of a .npy or .safetensors file, read when they are asked for."
-    def __init__(self,
-        path:str|Path,      # of the file
-        name:str="points",  # of the tensor in a safetensors file
+
+    def __init__(
+        self,
+        path: str | Path,  # of the file
+        name: str = 'points',  # of the tensor in a safetensors file
     ):
         self.path = Path(path)
-        if not self.path.is_file(): raise FileNotFoundError(f"there is no gallery {self.path}")
-        try: self.dtype, self.shape, self.offset = self._npy() if self.path.suffix == ".npy" else self._safetensors(name)
-        except (ValueError, KeyError, EOFError) as e: raise ValueError(f"{self.path} cannot be read as points: {e}") from None
-        if len(self.shape) != 2 or self.dtype.kind != "f": raise ValueError(f"{self.path} holds {self.dtype} of shape {self.shape}, not rows of floating-point numbers")
-        if self.path.stat().st_size < self.offset + self.dtype.itemsize*self.shape[0]*self.shape[1]: raise ValueError(f"{self.path} ends too early: it was cut off")
+        if not self.path.is_file():
+            raise FileNotFoundError(f'there is no gallery {self.path}')
+        try:
+            self.dtype, self.shape, self.offset = self._npy() if self.path.suffix == '.npy' else self._safetensors(name)
+        except (ValueError, KeyError, EOFError) as e:
+            raise ValueError(f'{self.path} cannot be read as points: {e}') from None
+        if len(self.shape) != 2 or self.dtype.kind != 'f':
+            raise ValueError(
+                f'{self.path} holds {self.dtype} of shape {self.shape}, not rows of floating-point numbers'
+            )
+        if self.path.stat().st_size < self.offset + self.dtype.itemsize * self.shape[0] * self.shape[1]:
+            raise ValueError(f'{self.path} ends too early: it was cut off')
 
     def _npy(self):
-        with open(self.path, "rb") as f:
+        with open(self.path, 'rb') as f:
             version = np.lib.format.read_magic(f)
-            shape, columns_first, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(f)
-            if columns_first: raise ValueError("it is stored column by column")
+            shape, columns_first, dtype = getattr(np.lib.format, f'read_array_header_{version[0]}_0')(f)
+            if columns_first:
+                raise ValueError('it is stored column by column')
             return dtype, shape, f.tell()
 
     def _safetensors(self, name):
-        with open(self.path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            if size > self.path.stat().st_size: raise ValueError("it is not a safetensors file")
+        with open(self.path, 'rb') as f:
+            size = int.from_bytes(f.read(8), 'little')
+            if size > self.path.stat().st_size:
+                raise ValueError('it is not a safetensors file')
             told = json.loads(f.read(size))
-        if name not in told: raise ValueError(f"it has no tensor {name!r}; it has {', '.join(k for k in told if k != '__metadata__')}")
-        return np.dtype({"F16": "f2", "F32": "f4", "F64": "f8"}[told[name]["dtype"]]), tuple(told[name]["shape"]), 8 + size + told[name]["data_offsets"][0]
+        if name not in told:
+            raise ValueError(f'it has no tensor {name!r}; it has {", ".join(k for k in told if k != "__metadata__")}')
+        return (
+            np.dtype({'F16': 'f2', 'F32': 'f4', 'F64': 'f8'}[told[name]['dtype']]),
+            tuple(told[name]['shape']),
+            8 + size + told[name]['data_offsets'][0],
+        )
 
-    def __len__(self): return self.shape[0]
-    def __getitem__(self, rows) -> Float[Tensor, "n d"]: # rows is a slice or an Int64 tensor
-        return torch.from_numpy(np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[rows]))
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> Float[Tensor, 'n d']:  # rows is a slice or an Int64 tensor
+        return torch.from_numpy(np.array(np.memmap(self.path, self.dtype, 'r', self.offset, self.shape)[rows]))

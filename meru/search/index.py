@@ -22,148 +22,183 @@ from ..models.feature_cache import cache_id
 from .exact import exact_search, Hits, rerank
 
 # %% ../../nbs/search/51_index.ipynb #21a00011
-shells = dict(wide=(.5, 5.5, 0.), narrow=(.87, 0., .05)) # radius = first + second·u + third·n, u uniform, n normal
+shells = dict(
+    wide=(0.5, 5.5, 0.0), narrow=(0.87, 0.0, 0.05)
+)  # radius = first + second·u + third·n, u uniform, n normal
+
 
 def clumps(
-    geometry:Geometry, # where the points lie
-    n:int,             # points
-    shell:str,         # 'wide' or 'narrow'
-    dim:int=64,        # of the points
-    topics:int=200,    # clumps
-    inner:int=16,      # dimensions that the clumps fill
-    seed:int=0,        # of everything
-) -> Float[Tensor, "n d"]: # curvature 1
+    geometry: Geometry,  # where the points lie
+    n: int,  # points
+    shell: str,  # 'wide' or 'narrow'
+    dim: int = 64,  # of the points
+    topics: int = 200,  # clumps
+    inner: int = 16,  # dimensions that the clumps fill
+    seed: int = 0,  # of everything
+) -> Float[Tensor, 'n d']:  # curvature 1
     "Points as embeddings are: in clumps, of few effective dimensions."
-    if shell not in shells: raise ValueError(f"shell {shell!r} is not one of {', '.join(shells)}")
+    if shell not in shells:
+        raise ValueError(f'shell {shell!r} is not one of {", ".join(shells)}')
     g = torch.Generator().manual_seed(seed)
-    turn, centre = torch.randn(inner, dim, generator=g)/inner**.5, torch.randn(topics, inner, generator=g)
-    z = centre[torch.randint(topics, (n,), generator=g)] + .5*torch.randn(n, inner, generator=g)
-    v = z@turn + .1*torch.randn(n, dim, generator=g)
+    turn, centre = torch.randn(inner, dim, generator=g) / inner**0.5, torch.randn(topics, inner, generator=g)
+    z = centre[torch.randint(topics, (n,), generator=g)] + 0.5 * torch.randn(n, inner, generator=g)
+    v = z @ turn + 0.1 * torch.randn(n, dim, generator=g)
     least, spread, noise = shells[shell]
-    radius = least + spread*torch.rand(n, 1, generator=g) + noise*torch.randn(n, 1, generator=g)
-    return geometry.exp_map0(radius*v/v.norm(dim=1, keepdim=True), torch.tensor(1.))
+    radius = least + spread * torch.rand(n, 1, generator=g) + noise * torch.randn(n, 1, generator=g)
+    return geometry.exp_map0(radius * v / v.norm(dim=1, keepdim=True), torch.tensor(1.0))
 
 # %% ../../nbs/search/51_index.ipynb #21a00021
 def share_found(
-    found:Int64[Tensor, "q k"], # rows that a search gave
-    true:Int64[Tensor, "q k"],  # the nearest rows
+    found: Int64[Tensor, 'q k'],  # rows that a search gave
+    true: Int64[Tensor, 'q k'],  # the nearest rows
 ) -> float:
     "Recall at k: how many of the true neighbours were found, on average."
     return (found[:, :, None] == true[:, None]).any(1).double().mean().item()
 
 # %% ../../nbs/search/51_index.ipynb #21a00031
 def nearest_cell(
-    geometry:Geometry,            # of the points
-    points:Float[Tensor, "n d"],  # to be placed
-    centres:Float[Tensor, "c d"], # of the cells
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-) -> Int64[Tensor, "n"]: # numbers of cells
+    geometry: Geometry,  # of the points
+    points: Float[Tensor, 'n d'],  # to be placed
+    centres: Float[Tensor, 'c d'],  # of the cells
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Int64[Tensor, 'n']:  # numbers of cells
     "The cell of each point."
     held = geometry.gallery_vectors(centres, curv)
     return torch.cat([products(geometry.query_vectors(o, curv), held).argmax(1) for o in points.split(4096)])
 
+# %% ../../nbs/search/51_index.ipynb #b9cb8dde
 def fit_cells(
-    geometry:Geometry,           # of the points
-    points:Float[Tensor, "n d"], # 64 a cell are looked at
-    curv:Float[Tensor, ""],      # curvature magnitude c > 0
-    n_cells:int,                 # how many
-    steps:int=2,                 # rounds; more make cells less equal in size, which costs more than it gains
-    seed:int=0,                  # of the points looked at
-) -> Float[Tensor, "c d"]: # centres
+    geometry: Geometry,  # of the points
+    points: Float[Tensor, 'n d'],  # 64 a cell are looked at
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    n_cells: int,  # how many
+    steps: int = 2,  # rounds; more make cells less equal in size, which costs more than it gains
+    seed: int = 0,  # of the points looked at
+) -> Float[Tensor, 'c d']:  # centres
     "k-means in any geometry (Lloyd; on the hyperboloid with the centre of Law et al. 2019)."
-    if not 1 <= n_cells <= len(points): raise ValueError(f"n_cells is {n_cells}; {len(points)} points have 1 to that many cells")
-    some = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:64*n_cells]]
+    if not 1 <= n_cells <= len(points):
+        raise ValueError(f'n_cells is {n_cells}; {len(points)} points have 1 to that many cells')
+    some = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: 64 * n_cells]]
     centres, held = some[:n_cells], geometry.gallery_vectors(some, curv)
     for _ in range(steps):
         cell = nearest_cell(geometry, some, centres, curv)
         count = torch.bincount(cell, minlength=n_cells)[:, None]
-        mean = torch.zeros(n_cells, held.shape[1]).index_add_(0, cell, held)/count.clamp_min(1)
+        mean = torch.zeros(n_cells, held.shape[1]).index_add_(0, cell, held) / count.clamp_min(1)
         centres = torch.where(count > 0, geometry.centre(mean, curv), centres)
     return centres
 
 # %% ../../nbs/search/51_index.ipynb #21a00041
 def empty_lists(
-    held:Float[Tensor, "c e"], # gallery vectors of the cells' centres
+    held: Float[Tensor, 'c e'],  # gallery vectors of the cells' centres
 ):
     "An inverted file of FAISS whose cells are ours."
-    try: import faiss
-    except ImportError: raise ImportError("an index of cells needs FAISS: pip install 'meru[faiss]'; without cells (n_cells=0) search is exact and needs nothing") from None
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError(
+            "an index of cells needs FAISS: pip install 'meru[faiss]'; without cells (n_cells=0) search is exact and needs nothing"
+        ) from None
     coarse = faiss.IndexFlatIP(held.shape[1])
     coarse.add(held.numpy())
     lists = faiss.IndexIVFFlat(coarse, *held.shape[::-1], faiss.METRIC_INNER_PRODUCT)
     lists.is_trained = True
     return lists
 
+# %% ../../nbs/search/51_index.ipynb #649842b2
 def fill_lists(
-    lists,                      # of FAISS; changed
-    held:Float[Tensor, "n e"],  # gallery vectors
-    cell:Int64[Tensor, "n"],    # of each
+    lists,  # of FAISS; changed
+    held: Float[Tensor, 'n e'],  # gallery vectors
+    cell: Int64[Tensor, 'n'],  # of each
 ):
     "Append to the lists, each vector to its own cell."
     from faiss import swig_ptr
-    for h, c in zip(held.split(2**16), cell.split(2**16)): lists.add_core(len(h), swig_ptr(h.contiguous().numpy()), None, swig_ptr(c.contiguous().numpy()))
+
+    for h, c in zip(held.split(2**16), cell.split(2**16)):
+        lists.add_core(len(h), swig_ptr(h.contiguous().numpy()), None, swig_ptr(c.contiguous().numpy()))
 
 # %% ../../nbs/search/51_index.ipynb #21a00043
 def check_points(
-    geometry:Geometry,           # that they should lie in
-    points:Float[Tensor, "n d"], # to be looked at
-    curv:Float[Tensor, ""],      # curvature magnitude c > 0
-    dim:int|None=None,           # width that is wanted; None: any
-    what:str='points',           # for the message
+    geometry: Geometry,  # that they should lie in
+    points: Float[Tensor, 'n d'],  # to be looked at
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    dim: int | None = None,  # width that is wanted; None: any
+    what: str = 'points',  # for the message
 ):
     "Refuse what is not a point of the space."
-    if points.ndim != 2 or dim not in (None, points.shape[1]): raise ValueError(f"{what} have shape {tuple(points.shape)}; rows of {dim or 'any'} numbers are wanted, in {geometry.name} geometry without a time component")
+    if points.ndim != 2 or dim not in (None, points.shape[1]):
+        raise ValueError(
+            f'{what} have shape {tuple(points.shape)}; rows of {dim or "any"} numbers are wanted, in {geometry.name} geometry without a time component'
+        )
     check_finite(points, what=what)
     for at, x in zip(range(0, len(points), 2**16), points.split(2**16)):
         moved = (geometry.exp_map0(geometry.log_map0(x, curv), curv) - x).norm(dim=1)
-        off = ~(moved <= 1e-3*x.norm(dim=1) + 1e-6) | ~geometry.gallery_vectors(x, curv).isfinite().all(1)
+        off = ~(moved <= 1e-3 * x.norm(dim=1) + 1e-6) | ~geometry.gallery_vectors(x, curv).isfinite().all(1)
         if off.any():
             first = int(off.nonzero()[0])
-            raise ValueError(f"{what}: {int(off.sum())} rows do not lie in {geometry.name} space, first: row {at + first}, of length {x[first].norm():.4g}")
+            raise ValueError(
+                f'{what}: {int(off.sum())} rows do not lie in {geometry.name} space, first: row {at + first}, of length {x[first].norm():.4g}'
+            )
 
 # %% ../../nbs/search/51_index.ipynb #21a00044
 @dataclass
 class Index:
     "Points of one model, with what is known of each, ready to be searched."
-    points:Float[Tensor, "n d"]                   # in float32
-    geometry:str = 'lorentz'                      # of the points
-    curv:float = 1.                               # curvature magnitude c > 0
-    model:str = ''                                # which model made the points
-    columns:dict = field(default_factory=dict)    # name -> list, of what is known of each point
-    centres:Float[Tensor, "c d"]|None = None      # of the cells; None: search is exact
-    cell:Int64[Tensor, "n"]|None = None           # of each point
-    probes:int = 0                                # cells looked into
-    lists:object = None                           # of FAISS
+
+    points: Float[Tensor, 'n d']  # in float32
+    geometry: str = 'lorentz'  # of the points
+    curv: float = 1.0  # curvature magnitude c > 0
+    model: str = ''  # which model made the points
+    columns: dict = field(default_factory=dict)  # name -> list, of what is known of each point
+    centres: Float[Tensor, 'c d'] | None = None  # of the cells; None: search is exact
+    cell: Int64[Tensor, 'n'] | None = None  # of each point
+    probes: int = 0  # cells looked into
+    lists: object = None  # of FAISS
 
     def __post_init__(self):
         check_points(self.space, self.points, self.c, what='gallery points')
-        if bad := [k for k, v in self.columns.items() if len(v) != len(self)]: raise ValueError(f"column {bad[0]!r} has {len(self.columns[bad[0]])} values for {len(self)} points")
-        if self.centres is None: return
+        if bad := [k for k, v in self.columns.items() if len(v) != len(self)]:
+            raise ValueError(f'column {bad[0]!r} has {len(self.columns[bad[0]])} values for {len(self)} points')
+        if self.centres is None:
+            return
         self.lists = empty_lists(self.vectors(self.centres))
         fill_lists(self.lists, self.vectors(self.points), self.cell)
 
-    def __len__(self): return len(self.points)
-    space = property(lambda self: get_geometry(self.geometry), doc="of the points")
-    c = property(lambda self: torch.tensor(self.curv), doc="curvature magnitude")
-    def vectors(self, points): return self.space.gallery_vectors(points.float(), self.c)
+    def __len__(self):
+        return len(self.points)
 
-    def search(self, queries:Float[Tensor, "q d"], k:int=10, probes:int|None=None) -> Hits:
+    space = property(lambda self: get_geometry(self.geometry), doc='of the points')
+    c = property(lambda self: torch.tensor(self.curv), doc='curvature magnitude')
+
+    def vectors(self, points):
+        return self.space.gallery_vectors(points.float(), self.c)
+
+    def search(self, queries: Float[Tensor, 'q d'], k: int = 10, probes: int | None = None) -> Hits:
         "The nearest points; `probes` cells are looked into, None: as tuned."
         check_points(self.space, queries, self.c, self.points.shape[1], 'query points')
-        if self.lists is None: return exact_search(self.space, queries, self.points, self.c, k)
-        if not 1 <= k <= len(self) or (probes := self.probes if probes is None else probes) < 1: raise ValueError(f"k must lie in 1..{len(self)}, the size of the gallery, and probes be at least 1 cell; got k = {k}, probes = {probes}")
+        if self.lists is None:
+            return exact_search(self.space, queries, self.points, self.c, k)
+        if not 1 <= k <= len(self) or (probes := self.probes if probes is None else probes) < 1:
+            raise ValueError(
+                f'k must lie in 1..{len(self)}, the size of the gallery, and probes be at least 1 cell; got k = {k}, probes = {probes}'
+            )
         self.lists.nprobe = min(probes, len(self.centres))
-        rows = torch.from_numpy(self.lists.search(self.space.query_vectors(queries.float(), self.c).numpy(), min(k + 10, len(self)))[1])
-        few = rows[:, -1] < 0 # the cells held too little
+        rows = torch.from_numpy(
+            self.lists.search(self.space.query_vectors(queries.float(), self.c).numpy(), min(k + 10, len(self)))[1]
+        )
+        few = rows[:, -1] < 0  # the cells held too little
         found = rerank(self.space, queries, self.points, rows.clamp_min(0), self.c, k)
         if few.any():
-            for mine, exact in zip(found, exact_search(self.space, queries[few], self.points, self.c, k)): mine[few] = exact
+            for mine, exact in zip(found, exact_search(self.space, queries[few], self.points, self.c, k)):
+                mine[few] = exact
         return found
 
-    def add(self, points:Float[Tensor, "n d"], **columns):
+    def add(self, points: Float[Tensor, 'n d'], **columns):
         "More points; the cells stay as they are."
         check_points(self.space, points, self.c, self.points.shape[1], 'added points')
-        if columns.keys() != self.columns.keys() or any(len(o) != len(points) for o in columns.values()): raise ValueError(f"{len(points)} added points need {len(points)} values of each column: {', '.join(self.columns) or 'there is none'}")
+        if columns.keys() != self.columns.keys() or any(len(o) != len(points) for o in columns.values()):
+            raise ValueError(
+                f'{len(points)} added points need {len(points)} values of each column: {", ".join(self.columns) or "there is none"}'
+            )
         if self.lists is not None:
             cell = nearest_cell(self.space, points.float(), self.centres, self.c)
             fill_lists(self.lists, self.vectors(points), cell)
@@ -173,107 +208,141 @@ class Index:
 
 # %% ../../nbs/search/51_index.ipynb #21a00051
 def tune(
-    index:Index,                  # with cells; its `probes` is set
-    queries:Float[Tensor, "q d"], # like those to come
-    recall:float=.99,             # at 10
-) -> dict[int, float]: # cells looked into, and recall at 10
+    index: Index,  # with cells; its `probes` is set
+    queries: Float[Tensor, 'q d'],  # like those to come
+    recall: float = 0.99,  # at 10
+) -> dict[int, float]:  # cells looked into, and recall at 10
     "Raise `probes` until the queries find enough of their true neighbours."
     k = min(10, len(index))
     true, tried, n_cells = exact_search(index.space, queries, index.points, index.c, k).row, {}, len(index.centres)
     while not tried or max(tried.values()) < recall and index.probes < n_cells:
-        index.probes = min(n_cells, max(index.probes + 1, index.probes*3//2)) if tried else 1
+        index.probes = min(n_cells, max(index.probes + 1, index.probes * 3 // 2)) if tried else 1
         tried[index.probes] = share_found(index.search(queries, k).row, true)
     return tried
 
+# %% ../../nbs/search/51_index.ipynb #4ea64631
 def build_index(
-    points:Float[Tensor, "n d"],       # the gallery
-    geometry:str,                      # of the points
-    curv:float,                        # curvature magnitude c > 0
-    model:str='',                      # which model made the points
-    columns:dict|None=None,            # name -> list, of what is known of each point
-    queries:Float[Tensor, "q d"]|None=None, # like those to come, to tune with; None: points of the gallery
-    n_cells:int|None=None,             # None: 8√n from 20,000 points on; 0: search is exact
-    recall:float=.99,                  # at 10, of the true neighbours
+    points: Float[Tensor, 'n d'],  # the gallery
+    geometry: str,  # of the points
+    curv: float,  # curvature magnitude c > 0
+    model: str = '',  # which model made the points
+    columns: dict | None = None,  # name -> list, of what is known of each point
+    queries: Float[Tensor, 'q d'] | None = None,  # like those to come, to tune with; None: points of the gallery
+    n_cells: int | None = None,  # None: 8√n from 20,000 points on; 0: search is exact
+    recall: float = 0.99,  # at 10, of the true neighbours
 ) -> Index:
     "A gallery, ready to be searched."
     index = Index(points.float(), geometry, float(curv), model, columns or {})
-    if n_cells is None: n_cells = int(8*math.sqrt(len(points))) if len(points) >= 20_000 else 0
-    if not n_cells: return index
+    if n_cells is None:
+        n_cells = int(8 * math.sqrt(len(points))) if len(points) >= 20_000 else 0
+    if not n_cells:
+        return index
     index.centres = fit_cells(index.space, index.points, index.c, n_cells)
     index.cell = nearest_cell(index.space, index.points, index.centres, index.c)
     index.lists = empty_lists(index.vectors(index.centres))
     fill_lists(index.lists, index.vectors(index.points), index.cell)
-    tune(index, index.points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:500]] if queries is None else queries, recall)
+    tune(
+        index,
+        index.points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:500]]
+        if queries is None
+        else queries,
+        recall,
+    )
     return index
 
 # %% ../../nbs/search/51_index.ipynb #21a00061
 def save_index(
-    index:Index,     # to be kept
-    folder:str|Path, # made if it is not there
+    index: Index,  # to be kept
+    folder: str | Path,  # made if it is not there
 ):
     "Write points and cells, then their description."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: o.contiguous() for k in ('points', 'centres', 'cell') if (o := getattr(index, k)) is not None}
-    write_atomic(folder/'points.safetensors', lambda tmp: save_file(tensors, tmp))
-    info = dict(sha256=file_sha256(folder/'points.safetensors'), **{k: getattr(index, k) for k in ('geometry', 'curv', 'model', 'probes', 'columns')})
-    replace_text(folder/'index.json', json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False))
+    write_atomic(folder / 'points.safetensors', lambda tmp: save_file(tensors, tmp))
+    info = dict(
+        sha256=file_sha256(folder / 'points.safetensors'),
+        **{k: getattr(index, k) for k in ('geometry', 'curv', 'model', 'probes', 'columns')},
+    )
+    replace_text(folder / 'index.json', json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False))
 
+# %% ../../nbs/search/51_index.ipynb #e4cfb236
 def load_index(
-    folder:str|Path,      # that `save_index` wrote
-    model:str|None=None,  # the model that will ask; None: any
+    folder: str | Path,  # that `save_index` wrote
+    model: str | None = None,  # the model that will ask; None: any
 ) -> Index:
     "Read an index, or say in one sentence why it cannot be used."
     folder = Path(folder)
-    about, path = folder/'index.json', folder/'points.safetensors'
-    if not about.exists() or not path.exists(): raise FileNotFoundError(f"{folder} holds no index: save_index writes {about.name} and {path.name}")
-    try: info = json.loads(about.read_text(encoding='utf-8'))
-    except ValueError: info = {}
-    if not isinstance(info, dict) or info.pop('id', None) != cache_id(info): raise ValueError(f"{about} is damaged or was edited: build the index again")
-    if file_sha256(path) != info.pop('sha256'): raise ValueError(f"{path} does not have the sha256 that {about.name} gives: build the index again")
-    if model not in (None, info['model']): raise ValueError(f"{folder} is an index of model {info['model']!r}, but {model!r} asks: their points have nothing to do with each other; build an index with this model")
+    about, path = folder / 'index.json', folder / 'points.safetensors'
+    if not about.exists() or not path.exists():
+        raise FileNotFoundError(f'{folder} holds no index: save_index writes {about.name} and {path.name}')
+    try:
+        info = json.loads(about.read_text(encoding='utf-8'))
+    except ValueError:
+        info = {}
+    if not isinstance(info, dict) or info.pop('id', None) != cache_id(info):
+        raise ValueError(f'{about} is damaged or was edited: build the index again')
+    if file_sha256(path) != info.pop('sha256'):
+        raise ValueError(f'{path} does not have the sha256 that {about.name} gives: build the index again')
+    if model not in (None, info['model']):
+        raise ValueError(
+            f'{folder} is an index of model {info["model"]!r}, but {model!r} asks: their points have nothing to do with each other; build an index with this model'
+        )
     return Index(**load_file(path), **info)
 
 # %% ../../nbs/search/51_index.ipynb #21a00071
 def database_queries(
-    geometry:Geometry,            # of the points
-    queries:Float[Tensor, "q d"], # points
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-) -> Float[Tensor, "q e"]:
+    geometry: Geometry,  # of the points
+    queries: Float[Tensor, 'q d'],  # points
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, 'q e']:
     "What to send to a database that holds `database_vectors`."
     q = geometry.query_vectors(queries.float(), curv)
     return torch.cat([q, torch.zeros(len(q), 1)], 1)
 
+# %% ../../nbs/search/51_index.ipynb #6699104d
 def database_vectors(
-    geometry:Geometry,           # of the points
-    points:Float[Tensor, "n d"], # a gallery
-    curv:Float[Tensor, ""],      # curvature magnitude c > 0
-) -> Float[Tensor, "n e"]:
+    geometry: Geometry,  # of the points
+    points: Float[Tensor, 'n d'],  # a gallery
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, 'n e']:
     "Gallery vectors, lifted to one length (Bachrach et al. 2014): inner product, cosine and L2 give one order."
     g = geometry.gallery_vectors(points.double(), curv.double())
     square = g.square().sum(1, keepdim=True)
     return torch.cat([g, (square.max() - square).sqrt()], 1).float()
 
+# %% ../../nbs/search/51_index.ipynb #dc1d7743
 def export_index(
-    index:Index,   # to be given away
-    path:str|Path, # a .parquet file
+    index: Index,  # to be given away
+    path: str | Path,  # a .parquet file
 ):
     "Columns, radius and vector of every point, and how to ask, as a parquet file."
-    try: import pyarrow as pa, pyarrow.parquet as pq
-    except ImportError: raise ImportError("a parquet file needs pyarrow: pip install pyarrow") from None
+    try:
+        import pyarrow as pa, pyarrow.parquet as pq
+    except ImportError:
+        raise ImportError('a parquet file needs pyarrow: pip install pyarrow') from None
     vectors = database_vectors(index.space, index.points, index.c)
     held = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), vectors.shape[1])
-    told = dict(geometry=index.geometry, curv=index.curv, model=index.model, metric='inner product, cosine or L2; any kind of index', query='meru.search.index.database_queries; in lorentz geometry (x, -sqrt(1/curv + |x|^2), 0)')
+    told = dict(
+        geometry=index.geometry,
+        curv=index.curv,
+        model=index.model,
+        metric='inner product, cosine or L2; any kind of index',
+        query='meru.search.index.database_queries; in lorentz geometry (x, -sqrt(1/curv + |x|^2), 0)',
+    )
     table = pa.table(index.columns | dict(radius=index.space.radius(index.points, index.c).numpy(), vector=held))
     pq.write_table(table.replace_schema_metadata(dict(meru=json.dumps(told))), path)
 
 # %% ../../nbs/search/51_index.ipynb #21a00081
 def move_along_ray(
-    geometry:Geometry,            # of the points
-    points:Float[Tensor, "n d"],  # queries
-    curv:Float[Tensor, ""],       # curvature magnitude c > 0
-    generality:float,             # share of the way to the root, below 1; negative leads outwards
-) -> Float[Tensor, "n d"]:
+    geometry: Geometry,  # of the points
+    points: Float[Tensor, 'n d'],  # queries
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    generality: float,  # share of the way to the root, below 1; negative leads outwards
+) -> Float[Tensor, 'n d']:
     "The same direction at another radius."
-    if generality and not geometry.has_radius: raise ValueError(f"generality is {generality}, but in {geometry.name} geometry all points are as far from the root: ask with generality 0, or with a model that has radii")
-    return geometry.exp_map0((1 - generality)*geometry.log_map0(points, curv), curv)
+    if generality and not geometry.has_radius:
+        raise ValueError(
+            f'generality is {generality}, but in {geometry.name} geometry all points are as far from the root: ask with generality 0, or with a model that has radii'
+        )
+    return geometry.exp_map0((1 - generality) * geometry.log_map0(points, curv), curv)

@@ -18,48 +18,73 @@ from ..models.model import ModelConfig
 @dataclass(frozen=True)
 class TrainConfig(ModelConfig, ImageAugment):
     "Everything that decides a training run; the defaults are MERU's recipe, but for the data, bfloat16 and masked equal texts."
-    data:str = 'data/cc3m'               # 'emoji' for the embedded drawings, or a folder of shards
-    seed:int = 0                         # decides initial weights, order and augmentation
-    steps:int = 120_000                  # updates of the whole run
-    batch_size:int = 2048                # pairs an update; every pair's negatives are the others
-    lr:float = 5e-4                      # peak learning rate of AdamW
-    warmup:int = 4_000                   # updates until the peak
-    weight_decay:float = 0.2             # on matrices and kernels alone
-    decay_all:bool = False               # norms and biases decay too, as in the released code
-    betas:tuple[float, float] = (0.9, 0.98) # decay of AdamW's two moments; 0.98 forgets faster, as CLIP's
-    grad_clip:float = 0.0                # largest norm of the gradient; 0 clips nothing, as in the paper
-    amp:str = 'bf16'                     # 'bf16' or 'off': precision of the towers; geometry is float32 in both
-    micro_batch:int = 0                  # pairs in memory at once, divides batch_size; 0: all. The gradient is the same, the time about 1.6 times
-    compile:str = 'off'                  # torch.compile of the transformer blocks: 'auto' (on a GPU), 'on' or 'off'
-    augment_on:str = 'loader'            # where pictures are augmented: 'loader', or 'device': a batch at a time, from pictures squeezed to 1.5 times the side
-    init:str = ''                        # a run whose weights this one starts from
-    level_probs:tuple[float, ...] = ()   # how often each level of a pair's texts is drawn; () = the caption
-    word_mask:float = 0.0                # chance of each word of a caption to be masked
-    word_shuffle:float = 0.0             # chance that a caption's words are shuffled
-    word_drop:float = 0.0                # chance of each word of a caption to be dropped
-    batches:str = 'random'               # cached features: 'random', or 'hard': filled with nearest neighbours
-    duplicate:float = 0.95               # cached features: cosine from which two images are never each other's negatives
-    image_views:bool = False             # cached features: draw one of an image's augmented views, not the plain one
-    text_views:bool = False              # cached features: the same for texts
-    verify:str = 'hashes'                # on opening shards: 'sizes' compares bytes and counts, 'hashes' every byte too
-    damaged_shards:str = 'fail'          # a shard that differs from its manifest: 'fail', or 'quarantine': go on without it, on record
-    val_pairs:int = 1024                 # pairs held out for validation where the data has no own split
-    workers:int = 4                      # processes that read and decode; the order does not depend on it
-    cache:bool = False                   # keep decoded pictures in memory
-    log_every:int = 100                  # updates between two lines of metrics.jsonl
-    val_every:int = 5_000                # updates between two looks at the held-out pairs
-    save_every:int = 1_000               # updates between two checkpoints
-    device:str = 'auto'                  # 'auto', 'cpu', 'cuda' or 'cuda:1'
+
+    data: str = 'data/cc3m'  # 'emoji' for the embedded drawings, or a folder of shards
+    seed: int = 0  # decides initial weights, order and augmentation
+    steps: int = 120_000  # updates of the whole run
+    batch_size: int = 2048  # pairs an update; every pair's negatives are the others
+    lr: float = 5e-4  # peak learning rate of AdamW
+    warmup: int = 4_000  # updates until the peak
+    weight_decay: float = 0.2  # on matrices and kernels alone
+    decay_all: bool = False  # norms and biases decay too, as in the released code
+    betas: tuple[float, float] = (0.9, 0.98)  # decay of AdamW's two moments; 0.98 forgets faster, as CLIP's
+    grad_clip: float = 0.0  # largest norm of the gradient; 0 clips nothing, as in the paper
+    amp: str = 'bf16'  # 'bf16' or 'off': precision of the towers; geometry is float32 in both
+    micro_batch: int = (
+        0  # pairs in memory at once, divides batch_size; 0: all. The gradient is the same, the time about 1.6 times
+    )
+    compile: str = 'off'  # torch.compile of the transformer blocks: 'auto' (on a GPU), 'on' or 'off'
+    augment_on: str = 'loader'  # where pictures are augmented: 'loader', or 'device': a batch at a time, from pictures squeezed to 1.5 times the side
+    init: str = ''  # a run whose weights this one starts from
+    level_probs: tuple[float, ...] = ()  # how often each level of a pair's texts is drawn; () = the caption
+    word_mask: float = 0.0  # chance of each word of a caption to be masked
+    word_shuffle: float = 0.0  # chance that a caption's words are shuffled
+    word_drop: float = 0.0  # chance of each word of a caption to be dropped
+    batches: str = 'random'  # cached features: 'random', or 'hard': filled with nearest neighbours
+    duplicate: float = 0.95  # cached features: cosine from which two images are never each other's negatives
+    image_views: bool = False  # cached features: draw one of an image's augmented views, not the plain one
+    text_views: bool = False  # cached features: the same for texts
+    verify: str = 'hashes'  # on opening shards: 'sizes' compares bytes and counts, 'hashes' every byte too
+    damaged_shards: str = (
+        'fail'  # a shard that differs from its manifest: 'fail', or 'quarantine': go on without it, on record
+    )
+    val_pairs: int = 1024  # pairs held out for validation where the data has no own split
+    workers: int = 4  # processes that read and decode; the order does not depend on it
+    cache: bool = False  # keep decoded pictures in memory
+    log_every: int = 100  # updates between two lines of metrics.jsonl
+    val_every: int = 5_000  # updates between two looks at the held-out pairs
+    save_every: int = 1_000  # updates between two checkpoints
+    device: str = 'auto'  # 'auto', 'cpu', 'cuda' or 'cuda:1'
 
     def __post_init__(self):
         ModelConfig.__post_init__(self)
         ImageAugment.__post_init__(self)
-        def all_in(low, high, names): return {k: low <= getattr(self, k) <= high for k in names.split()}
-        check_ranges(self, **all_in(1, math.inf, 'steps batch_size log_every val_every save_every image_size'), lr=self.lr > 0,
-            **all_in(0, math.inf, 'seed workers weight_decay grad_clip val_pairs'), **all_in(0, 1, 'word_mask word_shuffle word_drop'),
-            amp=self.amp in ('bf16', 'off'), compile=self.compile in ('auto', 'on', 'off'), augment_on=self.augment_on in ('loader', 'device'), micro_batch=self.micro_batch >= 0 and not (self.micro_batch and self.batch_size % self.micro_batch), batches=self.batches in ('random', 'hard'), verify=self.verify in ('sizes', 'hashes'), damaged_shards=self.damaged_shards in ('fail', 'quarantine'), duplicate=0 < self.duplicate <= 1.01, warmup=0 <= self.warmup < self.steps, betas=all(0 <= b < 1 for b in self.betas),
-            level_probs=not self.level_probs or abs(sum(self.level_probs) - 1) < 1e-6)
-        if self.micro_batch and self.image_tower == 'conv': raise ValueError(f"micro_batch is {self.micro_batch}, but image_tower 'conv' normalises over the batch, and a part has other statistics: set micro_batch=0")
+
+        def all_in(low, high, names):
+            return {k: low <= getattr(self, k) <= high for k in names.split()}
+
+        check_ranges(
+            self,
+            **all_in(1, math.inf, 'steps batch_size log_every val_every save_every image_size'),
+            lr=self.lr > 0,
+            **all_in(0, math.inf, 'seed workers weight_decay grad_clip val_pairs'),
+            **all_in(0, 1, 'word_mask word_shuffle word_drop'),
+            amp=self.amp in ('bf16', 'off'),
+            compile=self.compile in ('auto', 'on', 'off'),
+            augment_on=self.augment_on in ('loader', 'device'),
+            micro_batch=self.micro_batch >= 0 and not (self.micro_batch and self.batch_size % self.micro_batch),
+            batches=self.batches in ('random', 'hard'),
+            verify=self.verify in ('sizes', 'hashes'),
+            damaged_shards=self.damaged_shards in ('fail', 'quarantine'),
+            duplicate=0 < self.duplicate <= 1.01,
+            warmup=0 <= self.warmup < self.steps,
+            betas=all(0 <= b < 1 for b in self.betas),
+            level_probs=not self.level_probs or abs(sum(self.level_probs) - 1) < 1e-6,
+        )
+        if self.micro_batch and self.image_tower == 'conv':
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}, but image_tower 'conv' normalises over the batch, and a part has other statistics: set micro_batch=0"
+            )
 
 # %% ../../nbs/training/41_config.ipynb #a5cfe1e7
 # bfloat16, compiled blocks and texts cut in steps of 16 on a GPU: tested for what they compute, untimed
@@ -71,12 +96,43 @@ vit_l = replace(vit_s, image_width=1024, image_depth=24, image_heads=16)
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
 # two CPU cores, 7 to 12 minutes; style_top1 0.45: see outputs/reference/demo
 demo = TrainConfig(
-    data='emoji', image_tower='conv', image_size=32, image_width=1024, image_depth=2, dropout=0.2, embed_dim=128,
-    text_width=128, text_depth=1, text_heads=4, context_length=16, vocab_size=4096, logit_scale_init=30.,
-    learn_curv=False, batch_size=128, steps=4000, lr=2e-3, warmup=300, weight_decay=0.1, amp='off',
-    crop_scale=(0.6, 1.0), crop_ratio=(0.85, 1.18), degrees=8., shear=3., translate=0.05,
-    brightness=0.15, contrast=0.15, saturation=0.3, hue=0.04, grey=0.05,
-    level_probs=(0.05, 0.1, 0.7, 0.15), workers=0, cache=True, log_every=50, val_every=500, save_every=500)
+    data='emoji',
+    image_tower='conv',
+    image_size=32,
+    image_width=1024,
+    image_depth=2,
+    dropout=0.2,
+    embed_dim=128,
+    text_width=128,
+    text_depth=1,
+    text_heads=4,
+    context_length=16,
+    vocab_size=4096,
+    logit_scale_init=30.0,
+    learn_curv=False,
+    batch_size=128,
+    steps=4000,
+    lr=2e-3,
+    warmup=300,
+    weight_decay=0.1,
+    amp='off',
+    crop_scale=(0.6, 1.0),
+    crop_ratio=(0.85, 1.18),
+    degrees=8.0,
+    shear=3.0,
+    translate=0.05,
+    brightness=0.15,
+    contrast=0.15,
+    saturation=0.3,
+    hue=0.04,
+    grey=0.05,
+    level_probs=(0.05, 0.1, 0.7, 0.15),
+    workers=0,
+    cache=True,
+    log_every=50,
+    val_every=500,
+    save_every=500,
+)
 # papermill nbs/train.ipynb outputs/smoke/train.ipynb -p preset smoke
 # two CPU cores, seconds; learns nothing that is worth a number
 smoke = replace(demo, steps=12, batch_size=32, warmup=2, log_every=2, val_every=6, save_every=4, cache=False)
@@ -86,44 +142,89 @@ smoke = replace(demo, steps=12, batch_size=32, warmup=2, log_every=2, val_every=
 # papermill nbs/train.ipynb outputs/head/train.ipynb -p preset head_poincare -p out outputs/head
 # on two CPU cores some 20,000 pairs a second; never yet run on CC3M itself
 head_poincare = TrainConfig(
-    data='data/cc3m_features', backbone='open_clip:ViT-B-32:openai', image_tower='features', text_tower='features',
-    image_width=512, text_width=512, geometry='poincare', embed_dim=64, tangent='clip', temperature='curvature', margin=0.2, hard_beta=0.2,
-    entail_weight=0., batches='hard', image_views=True, text_views=True, batch_size=64, lr=1e-4, betas=(0.9, 0.999),
-    weight_decay=0., steps=45_000, warmup=450, amp='off', workers=0, log_every=500, val_every=5_000, save_every=5_000)
+    data='data/cc3m_features',
+    backbone='open_clip:ViT-B-32:openai',
+    image_tower='features',
+    text_tower='features',
+    image_width=512,
+    text_width=512,
+    geometry='poincare',
+    embed_dim=64,
+    tangent='clip',
+    temperature='curvature',
+    margin=0.2,
+    hard_beta=0.2,
+    entail_weight=0.0,
+    batches='hard',
+    image_views=True,
+    text_views=True,
+    batch_size=64,
+    lr=1e-4,
+    betas=(0.9, 0.999),
+    weight_decay=0.0,
+    steps=45_000,
+    warmup=450,
+    amp='off',
+    workers=0,
+    log_every=500,
+    val_every=5_000,
+    save_every=5_000,
+)
 
 # %% ../../nbs/training/41_config.ipynb #c9606fde
 def twins(
-    name:str,        # name of a preset in Lorentz geometry
-    cfg:TrainConfig, # that preset
-) -> dict[str, TrainConfig]: # the preset and its three controls
+    name: str,  # name of a preset in Lorentz geometry
+    cfg: TrainConfig,  # that preset
+) -> dict[str, TrainConfig]:  # the preset and its three controls
     "The same run in four geometries."
-    return {name: cfg, f'{name}_clip': replace(cfg, geometry='sphere', entail_weight=0.),
-            f'{name}_euclid': replace(cfg, geometry='euclidean'), f'{name}_poincare': replace(cfg, geometry='poincare')}
+    return {
+        name: cfg,
+        f'{name}_clip': replace(cfg, geometry='sphere', entail_weight=0.0),
+        f'{name}_euclid': replace(cfg, geometry='euclidean'),
+        f'{name}_poincare': replace(cfg, geometry='poincare'),
+    }
 
-presets = {k: c for name, cfg in dict(smoke=smoke, demo=demo, vit_s=vit_s, vit_b=vit_b, vit_l=vit_l).items()
-           for k, c in twins(name, cfg).items()}
-presets |= {f'head_{name}': replace(head_poincare, geometry=geometry) for name, geometry in
-            dict(poincare='poincare', lorentz='lorentz', clip='sphere', euclid='euclidean').items()}
+
+presets = {
+    k: c
+    for name, cfg in dict(smoke=smoke, demo=demo, vit_s=vit_s, vit_b=vit_b, vit_l=vit_l).items()
+    for k, c in twins(name, cfg).items()
+}
+presets |= {
+    f'head_{name}': replace(head_poincare, geometry=geometry)
+    for name, geometry in dict(poincare='poincare', lorentz='lorentz', clip='sphere', euclid='euclidean').items()
+}
 
 # %% ../../nbs/training/41_config.ipynb #2db3603d
 def feature_widths(
-    data:str, # what `data` of a config says
-) -> dict[str, str|int]: # fields that features in that folder decide; none where there are none
+    data: str,  # what `data` of a config says
+) -> dict[str, str | int]:  # fields that features in that folder decide; none where there are none
     "Which towers made the features of a folder, and how wide they are."
-    path = root()/data/'cache.json'
-    if not path.exists(): return {}
+    path = root() / data / 'cache.json'
+    if not path.exists():
+        return {}
     held = json.loads(path.read_text(encoding='utf-8'))
-    return dict(backbone=held['towers'], image_width=held['image_width'], text_width=held['text_width'], image_tower='features', text_tower='features')
+    return dict(
+        backbone=held['towers'],
+        image_width=held['image_width'],
+        text_width=held['text_width'],
+        image_tower='features',
+        text_tower='features',
+    )
 
+# %% ../../nbs/training/41_config.ipynb #be440c0c
 def make_config(
-    preset:str, # name of a preset
-    **given,    # fields that differ from it
-) -> TrainConfig: # the resolved config
+    preset: str,  # name of a preset
+    **given,  # fields that differ from it
+) -> TrainConfig:  # the resolved config
     "A preset and its changes, checked."
-    if preset not in presets: raise ValueError(f"unknown preset {preset!r}; known are: {', '.join(presets)}")
+    if preset not in presets:
+        raise ValueError(f'unknown preset {preset!r}; known are: {", ".join(presets)}')
     base, given = presets[preset], checked(TrainConfig, given, 'preset, out, processes, ')
     follows = {}
-    if given.get('data', 'emoji') != 'emoji': follows['level_probs'] = ()
+    if given.get('data', 'emoji') != 'emoji':
+        follows['level_probs'] = ()
     follows |= feature_widths(given.get('data', base.data))
-    if 'steps' in given: follows['warmup'] = base.warmup * given['steps'] // base.steps
+    if 'steps' in given:
+        follows['warmup'] = base.warmup * given['steps'] // base.steps
     return replace(base, **follows | given)

@@ -20,63 +20,95 @@ from .trainer import check_processes, fit
 
 # %% ../../nbs/training/45_launch.ipynb #1a500006
 def start(
-    run:Run,       # its config.json says what is trained
-    processes:int, # how many
-    log,           # a file that takes all they say
-) -> subprocess.Popen: # torchrun
+    run: Run,  # its config.json says what is trained
+    processes: int,  # how many
+    log,  # a file that takes all they say
+) -> subprocess.Popen:  # torchrun
     "Start the processes of a run."
-    command = ['torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', '-m', 'meru.training.trainer', '--config', str(run.folder.absolute()/'config.json'), '--followed']
-    threads = dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads()//processes)))
-    return subprocess.Popen([sys.executable, '-m', *command], stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | threads)
+    command = [
+        'torch.distributed.run',
+        '--standalone',
+        f'--nproc-per-node={processes}',
+        '-m',
+        'meru.training.trainer',
+        '--config',
+        str(run.folder.absolute() / 'config.json'),
+        '--followed',
+    ]
+    threads = dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // processes)))
+    return subprocess.Popen(
+        [sys.executable, '-m', *command], stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | threads
+    )
 
 # %% ../../nbs/training/45_launch.ipynb #1a500008
 def follow(
-    run:Run, # being trained elsewhere
-    child:subprocess.Popen, # the processes that train it
+    run: Run,  # being trained elsewhere
+    child: subprocess.Popen,  # the processes that train it
 ):
     "Show how far a run has come until its processes end."
     cfg, ended = run.config, False
-    with tqdm(total=cfg.steps*cfg.batch_size, initial=run.step*cfg.batch_size, unit=' pairs', unit_scale=True, desc=run.name, file=sys.stdout) as bar:
+    with tqdm(
+        total=cfg.steps * cfg.batch_size,
+        initial=run.step * cfg.batch_size,
+        unit=' pairs',
+        unit_scale=True,
+        desc=run.name,
+        file=sys.stdout,
+    ) as bar:
         while not ended:
-            time.sleep(.5)
-            ended = child.poll() is not None # then look once more
-            if not (rows := [o for o in run.rows() if 'pairs' in o and o['pairs'] > bar.n]): continue
+            time.sleep(0.5)
+            ended = child.poll() is not None  # then look once more
+            if not (rows := [o for o in run.rows() if 'pairs' in o and o['pairs'] > bar.n]):
+                continue
             bar.update(rows[-1]['pairs'] - bar.n)
-            bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", curv=f"{rows[-1]['curv']:.2f}")
+            bar.set_postfix(loss=f'{rows[-1]["loss"]:.3f}', curv=f'{rows[-1]["curv"]:.2f}')
 
 # %% ../../nbs/training/45_launch.ipynb #1a500010
 def what_happened(
-    said:str, # everything that torchrun and the processes wrote
+    said: str,  # everything that torchrun and the processes wrote
 ) -> str:
     "The sentence that matters."
     own = re.findall(r'^(process \d+: .*)$', said, re.M)
-    if first := [o for o in own if 'has gone' not in o and 'another has ended' not in o]: return first[0]
+    if first := [o for o in own if 'has gone' not in o and 'another has ended' not in o]:
+        return first[0]
     killed = re.search(r'Root Cause.*?rank\s*: (\d+).*?Signal \d+ \((\w+)\)', said, re.S)
-    if killed: return f'process {killed[1]} was ended by {killed[2]}'
+    if killed:
+        return f'process {killed[1]} was ended by {killed[2]}'
     return own[0] if own else '\n'.join(said.strip().splitlines()[-12:])
 
 # %% ../../nbs/training/45_launch.ipynb #1a500014
 def end(
-    child:subprocess.Popen, # torchrun
-    seconds:float=60.,      # that its processes have to go by themselves
+    child: subprocess.Popen,  # torchrun
+    seconds: float = 60.0,  # that its processes have to go by themselves
 ):
     "Nobody follows any more: the processes notice, or they are ended."
     child.stdin.close()
-    try: child.wait(seconds)
-    except subprocess.TimeoutExpired: child.kill(); child.wait()
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
+# %% ../../nbs/training/45_launch.ipynb #0483ccaf
 def launch(
-    run:Run,         # what to train and where to keep it
-    processes:int=1, # that share each batch; 1: this one
-) -> Model:          # trained, in evaluation mode
+    run: Run,  # what to train and where to keep it
+    processes: int = 1,  # that share each batch; 1: this one
+) -> Model:  # trained, in evaluation mode
     "Train to the end of the config, here or in several processes."
-    if type(processes) is not int: raise ValueError(f'processes = {processes!r} is not of type int: how many share each batch')
+    if type(processes) is not int:
+        raise ValueError(f'processes = {processes!r} is not of type int: how many share each batch')
     check_processes(processes, batch_size=run.config.batch_size)
-    if processes == 1 or run.finished: return fit(run)
+    if processes == 1 or run.finished:
+        return fit(run)
     with tempfile.TemporaryFile('w+') as log:
         child = start(run, processes, log)
-        try: follow(run, child)
-        finally: end(child)
+        try:
+            follow(run, child)
+        finally:
+            end(child)
         log.seek(0)
-        if child.returncode: raise RuntimeError(f"{run.name} stopped: {what_happened(log.read())}. It keeps its checkpoint of step {run.step}; the same again goes on from there.")
+        if child.returncode:
+            raise RuntimeError(
+                f'{run.name} stopped: {what_happened(log.read())}. It keeps its checkpoint of step {run.step}; the same again goes on from there.'
+            )
     return load_run(run.folder)

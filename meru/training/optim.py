@@ -11,41 +11,44 @@ from torch import nn, optim
 
 # %% ../../nbs/training/40_optim.ipynb #cd588b6c
 def decays(
-    p:nn.Parameter, # a parameter of the model
-) -> bool:          # whether weight decay applies to it
+    p: nn.Parameter,  # a parameter of the model
+) -> bool:  # whether weight decay applies to it
     "A matrix or a kernel decays; a bias, a gain, a class token and a scalar do not (MERU, section 4)."
     return sum(n > 1 for n in p.shape) >= 2
 
 # %% ../../nbs/training/40_optim.ipynb #7fd5d1dc
 def param_groups(
-    model:nn.Module,       # the model; parameters that need no gradient are left out
-    weight_decay:float,    # decay per unit of learning rate, >= 0
-    decay_all:bool=False,  # as the released code: norms and biases decay too
-) -> list[dict]:           # two groups for an optimiser: with decay, and without
+    model: nn.Module,  # the model; parameters that need no gradient are left out
+    weight_decay: float,  # decay per unit of learning rate, >= 0
+    decay_all: bool = False,  # as the released code: norms and biases decay too
+) -> list[dict]:  # two groups for an optimiser: with decay, and without
     "Split the trainable parameters by whether they decay, in the model's order."
     params = [p for p in model.parameters() if p.requires_grad]
     pulled = [decays(p) or (decay_all and p.ndim > 0) for p in params]
-    return [dict(params=[p for p, d in zip(params, pulled) if d], weight_decay=weight_decay),
-            dict(params=[p for p, d in zip(params, pulled) if not d], weight_decay=0.)]
+    return [
+        dict(params=[p for p, d in zip(params, pulled) if d], weight_decay=weight_decay),
+        dict(params=[p for p, d in zip(params, pulled) if not d], weight_decay=0.0),
+    ]
 
 # %% ../../nbs/training/40_optim.ipynb #aedbdb85
 def make_optimizer(
-    model:nn.Module,           # its trainable parameters are optimised
-    lr:float,                  # peak learning rate, > 0
-    weight_decay:float,        # on matrices and kernels alone, >= 0
-    betas:tuple[float, float], # decay of the two running moments, each in [0, 1)
-    decay_all:bool=False,      # see `param_groups`
-) -> optim.AdamW:              # the optimiser, with two groups
+    model: nn.Module,  # its trainable parameters are optimised
+    lr: float,  # peak learning rate, > 0
+    weight_decay: float,  # on matrices and kernels alone, >= 0
+    betas: tuple[float, float],  # decay of the two running moments, each in [0, 1)
+    decay_all: bool = False,  # see `param_groups`
+) -> optim.AdamW:  # the optimiser, with two groups
     "AdamW on the two groups (Loshchilov and Hutter 2019), one kernel for all parameters."
     return optim.AdamW(param_groups(model, weight_decay, decay_all), lr=lr, betas=tuple(betas), fused=True)
 
 # %% ../../nbs/training/40_optim.ipynb #6722f52e
 def lr_at(
-    step:int,   # updates made so far, 0 <= step < steps
-    lr:float,   # peak learning rate
-    warmup:int, # updates until the peak is reached
-    steps:int,  # updates of the whole run
-) -> float:     # learning rate of this update
+    step: int,  # updates made so far, 0 <= step < steps
+    lr: float,  # peak learning rate
+    warmup: int,  # updates until the peak is reached
+    steps: int,  # updates of the whole run
+) -> float:  # learning rate of this update
     "Linear warm-up, then a half cosine to zero (MERU, section 4)."
-    if step < warmup: return lr * (step + 1) / warmup
+    if step < warmup:
+        return lr * (step + 1) / warmup
     return lr * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2

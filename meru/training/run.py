@@ -19,24 +19,26 @@ from .config import TrainConfig
 
 # %% ../../nbs/training/42_run.ipynb #f911727e
 def save_checkpoint(
-    path:Path,       # the file to write or to replace
-    model:nn.Module, # its whole state is saved, buffers too
-    opt=None,        # optimiser whose moments are saved; None for weights alone
-    **state,         # plain values, such as the step
+    path: Path,  # the file to write or to replace
+    model: nn.Module,  # its whole state is saved, buffers too
+    opt=None,  # optimiser whose moments are saved; None for weights alone
+    **state,  # plain values, such as the step
 ):
     "Write model, optimiser and state into one safetensors file, atomically."
-    if rank(): return
+    if rank():
+        return
     tensors = {f'model.{k}': v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if opt is not None:
         for name, p in model.named_parameters():
             tensors |= {f'optim.{name}.{k}': v.detach().cpu().contiguous() for k, v in opt.state.get(p, {}).items()}
     write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata=dict(state=json.dumps(state))))
 
+# %% ../../nbs/training/42_run.ipynb #b06f6a46
 def load_checkpoint(
-    path:Path,       # a file written by `save_checkpoint`
-    model:nn.Module, # takes the weights; every name and shape must match
-    opt=None,        # takes the moments
-) -> dict:           # the state that was saved along
+    path: Path,  # a file written by `save_checkpoint`
+    model: nn.Module,  # takes the weights; every name and shape must match
+    opt=None,  # takes the moments
+) -> dict:  # the state that was saved along
     "Read a checkpoint into `model` and `opt`."
     with safetensors.safe_open(path, framework='pt') as f:
         tensors, state = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['state'])
@@ -44,68 +46,86 @@ def load_checkpoint(
     if opt is not None:
         for name, p in model.named_parameters():
             moments = {k.rsplit('.', 1)[1]: v for k, v in tensors.items() if k.rsplit('.', 1)[0] == f'optim.{name}'}
-            if moments: opt.state[p] = {k: v.to(p.device) for k, v in moments.items()}
+            if moments:
+                opt.state[p] = {k: v.to(p.device) for k, v in moments.items()}
     return state
 
+# %% ../../nbs/training/42_run.ipynb #61672429
 def checkpoint_step(
-    path:Path, # a file written by `save_checkpoint`, or none
-) -> int: # updates made
+    path: Path,  # a file written by `save_checkpoint`, or none
+) -> int:  # updates made
     "How far a checkpoint has come."
-    if not path.exists(): return 0
-    with safetensors.safe_open(path, framework='pt') as f: return json.loads(f.metadata()['state'])['step']
+    if not path.exists():
+        return 0
+    with safetensors.safe_open(path, framework='pt') as f:
+        return json.loads(f.metadata()['state'])['step']
 
+# %% ../../nbs/training/42_run.ipynb #6afdbe14
 def load_tensors(
-    path:Path,       # where the tensors come from, for the message
-    model:nn.Module, # takes them; every name and shape must match
-    tensors:dict[str, torch.Tensor], # by their names in the model
+    path: Path,  # where the tensors come from, for the message
+    model: nn.Module,  # takes them; every name and shape must match
+    tensors: dict[str, torch.Tensor],  # by their names in the model
 ):
     "Load strictly; name the first tensor that does not fit."
     own = model.state_dict()
     bad = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
-    if bad: raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
+    if bad:
+        raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
     model.load_state_dict(tensors)
 
 # %% ../../nbs/training/42_run.ipynb #020b9dde
 class Run(RunFolder):
     "A folder with `config.json`, `run.json`, `metrics.jsonl` and checkpoints."
-    last = property(lambda self: self.folder/'last.safetensors', doc="the newest checkpoint")
-    best = property(lambda self: self.folder/'best.safetensors', doc="the best on the held-out pairs")
-    step = property(lambda self: checkpoint_step(self.last), doc="updates up to the newest checkpoint")
+
+    last = property(lambda self: self.folder / 'last.safetensors', doc='the newest checkpoint')
+    best = property(lambda self: self.folder / 'best.safetensors', doc='the best on the held-out pairs')
+    step = property(lambda self: checkpoint_step(self.last), doc='updates up to the newest checkpoint')
 
     def rows(self) -> list[dict]:
         "The lines of `metrics.jsonl`; one that a kill cut short is left out."
-        path = self.folder/'metrics.jsonl'
+        path = self.folder / 'metrics.jsonl'
         lines = path.read_text(encoding='utf-8').splitlines(True) if path.exists() else []
         return [json.loads(l) for l in lines if l.endswith('\n')]
 
-    def log(self, row:dict):
+    def log(self, row: dict):
         "Append one line to `metrics.jsonl`."
-        if rank(): return
-        with open(self.folder/'metrics.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+        if rank():
+            return
+        with open(self.folder / 'metrics.jsonl', 'a', encoding='utf-8') as f:
+            f.write(json.dumps(row) + '\n')
 
-    def rewind(self, step:int):
+    def rewind(self, step: int):
         "Drop the lines after `step`: the run goes on from there."
         text = ''.join(json.dumps(r) + '\n' for r in self.rows() if r['step'] <= step)
-        write_atomic(self.folder/'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
+        write_atomic(self.folder / 'metrics.jsonl', lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 # %% ../../nbs/training/42_run.ipynb #99176c5a
 def load_config(
-    folder:str | Path, # a run's folder
-) -> TrainConfig:      # the config in it
+    folder: str | Path,  # a run's folder
+) -> TrainConfig:  # the config in it
     "Read a run's `config.json`."
-    path = root()/folder/'config.json'
-    if not path.exists(): raise FileNotFoundError(f'{folder} holds no run: {path} is missing. Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}')
-    try: held = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is not JSON ({e}): write it anew') from None
+    path = root() / folder / 'config.json'
+    if not path.exists():
+        raise FileNotFoundError(
+            f'{folder} holds no run: {path} is missing. Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}'
+        )
+    try:
+        held = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise ValueError(f'{path} is not JSON ({e}): write it anew') from None
     return TrainConfig(**checked(TrainConfig, held))
 
+# %% ../../nbs/training/42_run.ipynb #fceb01a7
 def load_run(
-    folder:str | Path,      # a run's folder
-    checkpoint:str='last',  # 'last' or 'best'
-) -> Model:                 # the trained model, in evaluation mode, on the CPU
+    folder: str | Path,  # a run's folder
+    checkpoint: str = 'last',  # 'last' or 'best'
+) -> Model:  # the trained model, in evaluation mode, on the CPU
     "The model of a run."
-    path = root()/folder/f'{checkpoint}.safetensors'
+    path = root() / folder / f'{checkpoint}.safetensors'
     model = build_model(load_config(folder))
-    if not path.exists(): raise FileNotFoundError(f'{path} is missing: checkpoints are not kept in git. Train the run again into another folder: papermill nbs/train.ipynb OUT.ipynb -p out FOLDER')
+    if not path.exists():
+        raise FileNotFoundError(
+            f'{path} is missing: checkpoints are not kept in git. Train the run again into another folder: papermill nbs/train.ipynb OUT.ipynb -p out FOLDER'
+        )
     load_checkpoint(path, model)
     return model.eval()

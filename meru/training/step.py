@@ -21,10 +21,14 @@ from .config import TrainConfig
 # %% ../../nbs/training/43_step.ipynb #10a5e011
 class Box:
     "Holds a tensor, so that its end can be seen."
-    def __init__(self, o:Tensor): self.o = o.detach()
 
+    def __init__(self, o: Tensor):
+        self.o = o.detach()
+
+# %% ../../nbs/training/43_step.ipynb #6ac7f6fb
 class Kept(torch.autograd.graph.saved_tensors_hooks):
     "Counts the bytes that wait for the way back: `now`, and `most` at any moment. Parameters are not counted."
+
     def __init__(self):
         super().__init__(self.pack, lambda box: box.o if isinstance(box, Box) else box)
         self.times, self.now, self.most = Counter(), 0, 0
@@ -34,98 +38,128 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def pack(self, o):
-        if isinstance(o, nn.Parameter): return o
+        if isinstance(o, nn.Parameter):
+            return o
         box, store = Box(o), o.untyped_storage()
         at = store.data_ptr(), store.nbytes()
         self.times[at] += 1
-        if self.times[at] == 1: self.now += at[1]
+        if self.times[at] == 1:
+            self.now += at[1]
         self.most = max(self.most, self.now)
         weakref.finalize(box, self.free, at)
         return box
 
     def free(self, at):
         self.times[at] -= 1
-        if not self.times[at]: self.now -= at[1]
+        if not self.times[at]:
+            self.now -= at[1]
 
 # %% ../../nbs/training/43_step.ipynb #10a5e022
 def gradients(
-    model:Model,     # its gradients are added to
-    batch:Batch,     # pairs, on the model's device
-    cfg:TrainConfig, # precision, and how many pairs at once
-) -> dict:           # what the model returns
+    model: Model,  # its gradients are added to
+    batch: Batch,  # pairs, on the model's device
+    cfg: TrainConfig,  # precision, and how many pairs at once
+) -> dict:  # what the model returns
     "Loss and gradients of a batch; the same whether `micro_batch` is set or not."
     precise = partial(torch.autocast, batch.images.device.type, torch.bfloat16, enabled=cfg.amp == 'bf16')
-    if cfg.micro_batch: return _by_parts(model, batch, cfg.micro_batch, precise)
-    with precise(): out = model(batch.images, batch.tokens, batch.text_ids)
+    if cfg.micro_batch:
+        return _by_parts(model, batch, cfg.micro_batch, precise)
+    with precise():
+        out = model(batch.images, batch.tokens, batch.text_ids)
     out['loss'].backward()
     return out
+
 
 def _by_parts(model, batch, n, precise):
     parts = list(zip(batch.images.split(n), batch.tokens.split(n)))
     seeds = torch.randint(2**62, (len(parts),)).tolist()
+
     def project(part, seed):
         torch.manual_seed(seed)
-        with precise(): return model.project_image(part[0]), model.project_text(part[1]) # autocast's copies of weights end here, or they would come back without gradients
-    with torch.no_grad(): found = list(map(project, parts, seeds))
+        with precise():
+            return model.project_image(part[0]), model.project_text(
+                part[1]
+            )  # autocast's copies of weights end here, or they would come back without gradients
+
+    with torch.no_grad():
+        found = list(map(project, parts, seeds))
     u, v = (torch.cat(o).requires_grad_() for o in zip(*found))
-    with precise(): out = model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids)
+    with precise():
+        out = model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids)
     out['loss'].backward()
-    for part, seed, *grads in zip(parts, seeds, u.grad.split(n), v.grad.split(n)): torch.autograd.backward(project(part, seed), grads)
+    for part, seed, *grads in zip(parts, seeds, u.grad.split(n), v.grad.split(n)):
+        torch.autograd.backward(project(part, seed), grads)
     return out
 
 # %% ../../nbs/training/43_step.ipynb #10a5e031
 def compiles(
-    cfg:TrainConfig, # its `compile` is 'auto', 'on' or 'off'
-    device:str,      # where the model computes
+    cfg: TrainConfig,  # its `compile` is 'auto', 'on' or 'off'
+    device: str,  # where the model computes
 ) -> bool:
     "Whether the towers' blocks are compiled: 'auto' means on a GPU."
     return cfg.compile == 'on' or (cfg.compile == 'auto' and device.startswith('cuda'))
 
+# %% ../../nbs/training/43_step.ipynb #723281da
 def compile_blocks(
-    model:Model,                     # its weights and their names stay as they are
-    backend:str|Callable='inductor', # what torch.compile hands the graphs to
+    model: Model,  # its weights and their names stay as they are
+    backend: str | Callable = 'inductor',  # what torch.compile hands the graphs to
 ):
     "Compile the transformer blocks of both towers, once for each shape."
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for tower in (model.image_tower, model.text_tower):
-        for block in getattr(tower, 'blocks', ()): block.compile(backend=backend, dynamic=False)
+        for block in getattr(tower, 'blocks', ()):
+            block.compile(backend=backend, dynamic=False)
 
 # %% ../../nbs/training/43_step.ipynb #10a5e041
 def to_device(
-    batch:Batch,     # from a loader
-    cfg:TrainConfig, # compiled or not, and which text tower
-    device:str,      # where the model computes
-) -> Batch:          # the same pairs
+    batch: Batch,  # from a loader
+    cfg: TrainConfig,  # compiled or not, and which text tower
+    device: str,  # where the model computes
+) -> Batch:  # the same pairs
     "Move a batch without waiting for it; augment what is not yet augmented."
-    if compiles(cfg, device) and cfg.text_tower == 'transformer': batch = batch._replace(tokens=cut_texts(batch.tokens, 16, cfg.context_length))
+    if compiles(cfg, device) and cfg.text_tower == 'transformer':
+        batch = batch._replace(tokens=cut_texts(batch.tokens, 16, cfg.context_length))
     batch = Batch(*(o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in batch))
-    return batch if batch.recipe is None else batch._replace(images=augment_batch(batch.images, batch.recipe, cfg.image_size, cfg), recipe=None)
+    return (
+        batch
+        if batch.recipe is None
+        else batch._replace(images=augment_batch(batch.images, batch.recipe, cfg.image_size, cfg), recipe=None)
+    )
 
 # %% ../../nbs/training/43_step.ipynb #10a5e051
 def waits(
-    device:torch.device, # where a number lies
+    device: torch.device,  # where a number lies
 ) -> bool:
     "Whether reading it stops the device."
     return device.type != 'cpu'
 
+# %% ../../nbs/training/43_step.ipynb #9371a81a
 class NonFinite(FloatingPointError):
     "The loss or its gradient is not a number; the step touched no parameter."
-    def __init__(self,
-        what:str, # was seen
-        step:int, # when
+
+    def __init__(
+        self,
+        what: str,  # was seen
+        step: int,  # when
     ):
         super().__init__(f'{what} at step {step}')
         self.step = step
 
+# %% ../../nbs/training/43_step.ipynb #0aaf6de9
 class Watch:
     "Remembers the first step whose loss or gradient was not finite."
-    def __init__(self): self.first = torch.tensor(-1)
-    def see(self,
-        bad:Tensor, # was it? one number on the device
-        step:int,   # which step
-        read:bool,  # wait for the device and look?
+
+    def __init__(self):
+        self.first = torch.tensor(-1)
+
+    def see(
+        self,
+        bad: Tensor,  # was it? one number on the device
+        step: int,  # which step
+        read: bool,  # wait for the device and look?
     ):
         "Note a step; where all are read, raise an error if one was bad."
         first = self.first.to(bad.device)
         self.first = torch.where(bad & (first < 0), step, first)
-        if read and self.first >= 0: raise NonFinite('loss or gradient not finite', int(self.first))
+        if read and self.first >= 0:
+            raise NonFinite('loss or gradient not finite', int(self.first))

@@ -23,7 +23,18 @@ from functools import partial
 from pathlib import Path
 from torch import nn, Tensor
 from tqdm import tqdm
-from ..parallel import agree, checksum, gather_objects, gather_rows, Lost, processes, rank, spread_norms, sum_gradients, world
+from meru.parallel import (
+    agree,
+    checksum,
+    gather_objects,
+    gather_rows,
+    Lost,
+    processes,
+    rank,
+    spread_norms,
+    sum_gradients,
+    world,
+)
 from ..core import file_sha256, machine, root
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
@@ -40,8 +51,11 @@ from .step import compile_blocks, compiles, gradients, NonFinite, to_device, wai
 
 # %% ../../nbs/training/44_trainer.ipynb #5debb122
 import argparse, json, math, os, signal, sys, threading, time
-try: import resource
-except ImportError: resource = None # Windows
+
+try:
+    import resource
+except ImportError:
+    resource = None  # Windows
 from dataclasses import asdict, dataclass, fields
 from collections import Counter
 from datetime import datetime, timezone
@@ -50,7 +64,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from ..parallel import Lost, agree, checksum, gather_objects, gather_rows, processes, rank, spread_norms, sum_gradients, world
+from meru.parallel import (
+    Lost,
+    agree,
+    checksum,
+    gather_objects,
+    gather_rows,
+    processes,
+    rank,
+    spread_norms,
+    sum_gradients,
+    world,
+)
 from ..models.feature_cache import FeatureCache, open_cache
 from ..models.mining import FeatureBatches
 from ..data.images import ImageAugment
@@ -69,125 +94,172 @@ from ..data.tokenizer import augment_caption
 # %% ../../nbs/training/44_trainer.ipynb #0fe5d0dd
 class Part:
     "A run of pairs within a dataset, itself a dataset."
-    def __init__(self,
-        shards:Shards, # the whole
-        start:int,     # its first pair
-        stop:int,      # one past its last
+
+    def __init__(
+        self,
+        shards: Shards,  # the whole
+        start: int,  # its first pair
+        stop: int,  # one past its last
     ):
         self.shards, self.start, self.stop = shards, start, stop
         self.name, self.folder, self.id = shards.name, shards.folder, f'{shards.id}[{start}:{stop}]'
         self.lost = shards.lost
-    def __len__(self): return self.stop - self.start
-    def __getitem__(self, i:int):
-        if not 0 <= i < len(self): raise IndexError(f'pair {i} of {len(self)}')
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __getitem__(self, i: int):
+        if not 0 <= i < len(self):
+            raise IndexError(f'pair {i} of {len(self)}')
         return self.shards[self.start + i]
 
+# %% ../../nbs/training/44_trainer.ipynb #8c74824d
 @dataclass(frozen=True)
 class CachedPart:
     "The features of one split."
-    cache:FeatureCache # with all splits
-    split:str          # which of them
+
+    cache: FeatureCache  # with all splits
+    split: str  # which of them
 
     id = property(lambda self: f'{self.cache.id}[{self.split}]', doc="the cache's, and the split")
-    lost = () # a cache is whole, or it is refused
-    def __len__(self): return len(self.cache.rows(self.split))
+    lost = ()  # a cache is whole, or it is refused
 
+    def __len__(self):
+        return len(self.cache.rows(self.split))
+
+# %% ../../nbs/training/44_trainer.ipynb #b56b5fd3
 def open_cached(
-    cfg:TrainConfig, # its `data` is a folder of cached features
-) -> tuple: # training pairs, held-out pairs; each a `CachedPart`
+    cfg: TrainConfig,  # its `data` is a folder of cached features
+) -> tuple:  # training pairs, held-out pairs; each a `CachedPart`
     "A cache's training split, and its split `dev` or `val`; where it has neither, its last training pairs are held out."
-    cache = open_cache(root()/cfg.data)
+    cache = open_cache(root() / cfg.data)
     splits = cache.info['splits']
     own = next((o for o in ('dev', 'val') if o in splits), None)
     if own is None:
         own, train = 'held out', cache.rows('train')
-        held = set(train[len(train) - min(cfg.val_pairs, len(train)//10):].tolist())
+        held = set(train[len(train) - min(cfg.val_pairs, len(train) // 10) :].tolist())
         cache = cache._replace(info=cache.info | dict(splits=[own if i in held else o for i, o in enumerate(splits)]))
     return CachedPart(cache, 'train'), CachedPart(cache, own)
 
 # %% ../../nbs/training/44_trainer.ipynb #695cde43
 def open_data(
-    cfg:TrainConfig, # its `data` is 'emoji' or a folder
-) -> tuple: # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
+    cfg: TrainConfig,  # its `data` is 'emoji' or a folder
+) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
     "The two halves of a config's data."
-    folder = embedded_data(cfg.data) if cfg.data == 'emoji' else root()/cfg.data
-    cached, features = (folder/'cache.json').exists(), cfg.image_tower == 'features'
-    if features and not cached: raise FileNotFoundError(f"{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES -p towers {cfg.backbone or 'TOWERS'} -p out {cfg.data} makes them")
-    if features: return open_cached(cfg)
-    if (folder/'train').is_dir():
-        val = Shards(folder/'val', cfg.verify, cfg.damaged_shards)
-        return Shards(folder/'train', cfg.verify, cfg.damaged_shards), Part(val, 0, min(cfg.val_pairs, len(val)))
+    folder = embedded_data(cfg.data) if cfg.data == 'emoji' else root() / cfg.data
+    cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
+    if features and not cached:
+        raise FileNotFoundError(
+            f'{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES -p towers {cfg.backbone or "TOWERS"} -p out {cfg.data} makes them'
+        )
+    if features:
+        return open_cached(cfg)
+    if (folder / 'train').is_dir():
+        val = Shards(folder / 'val', cfg.verify, cfg.damaged_shards)
+        return Shards(folder / 'train', cfg.verify, cfg.damaged_shards), Part(val, 0, min(cfg.val_pairs, len(val)))
     shards = Shards(folder, cfg.verify, cfg.damaged_shards)
-    cut = len(shards) - min(cfg.val_pairs, len(shards)//10)
+    cut = len(shards) - min(cfg.val_pairs, len(shards) // 10)
     return Part(shards, 0, cut), Part(shards, cut, len(shards))
 
 # %% ../../nbs/training/44_trainer.ipynb #e71c0a01
 def check_processes(
-    n:int, # processes of a run
-    **pairs:int, # what they share: its name, and how many
+    n: int,  # processes of a run
+    **pairs: int,  # what they share: its name, and how many
 ):
     "Refuse a number of processes that the pairs do not go round."
-    if n < 1: raise ValueError(f'processes = {n}: there must be at least one')
+    if n < 1:
+        raise ValueError(f'processes = {n}: there must be at least one')
     for name, most in pairs.items():
-        if n > most: raise ValueError(f'{n} processes share {name} = {most}: each needs a pair; start at most {most}, or raise {name}')
+        if n > most:
+            raise ValueError(
+                f'{n} processes share {name} = {most}: each needs a pair; start at most {most}, or raise {name}'
+            )
 
+# %% ../../nbs/training/44_trainer.ipynb #55e8b8ee
 def open_together(
-    cfg:TrainConfig, # its `data` is the same in every process
-) -> tuple: # as `open_data`
+    cfg: TrainConfig,  # its `data` is the same in every process
+) -> tuple:  # as `open_data`
     "`open_data` in every process; of the embedded drawings, the first packs them."
-    if cfg.data == 'emoji' and not rank(): embedded_data()
-    if world() > 1: gather_objects(None) # wait for it
+    if cfg.data == 'emoji' and not rank():
+        embedded_data()
+    if world() > 1:
+        gather_objects(None)  # wait for it
     found = open_data(cfg)
     check_processes(world(), batch_size=cfg.batch_size, val_pairs=len(found[1]))
     return found
 
 # %% ../../nbs/training/44_trainer.ipynb #ce4f0d19
 def make_loader(
-    cfg:TrainConfig, # batch size, seed, augmentation
-    shards,          # the pairs: a `Shards`, a `Part` or a `CachedPart`
-    **changes,       # loader arguments that differ from the config's
-) -> Loader|FeatureBatches: # batches in an order that (seed, epoch, index) decides
+    cfg: TrainConfig,  # batch size, seed, augmentation
+    shards,  # the pairs: a `Shards`, a `Part` or a `CachedPart`
+    **changes,  # loader arguments that differ from the config's
+) -> Loader | FeatureBatches:  # batches in an order that (seed, epoch, index) decides
     "The loader of a config."
     if isinstance(shards, CachedPart):
         train = shards.split == 'train'
-        return FeatureBatches(shards.cache, shards.split, changes.get('batch_size', cfg.batch_size), cfg.seed, cfg.batches if train else 'random',
-            image_views=cfg.image_views and train, text_views=cfg.text_views and train, duplicate=cfg.duplicate, share=(rank(), world()))
+        return FeatureBatches(
+            shards.cache,
+            shards.split,
+            changes.get('batch_size', cfg.batch_size),
+            cfg.seed,
+            cfg.batches if train else 'random',
+            image_views=cfg.image_views and train,
+            text_views=cfg.text_views and train,
+            duplicate=cfg.duplicate,
+            share=(rank(), world()),
+        )
     augment = ImageAugment(**{f.name: getattr(cfg, f.name) for f in fields(ImageAugment)})
     say = partial(augment_caption, mask=cfg.word_mask, shuffle=cfg.word_shuffle, drop=cfg.word_drop)
-    kw = dict(image_size=cfg.image_size, batch_size=cfg.batch_size, seed=cfg.seed, augment=augment, augment_text=say,
-              level_probs=cfg.level_probs or None, workers=cfg.workers, cache=cfg.cache, share=(rank(), world()),
-              squeeze=cfg.image_size*3//2 if cfg.augment_on == 'device' else 0)
+    kw = dict(
+        image_size=cfg.image_size,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        augment=augment,
+        augment_text=say,
+        level_probs=cfg.level_probs or None,
+        workers=cfg.workers,
+        cache=cfg.cache,
+        share=(rank(), world()),
+        squeeze=cfg.image_size * 3 // 2 if cfg.augment_on == 'device' else 0,
+    )
     return Loader(shards, tokenizer_of(cfg), **kw | changes)
 
 # %% ../../nbs/training/44_trainer.ipynb #4e901a96
 def pick_device(
-    name:str, # 'auto' or a torch device
-) -> str:     # a torch device
+    name: str,  # 'auto' or a torch device
+) -> str:  # a torch device
     "A GPU where there is one."
-    if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available(): raise ValueError(f"device = {name!r}, but torch sees no GPU; use 'auto' or 'cpu'")
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise ValueError(f"device = {name!r}, but torch sees no GPU; use 'auto' or 'cpu'")
     return name
 
+# %% ../../nbs/training/44_trainer.ipynb #e49d2120
 def update(
-    model:Model,               # moves by one step
-    opt:torch.optim.Optimizer, # its optimiser
-    batch:Batch,               # pairs, on the model's device
-    cfg:TrainConfig,           # learning rate, precision, clipping
-    step:int,                  # updates made so far
-) -> dict:                     # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
+    model: Model,  # moves by one step
+    opt: torch.optim.Optimizer,  # its optimiser
+    batch: Batch,  # pairs, on the model's device
+    cfg: TrainConfig,  # learning rate, precision, clipping
+    step: int,  # updates made so far
+) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
     "One step: forward, backward, and the update if everything is finite."
-    torch.manual_seed(cfg.seed * 1_000_003 + step + rank()*2**40)
+    torch.manual_seed(cfg.seed * 1_000_003 + step + rank() * 2**40)
     lr = lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
-    for group in opt.param_groups: group['lr'] = lr
+    for group in opt.param_groups:
+        group['lr'] = lr
     model.train()
     opt.zero_grad()
     out = gradients(model, batch, cfg)
     sum_gradients(model)
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if cfg.grad_clip: nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norm)
+    if cfg.grad_clip:
+        nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norm)
     bad = ~torch.isfinite(out['loss'] + norm)
-    if waits(bad.device): opt.found_inf = bad.float() # where it is 1, fused AdamW touches nothing
-    elif bad: raise NonFinite(f"loss {out['loss'].item():.4g}, gradient norm {norm:.4g}", step)
+    if waits(bad.device):
+        opt.found_inf = bad.float()  # where it is 1, fused AdamW touches nothing
+    elif bad:
+        raise NonFinite(f'loss {out["loss"].item():.4g}, gradient norm {norm:.4g}', step)
     opt.step()
     model.clamp_()
     return out | dict(lr=lr, grad_norm=norm, bad=bad)
@@ -195,194 +267,273 @@ def update(
 # %% ../../nbs/training/44_trainer.ipynb #ea0c2d6a
 @torch.no_grad()
 def describe(
-    model:Model, # for its geometry and scalars
-    out:dict,    # what `update` returned
-) -> dict:       # plain numbers for one line of `metrics.jsonl`
+    model: Model,  # for its geometry and scalars
+    out: dict,  # what `update` returned
+) -> dict:  # plain numbers for one line of `metrics.jsonl`
     "Losses in nats and radians, curvature, scale, and where images and texts lie."
     out = out | {k: gather_rows(out[k]) for k in ('image_points', 'text_points')}
     g, c, (low, high) = model.geometry, model.curv, curv_range
     row = {k: float(out[k]) for k in ('loss', 'contrastive', 'entailment', 'lr', 'grad_norm')}
-    row |= dict(curv=float(c), curv_at_bound=not low*1.0001 < float(c) < high*0.9999, logit_scale=float(model.logit_scale))
-    if g.has_radius: row |= {f'{k}_radius': _quantiles(g.radius(out[f'{k}_points'], c)) for k in ('image', 'text')}
+    row |= dict(
+        curv=float(c), curv_at_bound=not low * 1.0001 < float(c) < high * 0.9999, logit_scale=float(model.logit_scale)
+    )
+    if g.has_radius:
+        row |= {f'{k}_radius': _quantiles(g.radius(out[f'{k}_points'], c)) for k in ('image', 'text')}
     if g.has_cones:
         aperture = g.half_aperture(out['text_points'], c, model.cfg.min_radius)
-        row['saturated'] = float((aperture >= math.pi/2 - 1e-6).float().mean())
+        row['saturated'] = float((aperture >= math.pi / 2 - 1e-6).float().mean())
     return row
 
-def _quantiles(x:Tensor) -> list[float]:
+
+def _quantiles(x: Tensor) -> list[float]:
     "5 %, median, 95 %."
-    return [round(float(q), 5) for q in x.float().quantile(x.new_tensor([.05, .5, .95], dtype=torch.float32))]
+    return [round(float(q), 5) for q in x.float().quantile(x.new_tensor([0.05, 0.5, 0.95], dtype=torch.float32))]
 
 # %% ../../nbs/training/44_trainer.ipynb #f63ddb6c
 @torch.no_grad()
 def validate(
-    model:Model,   # put into evaluation mode
-    loader:Loader, # over the held-out pairs
-) -> dict:         # `val_loss` in nats, `val_top1` in [0, 1]
+    model: Model,  # put into evaluation mode
+    loader: Loader,  # over the held-out pairs
+) -> dict:  # `val_loss` in nats, `val_top1` in [0, 1]
     "Loss and naming accuracy on the held-out pairs."
     model.eval()
     device = next(model.parameters()).device
-    with torch.compiler.set_stance('force_eager'): # every length is a shape of its own here
-        seen = [(model.encode_image(b.images.to(device)), model.encode_text(b.tokens.to(device)), b.text_ids) for b in loader.eval_batches()]
-    counts = gather_objects(sum(len(ids) for _, _, ids in seen)) # what could be read; a process may have nothing
-    if not sum(counts): raise ValueError(f'none of the held-out pairs can be used ({_failures(loader)}): mend them, or train on other data')
+    with torch.compiler.set_stance('force_eager'):  # every length is a shape of its own here
+        seen = [
+            (model.encode_image(b.images.to(device)), model.encode_text(b.tokens.to(device)), b.text_ids)
+            for b in loader.eval_batches()
+        ]
+    counts = gather_objects(sum(len(ids) for _, _, ids in seen))  # what could be read; a process may have nothing
+    if not sum(counts):
+        raise ValueError(
+            f'none of the held-out pairs can be used ({_failures(loader)}): mend them, or train on other data'
+        )
     points = torch.empty(0, model.cfg.embed_dim, device=device)
-    images, texts, ids = (gather_rows(torch.cat(o).to(device), counts) for o in zip((points, points, torch.empty(0, dtype=torch.int64)), *seen))
+    images, texts, ids = (
+        gather_rows(torch.cat(o).to(device), counts)
+        for o in zip((points, points, torch.empty(0, dtype=torch.int64)), *seen)
+    )
     loss = model.contrastive(images, texts, ids)
     guess = model.geometry.scores(images, texts, model.curv).argmax(1)
     return dict(val_loss=float(loss), val_top1=float((ids[guess] == ids).float().mean()))
 
 # %% ../../nbs/training/44_trainer.ipynb #49e11301
 def begin(
-    run:Run,    # where a checkpoint may lie
-    device:str, # where the model goes
-) -> tuple[Model, torch.optim.Optimizer, dict]: # model, optimiser, state: `step` and `best`
+    run: Run,  # where a checkpoint may lie
+    device: str,  # where the model goes
+) -> tuple[Model, torch.optim.Optimizer, dict]:  # model, optimiser, state: `step` and `best`
     "The model as the run left it, or as its config begins."
-    cfg, state = run.config, dict(step=0, best=-1.)
+    cfg, state = run.config, dict(step=0, best=-1.0)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg)
-    if cfg.init: load_checkpoint(_weights(cfg.init), model)
-    if world() > 1: spread_norms(model)
+    if cfg.init:
+        load_checkpoint(_weights(cfg.init), model)
+    if world() > 1:
+        spread_norms(model)
     model.to(device)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
-    if run.last.exists(): state = load_checkpoint(run.last, model, opt)
-    if compiles(cfg, device): compile_blocks(model)
+    if run.last.exists():
+        state = load_checkpoint(run.last, model, opt)
+    if compiles(cfg, device):
+        compile_blocks(model)
     return model, opt, state
 
-def _weights(folder:str) -> Path:
+
+def _weights(folder: str) -> Path:
     "The last checkpoint of the run that `init` names."
-    path = root()/folder/'last.safetensors'
-    if not path.exists(): raise FileNotFoundError(f'init = {folder!r}: {path} is missing; name the folder of a run that was trained here')
+    path = root() / folder / 'last.safetensors'
+    if not path.exists():
+        raise FileNotFoundError(f'init = {folder!r}: {path} is missing; name the folder of a run that was trained here')
     return path
 
 # %% ../../nbs/training/44_trainer.ipynb #6fac5dab
 def fit(
-    run:Run, # what to train and where to keep it
-    quiet:bool=False, # no progress bar: one of many runs
+    run: Run,  # what to train and where to keep it
+    quiet: bool = False,  # no progress bar: one of many runs
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
     cfg, device = run.config, pick_device(run.config.device)
     if run.finished and not run.last.exists():
-        raise FileNotFoundError(f'{run.name} is finished, but its checkpoint is not here (git does not keep it); train into another folder with -p out')
+        raise FileNotFoundError(
+            f'{run.name} is finished, but its checkpoint is not here (git does not keep it); train into another folder with -p out'
+        )
     model, opt, state = begin(run, device)
     if run.finished:
-        if not rank(): print(f'{run.name} is finished: {cfg.steps} steps were made. Nothing was changed.')
+        if not rank():
+            print(f'{run.name} is finished: {cfg.steps} steps were made. Nothing was changed.')
         return model.eval()
     pairs, held_out = open_together(cfg)
     loader = make_loader(cfg, pairs)
     val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
     agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=state['step'], weights=checksum(model))
-    if state['step'] and not rank(): print(f"{run.name} goes on after step {state['step']} of {cfg.steps}.")
+    if state['step'] and not rank():
+        print(f'{run.name} goes on after step {state["step"]} of {cfg.steps}.')
     run.rewind(state['step'])
     sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
     lost = lost_shards(pairs, held_out)
     run.record(pairs=len(pairs), params=model.param_count, lost=lost)
     clock, watch = _Clock(run), Watch()
-    bar = tqdm(total=cfg.steps*cfg.batch_size, initial=state['step']*cfg.batch_size, unit=' pairs', unit_scale=True, mininterval=5, desc=run.name, file=sys.stdout, disable=quiet or rank() > 0)
+    bar = tqdm(
+        total=cfg.steps * cfg.batch_size,
+        initial=state['step'] * cfg.batch_size,
+        unit=' pairs',
+        unit_scale=True,
+        mininterval=5,
+        desc=run.name,
+        file=sys.stdout,
+        disable=quiet or rank() > 0,
+    )
     for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
         done, row = step + 1, {}
         try:
             out = update(model, opt, to_device(batch, cfg, device), cfg, step)
-            watch.see(out['bad'], step, read=any(due(done, n, cfg.steps) for n in (cfg.log_every, cfg.val_every, cfg.save_every)))
-        except NonFinite as e: raise _named(run, e, loader) from None
+            watch.see(
+                out['bad'],
+                step,
+                read=any(due(done, n, cfg.steps) for n in (cfg.log_every, cfg.val_every, cfg.save_every)),
+            )
+        except NonFinite as e:
+            raise _named(run, e, loader) from None
         bar.update(cfg.batch_size)
         if due(done, cfg.log_every, cfg.steps):
-            row = dict(step=done, pairs=done*cfg.batch_size, **describe(model, out), **clock(done*cfg.batch_size))
-            bar.set_postfix(loss=f"{row['loss']:.3f}", curv=f"{row['curv']:.2f}")
-        if due(done, cfg.val_every, cfg.steps): row = dict(step=done) | row | validate(model, val_loader)
-        if row.get('val_top1', -1) > state['best']: state['best'] = row['val_top1']; save_checkpoint(run.best, model, step=done)
-        if row: run.log(row)
-        if due(done, cfg.save_every, cfg.steps): agree(weights=checksum(model)); save_checkpoint(run.last, model, opt, **state | dict(step=done))
+            row = dict(step=done, pairs=done * cfg.batch_size, **describe(model, out), **clock(done * cfg.batch_size))
+            bar.set_postfix(loss=f'{row["loss"]:.3f}', curv=f'{row["curv"]:.2f}')
+        if due(done, cfg.val_every, cfg.steps):
+            row = dict(step=done) | row | validate(model, val_loader)
+        if row.get('val_top1', -1) > state['best']:
+            state['best'] = row['val_top1']
+            save_checkpoint(run.best, model, step=done)
+        if row:
+            run.log(row)
+        if due(done, cfg.save_every, cfg.steps):
+            agree(weights=checksum(model))
+            save_checkpoint(run.last, model, opt, **state | dict(step=done))
     bar.close()
-    run.record(finished=_now(), seconds=round(clock.seconds, 1), peak_memory=_peak(), failures=_failures(loader), held_out_failures=_failures(val_loader),
-               checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()})
+    run.record(
+        finished=_now(),
+        seconds=round(clock.seconds, 1),
+        peak_memory=_peak(),
+        failures=_failures(loader),
+        held_out_failures=_failures(val_loader),
+        checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()},
+    )
     return model.eval()
 
 # %% ../../nbs/training/44_trainer.ipynb #0ea084c0
 def sit_down(
-    run:Run,      # its record is written
-    dataset:dict, # ids of the two halves of the data
-    step:int,     # where this sitting begins
-    device:str,   # where it computes
+    run: Run,  # its record is written
+    dataset: dict,  # ids of the two halves of the data
+    step: int,  # where this sitting begins
+    device: str,  # where it computes
 ):
     "Record who trains what from here on; refuse data that changed since the last sitting."
     record = run.read('run.json')
     if step and record.get('dataset') != dataset:
-        raise ValueError(f"{run.name} was begun on {record.get('dataset')}, but {run.config.data} now holds {dataset}; restore the data or give another folder with -p out")
+        raise ValueError(
+            f'{run.name} was begun on {record.get("dataset")}, but {run.config.data} now holds {dataset}; restore the data or give another folder with -p out'
+        )
     here = machine(device)
     sitting = dict(step=step, started=_now(), processes=world(), **here)
     run.record(**here, dataset=dataset, sittings=record.get('sittings', []) + [sitting])
 
 # %% ../../nbs/training/44_trainer.ipynb #3fba66fc
 def lost_shards(
-    *parts, # datasets of the run
-) -> list[dict]: # shard, samples, reason
+    *parts,  # datasets of the run
+) -> list[dict]:  # shard, samples, reason
     "Say which damaged shards were left out, once each."
     lost = {o['shard']: o for part in parts for o in part.lost}
-    for o in lost.values() if not rank() else (): print(f"Left out: {o['samples']:,} pairs. {o['message']}")
+    for o in lost.values() if not rank() else ():
+        print(f'Left out: {o["samples"]:,} pairs. {o["message"]}')
     return [{k: o[k] for k in ('shard', 'samples', 'reason')} for o in lost.values()]
 
+# %% ../../nbs/training/44_trainer.ipynb #8827962a
 def due(
-    done:int,  # updates made
-    every:int, # the rhythm
-    steps:int, # updates of the whole run; the last one is always due
+    done: int,  # updates made
+    every: int,  # the rhythm
+    steps: int,  # updates of the whole run; the last one is always due
 ) -> bool:
     "Whether something that happens every so often happens now."
     return done % every == 0 or done == steps
 
+
 class _Clock:
     "Pairs a second since the last line, and seconds over all sittings of the run."
+
     def __init__(self, run):
         rows = [r for r in run.rows() if 'seconds' in r]
-        self.seconds, self.pairs = (rows[-1]['seconds'], rows[-1]['pairs']) if rows else (0., 0)
+        self.seconds, self.pairs = (rows[-1]['seconds'], rows[-1]['pairs']) if rows else (0.0, 0)
         self.tick = time.perf_counter()
+
     def __call__(self, pairs):
         now = time.perf_counter()
         rate, self.pairs = (pairs - self.pairs) / (now - self.tick), pairs
         self.seconds, self.tick = self.seconds + now - self.tick, now
         return dict(pairs_per_s=round(rate, 1), seconds=round(self.seconds, 2))
 
-def _failures(loader): # each damaged sample counts once, whoever met it
+
+def _failures(loader):  # each damaged sample counts once, whoever met it
     return dict(Counter({i: o for damaged in gather_objects(loader.damaged) for i, o in damaged.items()}.values()))
-def _now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
-def _peak(): # bytes, of the process that held most; None where the system does not say
+
+
+def _now():
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')
+
+
+def _peak():  # bytes, of the process that held most; None where the system does not say
     held = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return max(held)*(1 if sys.platform == 'darwin' else 1024) if all(held) else None
+    return max(held) * (1 if sys.platform == 'darwin' else 1024) if all(held) else None
+
 
 def _named(run, error, loader):
     "The error, with the batch written down."
-    path = run.folder/'bad_batch.json'
+    path = run.folder / 'bad_batch.json'
     keys = sum(gather_objects(loader.batch_at(error.step).keys), [])
-    if not rank(): path.write_text(json.dumps(keys))
-    error.args = (f'{error}. That step touched no parameter; the keys of its batch are in {path}, the last good checkpoint is {run.last}.',)
+    if not rank():
+        path.write_text(json.dumps(keys))
+    error.args = (
+        f'{error}. That step touched no parameter; the keys of its batch are in {path}, the last good checkpoint is {run.last}.',
+    )
     return error
 
 # %% ../../nbs/training/44_trainer.ipynb #e71c0a03
 def main(
-    args:list[str]|None=None, # None: the command line's
+    args: list[str] | None = None,  # None: the command line's
 ):
     "Train the run whose config.json is given, together with the processes that torchrun started beside this one."
     parser = argparse.ArgumentParser('meru.training.trainer', description=main.__doc__)
     parser.add_argument('--config', required=True, type=Path, help="config.json in the run's folder")
     parser.add_argument('--followed', action='store_true', help='end when standard input closes')
     given = parser.parse_args(args)
-    if given.followed: threading.Thread(target=_end_with_input, daemon=True).start()
+    if given.followed:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
     folder, cfg = given.config.parent, None
     try:
-        if given.config.name != 'config.json': raise ValueError(f"--config is {given.config}; it must be the config.json of a run's folder")
+        if given.config.name != 'config.json':
+            raise ValueError(f"--config is {given.config}; it must be the config.json of a run's folder")
         cfg = load_config(folder.absolute())
         check_processes(int(os.environ.get('WORLD_SIZE', 1)), batch_size=cfg.batch_size)
-        with processes(pick_device(cfg.device)): fit(Run(folder.absolute(), cfg))
+        with processes(pick_device(cfg.device)):
+            fit(Run(folder.absolute(), cfg))
     except Lost as e:
-        kept = f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, and the same command goes on from there' if cfg else ', before it had begun'
-        sys.exit(f"process {os.environ.get('RANK', 0)}: {e}{kept}.")
-    except (ValueError, OSError, ArithmeticError) as e: sys.exit(f"process {os.environ.get('RANK', 0)}: {e}")
+        kept = (
+            f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, and the same command goes on from there'
+            if cfg
+            else ', before it had begun'
+        )
+        sys.exit(f'process {os.environ.get("RANK", 0)}: {e}{kept}.')
+    except (ValueError, OSError, ArithmeticError) as e:
+        sys.exit(f'process {os.environ.get("RANK", 0)}: {e}')
 
-def _end_with_input(): # whoever started this has gone
+
+def _end_with_input():  # whoever started this has gone
     sys.stdin.read()
     os._exit(1)
 
-def _stop(*_): raise Lost('torchrun stopped this process, since another has ended')
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+def _stop(*_):
+    raise Lost('torchrun stopped this process, since another has ended')
+
+
+if __name__ == '__main__' and '__file__' in globals():
+    main()
