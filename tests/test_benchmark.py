@@ -2,7 +2,7 @@
 
 import json
 import pytest
-from meru.benchmarks.suites import Suite, ratios, record_suite, suites
+from meru.benchmarks.suites import _Suite, ratios, record_suite, suites
 
 
 def sized(
@@ -14,7 +14,7 @@ def sized(
 
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch):
-    monkeypatch.setitem(suites, 'made_up', Suite(sized, dict(n=1)))
+    monkeypatch.setitem(suites, 'made_up', _Suite(sized, dict(n=1)))
 
 
 def test_a_suite_writes_its_result(tmp_path):

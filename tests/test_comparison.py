@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 from meru.evaluation.statistics import *
 from meru.evaluation.comparison import *
+from meru.evaluation.comparison import _Measured, _measure_run
 from conftest import ROOT
 
 
@@ -45,7 +46,7 @@ def test_t_is_scipys(d):
 
 
 def run(name, seed, value, values=(), **config):
-    return Measured(
+    return _Measured(
         name,
         seed,
         dict(seed=seed, **config),
@@ -86,7 +87,7 @@ def test_a_table_by_hand():
 
 def test_better_is_lower_where_it_is():
     runs = [
-        Measured(n, s, dict(seed=s), dict(dataset='d'), dict(a_tree_error=v + 0.001 * s), {})
+        _Measured(n, s, dict(seed=s), dict(dataset='d'), dict(a_tree_error=v + 0.001 * s), {})
         for s in range(4)
         for n, v in (('meru', 2.0), ('clip', 3.0))
     ]
@@ -110,8 +111,8 @@ def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
         r = run(name, int(seed), 0.5 + 0.1 * int(seed) + 0.1 * (name == 'flat'))
         return r._replace(metrics=r.metrics | dict(cone_auc=None if seed == '1' else 0.7, chain_tau=0.2))
 
-    monkeypatch.setattr(c, 'find_runs', lambda asked: [ROOT / f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
-    monkeypatch.setattr(c, 'kept_measure', measured)
+    monkeypatch.setattr(c, '_find_runs', lambda asked: [ROOT / f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
+    monkeypatch.setattr(c, '_kept_measure', measured)
     monkeypatch.setattr(c, 'read_exam', lambda *a: None)
     monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
     runs, base, controls, table = compare_runs(CompareConfig(out=str(tmp_path)))
@@ -169,8 +170,8 @@ def test_measured_once(trained, monkeypatch):
         data=str(trained / 'hues'),
         out=str(trained / 'out'),
     )
-    monkeypatch.setattr(c, 'measure_run', lambda *a, **k: pytest.fail('measured again'))
-    again = c.kept_measure(trained / 'runs' / 'smoke_s0', None, asked)
+    monkeypatch.setattr(c, '_measure_run', lambda *a, **k: pytest.fail('measured again'))
+    again = c._kept_measure(trained / 'runs' / 'smoke_s0', None, asked)
     assert again.name == 'smoke' and again.seed == 0 and 0 <= again.metrics['hues_top1'] <= 1
 
 
@@ -188,7 +189,7 @@ def test_unfinished_runs_are_refused(trained, tmp_path):
     del record['finished']
     (tmp_path / 'cut_s0' / 'run.json').write_text(json.dumps(record))
     with pytest.raises(ValueError, match='cut_s0 is not finished'):
-        measure_run(tmp_path / 'cut_s0', None, CompareConfig(data=str(trained / 'hues')))
+        _measure_run(tmp_path / 'cut_s0', None, CompareConfig(data=str(trained / 'hues')))
 
 
 def test_the_committed_page_tells_the_committed_numbers():

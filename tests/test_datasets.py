@@ -7,6 +7,15 @@ import pytest, torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.datasets import *
+from meru.evaluation.datasets import (
+    _Store,
+    _imagenet_ids,
+    _read_class_folder,
+    _read_jsonl,
+    _read_wds,
+    _set_id,
+    _zeroshot_sets,
+)
 from meru.evaluation.hierarchy import ancestor_overlap, tree_metrics
 from meru.data.shards import Sample, write_shards
 
@@ -54,7 +63,7 @@ def tar(path, members):
 def test_folder_and_zip_are_the_same(tmp_path):
     for name in ('a/1.png', 'a/.hidden.png', '.git/2.png', '__MACOSX/a/1.png', 'b.txt'):
         write(tmp_path / 'd' / name, png())
-    folder, packed = Store(tmp_path / 'd'), Store(pack(tmp_path / 'd'))
+    folder, packed = _Store(tmp_path / 'd'), _Store(pack(tmp_path / 'd'))
     assert folder.files == packed.files == ['a/1.png', 'b.txt'] and folder.images == packed.images == ['a/1.png']
     assert folder.read('a/1.png') == packed.read('a/1.png') and folder.find('*.txt') == ['b.txt']
 
@@ -65,10 +74,10 @@ def test_damaged_stores_are_named(tmp_path):
     write(tmp_path / 'd' / 'j.json', '{')
     write(tmp_path / 'd' / 't.txt', b'\xff\xfe\xfa')
     with pytest.raises(ValueError, match='x.zip is neither'):
-        Store(tmp_path / 'x.zip')
+        _Store(tmp_path / 'x.zip')
     with pytest.raises(FileNotFoundError, match='absent'):
-        Store(tmp_path / 'absent')
-    store = Store(tmp_path / 'd')
+        _Store(tmp_path / 'absent')
+    store = _Store(tmp_path / 'd')
     with pytest.raises(ValueError, match='line 4 of l.jsonl'):
         store.rows('l.jsonl')
     with pytest.raises(ValueError, match='j.json .* is not JSON'):
@@ -96,10 +105,10 @@ def test_pictures_decode_only_what_is_asked_for():
 def test_nouns_are_one_tree():
     up = noun_parents()
     assert {p for p in up.values()} <= set(nouns()) and [i for i in nouns() if i not in up] == ['n00001740']
-    assert len(imagenet_ids()) == 1000 == len(set(imagenet_ids())) and imagenet_ids() == sorted(imagenet_ids())
-    names = noun_names(imagenet_ids())
+    assert len(_imagenet_ids()) == 1000 == len(set(_imagenet_ids())) and _imagenet_ids() == sorted(_imagenet_ids())
+    names = noun_names(_imagenet_ids())
     assert len(set(names)) == 1000 and names[0] == 'tench'
-    ancestor_overlap(imagenet_ids(), up)  # raises at a cycle or a gap
+    ancestor_overlap(_imagenet_ids(), up)  # raises at a cycle or a gap
 
 
 def test_wordnet_measures_by_hand():
@@ -131,7 +140,7 @@ def test_unknown_and_ambiguous_names():
 
 
 def test_the_twenty_sets():
-    sets = zeroshot_sets()
+    sets = _zeroshot_sets()
     assert (
         list(sets)
         == 'imagenet food101 cifar10 cifar100 cub2011 sun397 cars aircraft dtd pets caltech101 flowers102 stl10 eurosat resisc45 country211 mnist clevr pcam sst2'.split()
@@ -140,7 +149,7 @@ def test_the_twenty_sets():
         assert e['title'] and e['get'] and e['licence'] and len(set(e['prompts'])) == len(e['prompts']) > 1, i
         assert all(p.count('{}') == 1 for p in e['prompts']), i
         assert not [k for k, n in Counter(e.get('labels', ())).items() if n > 1], i
-        assert set_id(i) == i and all(set_id(a) == i for a in e.get('alias', ()))
+        assert _set_id(i) == i and all(_set_id(a) == i for a in e.get('alias', ()))
     assert (ROOT / 'data' / 'zeroshot' / 'README.md').exists() and 'Princeton' in (
         ROOT / 'data' / 'wordnet' / 'LICENSE.md'
     ).read_text()
@@ -149,14 +158,14 @@ def test_the_twenty_sets():
 def test_torchvision_classes_take_these_arguments():
     import inspect, torchvision.datasets as tv
 
-    for i, e in zeroshot_sets().items():
+    for i, e in _zeroshot_sets().items():
         if how := e.get('torchvision'):
             for args in (how['test'], how['train'] or {}):
                 inspect.signature(getattr(tv, how['name']).__init__).bind(None, 'root', **args)
 
 
 def test_cifar_has_its_synsets():
-    e = zeroshot_sets()['cifar10']
+    e = _zeroshot_sets()['cifar10']
     assert list(e['synsets']) == e['labels'] and set(e['synsets'].values()) <= set(nouns())
 
 
@@ -176,11 +185,11 @@ def test_class_folder(tmp_path):
     (home / 'none').mkdir()
     for path in (home, pack(home)):
         with pytest.raises(ValueError, match='none of .* holds no image'):
-            read_class_folder(path, 4)
+            _read_class_folder(path, 4)
     with pytest.raises(ValueError, match='no class folders'):
-        read_class_folder(home / 'one', 4)
+        _read_class_folder(home / 'one', 4)
     with pytest.raises(FileNotFoundError, match='absent'):
-        read_class_folder(home / 'absent', 4)
+        _read_class_folder(home / 'absent', 4)
 
 
 def test_splits_of_class_folders(tmp_path):
@@ -188,20 +197,20 @@ def test_splits_of_class_folders(tmp_path):
         for c in ('10', '9'):
             for i in range(n):
                 write(tmp_path / part / c / f'{i}.png', png())
-    task = read_class_folder(tmp_path, 4)
+    task = _read_class_folder(tmp_path, 4)
     assert (
         task.classes == ['9', '10'] and task.targets.tolist() == [1, 0] and len(task.train[0]) == 6
     )  # files in order, classes by number
     write(tmp_path / 'other' / '1' / '0.png', png())
     (tmp_path / 'val').rename(tmp_path / 'odd')
     with pytest.raises(ValueError, match='none is called test or val'):
-        read_class_folder(tmp_path, 4)
+        _read_class_folder(tmp_path, 4)
 
 
 def test_numbered_folders_take_the_tables_names(tmp_path):
     for i in range(10):
         write(tmp_path / 'mnist_pictures' / 'test' / str(i) / '0.png', png())
-    task = read_class_folder(tmp_path / 'mnist_pictures', 4)
+    task = _read_class_folder(tmp_path / 'mnist_pictures', 4)
     assert task.classes[0] == 'zero' and task.classes[9] == 'nine' and 'handwritten' in task.prompts[0]
     with pytest.raises(KeyError, match="'zero'"):
         task.synsets()
@@ -211,7 +220,7 @@ def test_twin_names_are_refused(tmp_path):
     for name in ('a_b', 'a b'):
         write(tmp_path / name / '0.png', png())
     with pytest.raises(ValueError, match="2 classes called 'a b'"):
-        read_class_folder(tmp_path, 4)
+        _read_class_folder(tmp_path, 4)
 
 
 def test_torchvision_layout(tmp_path):
@@ -270,21 +279,21 @@ def test_webdataset_layout(tmp_path):
 def test_bad_webdataset_labels(tmp_path, kw, says):
     wds(tmp_path / 'd', **kw)
     with pytest.raises(ValueError, match=says):
-        read_wds(tmp_path / 'd', 4)
+        _read_wds(tmp_path / 'd', 4)
 
 
 def test_short_webdatasets(tmp_path):
     wds(tmp_path / 'd')
     write(tmp_path / 'd' / 'test' / 'nshards.txt', '3')
     with pytest.raises(ValueError, match='says 3 shards'):
-        read_wds(tmp_path / 'd', 4)
+        _read_wds(tmp_path / 'd', 4)
     tar(tmp_path / 'd' / 'test' / '0.tar', {'s0.png': png()})
     write(tmp_path / 'd' / 'test' / 'nshards.txt', '1')
     with pytest.raises(ValueError, match='0.tar has only png'):
-        read_wds(tmp_path / 'd', 4)
+        _read_wds(tmp_path / 'd', 4)
     (tmp_path / 'd' / 'test' / '0.tar').unlink()
     with pytest.raises(FileNotFoundError, match='no tar'):
-        read_wds(tmp_path / 'd', 4)
+        _read_wds(tmp_path / 'd', 4)
 
 
 def test_list_of_tiny_imagenet(tmp_path):
@@ -369,7 +378,7 @@ def test_bad_caption_rows(tmp_path, row, says):
     write(tmp_path / 'a.png', png())
     write(tmp_path / 'captions.jsonl', row)
     with pytest.raises(ValueError, match=says):
-        read_jsonl(tmp_path, 4)
+        _read_jsonl(tmp_path, 4)
 
 
 def test_some_keeps_captions_with_their_pictures():

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 import pytest, torch
 from meru import parallel
-from meru.losses import contrastive as losses
+from meru.losses import contrastive as losses, distributed as distributed_losses
 from meru.losses.entailment import entailment_loss
 from meru.training import trainer
 from meru.parallel import Lost, SpreadNorm, gather_rows, processes, rank, sum_gradients, total, world
@@ -14,13 +14,13 @@ from meru.models.feature_cache import open_cache
 from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry
 from meru.data.images import decode_image
-from meru.training.launch import launch, start, what_happened
+from meru.training.launch import launch, _start, _what_happened
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
 from meru.data.loader import Loader, part_of
-from meru.training.trainer import Part, check_processes, main, make_loader, open_data, validate
+from meru.training.trainer import _Part, check_processes, main, make_loader, open_data, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 SMOKE = dict(dropout=0.0, val_pairs=128, steps=12, val_every=6, save_every=1, log_every=1)
@@ -114,7 +114,7 @@ def numbers(name, spread, how, size=0.7):
     ]
     x, y = (geometry.exp_map0(o, leaves[2]) for o in leaves[:2])
     how = how | ({'text_ids': how['text_ids'][mine]} if 'text_ids' in how else {})
-    loss = (distributed if spread else losses).contrastive_loss(geometry, x, y, *leaves[2:], **how)
+    loss = (distributed_losses if spread else losses).contrastive_loss(geometry, x, y, *leaves[2:], **how)
     if geometry.has_cones:
         entail = entailment_loss(geometry, y, x, leaves[2])
         loss = loss + 0.2 * (parallel.mean_of_all(entail, len(x)) if spread else entail)
@@ -142,7 +142,7 @@ def compare_losses():
             far={name: both(name, {}, 1.5) for name in geometries},
         )
         for mutant, names in MUTANTS.items() if world() > 1 else ():
-            with patch.multiple(distributed, **names):
+            with patch.multiple(distributed_losses, **names):
                 told[mutant] = both('lorentz', {})
         return told
 
@@ -299,7 +299,7 @@ def test_a_killed_process_ends_the_run_and_the_restart_ends_with_the_same_bits(t
     whole, broken = Run(tmp_path / 'whole', config), Run(tmp_path / 'broken', config)
     team.run(2, train, whole.folder)
     with open(tmp_path / 'log', 'w+') as log, patch.dict(os.environ, OMP_NUM_THREADS='1'):
-        child = start(broken, 2, log)
+        child = _start(broken, 2, log)
         end = time.time() + 120
         while len(broken.rows()) < 5 and time.time() < end and child.poll() is None:
             time.sleep(0.01)
@@ -310,7 +310,7 @@ def test_a_killed_process_ends_the_run_and_the_restart_ends_with_the_same_bits(t
         child.stdin.close()
         log.seek(0)
         said = log.read()
-    assert what_happened(said) == 'process 1 was ended by SIGKILL'
+    assert _what_happened(said) == 'process 1 was ended by SIGKILL'
     assert re.search(
         r'process 0: .*another.*keeps its checkpoint of step \d+, and the same command goes on from there', said
     ), said[-2000:]
@@ -389,13 +389,13 @@ def half_is_damaged():
     cfg = make_config('smoke')
     torch.manual_seed(0)
     model, held_out = build_model(cfg), open_data(cfg)[1]
-    half = Part(held_out.shards, held_out.start, held_out.start + len(held_out) // 2)
-    want = validate(model, make_loader(cfg, half))
+    half = _Part(held_out.shards, held_out.start, held_out.start + len(held_out) // 2)
+    want = _validate(model, make_loader(cfg, half))
     with processes('cpu'):
         loader = make_loader(cfg, held_out)
         if rank() == 1:
             loader.eval_batches = lambda: iter(())
-        return validate(model, loader), want
+        return _validate(model, loader), want
 
 
 def test_a_process_without_a_good_held_out_pair_still_validates(team):
@@ -426,8 +426,8 @@ def test_the_cause_is_told_whatever_the_processes_do(tmp_path, monkeypatch):
     def fails(run, child):
         raise PermissionError('the cause')
 
-    monkeypatch.setattr('meru.training.launch.start', lambda *a: child)
-    monkeypatch.setattr('meru.training.launch.follow', fails)
+    monkeypatch.setattr('meru.training.launch._start', lambda *a: child)
+    monkeypatch.setattr('meru.training.launch._follow', fails)
     child = Stuck()
     with pytest.raises(PermissionError, match='the cause'):
         launch(Run(tmp_path, make_config('smoke')), 2)

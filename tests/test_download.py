@@ -9,7 +9,7 @@ from PIL import Image
 import meru.data.download as D
 
 from meru.data.shards import Shards
-from meru.data.fetch import Tally, check_raw, fetch, folder_rows, guarded_download, only_one, read_pairs
+from meru.data.fetch import _Tally, _check_raw, fetch, _folder_rows, _guarded_download, _only_one, read_pairs
 from conftest import ROOT
 from hostile import Hostile, encoded
 
@@ -148,10 +148,10 @@ def test_a_name_server_that_does_not_answer_is_cut_off(monkeypatch):
 
 
 def test_retry_only_what_may_pass(server):
-    tally = Tally(ROOT / 'nowhere' / 'x')
+    tally = _Tally(ROOT / 'nowhere' / 'x')
     for path, times in (('status/503', 3), ('status/404', 1), ('cut', 3), ('robots/noai', 1)):
         url = f'{server.home}/{path}?retry'
-        assert guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
+        assert _guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
         assert server.asked[f'/{path}?retry'] == times, path
     assert (tally.done, tally.good) == (4, 0)
 
@@ -195,7 +195,7 @@ def test_tls_needs_a_certificate_that_is_trusted(tmp_path, monkeypatch):
     url, cfg = f'https://localhost:{web.server_port}/picture/0', config(allow_loopback=True)
     assert fate(url, cfg) == 'tls'
     trusting = ssl.create_default_context(cafile=tmp_path / 'c.pem')
-    monkeypatch.setattr(D, 'tls', lambda: trusting)
+    monkeypatch.setattr(D, '_tls', lambda: trusting)
     assert D.fetch_bytes(url, cfg) == b'picture'
     assert fate(url.replace('localhost', '127.0.0.1'), cfg) == 'tls'  # the name on the certificate is another
     web.shutdown()
@@ -268,12 +268,12 @@ def wrong_stats(f):
 
 @pytest.mark.parametrize('damage', [cut_tar, drop_row, wrong_stats])
 def test_a_shard_that_img2dataset_left_incomplete_is_refused(damage, tmp_path):
-    assert len(check_raw(raw_shard(tmp_path), 0, 5)[0]) == 5
+    assert len(_check_raw(raw_shard(tmp_path), 0, 5)[0]) == 5
     damage(tmp_path)
     with pytest.raises((ValueError, tarfile.ReadError), match='incomplete|unexpected end|00000'):
-        check_raw(tmp_path, 0, 5)
+        _check_raw(tmp_path, 0, 5)
     with pytest.raises((ValueError, tarfile.ReadError)):
-        check_raw(raw_shard(tmp_path), 0, 6)
+        _check_raw(raw_shard(tmp_path), 0, 6)
 
 
 def own_folder(folder, n=24):
@@ -296,7 +296,7 @@ def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
         rows=27, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, no_caption=1), equal_images=12
     )
     assert [s['rows'] for s in one['shards']] == [10, 10, 7] and one['id'] == Shards(tmp_path / 'a', 'hashes').id
-    lines = ['path,caption'] + [f'{p},{c}' for c, p in folder_rows(own) if p != 'mute.png']
+    lines = ['path,caption'] + [f'{p},{c}' for c, p in _folder_rows(own) if p != 'mute.png']
     (own / 'list.csv').write_text('\n'.join(lines + ['00.png,again', 'gone.png,gone']) + '\n')
     two = fetch(
         tmp_path / 'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path
@@ -338,7 +338,7 @@ def test_two_fetches_into_one_folder_are_refused(tmp_path):
     own_folder(tmp_path / 'own')
     (tmp_path / 'a').mkdir()
     cfg = D.make_fetch_config(pairs='own', processes=1)
-    with only_one(tmp_path / 'a'), pytest.raises(RuntimeError, match='another process is fetching'):
+    with _only_one(tmp_path / 'a'), pytest.raises(RuntimeError, match='another process is fetching'):
         fetch(tmp_path / 'a', cfg, tmp_path)
 
 

@@ -11,7 +11,7 @@ from meru.models.pretrained import load_towers
 from meru.training.config import make_config
 from meru.training.run import Run, load_run
 from meru.training.trainer import fit
-from meru.models.pretrained import tag_weights
+from meru.models.pretrained import _tag_weights
 from conftest import ROOT
 
 
@@ -138,9 +138,9 @@ def test_patch_dropout_shows_a_share_of_the_patches_in_training_alone():
     tower(PICTURES)
     tower.eval()(PICTURES)
     assert seen == [1 + 4, 1 + 9]  # 9 patches; 4 of them stay, and the class token
-    rows = encoders.some_tokens(torch.arange(9.0).expand(500, -1)[..., None], 0.5)[..., 0]
+    rows = encoders._some_tokens(torch.arange(9.0).expand(500, -1)[..., None], 0.5)[..., 0]
     assert all(len(set(o)) == 4 for o in rows.tolist()) and set(rows.flatten().tolist()) == set(range(9))
-    assert abs(rows.mean() - 4) < 0.2 and encoders.some_tokens(PICTURES.flatten(2), 0.999).shape[1] == 1
+    assert abs(rows.mean() - 4) < 0.2 and encoders._some_tokens(PICTURES.flatten(2), 0.999).shape[1] == 1
 
 
 def test_word_order_matters():
@@ -299,9 +299,9 @@ def test_only_the_last_blocks_learn(folder):
 def test_the_tag_decides_the_gelu(folder, monkeypatch):
     (folder / 'open_clip_model.safetensors').write_bytes(b'')
     monkeypatch.setattr(encoders, 'from_hub', lambda *_: folder)
-    extra = tag_weights('ViT-B-32', 'openai')[1]
+    extra = _tag_weights('ViT-B-32', 'openai')[1]
     assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(0.48145466)
-    assert not tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
+    assert not _tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
 
 
 def test_the_hub_at_a_pinned_revision(folder, tmp_path, monkeypatch):

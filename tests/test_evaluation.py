@@ -7,6 +7,7 @@ import pytest, torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.suites import *
+from meru.evaluation.suites import _Report, _cached_pairs, _examine_captions, _read_split
 from meru.geometry import geometries, get_geometry
 from meru.models.model import ModelConfig
 from meru.data.shards import Sample, write_shards
@@ -174,13 +175,13 @@ def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
 def test_damaged_drawings_are_counted(folder, tmp_path):
     bad = sample(0, 0)
     write_shards([sample(0, 0), sample(1, 0), bad._replace(meta={})], tmp_path / 'part')
-    d = read_split(tmp_path / 'part', 16)
+    d = _read_split(tmp_path / 'part', 16)
     assert d.damaged == 1 and len(d.keys) == len(d.images) == len(d.chains) == 2
     write_shards([bad._replace(meta={})], tmp_path / 'none')
     with pytest.raises(ValueError, match='none of the 1 samples'):
-        read_split(tmp_path / 'none', 16)
+        _read_split(tmp_path / 'none', 16)
     with pytest.raises(FileNotFoundError, match='test_style'):
-        read_split(tmp_path / 'test_style', 16)
+        _read_split(tmp_path / 'test_style', 16)
 
 
 def test_a_broken_model_is_named(folder, tiny):
@@ -335,7 +336,7 @@ def test_oracle_names_photos(tmp_path):
 
 
 def test_report_hides_no_mistake_of_ours():
-    report = Report()
+    report = _Report()
     with pytest.raises(TypeError):
         report.attempt('x', 'y', lambda: 1 + '')
     report.attempt('x', 'y', lambda: (_ for _ in ()).throw(ValueError('two\nlines')))
@@ -504,8 +505,8 @@ def test_cached_features():
         ModelConfig(image_tower='features', text_tower='features', image_width=8, text_width=8, embed_dim=8)
     )
     model.text_proj.weight.data.copy_(model.image_proj.weight)
-    report = Report()
-    examine_captions(model, lambda x: x, cached_pairs(cache), report)
+    report = _Report()
+    _examine_captions(model, lambda x: x, _cached_pairs(cache), report)
     m = report.metrics
     assert (
         not report.skipped
@@ -513,7 +514,7 @@ def test_cached_features():
         and m['cache_image_to_text_queries'] == 8
         and m['cache_text_to_image_queries'] == 16
     )
-    few = cached_pairs(cache, 3)
+    few = _cached_pairs(cache, 3)
     assert torch.equal(few.pictures, x[[4, 8, 11]].float()) and few.owner.tolist() == [0, 0, 1, 1, 2, 2]
 
 

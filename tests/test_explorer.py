@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from conftest import ROOT
 from meru import explorer
-from meru.explorer import Items, Space, make_page
+from meru.explorer import _Items, _Space, _make_page
 from meru.geometry import geometries, get_geometry, unit
 from meru.evaluation.hierarchy import cone_margins
 
@@ -27,7 +27,7 @@ def toy(n=40, name='word', pictures=True):
     texts = [f'{name} {i}' for i in range(n)]
     if n > 1:
         texts[-1] = '<img src=x onerror="window.hurt=1"></script><script>window.hurt=2</script>'
-    return Items(
+    return _Items(
         texts,
         levels,
         parents,
@@ -41,7 +41,7 @@ def spaces(n=40, d=24, kinds=('lorentz', 'euclidean', 'sphere', 'poincare')):
     gen = torch.Generator().manual_seed(0)
     v = unit(0.2 * torch.randn(n, d, generator=gen) + 1) * torch.linspace(0.2, 1.6, n)[:, None]
     c = torch.tensor(0.7)
-    return [Space(k, geometries[k].exp_map0(v, c), c) for k in kinds]
+    return [_Space(k, geometries[k].exp_map0(v, c), c) for k in kinds]
 
 
 class Browser:
@@ -151,7 +151,7 @@ def chrome():
 @pytest.fixture(scope='module')
 def page(chrome, tmp_path_factory):
     return chrome.open(
-        tmp_path_factory.mktemp('page') / 'explorer.html', make_page(toy(), spaces(), 'toy & <b>title</b>')
+        tmp_path_factory.mktemp('page') / 'explorer.html', _make_page(toy(), spaces(), 'toy & <b>title</b>')
     )
 
 
@@ -368,7 +368,7 @@ def test_everything_has_a_name(walked):
 )
 def test_little_to_show(chrome, tmp_path, items):
     n = len(items.texts)
-    chrome.open(tmp_path / 'few.html', make_page(items, spaces(n), 'few'))
+    chrome.open(tmp_path / 'few.html', _make_page(items, spaces(n), 'few'))
     for k in range(4):
         chrome.js('meru.enter(meru.data.spaces[arguments[0]]); meru.select(0); meru.home()', k)
         chrome.settle()
@@ -573,7 +573,7 @@ def test_several_datasets_are_refused_by_name(smoke, tmp_path, in_root):
 
 
 def test_nothing_leaves_the_page():
-    html = make_page(toy(), spaces(), 'toy')
+    html = _make_page(toy(), spaces(), 'toy')
     assert "default-src 'none'" in html and 'http://' not in html and 'https://' not in html
 
 
@@ -582,23 +582,23 @@ def test_nan_is_refused(g):
     (space,) = spaces(kinds=(g,))
     space.points[3, 2] = float('nan')
     with pytest.raises(ValueError, match='points must be finite, but 1 of 40 rows hold NaN or infinity: word 3'):
-        make_page(toy(), [space], 'nan')
+        _make_page(toy(), [space], 'nan')
 
 
 def test_two_thousand_points_fit(in_root):
-    items, words, images = explorer.emoji_scene(explorer.read_exam(explorer.embedded_data(), 16))
+    items, words, images = explorer._emoji_scene(explorer.read_exam(explorer.embedded_data(), 16))
     n = len(items.texts)
     assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[: len(words)] == words
     below = items.parents >= 0
     assert (items.levels[items.parents[below]] < items.levels[below]).all() and (items.levels[~below] == 0).all()
-    assert len(make_page(items, spaces(n, 128), 'all').encode()) < 10e6
+    assert len(_make_page(items, spaces(n, 128), 'all').encode()) < 10e6
 
 
 def test_the_committed_page_is_in_todays_shell(chrome):
     "Renew it with `meru.explorer.rewrap` after a change of the assets; then it opens by double-click, whole."
     committed = ROOT / 'outputs/reference/demo/explorer.html'
     html = committed.read_text(encoding='utf-8')
-    assert explorer.rewrap(html) == html and committed.stat().st_size < 10e6
+    assert explorer._rewrap(html) == html and committed.stat().st_size < 10e6
     chrome.call('POST', '/url', dict(url=committed.as_uri()))
     chrome.settle()
     assert chrome.log() == [] and chrome.js(
@@ -615,7 +615,7 @@ def test_thirty_frames_a_second(chrome, tmp_path):
             for m in chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.getMetrics', params={}))['metrics']
         }['TaskDuration']
 
-    chrome.open(tmp_path / 'many.html', make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
+    chrome.open(tmp_path / 'many.html', _make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
     chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.enable', params=dict(timeDomain='threadTicks')))
     before = spent()
     frames = chrome.js("""const stage = document.getElementById('stage'), b = stage.getBoundingClientRect(), start = meru.frames, x = b.left + b.width/2, y = b.top + b.height/2
@@ -629,4 +629,4 @@ def test_thirty_frames_a_second(chrome, tmp_path):
 
 
 def test_the_same_page_every_time():
-    assert make_page(toy(), spaces(), 'toy') == make_page(toy(), spaces(), 'toy')
+    assert _make_page(toy(), spaces(), 'toy') == _make_page(toy(), spaces(), 'toy')

@@ -12,12 +12,12 @@ from meru.models.feature_cache import import_flickr8k, open_cache
 from meru.models.embedding import EmbedConfig, embed, open_rows
 from meru.models.mining import (
     FeatureBatches,
-    clashes,
-    faiss_neighbours,
+    _clashes,
+    _faiss_neighbours,
     hard_order,
     near_duplicates,
     neighbours,
-    pair_ids,
+    _pair_ids,
     similarity_histogram,
     summary,
 )
@@ -274,13 +274,13 @@ def test_neighbours_come_together():
     near = torch.arange(40).view(20, 2).flip(1).reshape(40, 1)  # 0 with 1, 2 with 3, ...
     order = hard_order(near, torch.arange(40), 8, 0, 0).reshape(-1, 8)
     assert all({o ^ 1 for o in row} == set(row) for row in order.tolist())
-    assert clashes(torch.tensor([1, 1, 1, 2]), 2) == 1 and clashes(torch.tensor([1, 1, 1, 2]), 4) == 2
+    assert _clashes(torch.tensor([1, 1, 1, 2]), 2) == 1 and _clashes(torch.tensor([1, 1, 1, 2]), 4) == 2
 
 
 def test_pair_ids_join_images_texts_and_duplicates(photos, tmp_path):
     (photos / '11.png').write_bytes(picture(0))  # a copy of picture 0
     (photos / '12.txt').write_text('Thing number 5\n')  # the text of picture 5
-    ids = pair_ids(cache := embed(config(photos, tmp_path, views=1, word_drop=0.0), towers()), threshold=0.999)
+    ids = _pair_ids(cache := embed(config(photos, tmp_path, views=1, word_drop=0.0), towers()), threshold=0.999)
     by_key = {}
     for i, image in zip(ids.tolist(), cache.text_image.tolist()):
         by_key.setdefault(cache.keys[image], set()).add(i)

@@ -14,21 +14,21 @@ from meru.geometry import get_geometry
 @pytest.mark.parametrize(
     'geometry, peer',
     [
-        ('lorentz', peers.published_loss),
-        ('lorentz', peers.published_once),
-        ('lorentz', peers.geoopt_loss),
-        ('sphere', peers.clip_loss),
+        ('lorentz', peers._published_loss),
+        ('lorentz', peers._published_once),
+        ('lorentz', peers._geoopt_loss),
+        ('sphere', peers._clip_loss),
     ],
 )
 def test_peers_have_our_loss_and_gradients(geometry, peer):
-    leaves = [o.detach().double().requires_grad_() for o in peers.near_pairs(geometry, 40, 6)]
+    leaves = [o.detach().double().requires_grad_() for o in peers._near_pairs(geometry, 40, 6)]
     got, want = (peers.gradients(f, leaves) for f in (peer, partial(contrastive_loss, get_geometry(geometry))))
     used = range(5) if geometry == 'lorentz' else (0, 4)  # the sphere's gradients differ along the radius
-    assert peers.error([got[i] for i in used], [want[i] for i in used]) < 1e-5
+    assert peers._error([got[i] for i in used], [want[i] for i in used]) < 1e-5
 
 
 def test_the_published_head_is_ours():
-    models, batch = peers.heads(12, 6), torch.randn(2, 50, 12).unbind()
+    models, batch = peers._heads(12, 6), torch.randn(2, 50, 12).unbind()
     losses = [m(*batch) for m in models.values()]
     grads = [
         torch.autograd.grad(
@@ -36,7 +36,7 @@ def test_the_published_head_is_ours():
         )
         for l, m in zip(losses, models.values())
     ]
-    assert abs(losses[0]['loss'] - losses[1]) < 1e-4 and peers.error(*grads) < 1e-2
+    assert abs(losses[0]['loss'] - losses[1]) < 1e-4 and peers._error(*grads) < 1e-2
 
 
 def test_short_forms_say_what_they_did(tmp_path):
@@ -60,16 +60,16 @@ def test_no_compiler_is_said(monkeypatch):
         raise RuntimeError('no C++ compiler')
 
     monkeypatch.setattr(torch, 'compile', fails)
-    assert peers.compile_published(True) == (None, 'left out: RuntimeError: no C++ compiler')
+    assert peers._compile_published(True) == (None, 'left out: RuntimeError: no C++ compiler')
 
 
 def test_memory_of_the_published_form_grows_with_the_square():
-    with_four, with_eight = (alone(peers.loss_memory, 'published', b, 4) for b in (2048, 4096))
+    with_four, with_eight = (alone(peers._loss_memory, 'published', b, 4) for b in (2048, 4096))
     assert with_eight > with_four > 2048**2 * 4
 
 
 def test_exponents():
-    assert peers.exponent([1, 10, 100], [5, 500, 50_000]) == 2.0
+    assert peers._exponent([1, 10, 100], [5, 500, 50_000]) == 2.0
 
 
 def test_committed_results_keep_the_promises():

@@ -5,6 +5,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
+from meru.evaluation.hierarchy import _auc, _best_tau, _cones_at_level, _level_tau, _saturated_share, _text_levels
 
 c = torch.tensor(1.0)
 L = get_geometry('lorentz')
@@ -70,9 +71,9 @@ def test_nan_and_wrong_levels_are_named():
     with pytest.raises(ValueError, match='3 levels'):
         hierarchy_metrics(L, images, texts, chain, c, LEVELS[:2])
     with pytest.raises(ValueError, match='row 14 at 0'):
-        text_levels(chain, 15)
+        _text_levels(chain, 15)
     with pytest.raises(ValueError, match='row 0 at 2'):
-        text_levels(chain[:, [0, 0]], 14)
+        _text_levels(chain[:, [0, 0]], 14)
 
 
 def kendall_by_pairs(x, y):
@@ -87,7 +88,7 @@ def kendall_by_pairs(x, y):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=3, max_size=30))
 def test_tau_b_from_its_definition(pairs):
     levels, radii = zip(*pairs)
-    got = level_tau(torch.tensor(levels), torch.tensor(radii).float())
+    got = _level_tau(torch.tensor(levels), torch.tensor(radii).float())
     if len(set(levels)) == 1 or len(set(radii)) == 1:
         assert got is None
     else:
@@ -96,8 +97,8 @@ def test_tau_b_from_its_definition(pairs):
 
 def test_best_tau_is_reached_and_not_passed():
     levels = torch.tensor([0, 0, 1, 1, 1, 2])
-    assert level_tau(levels, torch.arange(6).float()) == pytest.approx(best_tau(levels))
-    assert best_tau(torch.arange(5)) == 1
+    assert _level_tau(levels, torch.arange(6).float()) == pytest.approx(_best_tau(levels))
+    assert _best_tau(torch.arange(5)) == 1
 
 
 def test_chain_tau_by_hand():
@@ -110,7 +111,7 @@ def test_chain_tau_by_hand():
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.lists(st.integers(0, 5), min_size=1, max_size=12))
 def test_auc_counts_pairs(low, high):
     expected = sum((a < b) + 0.5 * (a == b) for a in low for b in high) / (len(low) * len(high))
-    assert auc(torch.tensor(low).float(), torch.tensor(high).float()) == pytest.approx(expected)
+    assert _auc(torch.tensor(low).float(), torch.tensor(high).float()) == pytest.approx(expected)
 
 
 def test_cone_rates_by_hand():
@@ -129,22 +130,22 @@ def test_one_text_for_all_has_no_others():
 def test_fewer_pairs_are_an_even_choice_of_texts():
     g = torch.Generator().manual_seed(0)
     images, texts = (L.exp_map0(torch.randn(200, 4, generator=g), c) for _ in range(2))
-    whole, part = (cones_at_level(L, images, texts, torch.arange(200), c, pairs=p) for p in (10**6, 200 * 50))
+    whole, part = (_cones_at_level(L, images, texts, torch.arange(200), c, pairs=p) for p in (10**6, 200 * 50))
     assert whole != part and part['auc'] == pytest.approx(whole['auc'], abs=0.12)
 
 
 def test_a_thinned_level_spans_all_its_texts():
     images, texts, _ = tree()  # two of the eight names: the first, whose image is moved off, and the last
     images = images[[7, 1, 2, 3, 4, 5, 6, 7]]
-    assert cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
+    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
     images = images[[0, 0, 0, 0, 0, 0, 0, 7]]
-    assert cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
+    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
 
 
 def test_saturation():
     r = torch.tensor([1e-4, 0.05, 0.19, 0.21, 1.0])
     texts = L.exp_map0(torch.stack([r, 0 * r], -1), c)  # half-space up to sinh(radius) = 2 K = 0.2
-    assert saturated_share(L, texts, c) == 3 / 5 and saturated_share(L, texts, c, min_radius=1.0) == 1
+    assert _saturated_share(L, texts, c) == 3 / 5 and _saturated_share(L, texts, c, min_radius=1.0) == 1
 
 
 WORDS = dict(cat='mammal', dog='mammal', mammal='animal', owl='animal', rose='plant', animal='thing', plant='thing')

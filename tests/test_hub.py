@@ -4,7 +4,7 @@ import json, re, subprocess, sys
 import pytest, torch
 from conftest import ROOT
 from huggingface_hub import ModelCard
-from meru.hub import Pretrained, PublishConfig, from_pretrained, from_run, publish
+from meru.hub import Pretrained, PublishConfig, from_pretrained, _from_run, publish
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run, save_checkpoint
@@ -120,12 +120,12 @@ def test_a_run_brings_the_numbers_of_its_own_checkpoint_only(tmp_path, capsys):
         metrics_old=dict(c=0.3),
     ).items():
         (run.folder / f'{name}.json').write_text(json.dumps(found))
-    assert {'a'} == set(from_run(run.folder).metrics) - {'checkpoint_sha256'}
+    assert {'a'} == set(_from_run(run.folder).metrics) - {'checkpoint_sha256'}
     said = capsys.readouterr().out
     assert (
         'Left out: metrics_photos.json' in said and 'Left out: metrics_old.json' in said and 'metrics.json' not in said
     )
-    assert {'b'} == set(from_run(run.folder, 'best').metrics) - {'checkpoint_sha256'}
+    assert {'b'} == set(_from_run(run.folder, 'best').metrics) - {'checkpoint_sha256'}
 
 
 def test_files_may_come_one_by_one():

@@ -13,17 +13,17 @@ from meru.data.images import (
     ImageError,
     augment_batch,
     augment_images,
-    colour_matrices,
+    _colour_matrices,
     decode_image,
     n_draws,
     open_image,
-    plain_jpeg,
-    random_affine,
+    _plain_jpeg,
+    _random_affine,
     random_boxes,
     recipe,
-    recolour,
+    _recolour,
     resize_image,
-    warp,
+    _warp,
 )
 
 RNG = np.random.default_rng(0)
@@ -131,7 +131,7 @@ PLAIN = [
 def test_a_plain_jpeg_has_pillows_pixels(mode, kw):
     for size in [(80, 60), (81, 59), (1, 1), (17, 200)]:
         data = save(PHOTO.resize(size).convert(mode), 'JPEG', **kw)
-        assert plain_jpeg(open_image(data), data) is not None
+        assert _plain_jpeg(open_image(data), data) is not None
         assert torch.equal(decode_image(data).float(), pixels(Image.open(io.BytesIO(data))))
 
 
@@ -151,7 +151,7 @@ def other_size(data):  # a second frame header before the first, 800 x 600: two 
     ids=['png', 'cmyk', 'cut', 'two sizes'],
 )
 def test_what_is_not_plain_goes_the_careful_way(data):
-    assert plain_jpeg(open_image(data), data) is None
+    assert _plain_jpeg(open_image(data), data) is None
 
 
 @pytest.mark.parametrize('size', [(300_000, 300_000), (2_000_000_000, 1), (10_000, 9_000), (8001, 8000)])
@@ -299,17 +299,17 @@ def test_warps_against_exact_turns_and_shifts():
     def moved(**kw):
         u = middle.copy()
         u[0, kw.pop('draw')] = 1
-        return warp(x, random_affine(u, **(dict(degrees=0, shear=0, translate=0) | kw)), 32)
+        return _warp(x, _random_affine(u, **(dict(degrees=0, shear=0, translate=0) | kw)), 32)
 
     assert torch.allclose(moved(draw=0), x, atol=1e-3)
     assert torch.allclose(moved(draw=0, degrees=90), x.rot90(1, (2, 3)), atol=1e-2)
     assert torch.allclose(moved(draw=2, translate=0.25)[..., :24], x[..., 8:], atol=1e-3)
     assert torch.allclose(moved(draw=3, translate=0.25)[..., :24, :], x[..., 8:, :], atol=1e-3)
-    assert torch.allclose(random_affine(top, 0, 45, 0), torch.tensor([[[1.0, 1, 0], [0, 1, 0]]]), atol=1e-6)
+    assert torch.allclose(_random_affine(top, 0, 45, 0), torch.tensor([[[1.0, 1, 0], [0, 1, 0]]]), atol=1e-6)
 
 
 def test_hue_turns_the_colour_circle():
-    turn = lambda t: colour_matrices(*np.ones((3, 1)), np.array([t]))[0][0]
+    turn = lambda t: _colour_matrices(*np.ones((3, 1)), np.array([t]))[0][0]
     assert torch.allclose(turn(0.2) @ turn(0.3), turn(0.5), atol=1e-5) and torch.allclose(
         turn(1.0), torch.eye(3), atol=1e-5
     )
@@ -341,7 +341,7 @@ def test_colours_agree_with_torchvision():
         (1, 0.6, 1, V.adjust_contrast),
         (1, 1, 0.4, V.adjust_saturation),
     ]:
-        got = recolour(x, *colour_matrices(b * one, c * one, s * one, 0 * one)).clamp(0, 255)
+        got = _recolour(x, *_colour_matrices(b * one, c * one, s * one, 0 * one)).clamp(0, 255)
         assert (got - ours(x / 255, b * c * s) * 255).abs().max() < 1.5
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from meru.geometry import geometries
 from meru.models.model import Model, ModelConfig, build_model, paper_sizes
-from meru.models.released import load_released, our_name, read_released
+from meru.models.released import load_released, _our_name, read_released
 from conftest import ROOT
 
 PARITY, NAMES = ROOT / 'tests/parity', list(geometries)
@@ -77,11 +77,11 @@ def test_parity_of_losses(reference):
 def test_parity_of_gradients(reference):
     model, _, expected = reference
     ours = {n: p.grad for n, p in model.named_parameters()}
-    theirs = {our_name(k): v for k, v in expected['grad_norms'].items()}
+    theirs = {_our_name(k): v for k, v in expected['grad_norms'].items()}
     assert ours.keys() == theirs.keys()
     assert max(abs(ours[k].norm().item() / v - 1) for k, v in theirs.items()) < 1e-4
     for k, v in expected['scalar_grads'].items():
-        assert abs(ours[our_name(k)].item() / v - 1) < 1e-4, k
+        assert abs(ours[_our_name(k)].item() / v - 1) < 1e-4, k
 
 
 def test_clip_root_is_read():

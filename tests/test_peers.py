@@ -34,28 +34,28 @@ TINY = replace(
     ],
 )
 def test_ours_and_the_published_formulas_agree(changes):
-    found = P.agreement(replace(TINY, **changes), 8)
+    found = P._agreement(replace(TINY, **changes), 8)
     assert found['ours']['loss'] < 1e-5 and found['ours']['gradient'] < max(1e-5, 3 * found['plain']['gradient'])
 
 
 def test_bfloat16_is_further_off_and_says_so():
-    low, high = (P.agreement(replace(TINY, amp=a), 8)['ours']['gradient'] for a in ('bf16', 'off'))
+    low, high = (P._agreement(replace(TINY, amp=a), 8)['ours']['gradient'] for a in ('bf16', 'off'))
     assert 1e-4 < low < 0.1 and high < 1e-5
 
 
 def test_plain_towers_are_ours():
     torch.manual_seed(0)
-    model, batch = build_model(TINY).double(), P.noise_batch(TINY, 4)
+    model, batch = build_model(TINY).double(), P._noise_batch(TINY, 4)
     images = batch.images.double() / 255
-    assert torch.allclose(P.plain_image(model.image_tower, images), model.image_tower(images), atol=1e-12)
+    assert torch.allclose(P._plain_image(model.image_tower, images), model.image_tower(images), atol=1e-12)
     assert torch.allclose(
-        P.plain_text(model.text_tower, P.whole_texts(batch, TINY).tokens), model.text_tower(batch.tokens), atol=1e-12
+        P._plain_text(model.text_tower, P._whole_texts(batch, TINY).tokens), model.text_tower(batch.tokens), atol=1e-12
     )
 
 
 def test_counted_operations_by_hand():
     cfg = replace(TINY, image_depth=1, text_depth=1)
-    more = P.flops_per_pair(replace(cfg, image_depth=2), 16) - P.flops_per_pair(cfg, 16)
+    more = P._flops_per_pair(replace(cfg, image_depth=2), 16) - P._flops_per_pair(cfg, 16)
     l, w = 17, 16  # tokens, width: 12 l w² for the layers, 2 l² w for attention; two operations a product, three passes
     assert more == 6 * (12 * l * w * w + 2 * l * l * w)
 

@@ -73,7 +73,7 @@ def test_the_command(home, papermill):
 def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
     import meru.models.embedding as F
 
-    seen, encode, there = [], F.encode_block, replace(asked, out=str(home / 'once'), batch_size=10)
+    seen, encode, there = [], F._encode_block, replace(asked, out=str(home / 'once'), batch_size=10)
 
     def stop_at_second(*args):
         seen.append(args[1])
@@ -81,7 +81,7 @@ def test_it_is_encoded_once_and_goes_on_where_it_was(asked, home, monkeypatch):
             raise KeyboardInterrupt
         return encode(*args)
 
-    monkeypatch.setattr(F, 'encode_block', stop_at_second)
+    monkeypatch.setattr(F, '_encode_block', stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         open_album(there)
     assert len(open_album(there).pictures) == 31
@@ -220,14 +220,14 @@ def test_only_what_is_new_is_encoded(asked, home, tmp_path, monkeypatch):
     there, seen, encode = (
         replace(asked, images=str(tmp_path / 'drawings'), out=str(tmp_path / 'kept')),
         [],
-        F.encode_block,
+        F._encode_block,
     )
 
     def watched(rows, numbers, *rest):
         seen.extend(rows.files[i] for i in numbers)
         return encode(rows, numbers, *rest)
 
-    monkeypatch.setattr(F, 'encode_block', watched)
+    monkeypatch.setattr(F, '_encode_block', watched)
     before = open_album(there)
     seen.clear()
     (tmp_path / 'drawings' / 'new.webp').write_bytes((home / 'drawings' / '02.webp').read_bytes())

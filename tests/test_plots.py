@@ -54,7 +54,7 @@ def test_geodesic_to_itself_and_through_the_root(n):
 @pytest.mark.parametrize('min_radius', [0.05, 0.1, 0.3])
 def test_cone_edges_are_where_the_angle_is_the_aperture(min_radius):
     for apex in random_disk(20):
-        edge, aperture = plots.cone_edge(apex, min_radius), poincare.half_aperture(apex, one, min_radius)
+        edge, aperture = plots._cone_edge(apex, min_radius), poincare.half_aperture(apex, one, min_radius)
         for ray in (edge[1:40], edge[-40:-1]):
             torch.testing.assert_close(
                 poincare.exterior_angle(apex, ray, one), aperture.expand(len(ray)), rtol=1e-6, atol=1e-6
@@ -69,7 +69,7 @@ def test_cone_outline_holds_what_the_cone_holds(min_radius):
     y = random_disk(4000, 0.999, seed=2)
     for apex in random_disk(10):
         slack = poincare.half_aperture(apex, one, min_radius) - poincare.exterior_angle(apex, y, one)
-        inside = torch.from_numpy(Path(plots.cone_edge(apex, min_radius).numpy()).contains_points(y.numpy()))
+        inside = torch.from_numpy(Path(plots._cone_edge(apex, min_radius).numpy()).contains_points(y.numpy()))
         clear = slack.abs() > 0.02
         assert (inside == (slack > 0))[clear].all()
 
@@ -168,7 +168,7 @@ def test_a_small_space_fills_the_disk():
 
 def test_tree_rows_do_not_cross():
     parents = torch.tensor([-1, 0, 0, 1, 1, 2, -1])
-    y, depth = plots.tree_rows(parents)
+    y, depth = plots._tree_rows(parents)
     assert depth.tolist() == [0, 1, 1, 2, 2, 2, 0] and y.tolist() == [1.25, 0.5, 2, 0, 1, 2, 3]
     ax = plots.level_tree(parents, torch.arange(7.0), list('abcdefg'))
     assert ax.collections[1].get_array().tolist() == list(range(7)) and [t.get_text() for t in ax.texts] == list(
@@ -234,7 +234,7 @@ def test_labels_leave_pictures_free():
 def test_thumbnails_make_white_clear():
     image = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
     image[0, :, 2:4] = 10
-    ax = plots.thumbnails(torch.zeros(1, 2), image)
+    ax = plots._thumbnails(torch.zeros(1, 2), image)
     alpha = ax.artists[0].offsetbox.get_data()[..., 3]
     assert (alpha[2:4] == 255).all() and alpha.sum() == 255 * 16
 
@@ -277,7 +277,7 @@ def test_every_plot_draws_on_the_axes_it_is_given():
         lambda ax: plots.geodesics(p, p.flip(0), ax),
         lambda ax: plots.cone(p[0], ax),
         lambda ax: plots.dots(p, list('aabb'), ax),
-        lambda ax: plots.thumbnails(p, image, ax),
+        lambda ax: plots._thumbnails(p, image, ax),
         lambda ax: plots.contact_sheet(image, ax=ax),
         lambda ax: plots.radius_histogram({'a': p[:, 0]}, ax),
         lambda ax: plots.similarity_matrix(p, ax=ax),

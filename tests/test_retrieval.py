@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import *
 from meru.evaluation.retrieval import *
+from meru.evaluation.retrieval import _chance_recall, _pixel_features, _pixel_nn
 
 c = torch.tensor(0.7)
 
@@ -111,7 +112,7 @@ def test_nan_rows_are_named():
 def test_chance_is_what_random_orders_give(n, data):
     right, k = data.draw(st.integers(1, n)), data.draw(st.integers(1, n + 2))
     expected = 1 - math.comb(n - right, min(k, n)) / math.comb(n, min(k, n))
-    assert chance_recall(torch.tensor([right]), n, k) == pytest.approx(expected)
+    assert _chance_recall(torch.tensor([right]), n, k) == pytest.approx(expected)
 
 
 def test_recall_counts_up_to_k():
@@ -144,10 +145,10 @@ def test_pixels():
     g = torch.Generator().manual_seed(0)
     train = torch.randint(256, (30, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(5, (30,), generator=g)
-    assert torch.equal(pixel_nn(train, labels, train), labels)  # each its own nearest
+    assert torch.equal(_pixel_nn(train, labels, train), labels)  # each its own nearest
     noisy = (train.int() + torch.randint(-9, 9, train.shape, generator=g)).clamp(0, 255).to(torch.uint8)
     scores = pixel_scores(train, labels, noisy, 7)
-    x, y = pixel_features(noisy), pixel_features(train)
+    x, y = _pixel_features(noisy), _pixel_features(train)
     slow = torch.stack([(x[:, None] * y[labels == k][None]).sum(-1).amax(1) for k in range(5)], 1)
     torch.testing.assert_close(scores[:, :5], slow, atol=1e-5, rtol=1e-5)
     assert (scores[:, 5:] < scores[:, :5].amin()).all() and scores.isfinite().all()
@@ -157,6 +158,6 @@ def test_pixel_features_are_averaged_and_correlate():
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     image[0, 0, :2, :2] = 255
     v = torch.tensor([[1.0] + [0] * 11]) - 1 / 12
-    torch.testing.assert_close(pixel_features(image, 2), v / v.norm())
+    torch.testing.assert_close(_pixel_features(image, 2), v / v.norm())
     brighter = torch.randint(100, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(pixel_features(2 * brighter + 50), pixel_features(brighter), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(_pixel_features(2 * brighter + 50), _pixel_features(brighter), atol=1e-5, rtol=1e-4)

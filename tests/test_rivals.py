@@ -28,7 +28,7 @@ def test_a_query_without_order_gains_nothing_from_moving():
     g, one = get_geometry('lorentz'), torch.tensor(1.0)
     way = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     texts, level = g.exp_map0(way, one), torch.arange(40) % 4
-    rows = R.generality_rows(g, texts, texts, torch.arange(40)[:, None], level, one)
+    rows = R._generality_rows(g, texts, texts, torch.arange(40)[:, None], level, one)
     assert {round(o['level'], 6) for o in rows} == {1.5} and all(o['right'] == 1 for o in rows)
 
 

@@ -6,8 +6,9 @@ import numpy as np, pytest, torch
 from safetensors.torch import save_file
 from conftest import ROOT
 from meru.geometry import geometries, get_geometry
-from meru.search.exact import FileVectors, exact_search, nearest
+from meru.search.exact import _FileVectors, exact_search, nearest
 from meru.search.index import *
+from meru.search.index import _fit_cells, _nearest_cell
 
 LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.0)
 
@@ -49,10 +50,10 @@ def test_a_gallery_on_disk_is_read_in_blocks(kind, tmp_path, monkeypatch):
     y = clumps(LORENTZ, 40_000, 'narrow', dim=16)
     path = tmp_path / f'gallery.{kind}'
     np.save(path, y.numpy()) if kind == 'npy' else save_file(dict(other=y[:3].clone(), points=y), path)
-    seen, read = [], FileVectors.__getitem__
-    monkeypatch.setattr(FileVectors, '__getitem__', lambda self, rows: (seen.append(rows), read(self, rows))[1])
+    seen, read = [], _FileVectors.__getitem__
+    monkeypatch.setattr(_FileVectors, '__getitem__', lambda self, rows: (seen.append(rows), read(self, rows))[1])
     assert torch.equal(
-        exact_search(LORENTZ, y[:20], FileVectors(path), ONE).row, exact_search(LORENTZ, y[:20], y, ONE).row
+        exact_search(LORENTZ, y[:20], _FileVectors(path), ONE).row, exact_search(LORENTZ, y[:20], y, ONE).row
     )
     assert (
         max(o.stop - o.start for o in seen if isinstance(o, slice)) <= 2**14
@@ -74,11 +75,11 @@ def test_a_gallery_on_disk_that_is_broken_is_named(tmp_path):
         ('c.safetensors', 'points', 'c.safetensors cannot be read'),
     ):
         with pytest.raises(ValueError, match=says):
-            FileVectors(tmp_path / file, name)
+            _FileVectors(tmp_path / file, name)
     y[70, 1] = torch.nan
     save_file(dict(points=y), tmp_path / 'd.safetensors')
     with pytest.raises(ValueError, match='gallery points .* row 70'):
-        exact_search(LORENTZ, y[:2], FileVectors(tmp_path / 'd.safetensors'), ONE)
+        exact_search(LORENTZ, y[:2], _FileVectors(tmp_path / 'd.safetensors'), ONE)
 
 
 def test_a_million_points_fit_into_two_gigabytes():
@@ -122,8 +123,8 @@ def test_cells_find_what_a_graph_of_products_does_not(gallery):
 @needs_faiss
 def test_a_cell_chosen_without_the_querys_sign_would_be_the_wrong_one(gallery):
     y, _, _ = gallery
-    centres = fit_cells(LORENTZ, y, ONE, 50)
-    right = nearest_cell(LORENTZ, y[:500], centres, ONE)
+    centres = _fit_cells(LORENTZ, y, ONE, 50)
+    right = _nearest_cell(LORENTZ, y[:500], centres, ONE)
     assert torch.equal(right, torch.stack([LORENTZ.dist(o[None], centres, ONE).argmin() for o in y[:500]]))
     assert (
         (LORENTZ.gallery_vectors(y[:500], ONE) @ LORENTZ.gallery_vectors(centres, ONE).T).argmax(1) == right

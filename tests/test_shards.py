@@ -20,8 +20,8 @@ from PIL import Image
 from conftest import ROOT
 from meru.data.images import ImageAugment
 from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_shards
-from meru.data.emoji import embedded_data, emoji_rows, emoji_splits, without_person
-from meru.data.loader import Loader, epoch_order, sample_rng
+from meru.data.emoji import embedded_data, emoji_rows, emoji_splits, _without_person
+from meru.data.loader import Loader, _epoch_order, sample_rng
 from meru.data.tokenizer import Tokenizer, augment_caption
 
 pytestmark = [
@@ -173,7 +173,7 @@ def test_threads_do_not_matter(loader):
 def test_generators_are_independent():
     u = np.array([[[sample_rng(s, e, i).random(8) for i in range(-1, 20)] for e in range(5)] for s in range(5)])
     assert len(np.unique(u)) == u.size
-    orders = {tuple(epoch_order(50, s, e)) for s in range(5) for e in range(5)}
+    orders = {tuple(_epoch_order(50, s, e)) for s in range(5) for e in range(5)}
     assert len(orders) == 25 and all(sorted(o) == list(range(50)) for o in orders)
 
 
@@ -271,7 +271,7 @@ GOOD = ['00000', '00004', '00007', '00010', '00012']
 def test_damaged_samples_are_counted_and_replaced_by_the_next_good_one(damaged, workers, cache):
     l = Loader(Shards(damaged), TOK, 8, 14, workers=workers, cache=cache)
     batch = take(l, 1)[0]
-    expected = [next((g for g in GOOD if int(g) >= i), GOOD[0]) for i in epoch_order(14, 0, 0)]
+    expected = [next((g for g in GOOD if int(g) >= i), GOOD[0]) for i in _epoch_order(14, 0, 0)]
     assert batch.keys == expected and dict(l.failures) == REASONS
 
 
@@ -598,8 +598,8 @@ def test_every_embedded_drawing_decodes(in_root):
 
 
 def test_near_twins():
-    assert without_person('man firefighter') == without_person('firefighter') != without_person('fire')
-    assert without_person('family: man, boy') == 'family'
+    assert _without_person('man firefighter') == _without_person('firefighter') != _without_person('fire')
+    assert _without_person('family: man, boy') == 'family'
 
 
 def test_squeezed_pictures_carry_their_recipe(folder):

@@ -130,7 +130,7 @@ def test_a_bad_batch_is_named_later_and_touches_nothing(tmp_path, monkeypatch):
     run = Run(tmp_path, make_config('smoke', log_every=4))
     with pytest.raises(T.NonFinite, match='at step 5.*bad_batch.json'):
         T.fit(run, quiet=True)
-    model, opt, state = T.begin(run, 'cpu')
+    model, opt, state = T._begin(run, 'cpu')
     loader = T.make_loader(run.config, T.open_data(run.config)[0])
     assert state['step'] == 4 and json.loads((tmp_path / 'bad_batch.json').read_text()) == loader.batch_at(5).keys
     before = {k: v.clone() for k, v in model.named_parameters()}

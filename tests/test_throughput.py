@@ -34,9 +34,9 @@ def photos(tmp_path):
 def test_both_loaders_see_every_pair_once(photos, kind, tmp_path):
     if find_spec('webdataset') is None:
         pytest.skip("webdataset is missing: pip install 'meru[fetch]'")
-    mean = T.shards_of(photos, kind, 12, tmp_path / 's')
+    mean = T._shards_of(photos, kind, 12, tmp_path / 's')
     assert len(Shards(tmp_path / 's')) == 12 and 1e3 < mean < 1e6
-    seen = [list(f(tmp_path / 's', 32, 4)) for f in (T.our_batches, T.obvious_batches)]
+    seen = [list(f(tmp_path / 's', 32, 4)) for f in (T._our_batches, T._obvious_batches)]
     texts = [sorted(T.tokenizer.decode(t) for _, ids in side for t in ids) for side in seen]
     assert texts[0] == texts[1] and len(set(texts[0])) == 12
     ours, obvious = (torch.cat([images for images, _ in side]) for side in seen)
@@ -79,10 +79,10 @@ def test_rates_by_hand():
 
 @pytest.mark.parametrize('back', [False, True])
 def test_counted_and_listed_ranks_are_the_same_ranks(back):
-    images, image_ids, texts, text_ids = T.captioned_points(200, 16)
+    images, image_ids, texts, text_ids = T._captioned_points(200, 16)
     sides = (images, texts, image_ids, text_ids) if back else (texts, images, text_ids, image_ids)
     counted = retrieval_ranks(Lorentz(), *sides, torch.tensor(1.0))
-    assert torch.equal(counted, T.listed_ranks(*sides)) and 1 < counted.float().mean() < 100
+    assert torch.equal(counted, T._listed_ranks(*sides)) and 1 < counted.float().mean() < 100
 
 
 def test_memory_is_that_of_a_new_process():

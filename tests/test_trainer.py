@@ -11,7 +11,7 @@ from meru.core import file_sha256
 from meru.data.shards import Shards, write_shards
 from meru.data.emoji import embedded_data
 from meru.training.step import NonFinite
-from meru.training.trainer import begin, fit, main, make_loader, open_data, update, validate
+from meru.training.trainer import _begin, fit, main, make_loader, open_data, update, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 CONFIG = dict(steps=26, save_every=1, val_every=8, log_every=1, val_pairs=128)
@@ -118,7 +118,7 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
     run = Run(tmp_path, make_config('smoke', val_every=100))
     with pytest.raises(NonFinite, match='at step 6.*bad_batch.json'):
         fit(run)
-    model, opt, state = begin(run, 'cpu')
+    model, opt, state = _begin(run, 'cpu')
     assert state['step'] == 4 and all(p.isfinite().all() for p in model.parameters())
     assert len(eval((tmp_path / 'bad_batch.json').read_text())) == 32
 
@@ -126,11 +126,11 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 def test_init_starts_from_an_earlier_run(tmp_path):
     first = Run(tmp_path / 'a', make_config('smoke'))
     trained = fit(first)
-    model, _, state = begin(Run(tmp_path / 'b', make_config('smoke', init=str(tmp_path / 'a'), seed=5)), 'cpu')
+    model, _, state = _begin(Run(tmp_path / 'b', make_config('smoke', init=str(tmp_path / 'a'), seed=5)), 'cpu')
     assert state['step'] == 0
     assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values()))
     with pytest.raises(ValueError, match='another model'):
-        begin(Run(tmp_path / 'c', make_config('smoke', init=str(tmp_path / 'a'), embed_dim=64)), 'cpu')
+        _begin(Run(tmp_path / 'c', make_config('smoke', init=str(tmp_path / 'a'), embed_dim=64)), 'cpu')
 
 
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
@@ -149,7 +149,7 @@ def test_lorentz_and_poincare_are_the_same_model(tmp_path):
     pairs, _ = open_data(cfgs[0])
     batch, losses = next(make_loader(cfgs[0], pairs).batches(0)), []
     for i, cfg in enumerate(cfgs):
-        model, opt, _ = begin(Run(tmp_path / str(i), cfg), 'cpu')
+        model, opt, _ = _begin(Run(tmp_path / str(i), cfg), 'cpu')
         losses.append(float(update(model, opt, batch, cfg, 0)['loss'].detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -206,12 +206,12 @@ def test_a_quarantined_shard_is_on_record(tmp_path, capsys):
 
 
 def test_held_out_pairs_that_are_all_damaged_are_counted(tmp_path):
-    model, *_ = begin(Run(tmp_path, cfg := make_config('smoke')), 'cpu')
+    model, *_ = _begin(Run(tmp_path, cfg := make_config('smoke')), 'cpu')
     loader = make_loader(cfg, open_data(cfg)[1])
     loader.damaged.update({0: 'truncated', 1: 'truncated', 2: 'format'})
     loader.eval_batches = lambda: iter(())
     with pytest.raises(ValueError, match="none of the held-out pairs can be used .*'truncated': 2, 'format': 1"):
-        validate(model, loader)
+        _validate(model, loader)
 
 
 def test_a_stop_before_the_config_is_read_is_one_sentence(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.data.folders import *
 from meru.evaluation.traversal import *
+from meru.evaluation.traversal import _Pool, _root_of, _walk_across, _walk_home
 from conftest import ROOT
 
 c = torch.tensor(0.8, dtype=torch.float64)
@@ -16,7 +17,7 @@ def scattered(name, n=40, seed=0):
     g, gen = get_geometry(name), torch.Generator().manual_seed(seed)
     v = torch.randn(n, 3, generator=gen, dtype=torch.float64)
     root = torch.zeros(3, dtype=torch.float64) if g.has_radius else torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    return Pool([f't{i}' for i in range(n)], g.exp_map0(v, c), root, g, c)
+    return _Pool([f't{i}' for i in range(n)], g.exp_map0(v, c), root, g, c)
 
 
 @pytest.mark.parametrize('name', geometries)
@@ -40,7 +41,7 @@ def test_nearest_is_what_a_slow_search_finds(name, cones):
 def test_home_is_downhill_and_ends_at_the_root(name):
     pool = scattered(name)
     for i, start in enumerate(pool.points[:6]):
-        stops = walk_home(pool, start, 20)
+        stops = _walk_home(pool, start, 20)
         assert (
             stops[0].text == f't{i}'
             and stops[0].distance == 0
@@ -54,13 +55,13 @@ def test_lorentz_and_poincare_meet_the_same():
     "One space, two pictures of it."
     a, b = scattered('lorentz'), scattered('poincare')
     for x, y in zip(a.points[:8], b.points[:8]):
-        assert [s.text for s in walk_home(a, x)] == [s.text for s in walk_home(b, y)]
-        assert [s.text for s in walk_across(a, x, a.points[9])] == [s.text for s in walk_across(b, y, b.points[9])]
+        assert [s.text for s in _walk_home(a, x)] == [s.text for s in _walk_home(b, y)]
+        assert [s.text for s in _walk_across(a, x, a.points[9])] == [s.text for s in _walk_across(b, y, b.points[9])]
 
 
 def test_across_is_the_same_way_back():
     pool = scattered('lorentz')
-    there, back = walk_across(pool, pool.points[0], pool.points[1]), walk_across(pool, pool.points[1], pool.points[0])
+    there, back = _walk_across(pool, pool.points[0], pool.points[1]), _walk_across(pool, pool.points[1], pool.points[0])
     assert {s.text for s in there} == {s.text for s in back} and there[0].text == 't0' and there[-1].text == 't1'
 
 
@@ -98,11 +99,11 @@ def test_the_root_of_clip(home):
     torch.save(held, home / 'with_root.pth')
     del held['root']
     torch.save(held, home / 'rootless.pth')
-    root = root_of(model, home / 'with_root.pth')
+    root = _root_of(model, home / 'with_root.pth')
     assert root.norm() == pytest.approx(1) and root[1] == pytest.approx(2 * root[0].item())
     with pytest.raises(ValueError, match="rootless.pth .* without a 'root'"):
-        root_of(model, home / 'rootless.pth')
-    assert not root_of(load_released(home / 'meru.pth', 4), home / 'meru.pth').any()
+        _root_of(model, home / 'rootless.pth')
+    assert not _root_of(load_released(home / 'meru.pth', 4), home / 'meru.pth').any()
 
 
 def test_traverse_notebook(home, papermill):

@@ -10,6 +10,7 @@ from meru.core import *
 from meru.models.model import *
 from meru.evaluation.statistics import *
 from meru.evaluation.zeroshot import *
+from meru.evaluation.zeroshot import _fill, _mean_per_class, _parent_index
 
 c = torch.tensor(1.0)
 
@@ -99,7 +100,7 @@ def test_top5_ends_at_five():
 
 def test_per_class_differs_from_plain_where_classes_are_uneven():
     hits, targets = torch.tensor([1.0, 1, 1, 0]), torch.tensor([0, 0, 0, 5])
-    assert mean_per_class(hits, targets) == 0.5
+    assert _mean_per_class(hits, targets) == 0.5
 
 
 @pytest.mark.parametrize('bad', [-1, 4])
@@ -129,11 +130,11 @@ def test_interval_is_the_binomials():
 
 
 def test_prompts():
-    assert fill(['a', 'b'], ['{}', 'x {}']) == ['a', 'x a', 'b', 'x b']
+    assert _fill(['a', 'b'], ['{}', 'x {}']) == ['a', 'x a', 'b', 'x b']
     for bad in ('no place', '{} and {}'):
         with pytest.raises(ValueError, match='must hold one'):
-            fill(['a'], [bad])
-    assert fill(['{x} 100%'], ['a {}']) == ['a {x} 100%']
+            _fill(['a'], [bad])
+    assert _fill(['{x} 100%'], ['a {}']) == ['a {x} 100%']
     assert all(t.count('{}') == 1 for t in templates)
 
 
@@ -176,10 +177,10 @@ def test_model_comes_back_in_its_mode():
 
 
 def test_parents():
-    index, parents = parent_index(['cat', 'rose', 'dog'], dict(cat='animal', dog='animal', rose='plant', fern='plant'))
+    index, parents = _parent_index(['cat', 'rose', 'dog'], dict(cat='animal', dog='animal', rose='plant', fern='plant'))
     assert index.tolist() == [0, 1, 0] and parents == ['animal', 'plant']
     with pytest.raises(KeyError, match="2 of 3 .*'wasp'"):
-        parent_index(['cat', 'wasp', 'bee'], dict(cat='animal'))
+        _parent_index(['cat', 'wasp', 'bee'], dict(cat='animal'))
 
 
 @pytest.mark.parametrize('seed', range(3))

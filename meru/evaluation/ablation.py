@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['tuned', 'best', 'design', 'ideas_off', 'ideas_on', 'ideas_best', 'views_on', 'spaces', 'widths', 'bases',
-           'ablation_rows', 'split_points', 'head_metrics', 'run_row', 'findings', 'plot_widths', 'AblateConfig',
-           'held_results', 'left_out', 'ablate']
+           'ablation_rows', 'findings', 'plot_widths', 'AblateConfig', 'ablate']
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #b2a912f3
 import json
@@ -111,7 +110,7 @@ def ablation_rows() -> list[dict]:  # group, name, preset, changes
     ]
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #2e3058bf
-def split_points(
+def _split_points(
     model: Model,  # a head
     cache: FeatureCache,  # features
     split: str,  # of its images
@@ -128,13 +127,13 @@ def split_points(
         )
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #970841e7
-def head_metrics(
+def _head_metrics(
     model: Model,  # a head
     cache: FeatureCache,  # features
     split: str,  # 'dev' while tuning, 'test' once
 ) -> dict[str, float | None]:
     "Retrieval over all captions, and three looks at the shape of the space."
-    images, texts, owner = split_points(model, cache, split)
+    images, texts, owner = _split_points(model, cache, split)
     g, c = model.geometry, model.curv.detach()
     res = retrieval_metrics(g, images, texts, torch.arange(len(images)), owner, c)
     res['gromov_delta'] = gromov_delta(all_distances(g, images[:200], c))
@@ -148,7 +147,7 @@ def head_metrics(
     return res
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #60d08695
-def run_row(
+def _run_row(
     row: dict,  # group, name, preset, changes
     data: str,  # folder of the feature cache
     seed: int,  # of the run
@@ -159,7 +158,7 @@ def run_row(
         run = Run(folder, make_config(row['preset'], data=data, seed=seed, **row['changes']))
         model = fit(run, quiet=True)
         return row | dict(
-            seed=seed, seconds=run.read('run.json')['seconds'], metrics=head_metrics(model, open_cache(data), split)
+            seed=seed, seconds=run.read('run.json')['seconds'], metrics=_head_metrics(model, open_cache(data), split)
         )
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #73272caa
@@ -243,7 +242,7 @@ class AblateConfig:
         check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0)
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #95c383e4
-def held_results(
+def _held_results(
     path: Path,  # results.json
     about: dict,  # what they must be of: cache, split, steps
 ) -> dict:  # `about`, sittings and the runs so far
@@ -258,7 +257,7 @@ def held_results(
     return held
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #a0749052
-def left_out(
+def _left_out(
     row: dict,  # of the table
     cache: FeatureCache,  # features
 ) -> str:  # why the row says nothing on this cache; '' if it can be run
@@ -280,12 +279,12 @@ def ablate(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'results.json'
     cache = open_cache(asked.data)
-    held = held_results(path, dict(cache=cache.id, split=asked.split, steps=asked.steps))
+    held = _held_results(path, dict(cache=cache.id, split=asked.split, steps=asked.steps))
     rows = [r for r in rows if asked.only in ('', r['group'])]
     for r in rows:
-        if why := left_out(r, cache):
+        if why := _left_out(r, cache):
             print(f'Left out: {r["name"]}, because {why}.')
-    rows = [r for r in rows if not left_out(r, cache)]
+    rows = [r for r in rows if not _left_out(r, cache)]
     if asked.steps:
         rows = [r | dict(changes=r['changes'] | dict(steps=asked.steps, warmup=0)) for r in rows]
     made = {(r['group'], r['name'], r['seed']) for r in held['runs']}
@@ -293,6 +292,6 @@ def ablate(
     if todo:
         held['sittings'].append(dict(first_run=len(held['runs']), **machine()))
     for row, seed in tqdm(todo, desc='runs', mininterval=5):
-        held['runs'].append(run_row(row, asked.data, seed, asked.split))
+        held['runs'].append(_run_row(row, asked.data, seed, asked.split))
         write_json(path, held)
     return held['runs']
