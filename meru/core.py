@@ -7,9 +7,11 @@ __all__ = ['root', 'file_sha256', 'replace_text', 'field_docs', 'check_ranges', 
            'write_json', 'check_finite', 'RunFolder']
 
 # %% ../nbs/03_core.ipynb #a87ec65d
+import ast
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 import linecache
 import math
@@ -19,6 +21,8 @@ import platform
 import re
 import shutil
 import subprocess
+import textwrap
+import tokenize
 import torch
 from dataclasses import asdict, fields
 from jaxtyping import Float
@@ -55,17 +59,34 @@ def replace_text(
     os.replace(part, path)
 
 # %% ../nbs/03_core.ipynb #c6b48503
+def _comments(source: str) -> dict[int, str]:  # line -> its comment
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
+
+
+def _beside(node: ast.AST, comments: dict[int, str]) -> str | None:  # the first comment on the node's lines, if any
+    lines = range(node.lineno, node.end_lineno + 2)  # a closing bracket may stand between
+    return next((comments[o] for o in lines if o in comments), None)
+
+
+def _class_docs(cls: type) -> dict[str, str]:
+    source = ''.join(linecache.getlines(cls.__post_init__.__code__.co_filename))
+    node = next(o for o in ast.parse(source).body if isinstance(o, ast.ClassDef) and o.name == cls.__name__)
+    comments = _comments(source)
+    return {o.target.id: _beside(o, comments) for o in node.body if isinstance(o, ast.AnnAssign)}
+
+
 def field_docs(
     cls: type,  # a config dataclass, with a `__post_init__` of its own; or a function
 ) -> dict[str, str]:  # field name -> the comment beside it
     "The comment beside each field of `cls` and of its bases, or beside each parameter."
-    line, docs = re.compile(r'^    (\w+)\s*:[^#\n]+#\s*(.+)$', re.M), {}
     if not isinstance(cls, type):
-        return dict(line.findall(inspect.getsource(cls)))
-    for c in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
-        source = ''.join(linecache.getlines(c.__post_init__.__code__.co_filename))
-        body = re.search(rf'^class {c.__name__}\b.*?^    def __post_init__', source, re.S | re.M)[0]
-        docs |= dict(line.findall(body))
+        source = textwrap.dedent(inspect.getsource(cls))
+        comments = _comments(source)
+        return {o.arg: _beside(o, comments) for o in ast.parse(source).body[0].args.args}
+    docs = {}
+    for base in reversed([o for o in cls.__mro__ if dataclasses.is_dataclass(o)]):
+        docs |= _class_docs(base)
     return docs
 
 # %% ../nbs/03_core.ipynb #a95adc89
