@@ -15,14 +15,6 @@ from torch import Tensor
 from types import SimpleNamespace
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #0679bdb5
-import math
-from collections.abc import Callable
-from types import SimpleNamespace
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
-
 try:
     import triton, triton.language as tl
 except ImportError:

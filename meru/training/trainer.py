@@ -49,46 +49,10 @@ from .run import load_checkpoint, load_config, Run, save_checkpoint
 from .step import compile_blocks, compiles, gradients, NonFinite, to_device, waits, Watch
 
 # %% ../../nbs/training/44_trainer.ipynb #5debb122
-import argparse, json, math, os, signal, sys, threading, time
-
 try:
     import resource
 except ImportError:
     resource = None  # Windows
-from dataclasses import asdict, dataclass, fields
-from collections import Counter
-from datetime import datetime, timezone
-from functools import partial
-from pathlib import Path
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-from meru.parallel import (
-    Lost,
-    agree,
-    checksum,
-    gather_objects,
-    gather_rows,
-    processes,
-    rank,
-    spread_norms,
-    sum_gradients,
-    world,
-)
-from ..models.feature_cache import FeatureCache, open_cache
-from ..models.mining import FeatureBatches
-from ..data.images import ImageAugment
-from ..models.model import Model, build_model, curv_range, tokenizer_of
-from .optim import lr_at, make_optimizer
-from ..core import machine
-from .config import TrainConfig
-from .run import Run, load_checkpoint, load_config, save_checkpoint
-from ..core import file_sha256, root
-from ..data.shards import Shards
-from ..data.emoji import embedded_data
-from ..data.loader import Batch, Loader
-from .step import NonFinite, Watch, compile_blocks, compiles, gradients, to_device, waits
-from ..data.tokenizer import augment_caption
 
 # %% ../../nbs/training/44_trainer.ipynb #0fe5d0dd
 class _Part:
