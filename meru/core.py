@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['root', 'file_sha256', 'replace_text', 'field_docs', 'check_ranges', 'checked', 'injected', 'machine', 'write_atomic',
-           'write_json', 'check_finite', 'RunFolder']
+           'write_json', 'markdown_table', 'check_finite', 'RunFolder']
 
 # %% ../nbs/03_core.ipynb #a87ec65d
 import ast
@@ -194,6 +194,21 @@ def write_json(
     "Write `value` as readable JSON, atomically."
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, lambda tmp: tmp.write_text(text + '\n', encoding='utf-8'))
+
+# %% ../nbs/03_core.ipynb #7ab1e001
+def markdown_table(
+    head: list[str],  # titles of the columns
+    rows: list[list],  # one cell a column; None becomes a dash
+    digits: int = 3,  # behind the point, for numbers that are not whole
+) -> str:  # lines joined by line breaks, without one at the end
+    "A Markdown table; bars and line breaks inside a cell cannot break it."
+
+    def cell(value):
+        text = '–' if value is None else f'{value:.{digits}f}' if isinstance(value, float) else str(value)
+        return ' '.join(text.split()).replace('|', r'\|')
+
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(map(cell, line)) + ' |' for line in lines)
 
 # %% ../nbs/03_core.ipynb #628fa1db
 def check_finite(
