@@ -453,7 +453,7 @@ def _engine_process(work: Path, log: deque):
         [
             sys.executable,
             '-c',
-            'import importlib, sys; importlib.import_module("meru.download").engine(sys.argv[1])',
+            'import importlib, sys; importlib.import_module("meru.data.fetch")._engine(sys.argv[1])',
             str(work),
         ],
         stdout=subprocess.PIPE,
