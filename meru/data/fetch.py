@@ -336,7 +336,7 @@ class _Guarded:
         number, _ = shard
         tally, size = _Tally(self.work / 'progress' / f'{number}.txt'), self.cfg.shard_size
         try:
-            _engine.download_image_with_retry = partial(_guarded_download, cfg=self.cfg, tally=tally)
+            engine.download_image_with_retry = partial(_guarded_download, cfg=self.cfg, tally=tally)
             self.downloader.resizer = partial(_guarded_resize, cfg=self.cfg, tally=tally)
             self.downloader.download_shard(shard)
             _seal_raw(self.work / 'raw', self.folder, number, min(size, self.rows - number * size))
