@@ -26,7 +26,7 @@ from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import load_config, Run
 from ..training.trainer import fit
-from .statistics import compare_rows, flip_test, holm, plot_rows, t_test
+from .statistics import compare_rows, flip_test, holm, plot_rows, RowMean, t_test
 from .zeroshot import naming_hits
 from .retrieval import retrieval_ranks
 from .hierarchy import chain_tau, tree_mistakes
@@ -193,15 +193,15 @@ def compare(
             question=question,
             key=key,
             better=better,
-            means={r['name']: (r['mean'], r['low'], r['high']) for r in told},
+            means={r.name: (r.mean, r.low, r.high) for r in told},
             differences={},
         )
         for r in told:
-            if r['difference'] is None:
+            if r.difference is None:
                 continue
-            p, over = _p_value(of(base), of(r['name']), key, clusters)
-            mean, low, high = r['difference']
-            line['differences'][r['name']] = dict(mean=0 - mean, low=0 - high, high=0 - low, p=p, over=over)
+            p, over = _p_value(of(base), of(r.name), key, clusters)
+            mean, low, high = r.difference
+            line['differences'][r.name] = dict(mean=0 - mean, low=0 - high, high=0 - low, p=p, over=over)
         table.append(line)
     tested = [d for line in table if line['better'] for d in line['differences'].values()]
     for d, p in zip(tested, holm([d['p'] for d in tested])):
@@ -305,12 +305,13 @@ def plot_comparison(
     for ax in axes.flat[len(lines) :]:
         ax.axis('off')
     for ax, line in zip(axes.flat, lines):
-        sure = lambda n: (1, 1) if line['differences'].get(n, {}).get('sure') else (-1, 1)
+        sure = {n for n, d in line['differences'].items() if d.get('sure')}
         plot_rows(
-            [dict(name=n, mean=m[0], low=m[1], high=m[2], difference=(0, *sure(n))) for n, m in line['means'].items()],
+            [RowMean('', n, *m, None) for n, m in line['means'].items()],
             base,
             ax,
             line['question'],
+            sure,
         )
         for colour, (name, held) in zip(('C3', 'C4', 'C2'), controls.items()):
             if (v := held.get(line['key'])) is not None:
