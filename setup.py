@@ -13,7 +13,8 @@ setup(
     author=cfg["author"], author_email=cfg["author_email"], license="Apache-2.0",
     keywords=cfg["keywords"].split(), url=cfg["git_url"],
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    python_requires=f">={cfg['min_python']}", packages=find_packages(include=["meru", "meru.*"]), package_data={"meru": ["assets/*"]},
+    python_requires=f">={cfg['min_python']}", packages=find_packages(include=["meru", "meru.*"], exclude=["meru.benchmarks", "meru.benchmarks.*"]),
+    package_data={"meru": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "towers", "faiss", "dev")},
 )

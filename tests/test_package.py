@@ -46,3 +46,11 @@ def test_run_time_requirements_are_lean(wheel):
 def test_the_explorer_finds_its_page(wheel):
     with zipfile.ZipFile(wheel) as z:
         assert {f'meru/assets/explorer.{e}' for e in ('html', 'css', 'js')} <= set(z.namelist())
+
+
+def test_benchmarks_stay_at_home(wheel):
+    "They are tools of the workshop: not in the wheel, and nothing in the wheel imports them."
+    with zipfile.ZipFile(wheel) as z:
+        modules = {name: z.read(name).decode() for name in z.namelist() if name.endswith('.py')}
+    assert 'meru/evaluation/ablation.py' in modules and not [name for name in modules if 'benchmarks' in name]
+    assert not [name for name, text in modules.items() if 'benchmarks' in text and name != 'meru/_modidx.py']

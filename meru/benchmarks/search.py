@@ -29,7 +29,7 @@ from meru.search.index import (
     shells,
 )
 from ..evaluation.suites import embed, read_exam
-from .loading import alone, by_turns, peak_memory, rates
+from .timing import by_turns, in_new_process, peak_memory, rates
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00011
 lorentz, one = Lorentz(), torch.tensor(1.0)
@@ -139,7 +139,7 @@ def search_suite(
 ) -> dict:
     "Recall and speed of exact and approximate search, wide and narrow radii; memory of the exact one."
     rows = [
-        alone(_search_case, size, shell, dim, n_queries, reps, size == n)
+        in_new_process(_search_case, size, shell, dim, n_queries, reps, size == n)
         for size in (n, large)
         if size
         for shell in shells
@@ -150,7 +150,7 @@ def search_suite(
         queries=n_queries,
         reps=reps,
         rows=rows,
-        exact_memory=alone(_exact_memory, max(n, large), dim, 100),
+        exact_memory=in_new_process(_exact_memory, max(n, large), dim, 100),
     )
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00021

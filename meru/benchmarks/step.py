@@ -28,7 +28,7 @@ from ..training.optim import make_optimizer, param_groups
 from ..training.config import presets, TrainConfig
 from ..training.step import compile_blocks, compiles, gradients, Kept, to_device
 from ..training.trainer import pick_device, update
-from .loading import by_turns, rates
+from .timing import by_turns, rates
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e011
 def _plain_blocks(
