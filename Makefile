@@ -1,11 +1,12 @@
-# make demo: train and evaluate on the embedded drawings    make test: every check
-# make twins: the demo's three controls                     make lab: read the notebooks
+# make demo: train and evaluate on the embedded drawings    make check: style, types, links, the quick tests
+# make twins: the demo's three controls                     make test: every page and every test
+# make lab: read and write the notebooks                    make export: meru/ from the notebooks
 export OMP_WAIT_POLICY = PASSIVE
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 RUN = $(BIN)/papermill --no-progress-bar --stdout-file /dev/stdout --stderr-file /dev/stderr
 
-.PHONY: demo twins test lab
+.PHONY: demo twins check test lab export
 
 demo: .venv/installed
 	mkdir -p outputs/demo
@@ -17,12 +18,17 @@ twins: .venv/installed
 	$(RUN) nbs/train.ipynb outputs/demo_$$t/train.ipynb -p preset demo_$$t && \
 	$(RUN) nbs/evaluate.ipynb outputs/demo_$$t/evaluate.ipynb -p run outputs/demo_$$t || exit 1; done
 
+check: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/check
+
 test: .venv/installed
-	$(BIN)/nbdev_test --path nbs --file_re '^[0-9]' --do_print --timing
-	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 lab: .venv/installed
-	$(BIN)/jupyter lab nbs
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab nbs
+
+export: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/export
 
 .venv/installed: requirements.lock setup.py
 	$(PYTHON) -m venv .venv

@@ -1,23 +1,38 @@
 """Shared by the tests: where the project is, and how a notebook is run."""
 
-import io, json, multiprocessing, os, subprocess, sys
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+
 import pytest
 from hypothesis import settings
+from pages import run_page
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 settings.register_profile('repeatable', derandomize=True, deadline=None)
 settings.load_profile('repeatable')
 ROOT = Path(__file__).parent.parent
-LONGEST = (
-    'fetch trainer distributed features evaluation comparison heads explorer step notebooks benchmark photos'.split()
-)  # a worker takes a whole file: the longest first
+LONGEST = 'fetch trainer distributed features evaluation comparison heads explorer step notebooks benchmark photos'
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    name = lambda o: o.path.stem.removeprefix('test_')
-    items.sort(key=lambda o: LONGEST.index(name(o)) if name(o) in LONGEST else len(LONGEST))
+    "A worker takes a whole file, whose tests share what they made, or one page; the longest first."
+    order = LONGEST.split()
+
+    def rank(item):
+        stem = item.path.stem.removeprefix('test_')
+        return order.index(stem) if stem in order else len(order)
+
+    for item in items:
+        if item.path.stem != 'test_pages':
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope='session')
@@ -57,25 +72,43 @@ def _cells(notebook, given, pipe):
 
 
 @pytest.fixture(scope='session')
-def run_cells():
-    "A run notebook without a kernel of its own, in a process forked from one that has imported everything; its error, and what it printed."
-    fork = multiprocessing.get_context('forkserver')
-    fork.set_forkserver_preload(['meru.training.launch', 'meru.album', 'meru.evaluation.ablation', 'torch._dynamo'])
+def fork():
+    "Run `work(*args, pipe)` in a process forked from one that has imported everything; what it sent."
+    context = multiprocessing.get_context('forkserver')
+    preload = ['meru.training.launch', 'meru.album', 'meru.evaluation.ablation', 'torch._dynamo', 'nbdev.process']
+    context.set_forkserver_preload([*preload, 'execnb.shell', 'fastcore.test', 'matplotlib.pyplot'])
 
-    def run(notebook, **given):
-        ours, theirs = fork.Pipe(False)
-        child = fork.Process(
-            target=_cells, args=(notebook, {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}, theirs)
-        )
+    def run(work, *args, seconds=300):
+        ours, theirs = context.Pipe(False)
+        child = context.Process(target=work, args=(*args, theirs))
         child.start()
         theirs.close()
         try:
-            return ours.recv() if ours.poll(300) else ('it did not end', '')
+            return ours.recv() if ours.poll(seconds) else ('it did not end', '')
+        except EOFError:
+            child.join(5)
+            return f'its process ended with {child.exitcode}', ''
         finally:
             child.kill()
             child.join()
 
     return run
+
+
+@pytest.fixture(scope='session')
+def run_cells(fork):
+    "A run notebook without a kernel of its own; its error, and what it printed."
+
+    def run(notebook, **given):
+        return fork(_cells, notebook, {k: str(v) if isinstance(v, Path) else v for k, v in given.items()})
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def page(fork):
+    "A page in a process of its own; its error, and pairs of stored and new texts that differ."
+    return lambda path: fork(run_page, path, seconds=600)
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""Run a page as nbdev_test does, and compare the text that it prints with the text that is stored in it."""
+
+import json, math, os, re
+from pathlib import Path
+
+NUMBER = re.compile(r'[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?')
+TINY = 1e-4  # numbers below are rounding errors: another processor rounds otherwise
+
+
+def texts(cell):
+    "What a cell shows as text, without what it says on stderr."
+    parts = []
+    for out in cell.get('outputs', []):
+        if out['output_type'] == 'stream' and out['name'] == 'stdout':
+            parts.append(''.join(out['text']))
+        data = out.get('data', {})
+        parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
+    return re.sub(r' at 0x[0-9a-f]+', '', '\n'.join(parts))
+
+
+def _close(one, other):
+    one, other = (float(o.replace(',', '')) for o in (one, other))
+    return math.isclose(one, other, rel_tol=0.02, abs_tol=TINY)
+
+
+def same_text(stored, now):
+    "Equal words, and numbers that agree to two digits or are both rounding errors."
+    words = [re.sub(r'\s+', ' ', NUMBER.sub('#', o)).strip() for o in (stored, now)]
+    if words[0] != words[1]:
+        return False
+    return all(_close(a, b) for a, b in zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True))
+
+
+def _nbdev_skips(flags):
+    "Cells that nbdev_test does not run: those flagged so in settings.ini, and `eval: false`."
+
+    def skips(cell):
+        if cell.cell_type != 'code' or 'nbdev_export' + '(' in cell.source:
+            return True
+        directives = getattr(cell, 'directives_', {}) or {}
+        return bool(flags & directives.keys()) or directives.get('eval:', [''])[0].lower() == 'false'
+
+    return skips
+
+
+def run_page(path, pipe):
+    "Run the cells of a page; send its error, if any, and the texts that differ from the stored ones."
+    from execnb.shell import CaptureShell
+    from nbdev.config import get_config
+    from nbdev.process import NBProcessor
+
+    os.environ['IN_TEST'] = '1'
+    os.chdir(path.parent)
+    stored = [texts(c) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+    notebook = NBProcessor(path, process=True).nb
+    shell, error = CaptureShell(path), ''
+    try:
+        shell.run_all(notebook, exc_stop=True, preproc=_nbdev_skips(set(get_config().tst_flags.split())))
+    except BaseException:
+        error = shell.prettytb(fname=path)
+    pairs = [(was, texts(cell)) for was, cell in zip(stored, notebook.cells, strict=True)]
+    pipe.send((error, [] if error else [p for p in pairs if not same_text(*p)]))
+
+
+if __name__ == '__main__':  # python tests/pages.py nbs/00_geometry.ipynb
+    import sys
+
+    class Printer:
+        def send(self, told):
+            error, changed = told
+            print(error or 'ran')
+            for was, now in changed:
+                print('--- stored', was, '--- now', now, sep='\n')
+
+    run_page(Path(sys.argv[1]).resolve(), Printer())
