@@ -17,7 +17,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 settings.register_profile('repeatable', derandomize=True, deadline=None)
 settings.load_profile('repeatable')
 ROOT = Path(__file__).parent.parent
-LONGEST = 'fetch trainer distributed features evaluation comparison heads explorer step notebooks benchmark photos'
+LONGEST = 'fetch trainer distributed features evaluation comparison heads explorer step notebooks benchmark image_index'
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,7 +75,7 @@ def _cells(notebook, given, pipe):
 def fork():
     "Run `work(*args, pipe)` in a process forked from one that has imported everything; what it sent."
     context = multiprocessing.get_context('forkserver')
-    preload = ['meru.training.launch', 'meru.album', 'meru.evaluation.ablation', 'torch._dynamo', 'nbdev.process']
+    preload = ['meru.training.launch', 'meru.image_index', 'meru.evaluation.ablation', 'torch._dynamo', 'nbdev.process']
     context.set_forkserver_preload([*preload, 'execnb.shell', 'fastcore.test', 'matplotlib.pyplot'])
 
     def run(work, *args, seconds=300):

@@ -1,4 +1,4 @@
-"""Search: exact in blocks and from files, cells, what is kept on disk, what a database gets, a folder of photos."""
+"""Search: exact in blocks and from files, inverted lists, what is kept on disk, what a database gets."""
 
 import json, subprocess, sys, zipfile
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from conftest import ROOT
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import _FileVectors, exact_search, nearest
 from meru.search.index import *
-from meru.search.index import _fit_cells, _nearest_cell
+from meru.search.index import _fit_centres, _assign
 
 LORENTZ, ONE = get_geometry('lorentz'), torch.tensor(1.0)
 
@@ -30,7 +30,7 @@ def test_exact_search_is_brute_force(name, curv):
 
 @pytest.mark.parametrize('shell', shells)
 def test_float32_products_alone_would_be_wrong_but_the_search_is_not(shell):
-    points = clumps(LORENTZ, 3050, shell, dim=16, topics=5)
+    points = clustered_points(LORENTZ, 3050, shell, dim=16, topics=5)
     y, x = points[:3000], points[3000:]
     true = brute(LORENTZ, x, y, ONE, 10).indices
     assert torch.equal(nearest(LORENTZ, x, y, ONE, 10), true)
@@ -42,12 +42,12 @@ def test_near_duplicates_far_out_need_float64():
     y = LORENTZ.exp_map0(far, ONE)
     true = brute(LORENTZ, y[:50], y, ONE, 10).indices
     one_look = (LORENTZ.query_vectors(y[:50], ONE) @ LORENTZ.gallery_vectors(y, ONE).T).topk(10).indices
-    assert share_found(nearest(LORENTZ, y[:50], y, ONE, 10), true) == 1 > share_found(one_look, true)
+    assert recall_at_k(nearest(LORENTZ, y[:50], y, ONE, 10), true) == 1 > recall_at_k(one_look, true)
 
 
 @pytest.mark.parametrize('kind', ['npy', 'safetensors'])
 def test_a_gallery_on_disk_is_read_in_blocks(kind, tmp_path, monkeypatch):
-    y = clumps(LORENTZ, 40_000, 'narrow', dim=16)
+    y = clustered_points(LORENTZ, 40_000, 'narrow', dim=16)
     path = tmp_path / f'gallery.{kind}'
     np.save(path, y.numpy()) if kind == 'npy' else save_file(dict(other=y[:3].clone(), points=y), path)
     seen, read = [], _FileVectors.__getitem__
@@ -85,7 +85,7 @@ def test_a_gallery_on_disk_that_is_broken_is_named(tmp_path):
 def test_a_million_points_fit_into_two_gigabytes():
     "In a process of its own, whose highest memory counts."
     code = (
-        'import torch\nfrom meru.retrieval import exact_search\nfrom meru.geometry import Lorentz\ntorch.set_num_threads(1)\n'
+        'import torch\nfrom meru.search.exact import exact_search\nfrom meru.geometry import Lorentz\ntorch.set_num_threads(1)\n'
         'y = torch.randn(1_000_000, 64, generator=torch.Generator().manual_seed(0))\nassert exact_search(Lorentz(), y[:8], y, torch.tensor(1.)).row[:, 0].tolist() == list(range(8))\n'
         "print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM')))"
     )
@@ -99,32 +99,32 @@ needs_faiss = pytest.mark.skipif(find_spec('faiss') is None, reason='pip install
 
 @pytest.fixture(scope='module')
 def gallery():
-    points = clumps(LORENTZ, 20_300, 'wide', dim=32, topics=60)
+    points = clustered_points(LORENTZ, 20_300, 'wide', dim=32, topics=60)
     y, x = points[:20_000], points[20_000:]
     return y, x, exact_search(LORENTZ, x, y, ONE).row
 
 
 @needs_faiss
-def test_cells_find_what_a_graph_of_products_does_not(gallery):
+def test_lists_find_what_a_graph_of_products_does_not(gallery):
     y, x, true = gallery
     index = build_index(y, 'lorentz', 1.0, queries=x[:100])
-    assert index.centres is not None and index.probes < len(index.centres) / 8
+    assert index.centres is not None and index.nprobe < len(index.centres) / 8
     found = index.search(x)
-    assert share_found(found.row, true) > 0.97
+    assert recall_at_k(found.row, true) > 0.97
     torch.testing.assert_close(found.distance, LORENTZ.dist(x[:, None], y[found.row], ONE))
     import faiss
 
     naive = faiss.IndexHNSWFlat(33, 16, faiss.METRIC_INNER_PRODUCT)
     naive.add(LORENTZ.gallery_vectors(y[:8000], ONE).numpy())
     near = exact_search(LORENTZ, x, y[:8000], ONE).row
-    assert share_found(torch.from_numpy(naive.search(LORENTZ.query_vectors(x, ONE).numpy(), 10)[1]), near) < 0.3
+    assert recall_at_k(torch.from_numpy(naive.search(LORENTZ.query_vectors(x, ONE).numpy(), 10)[1]), near) < 0.3
 
 
 @needs_faiss
-def test_a_cell_chosen_without_the_querys_sign_would_be_the_wrong_one(gallery):
+def test_a_list_chosen_without_the_querys_sign_would_be_the_wrong_one(gallery):
     y, _, _ = gallery
-    centres = _fit_cells(LORENTZ, y, ONE, 50)
-    right = _nearest_cell(LORENTZ, y[:500], centres, ONE)
+    centres = _fit_centres(LORENTZ, y, ONE, 50)
+    right = _assign(LORENTZ, y[:500], centres, ONE)
     assert torch.equal(right, torch.stack([LORENTZ.dist(o[None], centres, ONE).argmin() for o in y[:500]]))
     assert (
         (LORENTZ.gallery_vectors(y[:500], ONE) @ LORENTZ.gallery_vectors(centres, ONE).T).argmax(1) == right
@@ -133,23 +133,23 @@ def test_a_cell_chosen_without_the_querys_sign_would_be_the_wrong_one(gallery):
 
 @needs_faiss
 @pytest.mark.parametrize('name', geometries)
-def test_every_geometry_with_all_cells_is_exact_also_after_add_and_load(name, tmp_path):
+def test_every_geometry_with_all_lists_is_exact_also_after_add_and_load(name, tmp_path):
     g, c = get_geometry(name), torch.tensor(0.7)
     x, y = (g.exp_map0(torch.randn(n, 6, generator=torch.Generator().manual_seed(n)), c) for n in (30, 600))
-    index = build_index(y[:500], name, 0.7, 'm', dict(key=list(range(500))), n_cells=12)
+    index = build_index(y[:500], name, 0.7, 'm', dict(key=list(range(500))), n_lists=12)
     index.add(y[500:], key=list(range(500, 600)))
     save_index(index, tmp_path / 'i')
     true = brute(g, x, y, c, 10).indices
     for o in (index, load_index(tmp_path / 'i', 'm')):
-        assert torch.equal(o.search(x, probes=12).row, true) and len(o) == len(o.columns['key']) == 600
-    assert torch.equal(build_index(y, name, 0.7, n_cells=0).search(x).row, true)
+        assert torch.equal(o.search(x, nprobe=12).row, true) and len(o) == len(o.columns['key']) == 600
+    assert torch.equal(build_index(y, name, 0.7, n_lists=0).search(x).row, true)
 
 
 @needs_faiss
-def test_more_is_asked_than_the_cells_hold():
-    y = clumps(LORENTZ, 300, 'narrow', dim=8)
-    index = build_index(y, 'lorentz', 1.0, n_cells=40, recall=0.1)
-    assert torch.equal(index.search(y[:5], k=200, probes=1).row, exact_search(LORENTZ, y[:5], y, ONE, 200).row)
+def test_more_is_asked_than_the_lists_hold():
+    y = clustered_points(LORENTZ, 300, 'narrow', dim=8)
+    index = build_index(y, 'lorentz', 1.0, n_lists=40, recall=0.1)
+    assert torch.equal(index.search(y[:5], k=200, nprobe=1).row, exact_search(LORENTZ, y[:5], y, ONE, 200).row)
 
 
 @needs_faiss
@@ -157,7 +157,7 @@ def test_more_is_asked_than_the_cells_hold():
 @pytest.mark.parametrize('at', [20, 200, -40])
 def test_a_flipped_byte_is_refused_by_name(name, at, tmp_path):
     save_index(
-        build_index(torch.randn(50, 6), 'lorentz', 1.0, 'm', dict(key=[f'{i}' for i in range(50)]), n_cells=4), tmp_path
+        build_index(torch.randn(50, 6), 'lorentz', 1.0, 'm', dict(key=[f'{i}' for i in range(50)]), n_lists=4), tmp_path
     )
     data = bytearray((tmp_path / name).read_bytes())
     data[at] ^= 4
@@ -204,22 +204,22 @@ def test_a_database_that_knows_parquet_asks_right_with_any_measure(name, tmp_pat
     x, y = (g.exp_map0(torch.randn(n, 6, generator=torch.Generator().manual_seed(n)), c) for n in (20, 400))
     export_index(build_index(y, name, 0.7, 'm', dict(file=[f'{i}.jpg' for i in range(400)])), tmp_path / 'v.parquet')
     table = pq.read_table(tmp_path / 'v.parquet')
-    held = table['vector'].combine_chunks().flatten().to_numpy().reshape(400, -1)
-    asked, true = database_queries(g, x, c).numpy(), brute(g, x, y, c, 5).indices.numpy()
+    stored = table['vector'].combine_chunks().flatten().to_numpy().reshape(400, -1)
+    queries, true = database_queries(g, x, c).numpy(), brute(g, x, y, c, 5).indices.numpy()
     measures = dict(
-        product=-asked @ held.T,
-        l2=((asked[:, None] - held) ** 2).sum(-1),
-        cosine=-asked @ (held / np.linalg.norm(held, axis=1, keepdims=True)).T,
+        product=-queries @ stored.T,
+        l2=((queries[:, None] - stored) ** 2).sum(-1),
+        cosine=-queries @ (stored / np.linalg.norm(stored, axis=1, keepdims=True)).T,
     )
     for measure, far in measures.items():
         assert np.mean(far.argsort(1)[:, :5] == true) > 0.97, measure
     assert table['file'].to_pylist()[7] == '7.jpg' and json.loads(table.schema.metadata[b'meru'])['geometry'] == name
 
 
-def test_no_cell_is_too_few():
+def test_no_list_is_too_few():
     pytest.importorskip('faiss', reason="pip install 'meru[faiss]'")
-    points = clumps(LORENTZ, 400, 'narrow', dim=8)
-    index = build_index(points, 'lorentz', 1.0, n_cells=8)
-    with pytest.raises(ValueError, match='probes be at least 1 cell; got k = 5, probes = 0'):
-        index.search(points[:3], 5, probes=0)
-    assert torch.equal(index.search(points[:3], 5).row, index.search(points[:3], 5, probes=index.probes).row)
+    points = clustered_points(LORENTZ, 400, 'narrow', dim=8)
+    index = build_index(points, 'lorentz', 1.0, n_lists=8)
+    with pytest.raises(ValueError, match='nprobe be at least 1 list; got k = 5, nprobe = 0'):
+        index.search(points[:3], 5, nprobe=0)
+    assert torch.equal(index.search(points[:3], 5).row, index.search(points[:3], 5, nprobe=index.nprobe).row)

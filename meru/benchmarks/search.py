@@ -20,12 +20,12 @@ from ..training.run import load_run
 from ..search.exact import exact_search
 from meru.search.index import (
     build_index,
-    clumps,
+    clustered_points,
     database_queries,
     database_vectors,
     Index,
     move_along_ray,
-    share_found,
+    recall_at_k,
     shells,
 )
 from ..evaluation.suites import embed, read_exam
@@ -85,14 +85,14 @@ def _search_case(
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    points = clumps(lorentz, n + n_queries + 200, shell, dim, topics=max(20, n // 500))
+    points = clustered_points(lorentz, n + n_queries + 200, shell, dim, topics=max(20, n // 500))
     gallery, queries, like_them = points.split((n, n_queries, 200))
     began = time.process_time()
-    index = build_index(gallery.clone(), 'lorentz', 1.0, queries=like_them, n_cells=int(8 * n**0.5))
+    index = build_index(gallery.clone(), 'lorentz', 1.0, queries=like_them, n_lists=int(8 * n**0.5))
     seconds = dict(cells=round(time.process_time() - began, 1))
     peers, others = _peers_of(index, queries, graphs)
     true = peers['exact']()
-    recall = {k: round(share_found(search(), true), 4) for k, search in peers.items()}
+    recall = {k: round(recall_at_k(search(), true), 4) for k, search in peers.items()}
     single = {
         k: lambda f=f: [f(queries[i : i + 1]) for i in range(8)]
         for k, f in dict(cells=index.search, exact=lambda q: exact_search(lorentz, q, index.points, one)).items()
@@ -102,7 +102,7 @@ def _search_case(
         n=n,
         shell=shell,
         cells=len(index.centres),
-        probes=index.probes,
+        probes=index.nprobe,
         recall_at_10=recall,
         build_seconds=seconds | others,
         **rates(by_turns(peers, reps), n_queries),
