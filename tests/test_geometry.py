@@ -20,7 +20,6 @@ from meru.geometry import (
     poincare_to_lorentz,
     products,
     sinhc,
-    square_dists,
     time_component,
     unit,
 )
@@ -482,9 +481,9 @@ def test_acosh1p_counts_rounding_as_zero():
     )
 
 
-def test_square_dists_in_flat_space():
-    x, y = torch.randn(4, 3) + 50, torch.randn(6, 3) + 50
-    torch.testing.assert_close(square_dists(x, y, torch.float32), torch.cdist(x, y) ** 2, rtol=1e-4, atol=1e-5)
+def test_scores_in_flat_space():
+    x, y = points(30, 8, 2.0, dtype=torch.float32), points(20, 8, 2.0, dtype=torch.float32, seed=1)
+    torch.testing.assert_close(-euclidean.scores(x, y, tensor(1.0)), torch.cdist(x, y) ** 2, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_name():
