@@ -111,7 +111,7 @@ def _card_facts(
     "What the card says, from the record alone."
     cfg, g = model.cfg, model.geometry
     return dict(
-        space=f'{g.name} geometry, {cfg.embed_dim} dimensions'
+        space=f'{g} geometry, {cfg.embed_dim} dimensions'
         + (f', curvature -{model.curv.item():.3g}' if g.has_curv else ''),
         towers=f'The weights here are a head; its frozen towers are `{cfg.backbone}`, found or refused by that hash.'
         if cfg.backbone
@@ -176,7 +176,7 @@ class Pretrained(ModelHubMixin, library_name='meru'):
             library_name='meru',
             license=licence,
             pipeline_tag='zero-shot-image-classification',
-            tags=['image-text', self.geometry.name, *['hyperbolic'] * self.geometry.has_curv],
+            tags=['image-text', str(self.geometry), *['hyperbolic'] * self.geometry.has_curv],
         )
         return ModelCard.from_template(
             about, template_str=template, name=name, note=note, **_card_facts(self.model, self.record, self.metrics)

@@ -219,7 +219,7 @@ def generality_suite(
         rows.append(
             dict(
                 case=Path(name).name or 'untrained',
-                geometry=model.geometry.name,
+                geometry=str(model.geometry),
                 queries=len(asked[1]),
                 texts=len(exam.texts),
                 radius_of_level=[radius[exam.levels == o].mean().item() for o in exam.levels.unique()],

@@ -216,7 +216,7 @@ def radius_metrics(
         return dict(
             level_tau=None,
             chain_tau=None,
-            radius_reason=f'every point of the {geometry.name} is equally far from its root',
+            radius_reason=f'every point of the {geometry} is equally far from its root',
         )
     levels, radii = _text_levels(image_texts, len(text_points)), geometry.radius(text_points, curv)
     chains = chain_tau(radii[image_texts])
@@ -268,7 +268,7 @@ def containment_metrics(
             cone_other=None,
             cone_auc=None,
             saturated=None,
-            cone_reason=f'the {geometry.name} has no cones',
+            cone_reason=f'the {geometry} has no cones',
         )
     by_level = {
         n: _cones_at_level(geometry, image_points, text_points, o, curv, min_radius)

@@ -10,7 +10,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..geometry import _centre, _full_float32, Geometry
+from ..geometry import _full_float32, common_centre, Geometry
 from ..parallel import first_row, gather_rows, row_counts, scatter_sum, total, world
 from .contrastive import check_pairs
 from meru.losses.pairwise import (
@@ -89,7 +89,7 @@ def contrastive_loss(
     x, y, c, s = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     arc, counts = geometry.name in ('lorentz', 'poincare'), row_counts(x)
     ids, rivals = _count_rivals(None if text_ids is None else gather_rows(text_ids, counts), sum(counts))
-    centres = gather_rows(_centre(x.detach(), y.detach())[None], [1] * world())
+    centres = gather_rows(common_centre(x.detach(), y.detach())[None], [1] * world())
     how = arc, margin, hard_beta, torch.is_grad_enabled(), counts, centres[centres.square().sum(1).argmin()]
     with _full_float32(x.device.type):
         return _Block.apply(x, y, c, s, geometry, ids, rivals, how)

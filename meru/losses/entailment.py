@@ -21,7 +21,7 @@ def entailment_loss(
 ) -> Float[Tensor, '']:  # radians
     "Mean angle by which images miss the cones of their texts (MERU)."
     if not geometry.has_cones:
-        raise ValueError(f'geometry {geometry.name!r} has no entailment cones: train it with entail_weight=0')
+        raise ValueError(f'geometry {str(geometry)!r} has no entailment cones: train it with entail_weight=0')
     check_pairs(image_points, text_points)
     angle = geometry.exterior_angle(text_points, image_points, curv)
     return (angle - geometry.half_aperture(text_points, curv, min_radius)).relu().mean()
