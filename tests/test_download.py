@@ -1,15 +1,26 @@
 """The parts of a fetch: tables, addresses, answers, opt-outs, shards, the mirror, one's own pairs."""
 
-import hashlib, io, json, socket, ssl, subprocess, tarfile, threading, time
+import gzip, hashlib, http.client, io, json, socket, ssl, subprocess, tarfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from contextlib import suppress
 import pyarrow as pa, pyarrow.parquet as pq
 import pytest
 from PIL import Image
 import meru.data.download as D
+import meru.data.fetch as fetch_page
 
 from meru.data.shards import Shards
-from meru.data.fetch import _Tally, _check_raw, fetch, _folder_rows, _guarded_download, _only_one, read_pairs
+from meru.data.fetch import (
+    _Tally,
+    _check_raw,
+    fetch,
+    _folder_rows,
+    _guarded_download,
+    _guarded_resize,
+    _only_one,
+    read_pairs,
+)
+from meru.data.fetch import _within as within
 from conftest import ROOT
 from hostile import Hostile, encoded
 
@@ -154,6 +165,79 @@ def test_retry_only_what_may_pass(server):
         assert _guarded_download(('k', url), config(allow_loopback=True, retries=2), tally)[1] is None
         assert server.asked[f'/{path}?retry'] == times, path
     assert (tally.done, tally.good) == (4, 0)
+
+
+PRIVATE = """127.0.0.1 10.1.2.3 100.100.100.200 168.63.129.16 169.254.169.254 169.254.170.2 192.0.0.192 192.88.99.1 ::1
+    fe80::1 fd00:ec2::254 fec0::1 feff::1 3fff::1 3fff:fff:ffff::1 5f00::1 64:ff9b::a9fe:a9fe 64:ff9b:1::808:808 ::8.8.8.8
+    ::ffff:168.63.129.16 2002:a83f:8110::1 2001:db8::1 ff02::1""".split()
+
+
+@pytest.mark.parametrize('address', PRIVATE)
+def test_an_address_that_is_not_public_is_not_visited(address, monkeypatch):
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+    monkeypatch.setattr(D.socket, 'getaddrinfo', lambda *a, **k: [(family, 1, 6, '', (address, 80))])
+    monkeypatch.setattr(D.socket, 'socket', lambda *a: pytest.fail('it was visited'))
+    assert fate('http://somewhere.example/', config()) == 'forbidden_address'
+
+
+@pytest.mark.parametrize(
+    'address', ['93.184.216.34', '168.63.129.15', '2606:2800:220:1::1', '4000::1', '64:ff9b::808:808']
+)
+def test_a_public_address_is_visited(address):
+    assert D._may_visit(address) == (address != '4000::1')  # not handed out yet
+
+
+class Endless(io.RawIOBase):
+    "A socket that gives `head`, then zeros."
+
+    def __init__(self, head):
+        self.head, self.given = head, 0
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        piece, self.head = self.head[: len(buffer)], self.head[len(buffer) :]
+        piece = piece or bytes(len(buffer)) * (self.given < 10_000_000)
+        buffer[: len(piece)] = piece
+        self.given += len(piece)
+        return len(piece)
+
+
+@pytest.mark.parametrize('length', ['', 'Content-Length: 900000\r\n'])
+def test_nothing_is_read_behind_a_packed_body(length):
+    picture = encoded(Image.new('RGB', (24, 24), 'red'), 'PNG')
+    sock = Endless(f'HTTP/1.1 200 OK\r\n{length}Content-Encoding: gzip\r\n\r\n'.encode() + gzip.compress(picture))
+    answer = http.client.HTTPResponse(sock, method='GET')
+    answer.begin()
+    assert D._read_body(answer, 1_000_000) == picture and sock.given < 200_000
+
+
+def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
+    tally, cfg = _Tally(tmp_path / '0.txt'), config(timeout=0.1, retries=0)
+    monkeypatch.setattr(fetch_page, 'fetch_bytes', lambda *a: time.sleep(30))
+    began = time.monotonic()
+    assert _guarded_download((3, 'http://slow.example/'), cfg, tally) == (3, None, 'timeout')
+    assert time.monotonic() - began < 5
+    monkeypatch.setattr(fetch_page, '_within', lambda seconds, *a: within(0.1, *a))
+    monkeypatch.setattr(fetch_page, 'clean_picture', lambda *a: time.sleep(30))
+    stream = io.BytesIO(b'x')
+    stream.key = 4
+    assert _guarded_resize(stream, None, cfg, tally) == (None, None, None, None, None, 'timeout')
+    assert (tally.done, tally.good) == (2, 0)
+
+
+def test_a_row_that_kills_its_worker_twice_is_given_up(tmp_path):
+    (tmp_path / 'progress').mkdir()
+    for name, text in (('3.row', '17'), ('4.row', '')):
+        (tmp_path / 'progress' / name).write_text(text)
+    assert not fetch_page._strike(tmp_path, 1) and not fetch_page._given_up(tmp_path)
+    assert fetch_page._strike(tmp_path, 1) and fetch_page._given_up(tmp_path) == {(3, 17)}
+    tally = _Tally(tmp_path / '3.txt')
+    assert _guarded_download((17, 'http://10.0.0.1/'), config(), tally, frozenset({17})) == (17, None, 'timeout')
 
 
 def test_tls_needs_a_certificate_that_is_trusted(tmp_path, monkeypatch):
@@ -315,7 +399,7 @@ def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
 def test_a_changed_source_another_config_and_a_changed_shard_are_refused(tmp_path, monkeypatch):
     own_folder(tmp_path / 'own')
     cfg = D.make_fetch_config(pairs='own', shard_size=10, processes=1)
-    monkeypatch.setattr(D, 'close_books', lambda *a: 1 / 0)
+    monkeypatch.setattr('meru.data.fetch._close_books', lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fetch(tmp_path / 'a', cfg, tmp_path)
     monkeypatch.undo()

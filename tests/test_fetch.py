@@ -26,7 +26,7 @@ SETTINGS = dict(
     processes=2,
     threads=12,
 )
-SCRIPT = 'import json, sys; from pathlib import Path; from meru.download import *; fetch(sys.argv[1], make_fetch_config(**json.loads(sys.argv[2])))'
+SCRIPT = 'import json, sys; from pathlib import Path; from meru.data.download import *; from meru.data.fetch import fetch; fetch(sys.argv[1], make_fetch_config(**json.loads(sys.argv[2])))'
 
 
 @pytest.fixture(scope='module')
@@ -178,8 +178,8 @@ def test_a_killed_worker_was_told_and_survived(world, fetched):
 def test_a_workers_end_is_found_among_what_others_say():
     "img2dataset's bar leaves its line open; a worker that lives on may trip over the closed pipe."
     script = (
-        "import multiprocessing, os, threading, time; from meru.download import watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
-        "threading.Thread(target=watch_family, args=(os.getppid(),), daemon=True).start(); time.sleep(.5); print('0it [00:00, ?it/s]', end='', flush=True); p.kill(); time.sleep(60)"
+        "import multiprocessing, os, threading, time; from meru.data.fetch import _watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
+        "threading.Thread(target=_watch_family, args=(os.getppid(),), daemon=True).start(); time.sleep(.5); print('0it [00:00, ?it/s]', end='', flush=True); p.kill(); time.sleep(60)"
     )
     done = subprocess.run(
         [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=120

@@ -42,7 +42,7 @@ def _sample_members(
     key: str,  # img2dataset's number
 ) -> dict:  # extension to bytes, in alphabetical order as in img2dataset's tars
     "The members of one sample: picture, json with img2dataset 1.47's fields, txt."
-    im = open_image(sample.image)
+    im = open_image(sample.image).im
     w, h = im.size
     meta = {
         **sample.meta,
