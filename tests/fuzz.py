@@ -197,7 +197,8 @@ def json_files() -> Target:
         noted = LeftOut()
         lines = list(json_lines(io.BytesIO(data)))
         for line in lines:
-            texts = caption_texts(line.value, f'line {line.number}', noted)
+            value = line.value.get('caption') if isinstance(line.value, dict) else line.value
+            texts = caption_texts(value, f'line {line.number}', noted)
             must(all(o.strip() and o.isprintable() or o.encode() for o in texts), 'a caption that cannot be written')
         return 'refused' if any(o.problem for o in lines) or len(noted) else 'read'
 
@@ -214,7 +215,7 @@ def checkpoints() -> Target:
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder) / 'last.safetensors', model, optimizer, dict(step=7))
+        save_checkpoint(Path(folder) / 'last.safetensors', model, optimizer, step=7)
         seeds = [(Path(folder) / 'last.safetensors').read_bytes()]
 
     def check(data: bytes, folder: Path) -> str:

@@ -7,7 +7,6 @@ __all__ = ['renames', 'read_released', 'load_released']
 
 # %% ../../nbs/models/33_released.ipynb #7469db9a
 import math
-import pickle
 import re
 import torch
 from pathlib import Path
@@ -21,7 +20,9 @@ def read_released(
     "The contents of a released checkpoint, opened without running any code that it may contain."
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except FileNotFoundError:
+        raise FileNotFoundError(f'there is no file {path}: download it first') from None
+    except Exception:  # whatever a damaged pickle makes of torch's reader
         raise ValueError(f'{path} was refused: it is damaged, or holds more than tensors and plain values') from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('model'), dict):
         raise ValueError(f"{path} is not in the released layout: it has no dictionary 'model'")
