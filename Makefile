@@ -1,19 +1,21 @@
 # make demo: train and evaluate on the embedded drawings    make check: style, types, links, the quick tests
-# make twins: the demo's three controls                     make test: every page and every test
+# make controls: the demo's three controls                  make test: every page and every test
 # make lab: read and write the notebooks                    make export: meru/ from the notebooks
 export OMP_WAIT_POLICY = PASSIVE
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 RUN = $(BIN)/papermill --no-progress-bar --stdout-file /dev/stdout --stderr-file /dev/stderr
 
-.PHONY: demo twins check test lab export
+.PHONY: demo controls twins check test lab export
 
 demo: .venv/installed
 	mkdir -p outputs/demo
 	$(RUN) nbs/train.ipynb outputs/demo/train.ipynb
 	$(RUN) nbs/evaluate.ipynb outputs/demo/evaluate.ipynb
 
-twins: .venv/installed
+twins: controls
+
+controls: .venv/installed
 	for t in clip euclid poincare; do mkdir -p outputs/demo_$$t && \
 	$(RUN) nbs/train.ipynb outputs/demo_$$t/train.ipynb -p preset demo_$$t && \
 	$(RUN) nbs/evaluate.ipynb outputs/demo_$$t/evaluate.ipynb -p run outputs/demo_$$t || exit 1; done

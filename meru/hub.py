@@ -18,7 +18,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from .core import check_ranges, file_sha256, root, write_atomic, write_json
+from typing import Literal
+from .core import check_config, file_sha256, Given, root, write_atomic, write_json
 from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, resize_image
 from .models.pretrained import from_hub, load_towers
@@ -278,14 +279,14 @@ def from_pretrained(
 class PublishConfig:
     "What `nbs/publish.ipynb` takes."
 
-    run: str = ''  # folder of a finished run, from the project's root
-    out: str = ''  # folder of the saved model; its card is written anew
-    checkpoint: str = 'last'  # 'last' or 'best'
+    run: Given = ''  # folder of a finished run, from the project's root
+    out: Given = ''  # folder of the saved model; its card is written anew
+    checkpoint: Literal['last', 'best'] = 'last'  # which of the run's
     licence: str = 'other'  # of the weights, as the hub names it, such as apache-2.0
     note: str = 'Not stated.'  # licences of the training data, what the model is for and what not
 
     def __post_init__(self):
-        check_ranges(self, run=bool(self.run), out=bool(self.out), checkpoint=self.checkpoint in ('last', 'best'))
+        check_config(self)
 
 # %% ../nbs/71_hub.ipynb #5d8ce0a0
 def publish(

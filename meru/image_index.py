@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from pathlib import Path
 from torch import Tensor
+from typing import Annotated, Literal
 from .plots import contact_sheet
-from .core import check_ranges, root
+from .core import AtLeast, check_config, Count, root
 from .data.images import decode_image, ImageError, resize_image
 from .data.folders import picture_suffixes, read_pool
 from .models.pretrained import Towers, weights_id
@@ -39,14 +40,14 @@ class SearchConfig:
     query: str = ''  # a text, or the file of a picture
     model: str = 'outputs/reference/head'  # folder of a saved model or of a run, or org/name of the hub
     out: str = ''  # folder for what is kept; '' = outputs/search/NAME-HASH of the folder
-    find: str = 'pictures'  # 'pictures', or 'texts': captions beside the pictures, or those of `texts`
+    find: Literal['pictures', 'texts'] = 'pictures'  # texts: captions beside the pictures, or those of `texts`
     texts: str = ''  # a file of texts to find, one a line or .jsonl
-    k: int = 12  # hits, at least 1
-    generality: float = 0.0  # share of the query's way to the root, -2 to below 1; negative leads outwards
-    batch_size: int = 64  # pictures encoded at once
+    k: Count = 12  # hits
+    generality: Annotated[float, AtLeast(-2, below=1)] = 0.0  # the query's way to the root, a share; negative: outwards
+    batch_size: Count = 64  # pictures encoded at once
 
     def __post_init__(self):
-        check_ranges(self, k=self.k >= 1, generality=-2 <= self.generality < 1, find=self.find in ('pictures', 'texts'))
+        check_config(self)
         for name, example in dict(images='~/Pictures', query='"a dog on a beach"').items():
             if not getattr(self, name):
                 raise ValueError(f'{name} is empty: give -p {name} {example}')

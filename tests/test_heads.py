@@ -113,7 +113,7 @@ def test_ablate_runs_resumes_and_draws(made_up, papermill, run_cells, tmp_path):
     'given, says',
     [
         (dict(sedes=2), "unknown parameter 'sedes'"),
-        (dict(seeds=1), 'seeds = 1 is out of range'),
+        (dict(seeds=1), 'seeds = 1 is not at least 2'),
         (dict(data='data/nowhere'), 'data/nowhere holds no finished feature cache'),
     ],
 )

@@ -160,9 +160,9 @@ def test_an_index_of_another_model_is_not_taken(cfg, home):
         (dict(images='nowhere'), 'there is no folder nowhere'),
         (dict(images=''), 'images is empty: give -p images'),
         (dict(query=''), 'query is empty'),
-        (dict(generality=1.0), 'generality = 1.0 is out of range'),
-        (dict(find='films'), "find = 'films' is out of range"),
-        (dict(k=0), 'k = 0 is out of range'),
+        (dict(generality=1.0), 'generality = 1.0 is not at least -2, below 1'),
+        (dict(find='films'), "find = 'films' is not one of pictures, texts"),
+        (dict(k=0), 'k = 0 is not at least 1'),
     ],
 )
 def test_bad_questions(cfg, changed, says):

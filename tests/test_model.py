@@ -228,9 +228,9 @@ def test_channels_last_leaves_no_trace_in_the_weights(tmp_path):
         (dict(geometry='torus'), 'torus'),
         (dict(geometry='sphere'), "'sphere' has no entailment cones: set entail_weight=0, not 0.2"),
         (dict(image_tower='cnn'), "'cnn' is not one of vit, conv"),
-        (dict(curv_init=0.0), 'curv_init 0.0 is outside 0.1 to 10'),
-        (dict(curv_init=11.0), '11.0 is outside'),
-        (dict(logit_scale_init=0.0), 'logit_scale_init 0.0'),
+        (dict(curv_init=0.0), 'curv_init = 0.0 is not at least 0.1, at most 10'),
+        (dict(curv_init=11.0), 'curv_init = 11.0 is not'),
+        (dict(logit_scale_init=0.0), 'logit_scale_init = 0.0 is not above 0'),
         (dict(logit_scale_init=101.0), 'at most 100'),
     ],
 )

@@ -31,19 +31,6 @@ def test_bad_values_are_named(given, says):
         make_config('smoke', **given)
 
 
-def test_every_preset_survives_json():
-    for name, cfg in presets.items():
-        again = TrainConfig(**checked(TrainConfig, json.loads(json.dumps(asdict(cfg)))))
-        assert again == cfg, name
-
-
-def test_twins_differ_only_in_geometry_and_cones():
-    for name in ('smoke', 'demo', 'vit_s', 'vit_b', 'vit_l'):
-        for twin in ('clip', 'euclid', 'poincare'):
-            a, b = asdict(presets[name]), asdict(presets[f'{name}_{twin}'])
-            assert {k for k in a if a[k] != b[k]} <= {'geometry', 'entail_weight'}
-
-
 def test_folder_refuses_another_config(tmp_path):
     R.Run(tmp_path, make_config('smoke')).log(dict(step=1))
     with pytest.raises(ValueError, match='seed .there 0, asked 1.'):

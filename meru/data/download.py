@@ -19,12 +19,15 @@ from PIL import Image
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
-from ..core import check_ranges, checked
+from typing import Annotated, Literal, NamedTuple
+from ..core import Above, AtLeast, Between, check_config, checked, Count, Matching
 from .images import decode_scaled, ImageError
 
 # %% ../../nbs/data/26_download.ipynb #4d51379a
+_user_agent = Matching(r'[\w.-]+', 'letters, digits, _, . and -')
+
+
 @dataclass(frozen=True)
 class FetchConfig:
     "One fetch. Give one of `url_list`, `mirror`, `pairs`; the rest has reasons beside it."
@@ -39,34 +42,25 @@ class FetchConfig:
     revision: str = '46f3d69f840e59d77d52e8decfe5baec97e94c7f'  # commit of the mirror: pixparse/cc3m-wds of 2023-12-15
     pattern: str = 'cc3m-train-*.tar'  # which of the mirror's files
     endpoint: str = 'https://huggingface.co'  # address of the hub
-    image_size: int = 256  # pixels; a longer shorter side is scaled down to it: 224 and room for crops
-    quality: int = 95  # of the JPEGs, 1 to 95; every picture is encoded anew, so no foreign byte stays
-    shard_size: int = 10_000  # rows a shard, 10 to 100,000: about 300 MB
-    max_bytes: int = 20_000_000  # bytes; the body of a larger answer is not read on
-    max_pixels: int = 64_000_000  # width x height, checked in the header, before decoding
-    timeout: float = 20.0  # seconds for one row: name lookup, redirects and body together
-    redirects: int = 5  # hops; each is checked like a first address
-    retries: int = 1  # more attempts after a failure that may pass (timeout, connection, http 429 and 5xx)
-    agent: str = 'meru'  # the name under which servers know us, and may opt out
-    opt_outs: tuple[str, ...] = ('noai', 'noimageai', 'noindex', 'noimageindex')  # obeyed words of X-Robots-Tag
+    image_size: Count = 256  # pixels; a longer shorter side is scaled down to it: 224 and room for crops
+    quality: Annotated[int, Between(1, 95)] = 95  # of the JPEGs; all are encoded anew, so no foreign byte stays
+    shard_size: Annotated[int, Between(10, 100_000)] = 10_000  # rows a shard: about 300 MB
+    max_bytes: Count = 20_000_000  # bytes; the body of a larger answer is not read on
+    max_pixels: Count = 64_000_000  # width x height, checked in the header, before decoding
+    timeout: Annotated[float, Above(0)] = 20.0  # seconds for one row: name lookup, redirects and body together
+    redirects: Annotated[int, AtLeast(0)] = 5  # hops; each is checked like a first address
+    retries: Annotated[int, AtLeast(0)] = 1  # more attempts after a failure that may pass (timeout, connection, 5xx)
+    agent: Annotated[str, _user_agent] = 'meru'  # the name under which servers know us, and may opt out
+    opt_outs: tuple[str, ...] = ('noai', 'noimageai', 'noindex', 'noimageindex')  # words in X-Robots-Tag, obeyed
     allow_loopback: bool = False  # addresses of this machine too: for tests only
-    distributor: str = 'multiprocessing'  # 'multiprocessing' on one machine, 'pyspark' on several with a shared disk
+    distributor: Literal['multiprocessing', 'pyspark'] = 'multiprocessing'  # pyspark: on several, with a shared disk
     spark_master: str = ''  # address of a Spark master; '' = a local session
-    processes: int = 4  # workers, one core each
-    threads: int = 64  # requests at a time per worker
-    restarts: int = 2  # times the engine is started again after it or one of its workers was killed
+    processes: Count = 4  # workers, one core each
+    threads: Count = 64  # requests at a time per worker
+    restarts: Annotated[int, AtLeast(0)] = 2  # times the engine is started again after a worker was killed
 
     def __post_init__(self):
-        positive = ('image_size', 'max_bytes', 'max_pixels', 'timeout', 'processes', 'threads')
-        check_ranges(
-            self,
-            **{k: getattr(self, k) > 0 for k in positive},
-            **{k: getattr(self, k) >= 0 for k in ('redirects', 'retries', 'restarts')},
-            quality=1 <= self.quality <= 95,
-            shard_size=10 <= self.shard_size <= 100_000,
-            distributor=self.distributor in ('multiprocessing', 'pyspark'),
-            agent=bool(re.fullmatch(r'[\w.-]+', self.agent)),
-        )
+        check_config(self)
         doors = [k for k in ('url_list', 'mirror', 'pairs') if getattr(self, k)]
         if len(doors) != 1:
             raise ValueError(f'give exactly one of url_list, mirror and pairs; given: {", ".join(doors) or "none"}')

@@ -18,11 +18,12 @@ import warnings
 import zlib
 from PIL import Image
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from jaxtyping import Float32, Float64, Int64, UInt8
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+from ..core import Above, Between, check_config, Share
 
 # %% ../../nbs/data/21_images.ipynb #a8761ec0
 reasons = dict(  # short name, what it says
@@ -432,31 +433,30 @@ def _recolour(
     return out.add_((share * grey.float())[:, None, None, None])
 
 # %% ../../nbs/data/21_images.ipynb #59a19566
+_Ratio = Annotated[float, Above(0)]
+
+
 @dataclass(frozen=True)
 class ImageAugment:
     "Random crop, flip, rotation, shear, shift and colours; MERU itself uses the crop alone."
 
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # range of the crop's area, share of the picture (MERU's recipe)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height
-    flip: float = 0.0  # chance of a mirror image; 0 where left and right mean something
-    brightness: float = 0.0  # largest relative change, 0 to 1
-    contrast: float = 0.0  # largest relative change, 0 to 1
-    saturation: float = 0.0  # largest relative change, 0 to 1
-    hue: float = 0.0  # largest turn of the colour circle either way, 0 to 0.5
-    grey: float = 0.0  # chance of a grey picture
-    degrees: float = 0.0  # largest rotation either way, degrees, 0 to 180
-    shear: float = 0.0  # largest shear either way, degrees, 0 to 60
-    translate: float = 0.0  # largest shift either way, share of the side, 0 to 1
+    crop_scale: tuple[Share, Share] = (0.5, 1.0)  # range of the crop's area, share of the picture (MERU's recipe)
+    crop_ratio: tuple[_Ratio, _Ratio] = (3 / 4, 4 / 3)  # range of the crop's width / height
+    flip: Share = 0.0  # chance of a mirror image; 0 where left and right mean something
+    brightness: Share = 0.0  # largest relative change
+    contrast: Share = 0.0  # largest relative change
+    saturation: Share = 0.0  # largest relative change
+    hue: Annotated[float, Between(0, 0.5)] = 0.0  # largest turn of the colour circle either way
+    grey: Share = 0.0  # chance of a grey picture
+    degrees: Annotated[float, Between(0, 180)] = 0.0  # largest rotation either way, degrees
+    shear: Annotated[float, Between(0, 60)] = 0.0  # largest shear either way, degrees
+    translate: Share = 0.0  # largest shift either way, share of the side
 
     def __post_init__(self):
-        top = dict(hue=0.5, degrees=180, shear=60)
-        for name in [f.name for f in fields(ImageAugment)][2:]:
-            v, most = getattr(self, name), top.get(name, 1)
-            if not 0 <= v <= most:
-                raise ValueError(f'{name} is {v}; it must lie between 0 and {most}.')
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+        check_config(self)
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError(f'crop_scale is {self.crop_scale}; it must be a range within (0, 1].')
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+        if not self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f'crop_ratio is {self.crop_ratio}; it must be a range of positive numbers.')
 
     moves = property(lambda self: bool(self.degrees or self.shear or self.translate), doc='is there anything to warp?')

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from pathlib import Path
 from tqdm import tqdm
-from ..core import check_ranges, machine, write_json
+from typing import Annotated
+from ..core import AtLeast, check_config, machine, write_json
 from ..models.model import evaluating, Model
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.config import make_config
@@ -233,13 +234,13 @@ class AblateConfig:
 
     data: str = 'data/flickr8k_features'  # folder of a feature cache with splits train, dev, test
     out: str = 'outputs/ablation'  # where the results go
-    seeds: int = 3  # runs of each row, seeds 0, 1, ...
+    seeds: Annotated[int, AtLeast(2)] = 3  # runs of each row, seeds 0, 1, ...
     split: str = 'test'  # where a run is measured
-    steps: int = 0  # updates of every run; 0 = the row's own
+    steps: Annotated[int, AtLeast(0)] = 0  # updates of every run; 0 = the row's own
     only: str = ''  # rows whose group has this name; '' = all
 
     def __post_init__(self):
-        check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0)
+        check_config(self)
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #95c383e4
 def _held_results(

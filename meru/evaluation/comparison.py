@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from textwrap import fill
 from torch import Tensor
 from tqdm.auto import tqdm
-from typing import NamedTuple
-from ..core import check_ranges, root, write_json
+from typing import Annotated, NamedTuple
+from ..core import AtLeast, check_config, root, write_json
 from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import load_config, Run
@@ -330,20 +330,18 @@ def plot_comparison(
 class CompareConfig:
     "What `nbs/compare.ipynb` takes."
 
-    runs: str = (
-        ''  # folders of runs, from the project's root, spaces between them, * allowed; '' = those of presets and seeds
-    )
+    runs: str = ''  # folders of runs, spaces between them, * allowed; '' = those of presets and seeds
     presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
-    seeds: int = 3  # of each preset: 0, 1, ...
-    steps: int = 0  # updates of each run; 0 = the preset's own
+    seeds: Annotated[int, AtLeast(2)] = 3  # of each preset: 0, 1, ...
+    steps: Annotated[int, AtLeast(0)] = 0  # updates of each run; 0 = the preset's own
     folder: str = 'outputs/compare'  # where those runs are, or will be
     base: str = ''  # what the others are compared with; '' = the first
     data: str = 'emoji'  # 'emoji', a dataset, or a folder of datasets
-    limit: int = 0  # pictures of each photo set, at equal steps; 0 = all
+    limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all
     out: str = 'outputs/comparison'  # folder of the results
 
     def __post_init__(self):
-        check_ranges(self, seeds=self.seeds >= 2, steps=self.steps >= 0, limit=self.limit >= 0)
+        check_config(self)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #f4433bcb
 def _measure_run(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64, UInt8
 from pathlib import Path
 from torch import nn, Tensor
-from typing import NamedTuple
-from ..core import file_sha256, root, write_json
+from typing import Annotated, NamedTuple
+from ..core import AtLeast, check_config, Checkpoint, file_sha256, Given, root, Seed, write_json
 from ..data.shards import Shards
 from ..data.loader import pictures, Source
 from ..models.model import build_model, encode_images, encode_texts, ModelConfig, tokenizer_of
@@ -637,21 +637,15 @@ class EvalConfig:
     "What `nbs/evaluate.ipynb` takes."
 
     run: str = 'outputs/demo'  # folder of a run, from the project's root
-    checkpoint: str = 'last'  # 'last' or 'best' of the run, or a released checkpoint: a .pth file
-    data: str = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
+    checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: a .pth file
+    data: Given = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
     out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint
-    limit: int = 0  # pictures of each photo set, at equal steps; 0 = all
-    image_heads: int = 0  # attention heads of a released image tower; 0 = the paper's for its width
-    seed: int = 0  # of the untrained control's weights
+    limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all
+    image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
+    seed: Seed = 0  # of the untrained control's weights
 
     def __post_init__(self):
-        if self.checkpoint not in ('last', 'best') and not self.released:
-            raise ValueError(f"checkpoint {self.checkpoint!r} is neither 'last' nor 'best' nor a .pth file")
-        if not self.data:
-            raise ValueError("data is '': name 'emoji' or a folder of datasets")
-        for name in ('limit', 'image_heads', 'seed'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} {getattr(self, name)} is below 0')
+        check_config(self)
 
     released = property(lambda self: self.checkpoint.endswith('.pth'), doc="is it a file, not a run's?")
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.figure import Figure
 from pathlib import Path
 from torch import nn, Tensor
-from typing import NamedTuple
-from ..core import check_ranges, root
+from typing import Annotated, NamedTuple
+from ..core import AtLeast, check_config, Checkpoint, Count, root
 from ..data.images import decode_image, ImageError, resize_image
 from ..data.shards import Shards
 from ..data.emoji import embedded_data
@@ -180,20 +180,20 @@ class TraverseConfig:
     "What `nbs/traverse.ipynb` takes."
 
     run: str = 'outputs/demo'  # folder of a run, from the project's root
-    checkpoint: str = 'last'  # 'last' or 'best' of the run, or a released checkpoint: a .pth file
-    image_heads: int = 0  # attention heads of a released image tower; 0 = the paper's for its width
+    checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: a .pth file
+    image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
     beside: str = ''  # folder of a second run that walks the same ways; '' = none
     images: str = 'emoji'  # where walks begin: 'emoji', an image file, or a folder of images
     text: str = ''  # where they begin instead: texts, with | between them
     to: str = ''  # an image file where they end; '' = at the root
     pool: str = 'data/pool/texts.jsonl'  # texts that may be met: a text a line, or .jsonl
     cones: bool = True  # must the cone of a text contain the point where it is met?
-    steps: int = 50  # of each walk, at least 2
-    count: int = 8  # walks, at most
-    out: str = ''  # folder for the results; '' = traversal/ in the run's, or in outputs/NAME of a released checkpoint
+    steps: Annotated[int, AtLeast(2)] = 50  # of each walk
+    count: Count = 8  # walks, at most
+    out: str = ''  # folder for the results; '' = traversal/ in the run's, or in outputs/NAME of a checkpoint's
 
     def __post_init__(self):
-        check_ranges(self, steps=self.steps >= 2, count=self.count >= 1, image_heads=self.image_heads >= 0)
+        check_config(self)
 
     @property
     def name(self) -> str:

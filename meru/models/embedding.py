@@ -15,7 +15,8 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tqdm.auto import tqdm
-from ..core import replace_text, root
+from typing import Annotated
+from ..core import Between, Given, replace_text, root, Seed, Share
 from ..data.tokenizer import augment_caption
 from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws, resize_image
 from ..data.loader import sample_rng
@@ -28,30 +29,22 @@ from .feature_cache import FeatureCache, open_cache, read_part, same_plan, save_
 class EmbedConfig(ImageAugment):
     "What is encoded, by which towers, in how many views."
 
-    data: str = ''  # folder of shards (subfolders are splits) or of pictures with texts, or a .csv, .tsv, .jsonl, .parquet table
-    towers: str = 'lite2+minilm'  # see meru.models.pretrained.load_towers
+    data: str = ''  # folder of shards (subfolders: splits) or pictures with texts, or .csv, .tsv, .jsonl, .parquet
+    towers: Given = 'lite2+minilm'  # see meru.models.pretrained.load_towers
     out: str = ''  # folder of the cache
-    views: int = 1  # of each image, and of each text if a word_... field is above 0; the first is plain
-    word_mask: float = 0.0  # chance of each word of a caption to be masked, 0 to 1
-    word_shuffle: float = 0.0  # chance that a caption's words are shuffled, 0 to 1
-    word_drop: float = 0.0  # chance of each word of a caption to be dropped, 0 to 1
-    seed: int = 0  # of the augmentation
-    batch_size: int = 64  # pictures a tower sees at once; a part file holds as many
+    views: Annotated[int, Between(1, 1000)] = 1  # of an image, and of a text if a word_... is given; the first is plain
+    word_mask: Share = 0.0  # chance of each word of a caption to be masked
+    word_shuffle: Share = 0.0  # chance that a caption's words are shuffled
+    word_drop: Share = 0.0  # chance of each word of a caption to be dropped
+    seed: Seed = 0  # of the augmentation
+    batch_size: Annotated[int, Between(1, 65536)] = 64  # pictures a tower sees at once; a part file holds as many
     images: str = ''  # folder of a table's pictures, relative to the table
-    file_column: str = 'file'  # of a table: the picture's path
-    caption_column: str = 'caption'  # of a table: a caption, or a list of them
+    file_column: Given = 'file'  # of a table: the picture's path
+    caption_column: Given = 'caption'  # of a table: a caption, or a list of them
     uncaptioned: bool = False  # keep pictures without a caption; of a folder
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least, most in (
-            ('views', 1, 1000),
-            ('batch_size', 1, 65536),
-            ('seed', 0, 2**63),
-            *((f'word_{o}', 0, 1) for o in ('mask', 'shuffle', 'drop')),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f'{name} is {getattr(self, name)}; it must lie between {least} and {most}.')
         for name in ('data', 'out'):
             if not getattr(self, name):
                 raise ValueError(

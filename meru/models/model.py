@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import nn, Tensor
-from ..geometry import get_geometry
+from typing import Annotated, Literal
+from ..geometry import geometries, get_geometry
 from ..parallel import mean_of_all, world
-from ..core import check_finite
+from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
 from ..losses.contrastive import contrastive_loss
 from ..losses.entailment import entailment_loss
 from ..losses.pairwise import contrastive_loss as fused_loss
@@ -37,52 +38,28 @@ max_logit_scale = 100.0  # bound of the inverse temperature (CLIP)
 class SpaceConfig:
     "The space, what is lifted into it, and its losses."
 
-    geometry: str = 'lorentz'  # lorentz is MERU, sphere is CLIP; euclidean and poincare are controls
-    embed_dim: int = 512  # dimensions of the shared space (MERU, CLIP)
-    tangent: str = (
-        'scale'  # what becomes of tangent vectors: scale (MERU), clip at tangent_radius, or rms: all of one length
-    )
-    tangent_radius: float = 2.3  # longest tangent vector (clip); 2.3 is Ermolov et al.'s (2022)
+    geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # lorentz: MERU; sphere: CLIP; the others are controls
+    embed_dim: Count = 512  # dimensions of the shared space (MERU, CLIP)
+    tangent: Literal['scale', 'clip', 'rms'] = 'scale'  # scale (MERU), clip at tangent_radius, or rms: of one length
+    tangent_radius: Annotated[float, Above(0)] = 2.3  # longest tangent vector (clip); 2.3 is Ermolov et al.'s (2022)
     learn_alpha: bool = True  # are the two scales of tangent vectors trained? (MERU)
-    curv_init: float = 1.0  # curvature magnitude c at the start, within 0.1 to 10
+    curv_init: Annotated[float, Between(*curv_range)] = 1.0  # curvature magnitude c at the start
     learn_curv: bool = True  # is the curvature trained? (flat geometries have none)
-    logit_scale_init: float = 1 / 0.07  # inverse temperature at the start (CLIP), at most 100
+    logit_scale_init: Annotated[float, Above(0, max_logit_scale)] = 1 / 0.07  # inverse temperature at the start (CLIP)
     learn_logit_scale: bool = True  # is the temperature trained? (CLIP)
-    temperature: str = (
-        'free'  # free, or curvature: logits are multiplied by sqrt(c), so that the unit of length is no matter
-    )
-    margin: float = 0.0  # by which a pair must win the softmax, nats
-    hard_beta: float = 0.0  # concentration on hard negatives (Robinson et al. 2021); 0: all count alike
-    entail_weight: float = 0.2  # of the entailment loss, radians to nats (MERU); 0 where there are no cones
-    min_radius: float = 0.1  # the cones' constant K (MERU)
-    shared_proj: bool = False  # one projection for images and texts; only where both towers speak of one space, as CLIP's, in equal widths
+    temperature: Literal['free', 'curvature'] = 'free'  # free (MERU), or curvature: logits are multiplied by sqrt(c)
+    margin: Annotated[float, AtLeast(0)] = 0.0  # by which a pair must win the softmax, nats
+    hard_beta: Annotated[float, AtLeast(0)] = 0.0  # concentration on hard negatives (Robinson 2021); 0: none
+    entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
+    min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
+    shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
 
     def __post_init__(self):
-        for name, known in dict(tangent=('scale', 'clip', 'rms'), temperature=('free', 'curvature')).items():
-            _one_of(self, name, known)
-        for name in ('margin', 'hard_beta'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} {getattr(self, name)} is below 0')
-        if not self.tangent_radius > 0:
-            raise ValueError(f'tangent_radius {self.tangent_radius} is not above 0')
+        check_config(self)
         if self.entail_weight and not get_geometry(self.geometry).has_cones:
             raise ValueError(
                 f'geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}'
             )
-        if not curv_range[0] <= self.curv_init <= curv_range[1]:
-            raise ValueError(f'curv_init {self.curv_init} is outside {curv_range[0]} to {curv_range[1]}')
-        if not 0 < self.logit_scale_init <= max_logit_scale:
-            raise ValueError(f'logit_scale_init {self.logit_scale_init} is not above 0 and at most {max_logit_scale}')
-
-# %% ../../nbs/models/32_model.ipynb #dc2aaba7
-def _one_of(
-    cfg,  # a config
-    name: str,  # its field
-    known: tuple,  # values that the field may have
-):
-    "Refuse another value, and say which there are."
-    if getattr(cfg, name) not in known:
-        raise ValueError(f'{name} {getattr(cfg, name)!r} is not one of {", ".join(known)}')
 
 # %% ../../nbs/models/32_model.ipynb #22983348
 paper_sizes = dict(
@@ -97,34 +74,26 @@ class ModelConfig(SpaceConfig):
     "A space and two towers."
 
     backbone: str = ''  # pretrained towers, see meru.models.pretrained.load_towers; '' = none
-    train_blocks: int = 0  # how many of the backbone's last blocks are trained; 0 = it is frozen
-    image_tower: str = 'vit'  # vit, conv for small pictures on a CPU, backbone, or features: encoded beforehand
-    image_size: int = 224  # side of a picture in pixels
-    patch_size: int = 16  # side of a patch in pixels (vit)
-    image_width: int = 768  # channels
-    image_depth: int = 12  # blocks (vit), residual layers (conv)
-    image_heads: int = 12  # attention heads (vit)
-    conv_width: int = 32  # channels after the first of two convolutions (conv)
-    patch_dropout: float = 0.0  # share of its patches that a picture goes without in training, 0 to 1 (vit)
-    dropout: float = 0.0  # in training, 0 to 1 (conv: in the perceptron; features: on both towers' features)
-    text_tower: str = 'transformer'  # transformer, or as image_tower: backbone, features
-    text_width: int = 512  # channels
-    text_depth: int = 12  # blocks
-    text_heads: int = 8  # attention heads, 64 channels each
-    context_length: int = 77  # longest text in tokens (CLIP)
-    vocab_size: int = 49408  # token ids (CLIP's byte pairs)
-    recompute: bool = (
-        False  # forget what transformer blocks computed and compute it again backwards: less memory, a third more work
-    )
+    train_blocks: Annotated[int, AtLeast(0)] = 0  # how many of the backbone's last blocks are trained; 0 = it is frozen
+    image_tower: Annotated[str, OneOf((*image_towers, 'backbone', 'features'))] = 'vit'  # conv: small pictures on a CPU
+    image_size: Count = 224  # side of a picture in pixels
+    patch_size: Count = 16  # side of a patch in pixels (vit)
+    image_width: Count = 768  # channels
+    image_depth: Count = 12  # blocks (vit), residual layers (conv)
+    image_heads: Count = 12  # attention heads (vit)
+    conv_width: Count = 32  # channels after the first of two convolutions (conv)
+    patch_dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # share of patches left out in training (vit)
+    dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # in training (conv: perceptron; features: both towers')
+    text_tower: Literal['transformer', 'backbone', 'features'] = 'transformer'  # features: encoded beforehand
+    text_width: Count = 512  # channels
+    text_depth: Count = 12  # blocks
+    text_heads: Count = 8  # attention heads, 64 channels each
+    context_length: Annotated[int, AtLeast(3)] = 77  # longest text in tokens, start and end included (CLIP)
+    vocab_size: Annotated[int, AtLeast(3)] = 49408  # token ids (CLIP's byte pairs)
+    recompute: bool = False  # compute transformer blocks again backwards: less memory, a third more work
 
     def __post_init__(self):
-        SpaceConfig.__post_init__(self)
-        _one_of(self, 'image_tower', (*image_towers, 'backbone', 'features'))
-        _one_of(self, 'text_tower', ('transformer', 'backbone', 'features'))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f'dropout {self.dropout} is not at least 0 and below 1')
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f'patch_dropout {self.patch_dropout} is not at least 0 and below 1')
+        super().__post_init__()
         if self.patch_dropout and self.image_tower != 'vit':
             raise ValueError(
                 f'patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} has no patches that could be left out'
@@ -140,8 +109,6 @@ class ModelConfig(SpaceConfig):
             raise ValueError(
                 f"train_blocks is {self.train_blocks}, but no tower is 'backbone': cached features cannot be trained"
             )
-        if self.train_blocks < 0:
-            raise ValueError(f'train_blocks {self.train_blocks} is below 0')
 
 # %% ../../nbs/models/32_model.ipynb #73e1c349
 def _widen(
