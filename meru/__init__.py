@@ -6,23 +6,139 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_meru.ipynb #a1c90e05
+# %% ../nbs/99_meru.ipynb #a1c90e02
+from functools import partial
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from warnings import warn
+import sys
 
-_lazy = dict(from_pretrained='hub', explore='explorer')  # name to the module that has it
+# %% ../nbs/99_meru.ipynb #a1c90e05
+_public = {
+    'hub': 'from_pretrained Pretrained',
+    'explorer': 'explore',
+    'image_index': 'open_image_index ImageIndex',
+    'geometry': 'get_geometry Geometry Lorentz',
+    'losses.contrastive': 'contrastive_loss',
+    'losses.entailment': 'entailment_loss',
+    'data.shards': 'Shards',
+    'data.tokenizer': 'Tokenizer',
+    'models.model': 'build_model Model ModelConfig',
+    'models.released': 'load_released',
+    'training.config': 'make_config presets TrainConfig',
+    'training.run': 'load_run Run',
+    'training.trainer': 'fit',
+    'search.index': 'build_index load_index',
+    'evaluation.suites': 'evaluate_folder',
+}  # module to what a user of the library needs of it
+_home = {name: module for module, names in _public.items() for name in names.split()}
+_parts = 'core geometry plots parallel losses data models training search evaluation explorer hub image_index'.split()
+
+
+def _unknown(
+    module: str,  # that was asked
+    name: str,  # that it does not have
+    known: list[str],  # what it does have
+) -> AttributeError:
+    "One sentence that names the nearest names."
+    from difflib import get_close_matches  # milliseconds
+
+    near = get_close_matches(name, known, cutoff=0.5)
+    where = f'; near it: {", ".join(near)}' if near else ''
+    return AttributeError(f'module {module!r} has no attribute {name!r}{where}; dir({module}) lists all')
 
 
 def __getattr__(
     name: str,  # that the package does not have yet
 ):
     "What `import meru` offers, from its module."
-    if name in _lazy:
-        return getattr(import_module(f'meru.{_lazy[name]}'), name)
-    raise AttributeError(
-        f"module 'meru' has no attribute {name!r}; it offers {', '.join(_lazy)}, and its modules, such as meru.geometry"
-    )
+    if name in _home:
+        return getattr(import_module(f'meru.{_home[name]}'), name)
+    if not name.startswith('_') and find_spec(f'meru.{name}'):
+        return import_module(f'meru.{name}')
+    raise _unknown('meru', name, __dir__())
 
 
 def __dir__() -> list[str]:  # for completion
-    "The names of this file and the lazy ones."
-    return sorted([*globals(), *_lazy])
+    "The public names and the modules."
+    return sorted([*_home, *_parts, '__version__', '__doc__', '__file__', '__path__'])
+
+# %% ../nbs/99_meru.ipynb #a1c90e11
+_moved = {
+    'losses': 'losses.contrastive losses.entailment',
+    'search': 'search.index search.exact',
+    'evaluation': 'evaluation.suites',
+    'ablation': 'evaluation.ablation',
+    'comparison': 'evaluation.comparison evaluation.statistics',
+    'datasets': 'evaluation.datasets',
+    'distributed': 'parallel',
+    'download': 'data.fetch data.download',
+    'encoders': 'models.towers models.pretrained',
+    'features': 'models.feature_cache models.embedding models.mining data.folders',
+    'hierarchy': 'evaluation.hierarchy',
+    'images': 'data.images',
+    'launch': 'training.launch',
+    'model': 'models.model models.released',
+    'optim': 'training.optim',
+    'photos': 'image_index',
+    'retrieval': 'evaluation.retrieval search.exact',
+    'run': 'training.run training.config core',
+    'shards': 'data.shards data.loader data.emoji',
+    'step': 'training.step',
+    'text': 'data.tokenizer',
+    'trainer': 'training.trainer',
+    'traversal': 'evaluation.traversal',
+    'zeroshot': 'evaluation.zeroshot models.model evaluation.statistics',
+}  # module of version 0.1 to those that hold its definitions now; to be removed with version 0.3
+
+
+def _old_name(
+    module: str,  # of version 0.1
+    name: str,  # of a definition
+):
+    "A definition of an earlier module, from where it lives now, with a DeprecationWarning."
+    homes = [] if name.startswith('__') else _moved[module].split()
+    for home in homes:
+        found = import_module(f'meru.{home}')
+        if hasattr(found, name):
+            warn(f'meru.{module}.{name} is now meru.{home}.{name}', DeprecationWarning, stacklevel=3)
+            return getattr(found, name)
+    known = sorted({o for home in homes for o in dir(import_module(f'meru.{home}')) if not o.startswith('_')})
+    raise _unknown(f'meru.{module}', name, known)
+
+
+def _in_wing(
+    wing: str,  # 'losses', ...
+    name: str,  # that its package does not have yet
+):
+    "A module of a wing."
+    if not name.startswith('_') and find_spec(f'meru.{wing}.{name}'):
+        return import_module(f'meru.{wing}.{name}')
+    if wing in _moved:
+        return _old_name(wing, name)
+    folder = Path(import_module(f'meru.{wing}').__file__).parent
+    raise _unknown(f'meru.{wing}', name, [o.stem for o in folder.glob('[a-z]*.py')])
+
+
+for _wing in 'losses data models training search evaluation'.split():
+    import_module(f'meru.{_wing}').__getattr__ = partial(_in_wing, _wing)
+
+# %% ../nbs/99_meru.ipynb #a1c90e16
+class _OldModules:
+    "Finds and loads the modules of version 0.1."
+
+    def find_spec(self, name, path=None, target=None):
+        parent, _, module = name.partition('.')
+        return ModuleSpec(name, self) if parent == 'meru' and module in _moved else None
+
+    def create_module(self, spec):
+        return None  # an ordinary one
+
+    def exec_module(self, module: ModuleType):
+        module.__getattr__ = partial(_old_name, module.__name__.partition('.')[2])
+
+
+sys.meta_path.append(_OldModules())

@@ -6,9 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WINGS = (
-    'geometry plots parallel core losses data models training search evaluation explorer hub album benchmarks'.split()
-)
+WINGS = 'geometry plots parallel core losses data models training search evaluation explorer hub image_index benchmarks'.split()
 HEAD = re.compile(r'^#\|\s*export', re.M)
 
 
