@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from .plots import contact_sheet
 from .core import AtLeast, check_config, Count, root
 from .data.images import decode_image, ImageError, resize_image
-from .data.folders import picture_suffixes, read_pool
+from .data.image_text import picture_suffixes, read_texts, walk_files
 from .models.pretrained import Towers, weights_id
 from .models.model import attach_backbone, Model, tokenizer_of
 from .models.feature_cache import FeatureCache
@@ -84,17 +84,15 @@ def _with_towers(
 
 # %% ../nbs/72_image_index.ipynb #26a00031
 def _other_files(
-    folder: Path,  # of pictures
+    files: list[str],  # of the folder
 ) -> Counter:  # suffix -> how many
     "Files that are no pictures; captions beside a picture are not counted."
     pictures, others = set(), []
-    for path, _, names in os.walk(folder):
-        for name in names:
-            stem, suffix = os.path.splitext(os.path.join(path, name))
-            if suffix.lower() in picture_suffixes:
-                pictures.add(stem)
-            else:
-                others.append((stem, suffix.lower()))
+    for stem, suffix in map(os.path.splitext, files):
+        if suffix.lower() in picture_suffixes:
+            pictures.add(stem)
+        else:
+            others.append((stem, suffix.lower()))
     return Counter(suffix or 'no suffix' for stem, suffix in others if suffix != '.txt' or stem not in pictures)
 
 
@@ -117,7 +115,10 @@ def _left_out(
     known = set(cache.keys)
     failed = [o for o in cache.info['marks'] if o not in known and o.lower().endswith(picture_suffixes)]
     reasons = {o: _why(folder / o) for o in failed}
-    for suffix, n in sorted(_other_files(folder).items()):
+    walk = walk_files(folder)
+    for reason, n in walk.left_out.counts.items():
+        reasons[walk.left_out.examples[reason]] = f'{reason}, one of {n}'
+    for suffix, n in sorted(_other_files(walk.files).items()):
         reasons[f'*{suffix}'] = f'{n} files that are no pictures'
         if suffix == '.txt':
             reasons[f'*{suffix}'] += ' and have none of their name'
@@ -217,7 +218,7 @@ def _pool_index(
     path: Path,  # a file of texts
 ) -> Index:
     "Texts of a file, in place of the captions."
-    pool, like = read_pool(path), index.pictures
+    pool, like = read_texts(path), index.pictures
     return Index(index.text_points(pool), like.geometry, like.curv, like.model, dict(file=[''] * len(pool), text=pool))
 
 

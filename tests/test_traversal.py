@@ -4,7 +4,7 @@ import json, re
 import pytest, torch
 from PIL import Image
 from meru.geometry import geometries, get_geometry
-from meru.data.folders import *
+from meru.data.image_text import read_texts
 from meru.evaluation.traversal import *
 from meru.evaluation.traversal import _Pool, _root_of, _walk_across, _walk_home
 from conftest import ROOT
@@ -70,7 +70,7 @@ def test_the_shipped_pool_is_what_its_readme_builds():
     built = {}
     exec(code, built)
     rows = [json.loads(l) for l in (ROOT / 'data' / 'pool' / 'texts.jsonl').read_text().splitlines()]
-    assert {r['text']: r['source'] for r in rows} == built['texts'] and read_pool(
+    assert {r['text']: r['source'] for r in rows} == built['texts'] and read_texts(
         ROOT / 'data' / 'pool' / 'texts.jsonl'
     ) == list(built['texts'])
 

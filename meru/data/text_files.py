@@ -32,9 +32,10 @@ class LeftOut:
         self,
         reason: str,  # one word
         example: str,  # where it was: a file, or a line of one
+        n: int = 1,  # how often
     ):
-        "Count one more."
-        self.counts[reason] += 1
+        "Count what has the same reason."
+        self.counts[reason] += n
         self.examples.setdefault(reason, example)
 
     def record(self) -> dict[str, dict]:  # ready for JSON
@@ -113,16 +114,17 @@ def _open_text(stream: BinaryIO) -> io.TextIOWrapper:
 
 
 def text_lines(
-    stream: BinaryIO,  # an open file
+    stream: BinaryIO,  # an open file; it is closed at the end
     noted: LeftOut | None = None,  # where lines that were no UTF-8 are counted as `read_as_latin1`
 ) -> Iterator[str]:  # with their ends
     "Decode a file line by line."
-    for number, line in enumerate(_open_text(stream), 1):
-        if not line.isascii() and _undecoded.search(line):
-            line = _decode_latin1(line.encode('utf-8', 'surrogateescape'))
-            if noted is not None:
-                noted.add('read_as_latin1', f'line {number}')
-        yield line
+    with _open_text(stream) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.isascii() and _undecoded.search(line):
+                line = _decode_latin1(line.encode('utf-8', 'surrogateescape'))
+                if noted is not None:
+                    noted.add('read_as_latin1', f'line {number}')
+            yield line
 
 # %% ../../nbs/data/17_text_files.ipynb #0cceca75
 def parse_json(

@@ -20,7 +20,8 @@ from ..core import Between, Given, replace_text, root, Seed, Share
 from ..data.tokenizer import augment_caption
 from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws, resize_image
 from ..data.loader import sample_rng
-from ..data.folders import captioned, FileRows, folder_rows, ShardRows
+from ..data.tables import table_suffixes
+from ..data.image_text import FileRows, read_folder, read_table, ShardRows
 from .pretrained import load_towers, Towers
 from .feature_cache import FeatureCache, open_cache, read_part, same_plan, save_cache, save_part
 
@@ -29,7 +30,9 @@ from .feature_cache import FeatureCache, open_cache, read_part, same_plan, save_
 class EmbedConfig(ImageAugment):
     "What is encoded, by which towers, in how many views."
 
-    data: str = ''  # folder of shards (subfolders: splits) or pictures with texts, or .csv, .tsv, .jsonl, .parquet
+    data: str = (
+        ''  # folder of shards (subfolders: splits) or pictures with texts, or .csv, .tsv, .jsonl, .json, .parquet
+    )
     towers: Given = 'lite2+minilm'  # see meru.models.pretrained.load_towers
     out: str = ''  # folder of the cache
     views: Annotated[int, Between(1, 1000)] = 1  # of an image, and of a text if a word_... is given; the first is plain
@@ -72,13 +75,13 @@ def open_rows(
         return (
             ShardRows(path)
             if [*path.glob('manifest.json'), *path.glob('*/manifest.json')]
-            else folder_rows(path, cfg.uncaptioned)
+            else read_folder(path, cfg.uncaptioned)
         )
     if not path.is_file():
         raise FileNotFoundError(f'There is no folder or table {path}.')
-    if path.suffix not in ('.csv', '.tsv', '.jsonl', '.parquet'):
-        raise ValueError(f'{path} is neither a folder nor a .csv, .tsv, .jsonl or .parquet table.')
-    return captioned(path, cfg.file_column, cfg.caption_column, path.parent / cfg.images)
+    if path.suffix.lower() not in table_suffixes:
+        raise ValueError(f'{path} is neither a folder nor a {", ".join(table_suffixes)} table.')
+    return read_table(path, cfg.file_column, cfg.caption_column, path.parent / cfg.images)
 
 # %% ../../nbs/models/35_embedding.ipynb #8d7f47dc
 def good_rows(
@@ -193,6 +196,16 @@ def _encode_rows(
     return paths
 
 # %% ../../nbs/models/35_embedding.ipynb #680b8fbb
+def _accounts(
+    rows: ShardRows | FileRows,
+) -> dict[str, dict]:  # 'left_out' and 'noted' where there is any
+    "What the reader left out or read in another way, printed and for the cache."
+    counted = {k: o for k, o in dict(left_out=rows.left_out, noted=rows.noted).items() if o}
+    for name, o in counted.items():
+        print(f'{name}: {o}')
+    return {k: o.record() for k, o in counted.items()}
+
+
 def embed(
     cfg: EmbedConfig,  # what, by which towers, where to
     towers: Towers | None = None,  # None: those that `cfg` names
@@ -203,7 +216,7 @@ def embed(
     if same_plan(out / 'cache.json', plan, out):
         print(f'{out.name} is finished: nothing to do.')
         return open_cache(out)
-    cache = save_cache(out, _encode_rows(rows, out / 'parts', plan, towers, cfg), **plan)
+    cache = save_cache(out, _encode_rows(rows, out / 'parts', plan, towers, cfg), **plan, **_accounts(rows))
     shutil.rmtree(out / 'parts')
     return cache
 
@@ -249,7 +262,9 @@ def embed_folder(
         save_part(part, *_still_right(old, rows))
     held = [part] if part.exists() else []
     known = {k for o in held for k in read_part(o)['keys']}
-    rest = FileRows(rows.folder, {k: o for k, o in rows.told.items() if k not in known}, cfg.uncaptioned)
-    cache = save_cache(out, held + _encode_rows(rest, parts, plan, towers, cfg), **plan, marks=rows.marks)
+    rest = FileRows(rows.folder, {k: o for k, o in rows.entries.items() if k not in known}, cfg.uncaptioned)
+    cache = save_cache(
+        out, held + _encode_rows(rest, parts, plan, towers, cfg), **plan, marks=rows.marks, **_accounts(rows)
+    )
     shutil.rmtree(parts)
     return cache

@@ -301,5 +301,14 @@ def sheet_rows(
     size: int = 96,  # side, pixels
 ) -> tuple:  # pictures [n 3 s s], first captions
     "Pictures to look at; damaged ones are left out."
-    found, pictures, _ = good_rows(rows, sorted({round(o) for o in np.linspace(0, len(rows) - 1, n)}))
-    return torch.stack([resize_image(o, size) for o in pictures]), [r.captions[0] for _, r in found]
+    spaced = sorted({round(o) for o in np.linspace(0, len(rows) - 1, n)})
+    found, pictures, damaged = good_rows(rows, spaced)
+    for i in (o for o in range(len(rows)) if o not in spaced):  # where few pictures are there, all are looked at
+        if len(found) >= min(n, len(spaced)):
+            break
+        more, decoded, reasons = good_rows(rows, [i])
+        found, pictures, damaged = found + more, pictures + decoded, damaged + reasons
+    if not found:
+        raise ValueError(f'none of {len(rows):,} rows has a picture to show: {dict(damaged)}')
+    captions = [row.captions[0] if row.captions else '' for _, row in found]
+    return torch.stack([resize_image(o, size) for o in pictures]), captions
