@@ -113,9 +113,9 @@ def geodesic(
 ) -> Float[Tensor, '*b n 2']:
     "Points of the unit disk at equal steps along the geodesic from `p` to `q`."
     one = torch.tensor(1.0, dtype=torch.float64)
-    p, q = torch.broadcast_tensors(torch.as_tensor(p).double(), torch.as_tensor(q).double())
-    t = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
-    return get_geometry('poincare').between(p[..., None, :], q[..., None, :], t, one)
+    start, end = torch.broadcast_tensors(torch.as_tensor(p).double(), torch.as_tensor(q).double())
+    share = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
+    return get_geometry('poincare').between(start[..., None, :], end[..., None, :], share, one)
 
 # %% ../nbs/01_plots.ipynb #516a06ba
 def geodesics(
@@ -132,34 +132,43 @@ def geodesics(
     return ax
 
 # %% ../nbs/01_plots.ipynb #4a195f3b
+def _rays(
+    apex: Float[Tensor, ' 2'],  # point of the unit disk, not the root
+    turns: list[float],  # angles to the ray away from the root, radians
+    n: int,  # samples on each ray
+) -> list[Float[Tensor, 'n 2']]:
+    "Geodesic rays that leave `apex`, up to 14 units long."
+    one = torch.tensor(1.0, dtype=torch.float64)
+    x = poincare_to_lorentz(apex, one)
+    out, t = unit(x), torch.linspace(0, 14, n, dtype=torch.float64)[:, None]
+    side = torch.stack([-out[1], out[0]])
+    # unit tangent vectors at x: away from the root, stretched to the hyperboloid, and across
+    ways = [math.cos(turn) * (1 + x @ x).sqrt() * out + math.sin(turn) * side for turn in turns]
+    return [lorentz_to_poincare(t.cosh() * x + t.sinh() * way, one) for way in ways]
+
+# %% ../nbs/01_plots.ipynb #a10000c1
 def _cone_edge(
-    apex: Float[Tensor, '2'],  # point of the unit disk, not the root
+    apex: Float[Tensor, ' 2'],  # point of the unit disk, not the root
     min_radius: float = 0.1,  # cone constant K
     n: int = 96,  # samples on each ray
 ) -> Float[Tensor, 'm 2']:
     "Closed outline of the cone at `apex`, anticlockwise: one ray outwards, the rim, the other ray back."
-    one = torch.tensor(1.0, dtype=torch.float64)
     apex = torch.as_tensor(apex).double()
-    x = poincare_to_lorentz(apex, one)
-    if not x.any():
+    if not apex.any():
         raise ValueError('The root has no cone of its own to draw: it entails every point.')
-    ray, t = unit(x), torch.linspace(0, 14, n, dtype=torch.float64)[:, None]
-    side, a = torch.stack([-ray[1], ray[0]]), get_geometry('poincare').half_aperture(apex, one, min_radius)
-
-    def edge(turn):
-        return lorentz_to_poincare(
-            t.cosh() * x + t.sinh() * (turn.cos() * (1 + x @ x).sqrt() * ray + turn.sin() * side), one
-        )
-
-    right, left = edge(-a), edge(a)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    half = float(get_geometry('poincare').half_aperture(apex, one, min_radius))
+    right, left = _rays(apex, [-half, half], n)
     # the rim between the two far ends, measured from the ray through the apex
-    ends = [math.atan2(float(e[-1] @ side), float(e[-1] @ ray)) for e in (right, left)]
+    out = unit(apex)
+    side = torch.stack([-out[1], out[0]])
+    ends = [math.atan2(float(ray[-1] @ side), float(ray[-1] @ out)) for ray in (right, left)]
     phi = torch.linspace(*ends, 64, dtype=torch.float64)[:, None]
-    return torch.cat([right, phi.cos() * ray + phi.sin() * side, left.flip(0)])
+    return torch.cat([right, phi.cos() * out + phi.sin() * side, left.flip(0)])
 
 # %% ../nbs/01_plots.ipynb #b1eaad2d
 def cone(
-    apex: Float[Tensor, '2'],  # point of the unit disk
+    apex: Float[Tensor, ' 2'],  # point of the unit disk
     ax: Axes | None = None,
     min_radius: float = 0.1,  # cone constant K
     color: str = palette['blue'],
@@ -180,17 +189,14 @@ class OnDisk(NamedTuple):
     axes: Float[Tensor, 'd 2']  # the two directions, to put further points on the same disk
     kept: float  # share of the tangent vectors' squared length along them
     stretch: float  # median relative error of a distance read off the disk
-    scale: float | None = (
-        None  # drawn lengths over true ones, where directions were fitted to distances; None: they are the two main ones
-    )
+    scale: float | None = None  # drawn lengths over true ones; None: not fitted to distances
 
     @property
     def note(self):
-        how = (
-            f'tangent PCA: two directions keep {self.kept:.0%}'
-            if self.scale is None
-            else f'radial MDS, drawn {self.scale:.1f} times as large'
-        )
+        "What the projection keeps and what it costs, in words for a title."
+        how = f'tangent PCA: two directions keep {self.kept:.0%}'
+        if self.scale is not None:
+            how = f'radial MDS, drawn {self.scale:.1f} times as large'
         return f'{how}; distances off by {self.stretch:.0%} (median)'
 
 # %% ../nbs/01_plots.ipynb #52ba3fab
@@ -205,6 +211,18 @@ def principal_axes(
     return axes * axes.gather(0, axes.abs().argmax(0)[None]).sign()
 
 # %% ../nbs/01_plots.ipynb #469afa1f
+def _float64(x, curv):
+    return x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
+
+
+def _stretch(x, drawn, geometry, curv):
+    "Median relative error of distances between points `drawn` in place of `x`, from 4,000 pairs."
+    i, j = torch.randint(len(x), (2, 4000), generator=torch.Generator().manual_seed(0))
+    i, j = i[i != j], j[i != j]
+    ratio = geometry.dist(drawn[i], drawn[j], curv) / geometry.dist(x[i], x[j], curv)
+    return float((ratio - 1).abs().nanmedian())
+
+
 def to_disk(
     x: Float[Tensor, 'n d'],  # points of `geometry`
     geometry: Geometry,
@@ -212,18 +230,16 @@ def to_disk(
     axes: Float[Tensor, 'd 2'] | None = None,  # from an earlier call, to share its disk
 ) -> OnDisk:
     "Place points on the unit disk by two directions of the tangent space, at their true radius."
-    x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
+    x, curv = _float64(x, curv)
     v = geometry.log_map0(x, curv)
     axes = principal_axes(v) if axes is None else axes
-    flat, r = v @ axes, geometry.radius(x, curv)[:, None]
+    flat = v @ axes
+    radius = geometry.radius(x, curv)[:, None]
+    drawn = geometry.exp_map0(unit(flat) * radius, curv)
     scale = curv.sqrt() if geometry.has_curv else 1
-    i, j = torch.randint(len(x), (2, 4000), generator=torch.Generator().manual_seed(0))
-    i, j = i[i != j], j[i != j]
-    y = geometry.exp_map0(unit(flat) * r, curv)
-    stretch = (geometry.dist(y[i], y[j], curv) / geometry.dist(x[i], x[j], curv) - 1).abs().nanmedian()
-    return OnDisk(
-        unit(flat) * torch.tanh(scale * r / 2), axes, float(flat.square().sum() / v.square().sum()), float(stretch)
-    )
+    xy = unit(flat) * torch.tanh(scale * radius / 2)
+    kept = float(flat.square().sum() / v.square().sum())
+    return OnDisk(xy, axes, kept, _stretch(x, drawn, geometry, curv))
 
 # %% ../nbs/01_plots.ipynb #40662e78
 def dots(
@@ -233,35 +249,46 @@ def dots(
     size: float = 14,  # area in points²
 ) -> Axes:
     "Scatter points on the disk, colour and shape by kind in order of first appearance."
-    ax, kind = disk() if ax is None else ax, np.asarray(kind)
-    for colour, marker, k in zip(palette.values(), 'Dos^vPX', dict.fromkeys(kind.tolist())):
-        ax.scatter(
-            *np.asarray(xy)[kind == k].T, s=size, color=colour, marker=marker, label=k, lw=0.4, ec='white', zorder=2
-        )
-    ax.legend(loc='upper left', bbox_to_anchor=(-0.02, 0.99), handletextpad=0.1, borderpad=0)
+    ax, kind, xy = disk() if ax is None else ax, np.asarray(kind), np.asarray(xy)
+    for colour, marker, name in zip(palette.values(), 'Dos^vPX', dict.fromkeys(kind.tolist())):
+        at = xy[kind == name].T
+        ax.scatter(*at, s=size, color=colour, marker=marker, label=name, lw=0.4, ec='white', zorder=2)
+    legend = ax.legend(loc='upper left', bbox_to_anchor=(-0.02, 0.99), handletextpad=0.1, borderpad=0)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #60b9960a
-_sides = np.array(
-    [
-        (dx * far, dy * far)
-        for far in (4, 9, 15)
-        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
-    ]
-)
+_WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
+_SIDES = np.array([(x * far, y * far) for far in (4, 9, 15) for x, y in _WAYS])
 
 
 def _boxes(at, size, scale):
     "Pixel boxes of a text of `size` on every side of the point `at`: x0, y0, x1, y1."
-    low = at + _sides * scale - size * (1 - np.sign(_sides)) / 2
+    low = at + _SIDES * scale - size * (1 - np.sign(_SIDES)) / 2
     return np.concatenate([low, low + size], 1)
 
 
 def _free(box, taken, frame):
+    "Is `box` inside the frame and clear of all boxes that are taken?"
     inside = (box[:2] >= frame.min).all() and (box[2:] <= frame.max).all()
-    return inside and not ((box[:2] < taken[:, 2:]) & (taken[:, :2] < box[2:])).all(1).any()
+    overlap = (box[:2] < taken[:, 2:]) & (taken[:, :2] < box[2:])
+    return inside and not overlap.all(1).any()
 
 
+def _around(ax, xy, half):
+    "Pixel boxes of `half` the width around data coordinates."
+    at = ax.transData.transform(np.asarray(xy))
+    return np.hstack([at - half, at + half])
+
+
+_HALO = [withStroke(linewidth=2, foreground='white')]
+
+
+def _cut(text, longest):
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + '…'
+
+# %% ../nbs/01_plots.ipynb #a10000c2
 def labels(
     xy: Float[Tensor, 'n 2'],  # data coordinates of the labelled points, most important first
     texts: list[str],
@@ -273,59 +300,62 @@ def labels(
 ) -> int:  # how many labels found no place
     "Write texts beside their points without overlap; say on the figure how many had to be left out."
     ax.figure.draw_without_rendering()
-    scale, frame = ax.figure.dpi / 72, ax.get_window_extent()
-    at, hidden = ax.transData.transform(np.asarray(xy)), 0
-    held = ax.transData.transform(np.zeros((0, 2)) if pictures is None else np.asarray(pictures))
-    taken = np.vstack([np.hstack([p - half * scale, p + half * scale]) for p, half in ((at, 2), (held, edge / 2))])
-    for place, p, text in zip(np.asarray(xy), at, texts):
-        short = text if len(text) <= longest else text[: longest - 1].rstrip() + '…'
-        drawn = ax.annotate(
-            short,
-            place,
-            (0, 0),
-            textcoords='offset points',
-            size=size,
-            va='bottom',
-            zorder=4,
-            path_effects=[withStroke(linewidth=2, foreground='white')],
-        )
-        extent = drawn.get_window_extent()
-        box = next((b for b in _boxes(p, np.array(extent.size), scale) if _free(b, taken, frame)), None)
+    scale, frame, hidden = ax.figure.dpi / 72, ax.get_window_extent(), 0
+    pictures = np.zeros((0, 2)) if pictures is None else pictures
+    taken = np.vstack([_around(ax, xy, 2 * scale), _around(ax, pictures, edge / 2 * scale)])
+    how = dict(textcoords='offset points', size=size, va='bottom', zorder=4, path_effects=_HALO, parse_math=False)
+    for place, text in zip(np.asarray(xy), texts):
+        at = ax.transData.transform(place)
+        drawn = ax.annotate(_cut(text, longest), place, (0, 0), **how)
+        extent = np.array(drawn.get_window_extent().size)
+        box = next((b for b in _boxes(at, extent, scale) if _free(b, taken, frame)), None)
         if box is None:
             drawn.remove()
             hidden += 1
         else:
-            drawn.set_position((box[:2] - p) / scale)
+            drawn.set_position((box[:2] - at) / scale)
             taken = np.vstack([taken, box])
     if hidden:
-        ax.text(
-            1, 0, f'{hidden} of {len(texts)} labels hidden', transform=ax.transAxes, ha='right', size=7, color='#808080'
-        )
+        note = f'{hidden} of {len(texts)} labels hidden'
+        ax.text(1, 0, note, transform=ax.transAxes, ha='right', size=7, color='#808080')
     return hidden
 
 # %% ../nbs/01_plots.ipynb #94c0c6f7
+def _identity(t):
+    return t
+
+
+_SINES = {-1: (torch.sinh, torch.asinh), 0: (_identity, _identity), 1: (torch.sin, torch.asin)}
+
+
 def polar_dist(
     r: Float[Tensor, '*b'],  # radii, in units where the curvature is -1, 0 or 1
     s: Float[Tensor, '*b'],
-    angle: Float[Tensor, '*b'],  # between them at the root
+    angle: Float[Tensor, '*b'],  # between them at the root, radians
     kappa: int,  # -1, 0 or 1
 ) -> Float[Tensor, '*b']:
     "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
-    sn = {-1: torch.sinh, 0: lambda t: t, 1: torch.sin}[kappa]
-    inverse = {-1: torch.asinh, 0: lambda t: t, 1: torch.asin}[kappa]
-    half = (sn((r - s) / 2) ** 2 + (sn(r) * sn(s) if kappa else r * s) * torch.sin(angle / 2) ** 2).clamp(
-        1e-24, None if kappa < 1 else 1 - 1e-12
-    )
-    return 2 * inverse(half.sqrt())
+    sn, inverse = _SINES[kappa]
+    along = sn((r - s) / 2) ** 2
+    across = sn(r) * sn(s) * torch.sin(angle / 2) ** 2
+    most = 1 - 1e-12 if kappa == 1 else None  # there asin is infinitely steep
+    return 2 * inverse((along + across).clamp(1e-24, most).sqrt())
 
 # %% ../nbs/01_plots.ipynb #2c2452d9
+def _stress(true, drawn, typical):
+    "Squared differences weighed by 1/distance, for the one factor that suits `drawn` best (Sammon 1969)."
+    weight = 1 / (true + typical)
+    factor = (weight * drawn * true).sum() / (weight * true * true).sum()
+    return (weight * (drawn / factor - true) ** 2).mean()
+
+
 def fit_angles(
     distances: Float[Tensor, 'n n'],  # to be matched, in units where the curvature is -1, 0 or 1
-    r: Float[Tensor, 'n'],  # radii, in the same unit
-    start: Float[Tensor, 'n'],  # angles to begin with
+    r: Float[Tensor, ' n'],  # radii, in the same unit
+    start: Float[Tensor, ' n'],  # angles to begin with, radians
     kappa: int,  # -1, 0 or 1
     steps: int = 250,  # of Adam, a few milliseconds each
-) -> Float[Tensor, 'n']:  # angles
+) -> Float[Tensor, ' n']:  # angles, radians
     "Turn points about the root until their distances are right up to one factor (stress of Sammon 1969)."
     n, gen = len(r), torch.Generator().manual_seed(0)
     if n < 3:
@@ -335,16 +365,20 @@ def fit_angles(
     for step in range(steps):
         opt.param_groups[0]['lr'] = 0.1 * (1 - step / steps)
         j = (i + torch.randint(1, n, i.shape, generator=gen)) % n
-        true, drawn = distances[i, j], polar_dist(r[i], r[j], angle[i] - angle[j], kappa)
-        weight = 1 / (true + typical)
-        factor = (weight * drawn * true).sum() / (weight * true * true).sum()
-        loss = (weight * (drawn / factor - true) ** 2).mean()
+        loss = _stress(distances[i, j], polar_dist(r[i], r[j], angle[i] - angle[j], kappa), typical)
         opt.zero_grad()
         loss.backward()
         opt.step()
     return angle.detach()
 
 # %% ../nbs/01_plots.ipynb #e69e4bc3
+def _polar_error(true, r, angle):
+    "Median relative error of the distances between points at (r, angle), up to one factor."
+    drawn = polar_dist(r[:, None], r, angle[:, None] - angle, -1)
+    ratio = (drawn / true)[~torch.eye(len(r), dtype=bool)]
+    return float((ratio / ratio.nanmedian() - 1).abs().nanmedian())
+
+
 def to_disk_by_distance(
     x: Float[Tensor, 'n d'],  # points of a hyperbolic `geometry`
     geometry: Geometry,
@@ -352,25 +386,27 @@ def to_disk_by_distance(
     scale: float | None = None,  # draw distances this much larger: a tree wants room; None: the farthest point at 2.9
 ) -> OnDisk:
     "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
-    x, curv = x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
-    v, far = geometry.log_map0(x, curv), float(geometry.radius(x, curv).max() * curv.sqrt())
-    scale = max(1.0, 2.9 / max(far, 1e-6)) if scale is None else scale
+    x, curv = _float64(x, curv)
+    radius = geometry.radius(x, curv)
+    if scale is None:
+        scale = max(1.0, 2.9 / max(float(radius.max() * curv.sqrt()), 1e-6))
     unit_scale = curv.sqrt() * scale
+    r, true = radius * unit_scale, -geometry.scores(x, x, curv) * unit_scale
+    v = geometry.log_map0(x, curv)
     axes = principal_axes(v - v.mean(0))
-    flat, r, true = v @ axes, geometry.radius(x, curv) * unit_scale, -geometry.scores(x, x, curv) * unit_scale
+    flat = v @ axes
     angle = fit_angles(true, r, torch.atan2(flat[:, 1], flat[:, 0]), -1)
-    drawn = polar_dist(r[:, None], r, angle[:, None] - angle, -1)
-    ratio = (drawn / true)[~torch.eye(len(x), dtype=bool)]
-    stretch = (ratio / ratio.nanmedian() - 1).abs().nanmedian()
-    return OnDisk(
-        torch.tanh(r / 2)[:, None] * torch.stack([angle.cos(), angle.sin()], 1),
-        axes,
-        float(flat.square().sum() / v.square().sum()),
-        float(stretch),
-        scale,
-    )
+    xy = torch.tanh(r / 2)[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    kept = float(flat.square().sum() / v.square().sum())
+    return OnDisk(xy, axes, kept, _polar_error(true, r, angle), scale)
 
 # %% ../nbs/01_plots.ipynb #bc52f8ae
+def _clear_ground(image):
+    "Height, width and four channels: white counts as clear."
+    alpha = np.where((image >= 250).all(0), 0, 255).astype(np.uint8)
+    return np.concatenate([image, alpha[None]]).transpose(1, 2, 0)
+
+
 def _thumbnails(
     xy: Float[Tensor, 'n 2'],  # points of the unit disk
     images: UInt8[Tensor, 'n 3 h w'],
@@ -380,10 +416,7 @@ def _thumbnails(
     "Put pictures at points of the disk; white counts as clear."
     ax = disk() if ax is None else ax
     for place, image in zip(np.asarray(xy), np.asarray(images)):
-        clear = np.where((image >= 250).all(0), 0, 255).astype(np.uint8)
-        picture = OffsetImage(
-            np.concatenate([image, clear[None]]).transpose(1, 2, 0), zoom=size / image.shape[1], dpi_cor=True
-        )
+        picture = OffsetImage(_clear_ground(image), zoom=size / image.shape[1], dpi_cor=True)
         ax.add_artist(AnnotationBbox(picture, place, frameon=False, pad=0, zorder=3))
     return ax
 
@@ -401,48 +434,52 @@ def contact_sheet(
     rows, cols, strip = -(-n // cols), min(cols, n), h // 4 if titles else h // 16
     sheet = np.full((rows * (h + strip), cols * (w + w // 16), 3), 255, np.uint8)
     ax = _axes(ax, (size * cols, size * rows * (h + strip) / h))
+    how = dict(size=6.5, ha='center', va='center', color='#505050', parse_math=False)
     for i, image in enumerate(images):
         y, x = i // cols * (h + strip), i % cols * (w + w // 16)
         sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
         if titles:
-            ax.text(
-                x + w / 2,
-                y + h + strip / 2,
-                titles[i] if len(titles[i]) < 15 else titles[i][:13] + '…',
-                size=6.5,
-                ha='center',
-                va='center',
-                color='#505050',
-            )
+            ax.text(x + w / 2, y + h + strip / 2, _cut(titles[i], 14), **how)
     ax.imshow(sheet)
     ax.axis('off')
     return ax
 
 # %% ../nbs/01_plots.ipynb #00304500
+def _ridge(ax, base, values, edges, colour):
+    "One histogram that stands on the line `base`, with its median."
+    height = np.histogram(values, edges)[0]
+    ax.stairs(base + 0.85 * height / max(height.max(), 1), edges, baseline=base, fill=True, color=colour, alpha=0.75)
+    middle = np.median(values)
+    ax.plot([middle] * 2, [base, base + 0.85], color='black', lw=1)
+    ax.text(middle, base + 0.86, f'{middle:.2f}', size=7, ha='center', va='bottom')
+
+
 def radius_histogram(
-    radii: dict[str, Float[Tensor, 'n']],  # level to geodesic radii, drawn from the bottom up
+    radii: dict[str, Float[Tensor, ' n']],  # level to geodesic radii, drawn from the bottom up
     ax: Axes | None = None,
     bins: int = 48,
 ) -> Axes:
     "A ridge of histograms on one radius axis, each scaled to its own height."
     ax = _axes(ax, (6, 0.7 * len(radii) + 0.8))
-    values = {k: np.asarray(torch.as_tensor(r).detach().cpu(), dtype=float) for k, r in radii.items()}
+    values = {level: np.asarray(torch.as_tensor(r).detach().cpu(), dtype=float) for level, r in radii.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for i, (colour, r) in enumerate(zip(palette.values(), values.values())):
-        height = np.histogram(r, edges)[0]
-        ax.stairs(i + 0.85 * height / max(height.max(), 1), edges, baseline=i, fill=True, color=colour, alpha=0.75)
-        ax.plot([np.median(r)] * 2, [i, i + 0.85], color='black', lw=1)
-        ax.text(np.median(r), i + 0.86, f'{np.median(r):.2f}', size=7, ha='center', va='bottom')
-    ax.set(
-        yticks=np.arange(len(values)) + 0.3,
-        yticklabels=[f'{k} ({len(r):,})' for k, r in values.items()],
-        xlabel='radius',
-        ylim=(0, len(values) + 0.1),
-    )
+    for base, (colour, some) in enumerate(zip(palette.values(), values.values())):
+        _ridge(ax, base, some, edges, colour)
+    names = [f'{level} ({len(some):,})' for level, some in values.items()]
+    ax.set_yticks(np.arange(len(names)) + 0.3, names, parse_math=False)
+    ax.set(xlabel='radius', ylim=(0, len(values) + 0.1))
     ax.tick_params(axis='y', length=0)
     return ax
 
 # %% ../nbs/01_plots.ipynb #7838d2ce
+def _colour_bar(ax, shown, **how):
+    ax.figure.colorbar(shown, ax=ax, **how).outline.set_visible(False)
+
+
+def _name_ticks(axis, names):
+    axis.set_ticks(range(len(names or [])), names or [], size=7, parse_math=False)
+
+
 def similarity_matrix(
     scores: Float[Tensor, 'b n'],  # larger is nearer
     rows: list[str] | None = None,
@@ -454,19 +491,19 @@ def similarity_matrix(
     scores = np.asarray(torch.as_tensor(scores).detach().cpu(), dtype=float)
     ax = _axes(ax, (0.26 * scores.shape[1] + 2.6, 0.26 * scores.shape[0] + 1.2))
     shown = ax.imshow(scores, cmap='Blues')
-    for axis, names in ((ax.yaxis, rows), (ax.xaxis, cols)):
-        axis.set_ticks(range(len(names or [])), names or [], size=7)
+    _name_ticks(ax.yaxis, rows)
+    _name_ticks(ax.xaxis, cols)
     ax.tick_params(length=0, labelbottom=False, labeltop=True)
     plt.setp(ax.get_xticklabels(), rotation=40, ha='left', rotation_mode='anchor')
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8, aspect=24).outline.set_visible(False)
+    _colour_bar(ax, shown, label=label, shrink=0.8, aspect=24)
     return ax
 
 # %% ../nbs/01_plots.ipynb #c1466e66
 def _tree_rows(
-    parents: Int64[Tensor, 'n'],  # the row above each; -1 for a root
-) -> tuple[Float[Tensor, 'n'], Int64[Tensor, 'n']]:  # height of each row, its depth
+    parents: Int64[Tensor, ' n'],  # the row above each; -1 for a root
+) -> tuple[Float[Tensor, ' n'], Int64[Tensor, ' n']]:  # height of each row, its depth
     "Leaves at equal steps, depth first; everything else at the middle of its children."
     y, depth, leaves = torch.zeros(len(parents)), torch.zeros(len(parents), dtype=torch.long), 0
 
@@ -485,41 +522,28 @@ def _tree_rows(
 
 # %% ../nbs/01_plots.ipynb #49cd2f06
 def level_tree(
-    parents: Int64[Tensor, 'n'],  # the row above each; -1 for a root
-    radii: Float[Tensor, 'n'],  # geodesic distance from the root
+    parents: Int64[Tensor, ' n'],  # the row above each; -1 for a root
+    radii: Float[Tensor, ' n'],  # geodesic distance from the root
     texts: list[str],
     ax: Axes | None = None,
 ) -> Axes:
     "The tree of texts, general to the left, coloured by radius."
     y, depth = _tree_rows(parents)
-    ax, inner = _axes(ax, (7, 0.115 * float(y.max()) + 1.3)), parents >= 0
-    ax.add_collection(
-        LineCollection(
-            [[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0],
-            color='#D0D0D0',
-            lw=0.8,
-            zorder=1,
-        )
-    )
+    ax = _axes(ax, (7, 0.115 * float(y.max()) + 1.3))
+    lines = [[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0]
+    ax.add_collection(LineCollection(lines, color='#D0D0D0', lw=0.8, zorder=1))
     shown = ax.scatter(depth, y, c=torch.as_tensor(radii).detach().cpu(), cmap='cividis', s=26, zorder=2)
+    how = dict(textcoords='offset points', size=6.5, va='center_baseline', path_effects=_HALO, parse_math=False)
     for x, height, text in zip(depth, y, texts):
-        ax.annotate(
-            text,
-            (x, height),
-            (6, 0),
-            textcoords='offset points',
-            size=6.5,
-            va='center_baseline',
-            path_effects=[withStroke(linewidth=2, foreground='white')],
-        )
+        ax.annotate(text, (x, height), (6, 0), **how)
     ax.set(xlim=(-0.15, int(depth.max()) + 0.6), ylim=(float(y.max()) + 0.8, -0.8))
     ax.axis('off')
-    ax.figure.colorbar(shown, ax=ax, label='radius', location='top', shrink=0.5, aspect=30).outline.set_visible(False)
+    _colour_bar(ax, shown, label='radius', location='top', shrink=0.5, aspect=30)
     return ax
 
 # %% ../nbs/01_plots.ipynb #9a2a314f
 def walk_strip(
-    radii: Float[Tensor, 'n'],  # where each stop lies on the way, the farthest first
+    radii: Float[Tensor, ' n'],  # where each stop lies on the way, the farthest first
     captions: list[str],  # met there
     pictures: UInt8[Tensor, 'm 3 h w'] | None = None,  # at the first stops
     ax: Axes | None = None,
@@ -528,21 +552,14 @@ def walk_strip(
     ax, radii = _axes(ax, (7, 1.9)), [float(r) for r in radii]
     ax.plot([0, max(radii)], [0, 0], color=palette['grey'], lw=1.2, zorder=1)
     ax.plot(0, 0, '+', color='black', ms=9)
-    ax.annotate('root', (0, 0), (0, 8), textcoords='offset points', ha='center', size=8)
+    how = dict(textcoords='offset points', ha='center', parse_math=False)
+    ax.annotate('root', (0, 0), (0, 8), size=8, **how)
     ax.plot(radii, [0] * len(radii), 'o', color=palette['red'], ms=5, zorder=2)
-    for k, (r, text) in enumerate(zip(radii, captions)):
-        ax.annotate(
-            text,
-            (r, 0),
-            (0, -14 - 12 * (k % 3)),
-            textcoords='offset points',
-            ha='center',
-            va='top',
-            size=7.5,
-            arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=0.6),
-        )
+    how |= dict(va='top', size=7.5, arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=0.6))
+    for k, (radius, text) in enumerate(zip(radii, captions)):
+        ax.annotate(text, (radius, 0), (0, -14 - 12 * (k % 3)), **how)
     if pictures is not None:
-        _thumbnails([(r, 0.55) for r in radii[: len(pictures)]], pictures, ax, 24)
+        _thumbnails([(radius, 0.55) for radius in radii[: len(pictures)]], pictures, ax, 24)
     ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-0.06 * max(radii), 1.06 * max(radii)))
     ax.spines['left'].set_visible(False)
     ax.grid(False)
@@ -550,38 +567,39 @@ def walk_strip(
 
 # %% ../nbs/01_plots.ipynb #5d2cf18b
 def neighbour_strip(
-    radii: Float[Tensor, 'k'],  # of stops at equal steps along a geodesic
+    radii: Float[Tensor, ' k'],  # of stops at equal steps along a geodesic
     texts: list[str],  # the nearest to each stop
     pictures: UInt8[Tensor, 'k m 3 h w'],  # the nearest to each stop, nearest first
     length: float,  # of the geodesic
     ax: Axes | None = None,
 ) -> Axes:
     "How far from the root the way from one point to another leads, and what is nearest on it."
-    ax, radii, at = (
-        _axes(ax, (7, 3.4)),
-        np.asarray(torch.as_tensor(radii).cpu(), dtype=float),
-        np.linspace(0, length, len(radii)),
-    )
-    top, m = float(radii.max()) * 1.12, pictures.shape[1]
+    ax = _axes(ax, (7, 3.4))
+    radii = np.asarray(torch.as_tensor(radii).cpu(), dtype=float)
+    at = np.linspace(0, length, len(radii))
     ax.plot(at, radii, 'o-', color=palette['red'], ms=5)
-    rows = -top * (0.34 + 0.36 * np.arange(m))
+    top = float(radii.max()) * 1.12
+    rows = -top * (0.34 + 0.36 * np.arange(pictures.shape[1]))
     for k, row in enumerate(rows):
         _thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
+    how = dict(textcoords='offset points', ha='center', va='top', size=7.5, parse_math=False)
     for x, text in zip(at, texts):
-        words = '\n'.join(textwrap.wrap(text, 13)[:3])
-        ax.annotate(words, (x, rows[-1]), (0, -20), textcoords='offset points', ha='center', va='top', size=7.5)
-    ax.set(
-        xlim=(-0.07 * length, 1.07 * length),
-        ylim=(rows[-1] - 0.62 * top, top),
-        xlabel='distance along the geodesic',
-        ylabel='radius',
-    )
+        ax.annotate('\n'.join(textwrap.wrap(text, 13)[:3]), (x, rows[-1]), (0, -20), **how)
+    ax.set(xlim=(-0.07 * length, 1.07 * length), ylim=(rows[-1] - 0.62 * top, top))
+    ax.set(xlabel='distance along the geodesic', ylabel='radius')
     ax.yaxis.set_label_coords(-0.06, 1 - 0.5 * top / (top - ax.get_ylim()[0]))
     ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= top])
     ax.grid(False)
     return ax
 
 # %% ../nbs/01_plots.ipynb #ddaef429
+def _points(rows, x, key):
+    "Where `key` is logged, and its values: one column, or low, middle and high."
+    logged = [row for row in rows if key in row]
+    values = np.array([row[key] for row in logged], dtype=float)
+    return [row[x] for row in logged], values.reshape(len(logged), -1)
+
+
 def training_curves(
     rows: list[dict],  # lines of metrics.jsonl
     keys: tuple = ('loss', 'contrastive', 'entailment', 'val_loss'),  # those present are drawn
@@ -589,16 +607,14 @@ def training_curves(
     x: str = 'step',
 ) -> Axes:
     "One curve for each key; triples (low, middle, high) become a curve in a band."
-    present = [k for k in keys if any(k in r for r in rows)]
+    logged = {key for row in rows for key in row}
+    present = [key for key in keys if key in logged]
     if not present:
-        raise ValueError(
-            f'None of {", ".join(keys)} is logged; there is {", ".join(sorted({k for r in rows for k in r}))}.'
-        )
+        raise ValueError(f'None of {", ".join(keys)} is logged; there is {", ".join(sorted(logged))}.')
     ax = _axes(ax)
-    for k in present:
-        at, values = zip(*[(r[x], r[k]) for r in rows if k in r])
-        values = np.array(values, dtype=float).reshape(len(at), -1)
-        (line,) = ax.plot(at, values[:, values.shape[1] // 2], label=k)
+    for key in present:
+        at, values = _points(rows, x, key)
+        (line,) = ax.plot(at, values[:, values.shape[1] // 2], label=key)
         if values.shape[1] == 3:
             ax.fill_between(at, values[:, 0], values[:, 2], color=line.get_color(), alpha=0.15, lw=0)
     ax.set(xlabel=x)

@@ -300,3 +300,18 @@ def test_colours_are_distinct_for_colour_blind_readers():
         seen = np.clip(rgb @ np.array(matrix).T, 0, 1) ** (1 / 2.2)
         apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1) + np.eye(len(seen))
         assert apart.min() > 0.08
+
+
+@pytest.mark.parametrize('text', ['costs $5, not $6', '$$', r'$\frac{$', '_', 'a_b^c'])
+def test_captions_are_written_as_they_are(text):
+    "A dollar sign begins a formula in matplotlib; in a caption it is a dollar sign."
+    at, picture = torch.tensor([[0.1, 0.2], [0.5, -0.4]]), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    ax = plots.dots(at, [f'kind {text}', 'other'])
+    plots.labels(at, [text, text], ax)
+    drawn = [ax, plots.contact_sheet(picture, [text, text]), plots.radius_histogram({f'level {text}': torch.rand(9)})]
+    drawn.append(plots.similarity_matrix(torch.eye(2), [text, text], [text, text]))
+    drawn.append(plots.level_tree(torch.tensor([-1, 0]), torch.tensor([0.5, 1.0]), [text, text]))
+    drawn.append(plots.walk_strip(torch.tensor([1.0, 0.5]), [text, text], picture))
+    drawn.append(plots.neighbour_strip(torch.tensor([1.0, 0.5]), [text, text], picture[:, None], 1.0))
+    for ax in drawn:
+        ax.figure.draw_without_rendering()
