@@ -475,7 +475,7 @@ def test_foreign_members_are_never_read(tmp_path):
     )
     make_manifest(tmp_path / 'f')
     shards = Shards(tmp_path / 'f')
-    assert [(o.key, o.caption) for o in shards] == [('0', 'one'), ('1', 'two')]
+    assert [(o.key, o.caption) for o in shards] == [('a/0', 'one'), ('a/1', 'two')]
 
 
 def test_a_real_img2dataset_folder_loads(tmp_path):

@@ -30,7 +30,7 @@ from meru.data.images import (
     recipe,
     resize_image,
 )
-from .shards import first, Sample, SampleError, Shards
+from .shards import Sample, SampleError, Shards
 
 # %% ../../nbs/data/24_loader.ipynb #d9b7fe58
 def sample_rng(
@@ -161,6 +161,11 @@ class _Steps(torch.utils.data.Dataset):
         known = len(damaged)
         return self.loader.batch_at(step), dict(itertools.islice(damaged.items(), known, None))
 
+# %% ../../nbs/data/24_loader.ipynb #8da5adba
+def _as_it_is(item: tuple) -> tuple:
+    "What a `DataLoader` is to do with one item of `_Steps`: nothing."
+    return item
+
 # %% ../../nbs/data/24_loader.ipynb #41d0526d
 def part_of(
     n: int,  # things
@@ -188,7 +193,7 @@ class _Walks:
                 batch_size=None,
                 sampler=itertools.count(start_step),
                 num_workers=self.workers,
-                collate_fn=first,
+                collate_fn=_as_it_is,
                 pin_memory=torch.cuda.is_available(),
             )
         else:
