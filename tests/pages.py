@@ -1,6 +1,11 @@
-"""Run a page as nbdev_test does, and compare the text that it prints with the text that is stored in it."""
+"""Run notebooks in this process: a page as nbdev_test does, a run notebook as papermill does, without a kernel to wait for."""
 
-import json, math, os, re
+import json
+import math
+import os
+import re
+import sys
+import traceback
 from pathlib import Path
 
 NUMBER = re.compile(r'[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?')
@@ -62,8 +67,50 @@ def run_page(path, pipe):
     pipe.send((error, [] if error else [p for p in pairs if not same_text(*p)]))
 
 
+def _engine():
+    "A papermill engine that runs the cells here."
+    import nbformat
+    from execnb.shell import CaptureShell
+    from papermill.engines import Engine, papermill_engines
+
+    class Here(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **_):
+            shell = CaptureShell()
+            for index, cell in enumerate(nb_man.nb.cells):
+                nb_man.cell_start(cell, index)
+                if cell.cell_type == 'code':
+                    cell.outputs = [nbformat.from_dict(o) for o in shell.run(cell.source)]
+                if shell.exc:
+                    nb_man.cell_exception(cell, cell_index=index, exception=shell.exc)
+                nb_man.cell_complete(cell, cell_index=index)
+                if shell.exc:
+                    return
+
+    papermill_engines.register('here', Here)
+
+
+def run_papermill(args, cwd, folder, pipe):
+    "The papermill command with these arguments; send its exit status. What it prints goes to `out` and `err` in `folder`."
+    from papermill.cli import papermill
+
+    os.chdir(cwd)
+    for fd, name in ((1, 'out'), (2, 'err')):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), fd)
+    sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1, closefd=False) for fd in (1, 2))
+    _engine()
+    try:
+        papermill.main([*args, '--engine', 'here', '--no-progress-bar'], standalone_mode=False)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pipe.send((status, ''))
+
+
 if __name__ == '__main__':  # python tests/pages.py nbs/00_geometry.ipynb
-    import sys
 
     class Printer:
         def send(self, told):

@@ -5,10 +5,10 @@ import pytest
 
 
 @pytest.fixture(scope='module')
-def smoke(papermill, tmp_path_factory):
+def smoke(papermill_command, tmp_path_factory):
     "A finished smoke run."
     home = tmp_path_factory.mktemp('smoke')
-    done = papermill('train', home / 'train.ipynb', '-p', 'preset', 'smoke', '-p', 'out', home / 'run')
+    done = papermill_command('train', home / 'train.ipynb', '-p', 'preset', 'smoke', '-p', 'out', home / 'run')
     assert done.returncode == 0, done.stderr[-2000:]
     return home / 'run'
 
@@ -58,8 +58,8 @@ def test_the_same_command_again_changes_nothing(smoke, run_cells):
     assert before == ((smoke / 'last.safetensors').read_bytes(), (smoke / 'run.json').read_text())
 
 
-def test_a_bad_parameter_ends_the_command(papermill, tmp_path):
-    done = papermill('train', tmp_path / 't.ipynb', '-p', 'out', tmp_path / 'run', '-p', 'stepps', '3')
+def test_a_bad_parameter_ends_the_command(papermill_command, tmp_path):
+    done = papermill_command('train', tmp_path / 't.ipynb', '-p', 'out', tmp_path / 'run', '-p', 'stepps', '3')
     assert done.returncode != 0 and "unknown parameter 'stepps'; known are: preset, out" in done.stderr, done.stderr[
         -1500:
     ]

@@ -1,0 +1,5 @@
+"""The checker of `--jaxtyping-packages=meru,shapes.check`: types and shapes at run time, an int where a float is meant."""
+
+from beartype import BeartypeConf, beartype
+
+check = beartype(conf=BeartypeConf(is_pep484_tower=True))
