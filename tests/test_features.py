@@ -1,6 +1,6 @@
 "Feature caches: made block by block, refused when wrong, mined for hard batches."
 
-import csv, io, json, time
+import csv, io, json, os, subprocess, sys, time
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -9,7 +9,7 @@ from torch import nn
 from meru.models import feature_cache as features
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import import_flickr8k, open_cache
-from meru.models.embedding import EmbedConfig, embed, open_rows
+from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
     FeatureBatches,
     _clashes,
@@ -18,6 +18,7 @@ from meru.models.mining import (
     near_duplicates,
     neighbours,
     _pair_ids,
+    sheet_rows,
     similarity_histogram,
     summary,
 )
@@ -98,6 +99,57 @@ def test_a_killed_run_ends_with_the_same_bytes(photos, tmp_path):
     assert (
         not (tmp_path / 'cut/parts').exists() and whole.image.shape == (20, 2, 48) and whole.text.shape == (40, 2, 32)
     )
+
+
+LARGE = """
+import resource, sys
+sys.path.insert(0, 'tests')
+from test_features import EmbedConfig, embed, open_rows, sheet_rows, towers
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+cfg = EmbedConfig(data=sys.argv[1], out=sys.argv[1] + '_out', uncaptioned=True)
+before = peak()
+cache = embed(cfg, towers()._replace(image_size=224))
+sheet = sheet_rows(open_rows(cfg))
+print(len(cache.keys), len(sheet.pictures), peak() - before)
+"""
+
+
+def test_large_photos_are_not_held_at_full_size(tmp_path):
+    "Five photos of 24 megapixels are 360 MB when they are decoded."
+    home = tmp_path / 'photos'
+    home.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).resize((6000, 4000)).save(
+        home / '0.jpg'
+    )
+    for i in range(1, 5):
+        (home / f'{i}.jpg').hardlink_to(home / '0.jpg')
+    done = subprocess.run([sys.executable, '-c', LARGE, home], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept, shown, megabytes = map(int, done.stdout.split()[-3:])
+    assert (kept, shown) == (5, 5) and megabytes < 260, megabytes
+
+
+def test_a_second_question_reads_no_file(photos, tmp_path, monkeypatch):
+    from meru.data import image_text
+
+    read = []
+    sha256 = image_text.file_sha256
+    monkeypatch.setattr(image_text, 'file_sha256', lambda path: read.append(path.name) or sha256(path))
+    cfg = config(photos, tmp_path, views=1, word_drop=0.0, uncaptioned=True)
+    first = embed_folder(cfg, towers())
+    assert sorted(read) == [f'{i:02d}.png' for i in range(20)]
+    read.clear()
+    seen = towers()
+    assert embed_folder(cfg, seen).id == first.id and not read
+    os.utime(photos / '07.png', ns=(0, 10**18))
+    assert embed_folder(cfg, seen).id == first.id and read == ['07.png']  # another time, the same content
+    (photos / '08.png').write_bytes(picture(99))
+    now = embed_folder(cfg, seen)
+    assert read == ['07.png', '08.png'] and seen.image_tower.calls == 1
+    assert torch.equal(now.image[[*range(8), *range(9, 20)]][:8], first.image[:8])
+    assert not torch.equal(now.image[now.keys.index('08.png')], first.image[8])
+    (tmp_path / 'out/stamps.json').write_text('{"07.png": 3}')
+    assert embed_folder(cfg, seen).id == now.id and seen.image_tower.calls == 1
 
 
 def test_a_cut_off_run_does_not_go_on_with_other_settings(photos, tmp_path):
