@@ -9,7 +9,7 @@ from meru.benchmarks.timing import (
     median_range,
     peak_memory,
     rates,
-    time_ratios,
+    _time_ratios,
     torch_threads,
     wall_and_core,
 )
@@ -42,7 +42,7 @@ def test_memory_is_that_of_a_new_process():
 
 def test_ratios_are_taken_within_a_round():
     "A machine half as fast in the second round changes no ratio."
-    assert time_ratios(dict(ours=[1.0, 2.0], other=[3.0, 6.0]))['other'] == dict(median=3.0, low=3.0, high=3.0)
+    assert _time_ratios(dict(ours=[1.0, 2.0], other=[3.0, 6.0]))['other'] == dict(median=3.0, low=3.0, high=3.0)
     assert median_range([1.0, 2.0, 10.0]) == dict(median=2.0, low=1.0, high=10.0)
 
 
