@@ -4,7 +4,17 @@ python tests/fuzz.py --inputs 100000 --out outputs/reference/robustness/fuzz.jso
 python tests/fuzz.py --engine atheris --target pictures --inputs 20000    # guided by coverage; pip install atheris
 """
 
-import argparse, io, json, multiprocessing, random, resource, sys, tarfile, tempfile, time, zipfile
+import argparse
+import io
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Callable, NamedTuple

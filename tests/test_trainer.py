@@ -1,9 +1,10 @@
 """A run that is killed at any moment and started again ends with the same bits."""
 
-import os, random, signal, subprocess, sys, time
+import os
+import signal
 from dataclasses import replace
-from pathlib import Path
-import pytest, torch
+import pytest
+import torch
 from meru.core import write_json
 from meru.training.config import make_config
 from meru.training.run import Run
@@ -14,95 +15,6 @@ from meru.training.step import NonFinite
 from meru.training.trainer import _begin, fit, main, make_loader, open_data, update, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
-CONFIG = dict(steps=26, save_every=1, val_every=8, log_every=1, val_pairs=128)
-LAUNCHER = f"""
-import os, sys, torch, torch._dynamo, torchvision # a run would import them
-torch.set_num_threads(1)
-from meru.training.config import make_config
-from meru.training.run import Run
-from meru.training.trainer import fit
-for folder in map(str.strip, sys.stdin):
-    if pid := os.fork():
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
-    else:
-        os.dup2(2, 1)
-        fit(Run(folder, make_config('smoke', **{CONFIG})))
-        os._exit(0)
-"""
-
-
-class Launcher:
-    "Imports torch once, then starts each run in a process of its own."
-
-    def __init__(self):
-        env = os.environ | dict(OMP_NUM_THREADS='1')
-        self.process = subprocess.Popen(
-            [sys.executable, '-c', LAUNCHER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=env,
-        )
-
-    def start(self, folder):
-        print(folder, file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def status(self):
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture
-def launcher():
-    one = Launcher()
-    yield one
-    one.process.stdin.close()
-    one.process.stdout.close()
-    one.process.wait()
-
-
-def wait_for(condition, seconds=60):
-    "Poll until `condition` holds."
-    end = time.time() + seconds
-    while not condition() and time.time() < end:
-        time.sleep(0.0005)
-
-
-def alive(pid):
-    return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
-
-
-def test_killed_twenty_times_and_bit_identical(tmp_path, launcher):
-    "Half of the kills come at a random moment, half while a checkpoint is being written."
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    launcher.start(whole)
-    assert launcher.status() == 0
-    rng, kills, inside, tmp = random.Random(0), 0, 0, broken / 'last.safetensors.tmp'
-    lines = lambda: (broken / 'metrics.jsonl').read_bytes().count(b'\n') if (broken / 'metrics.jsonl').exists() else 0
-    for i in range(20):
-        pid, goal = launcher.start(broken), lines() + 1
-        wait_for(lambda: lines() >= goal or not alive(pid))
-        if i % 2:
-            wait_for(lambda: tmp.exists() or not alive(pid))
-        else:
-            time.sleep(rng.random() * 0.05)
-        inside += tmp.exists()
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
-        kills += launcher.status() == signal.SIGKILL
-    launcher.start(broken)
-    assert launcher.status() == 0
-    assert kills >= 15 and inside >= 3, (kills, inside)
-    for name in ('last', 'best'):
-        assert file_sha256(whole / f'{name}.safetensors') == file_sha256(broken / f'{name}.safetensors')
-    drop = ('pairs_per_s', 'seconds')
-    rows = [
-        [{k: v for k, v in r.items() if k not in drop} for r in Run(f, make_config('smoke', **CONFIG)).rows()]
-        for f in (whole, broken)
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == 26
 
 
 def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
