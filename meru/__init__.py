@@ -70,7 +70,7 @@ def __dir__() -> list[str]:  # for completion
 _moved = {
     'losses': 'losses.contrastive losses.entailment',
     'search': 'search.index search.exact',
-    'evaluation': 'evaluation.suites',
+    'evaluation': 'evaluation.suites evaluation.emoji_suite',
     'ablation': 'evaluation.ablation',
     'comparison': 'evaluation.comparison evaluation.statistics',
     'datasets': 'evaluation.datasets',

@@ -41,7 +41,7 @@ from meru.evaluation.datasets import (
     spread,
     survey,
 )
-from .evaluation.suites import Exam, levels, read_exam, spread_rows
+from .evaluation.emoji_suite import EmojiTestSet, levels, read_test_set, spread_rows
 
 # %% ../nbs/70_explorer.ipynb #0c0de3b2
 class _Items(NamedTuple):
@@ -421,39 +421,39 @@ class _Scene(NamedTuple):
 
 # %% ../nbs/70_explorer.ipynb #5279d5cc
 def _emoji_scene(
-    exam: Exam,
+    test_set: EmojiTestSet,
     n: int = 2000,  # points at most
     split: str = 'test_style',  # whose drawings
 ) -> _Scene:
     "Texts of four levels and drawings, at equal steps through the tree."
-    chains, tops = exam.chains[split], int((exam.levels < 2).sum())
-    rows = spread_rows(exam, max(1, min(len(chains), (n - tops) // 3)), split).unique()
+    chains, tops = test_set.chains[split], int((test_set.levels < 2).sum())
+    rows = spread_rows(test_set, max(1, min(len(chains), (n - tops) // 3)), split).unique()
     # a detail that says no more than the name is left out
     texts = torch.tensor(
         [
             t
             for t in chains[rows].unique().tolist()
-            if exam.levels[t] < 3 or exam.texts[t] != exam.texts[exam.above[t, 2]]
+            if test_set.levels[t] < 3 or test_set.texts[t] != test_set.texts[test_set.above[t, 2]]
         ]
     )
     at = {t: i for i, t in enumerate(texts.tolist())}
-    up = [at[int(exam.above[t, exam.levels[t] - 1])] if exam.levels[t] else -1 for t in texts.tolist()]
+    up = [at[int(test_set.above[t, test_set.levels[t] - 1])] if test_set.levels[t] else -1 for t in texts.tolist()]
     up += [at.get(c[3], at[c[2]]) for c in chains[rows].tolist()]
     source = Shards(embedded_data() / split)
     samples = {s.key: s for s in (source[i] for i in range(len(source)))}
-    mine = [samples[exam.drawings[split].keys[r]] for r in rows.tolist()]
-    words = [exam.texts[t] for t in texts.tolist()]
+    mine = [samples[test_set.drawings[split].keys[r]] for r in rows.tolist()]
+    words = [test_set.texts[t] for t in texts.tolist()]
     told = f'Shown are {len(rows):,} of the {len(chains):,} drawings of the split {split} and the texts above them, less the details that say no more than a name.'
     items = _Items(
-        words + [exam.texts[chains[r, 2]] for r in rows.tolist()],
-        torch.cat([exam.levels[texts], torch.full((len(rows),), len(levels))]),
+        words + [test_set.texts[chains[r, 2]] for r in rows.tolist()],
+        torch.cat([test_set.levels[texts], torch.full((len(rows),), len(levels))]),
         torch.tensor(up),
         [None] * len(words) + [s.image for s in mine],
         [*levels, 'drawing'],
         _credits_of(sorted({x.meta['style'] for x in mine})),
         told,
     )
-    return _Scene(items, words, exam.drawings[split].images[rows])
+    return _Scene(items, words, test_set.drawings[split].images[rows])
 
 # %% ../nbs/70_explorer.ipynb #b83e50d7
 def _chain_items(
@@ -602,7 +602,7 @@ def _read_scene(
 ) -> _Scene:
     "The drawings; or the held-out part of the run's own data; or all of another dataset."
     if data == 'emoji':
-        return _emoji_scene(read_exam(embedded_data(), cfg.image_size), n, split)
+        return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n, split)
     if not _one_dataset(data):
         raise ValueError(
             f'{data} holds {len(found := survey(root() / data)[0])} datasets, and a page shows one: name it, such as data={data + "/" + found[0].name!r}.'

@@ -52,8 +52,8 @@ def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
     cfg = SimpleNamespace(image_size=32, text_tower='backbone', backbone='theirs', vocab_size=4096, context_length=16)
     monkeypatch.setattr('meru.models.model.load_towers', lambda name: SimpleNamespace(tokenizer=theirs))
     monkeypatch.setattr(R, 'load_run', lambda name: SimpleNamespace(cfg=cfg, eval=lambda: SimpleNamespace(cfg=cfg)))
-    monkeypatch.setattr(R, 'embed', embed)
-    monkeypatch.setattr(R, 'read_exam', lambda *args: None)
+    monkeypatch.setattr(R, 'encode_test_set', embed)
+    monkeypatch.setattr(R, 'read_test_set', lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
         R.generality_suite('a', 'b')
     assert seen == [theirs] and tokenizer_of(make_config('head_lorentz'))('as it is') == 'as it is'

@@ -1,124 +1,99 @@
-"""Comparison: tests of differences against what is known, and refusals."""
+"""Comparison: differences against what is known, records, and refusals."""
 
-import itertools, json
-import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
-from scipy import stats
-from meru.evaluation.statistics import *
+import json
+import pytest, torch
+from meru.evaluation.measures import *
 from meru.evaluation.comparison import *
-from meru.evaluation.comparison import _Measured, _measure_run
+from meru.evaluation.comparison import _measure_run
 from conftest import ROOT
 
 
-def test_flips_are_the_exact_test():
-    "All sign patterns by hand."
-    d = torch.tensor([0.3, -0.1, 0.4, 0.2, 0.25, -0.05])
-    signs = torch.tensor(list(itertools.product([-1, 1], repeat=6))).float()
-    exact = ((signs @ d).abs() >= d.sum().abs() - 1e-6).double().mean().item()
-    assert flip_test(d, flips=40_000) == pytest.approx(exact, abs=0.01)
-    assert flip_test(-d) == flip_test(d) and flip_test(d, seed=1) == pytest.approx(flip_test(d), abs=0.03)
-
-
-def test_flips_are_uniform_where_nothing_differs():
-    gen = torch.Generator().manual_seed(0)
-    p = [flip_test(torch.randn(60, generator=gen), flips=500) for _ in range(200)]
-    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10 and 0.45 < np.mean(p) < 0.55
-
-
-def test_drawings_of_a_concept_count_once():
-    d, groups = torch.ones(40), torch.arange(40) // 8
-    assert flip_test(d) < 1e-3 and flip_test(d, groups) == pytest.approx(2 / 32, abs=0.02)
-
-
-@settings(max_examples=30)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_by_its_definition(p):
-    "The smallest level at which step-down rejection still reaches each test."
-    got, ordered = holm(p), sorted(p)
-    steps = [max((len(p) - k) * ordered[k] for k in range(j + 1)) for j in range(len(p))]
-    assert sorted(got) == pytest.approx([min(1, x) for x in steps]) and all(a >= b for a, b in zip(got, p))
-
-
-@settings(max_examples=30)
-@given(st.lists(st.integers(-9, 9), min_size=3, max_size=6, unique=True))
-def test_t_is_scipys(d):
-    assert t_test([float(x) for x in d]) == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
-
-
 def run(name, seed, value, values=(), **config):
-    return _Measured(
-        name,
-        seed,
-        dict(seed=seed, **config),
-        dict(dataset='d'),
-        dict(style_top1=value, cone_auc=value if name != 'clip' else None, cosine_agreement=0.9),
-        dict(values),
-    )
+    cone = Measure('', 'cone_auc', value if name != 'clip' else None)
+    measures = [Measure('style', 'top1', value, 0.1), cone, Measure('', 'cosine_agreement', 0.9)]
+    return MeasuredRun(name, seed, dict(seed=seed, **config), dict(dataset='d'), Measures(measures), dict(values))
 
 
 def test_a_table_by_hand():
     "Two of three drawings gained at each seed; the sphere has no cones."
-    hits = dict(style_top1=torch.tensor([1.0, 1.0, 1.0])), dict(style_top1=torch.tensor([0.0, 0.0, 1.0]))
-    runs = [
-        r
-        for s in range(3)
-        for r in (
-            run('meru', s, 0.9 + 0.01 * s, hits[0]),
-            run('clip', s, 0.5, hits[1]),
-            run('flat', s, 0.9 + 0.01 * s, hits[0]),
-        )
-    ]
-    table = {line['key']: line for line in compare(runs, 'meru')}
-    top1 = table['style_top1']
-    assert top1['means']['meru'][0] == pytest.approx(0.91) and top1['differences']['clip']['mean'] == pytest.approx(
-        0.41
-    )
-    assert (
-        top1['differences']['clip']['p'] == pytest.approx(2 / 4, abs=0.02) and not top1['differences']['clip']['sure']
-    )
-    assert top1['differences']['flat'] | dict(p_holm=1.0, sure=False) == dict(
-        mean=0.0, low=0.0, high=0.0, p=1.0, over='drawings', p_holm=1.0, sure=False
-    )
-    assert 'clip' not in table['cone_auc']['means'] and table['cone_auc']['differences']['flat']['over'] == 'seeds'
-    assert table['cosine_agreement']['better'] == 0 and 'sure' not in table['cosine_agreement']['differences']['clip']
-    assert '| – |' in means_table(list(table.values()), dict(pixels={}))
+    key = ('style', 'top1')
+    all_three, one = {key: torch.ones(3)}, {key: torch.tensor([0.0, 0.0, 1.0])}
+    runs = []
+    for s in range(3):
+        runs += [run('meru', s, 0.9 + 0.01 * s, all_three), run('clip', s, 0.5, one)]
+        runs += [run('flat', s, 0.9 + 0.01 * s, all_three)]
+    lines = compare(runs, 'meru')
+    table = {(line.question.dataset, line.question.name): line for line in lines}
+    top1 = table[key]
+    assert top1.means['meru'].mean == pytest.approx(0.91)
+    assert top1.differences['clip'].mean == pytest.approx(0.41)
+    assert top1.differences['clip'].p == pytest.approx(2 / 4, abs=0.02) and not top1.differences['clip'].significant
+    assert top1.differences['flat'] == Difference(0.0, 0.0, 0.0, 1.0, 'drawings', 1.0, False)
+    assert 'clip' not in table['', 'cone_auc'].means and table['', 'cone_auc'].differences['flat'].over == 'seeds'
+    agreement = table['', 'cosine_agreement']
+    assert agreement.better == 0 and agreement.differences['clip'].p_holm is None
+    assert '| – |' in means_table(lines, dict(pixels=Measures()))
     assert 'not told apart in 1 (unseen style, right name first)' in conclusion([top1], 'meru')
 
 
+def test_the_record_has_the_keys_of_older_ones():
+    committed = json.loads((ROOT / 'outputs' / 'reference' / 'comparison' / 'comparison.json').read_text())
+    runs = [run(name, s, 0.5 + 0.1 * s) for s in (0, 1) for name in ('meru', 'flat')]
+    controls = dict(chance=Measures(m._replace(value=m.chance) for m in runs[0].measures))
+    record = json.loads(json.dumps(comparison_record(Comparison(runs, 'meru', controls, compare(runs, 'meru')))))
+    assert set(record) | {'asked', 'machine'} == set(committed) and set(record['runs'][0]) == set(committed['runs'][0])
+    line, old = record['table'][0], committed['table'][0]
+    assert set(line) == set(old) and (line['key'], line['question']) == (old['key'], old['question'])
+    assert set(line['differences']['flat']) == set(old['differences']['demo_clip'])
+    assert record['controls']['chance']['style_top1'] == 0.1
+
+
+def test_drawings_of_a_concept_flip_together():
+    "Forty drawings of five concepts, all gained: significant one by one, not concept by concept."
+    key, groups = ('concept', 'top1'), torch.arange(40) // 8
+    runs = []
+    for s in range(2):
+        for name, hit in (('meru', 1.0), ('clip', 0.0)):
+            measures = Measures([Measure('style', 'top1', hit), Measure('concept', 'top1', hit)])
+            values = {key: torch.full((40,), hit)}
+            runs.append(MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, values))
+    p = lambda groups: {line.question.dataset: line for line in compare(runs, 'meru', groups)}['concept'].differences
+    assert p({})['clip'].p < 1e-3 and p(dict(concept=groups))['clip'].p == pytest.approx(2 / 32, abs=0.02)
+
+
 def test_better_is_lower_where_it_is():
-    runs = [
-        _Measured(n, s, dict(seed=s), dict(dataset='d'), dict(a_tree_error=v + 0.001 * s), {})
-        for s in range(4)
-        for n, v in (('meru', 2.0), ('clip', 3.0))
-    ]
+    runs = []
+    for s in range(4):
+        for name, value in (('meru', 2.0), ('clip', 3.0)):
+            measures = Measures([Measure('a', 'tree_error', value + 0.001 * s)])
+            runs.append(MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, {}))
     (line,) = compare(runs, 'meru')
-    assert (
-        line['question'] == 'a: tree-induced error, edges'
-        and line['better'] == -1
-        and line['differences']['clip']['mean'] == pytest.approx(-1)
-        and line['differences']['clip']['sure']
-    )
-    assert 'surely better in 1' in conclusion([line], 'meru') and 'surely worse in 1' in conclusion(
-        [compare(runs, 'clip')[0]], 'clip'
-    )
+    assert line.question.text == 'a: tree-induced error, edges' and line.better == -1
+    assert line.differences['clip'].mean == pytest.approx(-1) and line.differences['clip'].significant
+    assert 'significantly better in 1' in conclusion([line], 'meru')
+    assert 'significantly worse in 1' in conclusion(compare(runs, 'clip'), 'clip')
 
 
 def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
     import meru.evaluation.comparison as c
 
-    def measured(folder, exam, asked, fresh=False):
+    def measured(folder, test_set, cfg, control=False):
         name, seed = folder.name.split('_s')
         r = run(name, int(seed), 0.5 + 0.1 * int(seed) + 0.1 * (name == 'flat'))
-        return r._replace(metrics=r.metrics | dict(cone_auc=None if seed == '1' else 0.7, chain_tau=0.2))
+        cone = Measure('', 'cone_auc', None if seed == '1' else 0.7)
+        return r._replace(measures=Measures([r.measures[0], cone, r.measures[2], Measure('', 'chain_tau', 0.2)]))
 
-    monkeypatch.setattr(c, '_find_runs', lambda asked: [ROOT / f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
-    monkeypatch.setattr(c, '_kept_measure', measured)
-    monkeypatch.setattr(c, 'read_exam', lambda *a: None)
+    monkeypatch.setattr(c, '_find_runs', lambda cfg: [ROOT / f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
+    monkeypatch.setattr(c, '_measure_once', measured)
+    monkeypatch.setattr(c, 'pixel_metrics', lambda test_set: Measures())
+    monkeypatch.setattr(c, 'read_test_set', lambda *a: None)
     monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
-    runs, base, controls, table = compare_runs(CompareConfig(out=str(tmp_path)))
-    assert controls['untrained'] == dict(style_top1=pytest.approx(0.55), cosine_agreement=0.9, chain_tau=0.2)
-    figure = plot_comparison(table, base, controls)
-    assert len([ax for ax in figure.axes if ax.axison]) == len([l for l in table if l['key'] in c.shown and l['means']])
+    found = compare_runs(CompareConfig(out=str(tmp_path)))
+    means = {flat_key(m): m.value for m in found.controls['untrained']}
+    assert means == dict(style_top1=pytest.approx(0.55), cosine_agreement=0.9, chain_tau=0.2)
+    figure = plot_comparison(found.table, found.base, found.controls)
+    drawn = [line for line in found.table if found.base in line.means and line.question.name != 'cosine_agreement']
+    assert len([ax for ax in figure.axes if ax.axison]) == len(drawn) == 2
 
 
 @pytest.fixture(scope='module')
@@ -161,7 +136,7 @@ def test_compare_notebook(trained):
 def test_measured_once(trained, monkeypatch):
     import meru.evaluation.comparison as c
 
-    asked = CompareConfig(
+    cfg = CompareConfig(
         runs='',
         presets='smoke smoke_clip',
         seeds=2,
@@ -171,8 +146,8 @@ def test_measured_once(trained, monkeypatch):
         out=str(trained / 'out'),
     )
     monkeypatch.setattr(c, '_measure_run', lambda *a, **k: pytest.fail('measured again'))
-    again = c._kept_measure(trained / 'runs' / 'smoke_s0', None, asked)
-    assert again.name == 'smoke' and again.seed == 0 and 0 <= again.metrics['hues_top1'] <= 1
+    again = c._measure_once(trained / 'runs' / 'smoke_s0', None, cfg)
+    assert again.name == 'smoke' and again.seed == 0 and 0 <= again.measures.value('top1', 'hues') <= 1
 
 
 def test_an_unknown_parameter_ends_it(run_cells, tmp_path):

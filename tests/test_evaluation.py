@@ -1,4 +1,4 @@
-"""The exam: an oracle passes it, a guesser fails it, controls stay controls."""
+"""Evaluation suites: an oracle finds everything, a guesser nothing, controls stay controls."""
 
 import io, json, math
 from types import SimpleNamespace
@@ -6,8 +6,11 @@ import numpy as np
 import pytest, torch
 from PIL import Image
 from conftest import ROOT
+from meru.evaluation.emoji_suite import *
+from meru.evaluation.emoji_suite import _read_split
+from meru.evaluation.measures import *
 from meru.evaluation.suites import *
-from meru.evaluation.suites import _Report, _cached_pairs, _examine_captions, _read_split
+from meru.evaluation.suites import _cached_pairs, _examine_captions, _Report
 from meru.geometry import geometries, get_geometry
 from meru.models.model import ModelConfig
 from meru.data.shards import Sample, write_shards
@@ -79,11 +82,11 @@ def words(texts):
 
 
 @pytest.mark.parametrize('name', geometries)
-def test_an_oracle_passes(name, folder):
+def test_an_oracle_finds_everything(name, folder):
     model = Oracle(name)
-    exam = read_exam(folder, 16)
-    emb = embed(model, words, exam)
-    res = model_metrics(model.geometry, exam, emb)
+    test_set = read_test_set(folder, 16)
+    emb = encode_test_set(model, words, test_set)
+    res = flatten(model_metrics(model.geometry, test_set, emb))
     for k in (
         'style_top1',
         'style_subgroup',
@@ -109,19 +112,21 @@ def test_an_oracle_passes(name, folder):
     json.dumps(res, allow_nan=False)
 
 
-def test_exam_by_hand(folder):
-    exam = read_exam(folder, 16)
-    assert torch.bincount(exam.levels).tolist() == [2, 4, 12, 12]
-    for split, d in exam.drawings.items():
+def test_test_set_by_hand(folder):
+    test_set = read_test_set(folder, 16)
+    assert torch.bincount(test_set.levels).tolist() == [2, 4, 12, 12]
+    for split, d in test_set.drawings.items():
         assert d.damaged == 0 and d.images.shape[1:] == (3, 16, 16)
-        for rows, chain, target in zip(exam.chains[split], d.chains, exam.targets(split)):
-            assert tuple(exam.texts[i] for i in rows) == chain and exam.texts[exam.names[target]] == chain[2]
-    above = exam.above[exam.texts.index('thing 7')]
-    assert [exam.texts[i] for i in above[:3]] == ['group 1', 'subgroup 2', 'thing 7'] and above[3] == -1
+        for rows, chain, target in zip(test_set.chains[split], d.chains, test_set.targets(split)):
+            assert (
+                tuple(test_set.texts[i] for i in rows) == chain and test_set.texts[test_set.names[target]] == chain[2]
+            )
+    above = test_set.above[test_set.texts.index('thing 7')]
+    assert [test_set.texts[i] for i in above[:3]] == ['group 1', 'subgroup 2', 'thing 7'] and above[3] == -1
 
 
 def test_pixels_name_what_was_drawn_and_nothing_else(folder):
-    res = pixel_metrics(read_exam(folder, 16))
+    res = flatten(pixel_metrics(read_test_set(folder, 16)).labelled(model=''))
     assert res['style_top1'] == 1 and res['concept_top1'] == res['concept_all_top1'] == 0
     assert res['concept_all_group'] > res['concept_all_group_chance'] - 0.25
 
@@ -146,30 +151,32 @@ def tiny():
 
 def test_whole_evaluation(folder, tiny):
     before = torch.random.get_rng_state()
-    res, emb, exam = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
+    measures, emb, test_set = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
+    res = flatten(measures)
+    assert unflatten(res) == measures
     assert torch.equal(before, torch.random.get_rng_state())
     assert res['damaged'] == 0 and res['pixel_style_top1'] == 1
     assert json.loads(json.dumps(res, allow_nan=False)) == res
-    assert set(questions.values()) <= set(res) and {f'untrained_{k}' for k in questions.values()} <= set(res)
+    assert all(measures.find(name, dataset, who) for _, name, dataset in questions for who in ('', 'untrained'))
     again, *_ = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
-    assert again == res
-    other, *_ = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16, seed=1)
+    assert again == measures
+    other = flatten(evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16, seed=1)[0])
     changed = {k for k in res if other[k] != res[k]}
     assert changed and all(k.startswith('untrained_') for k in changed)
-    assert set(emb.image_points) == {'test_style', 'test_concept'} and len(emb.text_points) == len(exam.texts) == 30
-    assert len(unseen_style(exam, emb)[1]) == 2 + 4 + 8 + 8  # no text of an unseen concept
+    assert set(emb.image_points) == {'test_style', 'test_concept'} and len(emb.text_points) == len(test_set.texts) == 30
+    assert len(unseen_style(test_set, emb)[1]) == 2 + 4 + 8 + 8  # no text of an unseen concept
 
 
 def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
     res, *_ = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
-    rows = summary(res | dict(cone_auc=None)).splitlines()
+    blind = Measures(m._replace(value=None) if (m.name, m.model) == ('cone_auc', '') else m for m in res)
+    rows = emoji_table(blind).splitlines()
     assert rows[0] == '|  | model | untrained | pixels | chance |' and len(rows) == len(questions) + 2
     auc = rows[-1].split(' | ')
     assert auc[1] == '–' and auc[3] == '–' and auc[4] == '0.500 |'
-    assert chance_of('concept_top5', res) == 1 and chance_of('style_top5', res) == pytest.approx(5 / 12)
-    assert (
-        chance_of('style_group', res) == pytest.approx(res['style_group_chance']) and chance_of('cone_own', res) is None
-    )
+    chance = lambda name, dataset='': res.find(name, dataset).chance
+    assert chance('top5', 'concept') == 1 and chance('top5', 'style') == pytest.approx(5 / 12)
+    assert chance('group', 'style') == pytest.approx(flatten(res)['style_group_chance']) and chance('cone_own') is None
 
 
 def test_damaged_drawings_are_counted(folder, tmp_path):
@@ -185,14 +192,14 @@ def test_damaged_drawings_are_counted(folder, tmp_path):
 
 
 def test_a_broken_model_is_named(folder, tiny):
-    exam = read_exam(folder, 16)
+    test_set = read_test_set(folder, 16)
 
     class Broken(Oracle):
         def encode_image(self, images):
             return super().encode_image(images).index_fill(0, torch.tensor([1]), math.nan)
 
     with pytest.raises(ValueError, match='image points must be finite, but 1 of 8 rows .*000000001'):
-        embed(Broken('lorentz'), words, exam)
+        encode_test_set(Broken('lorentz'), words, test_set)
 
 
 # --- photos
@@ -242,7 +249,7 @@ def photos(tmp_path_factory):
 
 def test_one_bad_set_does_not_take_the_others(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos, 16)
-    m, said = report.metrics, report.skipped
+    m, said = flatten(report.measures), report.skipped
     assert {k for k in said if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
     assert (
         'fern' in said['holes: everything']
@@ -276,14 +283,30 @@ def test_one_bad_set_does_not_take_the_others(photos, tiny):
     } <= set(m)
     assert json.loads(json.dumps(m, allow_nan=False)) == m and '\n' not in ''.join(said.values())
     assert len([v for v in said.values() if v.startswith('not in ')]) == 24 and 'torchvision' in said['MNIST']
-    assert evaluate_folder(tiny, Tokenizer(600, 16), photos, 16).metrics == m
+    assert evaluate_folder(tiny, Tokenizer(600, 16), photos, 16).measures == report.measures
 
 
 def test_limit_and_a_single_set(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos / 'pairs', 16, limit=5)
-    assert report.metrics['pairs_image_to_text_queries'] == 5 and report.metrics['pairs_image_to_text_candidates'] == 10
+    found = report.measures
+    assert found.value('image_to_text_queries', 'pairs') == 5
+    assert found.value('image_to_text_candidates', 'pairs') == 10
     with pytest.raises(FileNotFoundError, match='absent'):
         evaluate_folder(tiny, Tokenizer(600, 16), photos / 'absent', 16)
+
+
+@pytest.mark.parametrize('what, says', [('holes', 'the class folder fern'), ('lost', '12.png, which is not there')])
+def test_a_folder_without_any_result_is_refused(what, says, photos, tiny):
+    "Never an empty table: what is missing is named with the remedy."
+    with pytest.raises(
+        ValueError, match=f'nothing in .*{what} could be measured: .*{says}.*What can be read: one folder'
+    ):
+        evaluate_folder(tiny, Tokenizer(600, 16), photos / what, 16)
+
+
+def test_an_empty_folder_is_refused(tmp_path, tiny):
+    with pytest.raises(ValueError, match='could be measured: .*What can be read'):
+        evaluate_folder(tiny, Tokenizer(600, 16), tmp_path, 16)
 
 
 def test_nan_features_spoil_only_what_needs_them(photos, tiny):
@@ -308,7 +331,7 @@ def test_nan_features_spoil_only_what_needs_them(photos, tiny):
         'image points must be finite' in report.skipped['steps: everything']
         and '0.png' in report.skipped['steps: everything']
     )
-    assert 'animals_top1' in report.metrics and 'pairs_image_to_text_r1' in report.metrics
+    assert report.measures.find('top1', 'animals') and report.measures.find('image_to_text_r1', 'pairs')
 
 
 def test_oracle_names_photos(tmp_path):
@@ -328,7 +351,7 @@ def test_oracle_names_photos(tmp_path):
 
         spell = lambda texts: words([f'thing {"".join(c for c in t if c.isdigit())}' for t in texts])
         report = evaluate_folder(Knows(name), spell, tmp_path / 'hues', 16)
-        assert report.metrics['hues_top1'] == report.metrics['hues_per_class'] == 1, name
+        assert report.measures.value('top1', 'hues') == report.measures.value('per_class', 'hues') == 1, name
         assert (
             'nothing to fit a probe on' in report.skipped['hues: linear probe']
             and "'thing 0'" in report.skipped['hues: WordNet measures']
@@ -340,15 +363,14 @@ def test_report_hides_no_mistake_of_ours():
     with pytest.raises(TypeError):
         report.attempt('x', 'y', lambda: 1 + '')
     report.attempt('x', 'y', lambda: (_ for _ in ()).throw(ValueError('two\nlines')))
-    assert report.skipped == {'x: y': 'two'} and not report.metrics
+    assert report.skipped == {'x: y': 'two'} and not report.measures
 
 
 def test_thin_shell_is_said(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos / 'pairs', 16)
-    assert 'cosine ranks as' in photo_summary(
-        type('R', (), dict(metrics=report.metrics | dict(pairs_cosine_agreement=0.999), skipped={}))()
-    )
-    assert not remarks(dict(a_cosine_agreement=0.98, b_cosine_agreement=None))
+    thin = Measures(m._replace(value=0.999) if m.name == 'cosine_agreement' else m for m in report.measures)
+    assert 'cosine ranks as' in photo_summary(SimpleNamespace(measures=thin, skipped={}))
+    assert not remarks(Measures(Measure(d, 'cosine_agreement', v) for d, v in (('a', 0.98), ('b', None))))
     rows = photo_summary(report).splitlines()
     assert rows[2].startswith('| pairs | picture to caption, recall at 1 | ') and rows[2].endswith('| – | 0.083 |')
 
@@ -379,7 +401,7 @@ def test_a_run_with_a_backbone_reads_texts_with_its_tokenizer(monkeypatch, tmp_p
     cfg = ModelConfig(image_tower='backbone', text_tower='backbone', backbone='lite2+minilm')
     monkeypatch.setattr(e, 'load_run', lambda run, checkpoint: SimpleNamespace(cfg=cfg))
     monkeypatch.setattr('meru.models.model.load_towers', lambda name: SimpleNamespace(tokenizer=(name, own)))
-    assert load_asked(EvalConfig(run='a run', out=str(tmp_path)))[1] == ('lite2+minilm', own)
+    assert load_evaluated(EvalConfig(run='a run', out=str(tmp_path)))[1] == ('lite2+minilm', own)
 
 
 @pytest.mark.parametrize('name, geometry', [('meru', 'lorentz'), ('clip', 'sphere'), ('hycoclip', 'lorentz')])
@@ -387,9 +409,10 @@ def test_released_checkpoint_is_evaluated(name, geometry, released, photos, tmp_
     asked = EvalConfig(
         checkpoint=str(released / f'{name}.pth'), image_heads=4, data=str(photos), out=str(tmp_path / 'out')
     )
-    model, tokenizer = load_asked(asked)
+    model, tokenizer = load_evaluated(asked)
     assert model.geometry.name == geometry and not model.training and asked.folder.is_dir()
-    m = evaluate_folder(model, tokenizer, photos / 'steps', model.cfg.image_size).metrics
+    m = evaluate_folder(model, tokenizer, photos / 'steps', model.cfg.image_size).measures
+    m = flatten(m)
     assert (m['steps_cone_auc'] is None) == (geometry == 'sphere') == (m['steps_chain_tau'] is None) and 0 <= m[
         'steps_path_recall'
     ] <= 1
@@ -419,7 +442,7 @@ def test_evaluate_notebook_on_photos(released, photos, papermill, tmp_path):
     metrics = json.loads((tmp_path / 'out' / f'metrics_{photos.name}.json').read_text())
     assert {'animals_top1', 'pairs_text_to_image_r5', 'steps_path_recall'} <= set(metrics)
     shown = (tmp_path / 'e.ipynb').read_text()
-    assert 'named right, mean of classes' in shown and 'fern' in shown and 'Country211' in shown
+    assert 'top-1 accuracy, mean of classes' in shown and 'fern' in shown and 'Country211' in shown
 
 
 @pytest.mark.parametrize(
@@ -442,7 +465,7 @@ def test_checkpoints_of_another_layout(what, says, released, tmp_path):
     path = tmp_path / 'other.pth'
     path.write_bytes(b'not a checkpoint') if what == 'pickle' else torch.save(held, path)
     with pytest.raises(ValueError, match=f'other.pth .*{says}'):
-        load_asked(EvalConfig(checkpoint=str(path), image_heads=4, out=str(tmp_path / 'o')))
+        load_evaluated(EvalConfig(checkpoint=str(path), image_heads=4, out=str(tmp_path / 'o')))
     assert not (tmp_path / 'o').exists()
 
 
@@ -450,9 +473,9 @@ def test_what_may_be_asked(tmp_path):
     for bad, says in [
         (dict(checkpoint='latest'), "'latest'"),
         (dict(data=''), 'data'),
-        (dict(limit=-1), 'limit -1'),
-        (dict(image_heads=-2), 'image_heads -2'),
-        (dict(seed=-1), 'seed -1'),
+        (dict(limit=-1), 'limit = -1'),
+        (dict(image_heads=-2), 'image_heads = -2'),
+        (dict(seed=-1), 'seed = -1'),
     ]:
         with pytest.raises(ValueError, match=says):
             EvalConfig(**bad)
@@ -464,7 +487,7 @@ def test_what_may_be_asked(tmp_path):
         and EvalConfig(out='outputs/a').folder.name == 'a'
     )
     with pytest.raises(FileNotFoundError, match='no checkpoint'):
-        load_asked(EvalConfig(checkpoint=str(tmp_path / 'none.pth')))
+        load_evaluated(EvalConfig(checkpoint=str(tmp_path / 'none.pth')))
 
 
 @pytest.mark.parametrize(
@@ -483,9 +506,9 @@ def test_real_photos(name, tiny):
         pytest.skip(f'data/local/{name} is not here')
     report = evaluate_folder(tiny, Tokenizer(600, 16), path, 16, limit=60)
     own = {k: v for k, v in report.skipped.items() if k.startswith(path.stem)}
-    assert set(own) <= {f'{path.stem}: linear probe'} and len(report.metrics) > 10
+    assert set(own) <= {f'{path.stem}: linear probe'} and len(report.measures) > 10
     if 'image' in name or 'cifar' in name:
-        assert report.metrics[f'{path.stem}_tree_error'] > 4 and report.metrics[f'{path.stem}_top1'] < 0.4
+        assert report.measures.value('tree_error', path.stem) > 4 and report.measures.value('top1', path.stem) < 0.4
 
 
 def test_cached_features():
@@ -507,7 +530,7 @@ def test_cached_features():
     model.text_proj.weight.data.copy_(model.image_proj.weight)
     report = _Report()
     _examine_captions(model, lambda x: x, _cached_pairs(cache), report)
-    m = report.metrics
+    m = flatten(report.measures)
     assert (
         not report.skipped
         and m['cache_image_to_text_r1'] == m['cache_text_to_image_r1'] == 1
@@ -519,14 +542,13 @@ def test_cached_features():
 
 
 def test_the_control_is_untrained_and_seeded(photos, tiny):
-    res = with_control(
-        tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=7
-    ).metrics  # `tiny` itself is untrained, seed 7
+    # `tiny` itself is untrained, seed 7
+    res = flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=7).measures)
     own = {k: v for k, v in res.items() if not k.startswith('untrained_')}
     assert own and {f'untrained_{k}': v for k, v in own.items()} == {
         k: v for k, v in res.items() if k.startswith('untrained_')
     }
-    other = with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=8).metrics
+    other = flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=8).measures)
     assert (
         all(other[k] == v for k, v in own.items())
         and other['untrained_pairs_gromov_delta'] != res['untrained_pairs_gromov_delta']

@@ -586,7 +586,7 @@ def test_nan_is_refused(g):
 
 
 def test_two_thousand_points_fit(in_root):
-    items, words, images = explorer._emoji_scene(explorer.read_exam(explorer.embedded_data(), 16))
+    items, words, images = explorer._emoji_scene(explorer.read_test_set(explorer.embedded_data(), 16))
     n = len(items.texts)
     assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[: len(words)] == words
     below = items.parents >= 0

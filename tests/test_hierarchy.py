@@ -5,6 +5,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
+from meru.evaluation.measures import flatten
 from meru.evaluation.hierarchy import _auc, _best_tau, _cones_at_level, _level_tau, _saturated_share, _text_levels
 
 c = torch.tensor(1.0)
@@ -29,7 +30,7 @@ def tree(geometry=L, curv=c):
 @pytest.mark.parametrize('name,curv', [('lorentz', 0.5), ('lorentz', 4.0), ('poincare', 1.0), ('poincare', 3.0)])
 def test_the_tree_is_recognised(name, curv):
     g, k = get_geometry(name), torch.tensor(curv)
-    res = hierarchy_metrics(g, *tree(g, k), k, LEVELS)
+    res = flatten(hierarchy_metrics(g, *tree(g, k), k, LEVELS))
     assert [res[x] for x in ('cone_own', 'cone_other', 'cone_auc', 'chain_tau', 'saturated')] == [1, 0, 1, 1, 0]
     assert res['radius_kind_q50'] * math.sqrt(curv) == pytest.approx(1, rel=1e-5)
     assert res['radius_image_q95'] * math.sqrt(curv) == pytest.approx(3, rel=1e-5)
@@ -38,7 +39,7 @@ def test_the_tree_is_recognised(name, curv):
 def test_the_tree_upside_down():
     images, texts, chain = tree()
     turned = L.exp_map0((4 - L.radius(texts, c))[:, None] * torch.nn.functional.normalize(texts, dim=-1), c)
-    res = hierarchy_metrics(L, images, turned, chain, c, LEVELS)
+    res = flatten(hierarchy_metrics(L, images, turned, chain, c, LEVELS))
     assert res['chain_tau'] == -1 and res['level_tau'] < -0.5 and res['cone_own'] < 0.5
 
 
@@ -46,7 +47,7 @@ def test_the_tree_upside_down():
 def test_every_geometry_gives_json(name):
     g = get_geometry(name)
     v = [torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (8, 14)]
-    res = hierarchy_metrics(g, *(g.exp_map0(x, c) for x in v), tree()[2], c, LEVELS)
+    res = flatten(hierarchy_metrics(g, *(g.exp_map0(x, c) for x in v), tree()[2], c, LEVELS))
     assert json.loads(json.dumps(res, allow_nan=False)) == res
     if g.has_cones:
         assert 0 <= res['cone_auc'] <= 1 and 'cone_reason' not in res
@@ -57,7 +58,7 @@ def test_every_geometry_gives_json(name):
 
 
 def test_collapsed_model_does_not_break_the_rest():
-    res = hierarchy_metrics(L, torch.ones(8, 2), torch.ones(14, 2), tree()[2], c, LEVELS)
+    res = flatten(hierarchy_metrics(L, torch.ones(8, 2), torch.ones(14, 2), tree()[2], c, LEVELS))
     assert res['level_tau'] is None and res['chain_tau'] == 0 and res['cone_auc'] == 0.5 and res['gromov_delta'] == 0
     json.dumps(res, allow_nan=False)
 
@@ -117,13 +118,13 @@ def test_auc_counts_pairs(low, high):
 def test_cone_rates_by_hand():
     margins, own = torch.tensor([[-1.0, 0, 1], [1, -1, 1]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
     # own -1, 0, 1 against others 1, -1, 1
-    assert cone_metrics(margins, own) == pytest.approx(dict(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
+    assert cone_metrics(margins, own) == pytest.approx(ConeRates(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
 
 
 def test_one_text_for_all_has_no_others():
     images, texts, _ = tree()
-    assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == dict(own=1, other=None, auc=None)
-    res = containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all'])
+    assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == ConeRates(own=1, other=None, auc=None)
+    res = flatten(containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
     assert res['cone_auc'] is None and res['cone_own'] == 0.5
 
 
@@ -131,15 +132,15 @@ def test_fewer_pairs_are_an_even_choice_of_texts():
     g = torch.Generator().manual_seed(0)
     images, texts = (L.exp_map0(torch.randn(200, 4, generator=g), c) for _ in range(2))
     whole, part = (_cones_at_level(L, images, texts, torch.arange(200), c, pairs=p) for p in (10**6, 200 * 50))
-    assert whole != part and part['auc'] == pytest.approx(whole['auc'], abs=0.12)
+    assert whole != part and part.auc == pytest.approx(whole.auc, abs=0.12)
 
 
 def test_a_thinned_level_spans_all_its_texts():
     images, texts, _ = tree()  # two of the eight names: the first, whose image is moved off, and the last
     images = images[[7, 1, 2, 3, 4, 5, 6, 7]]
-    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
+    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16).own == 0.5
     images = images[[0, 0, 0, 0, 0, 0, 0, 7]]
-    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16)['own'] == 0.5
+    assert _cones_at_level(L, images, texts, torch.arange(6, 14), c, pairs=16).own == 0.5
 
 
 def test_saturation():
@@ -153,7 +154,7 @@ WORDS = dict(cat='mammal', dog='mammal', mammal='animal', owl='animal', rose='pl
 
 def test_tree_measures_by_hand():
     overlap = ancestor_overlap(['cat', 'dog', 'owl', 'rose'], WORDS)
-    each = lambda p, t: tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap)
+    each = lambda p, t: flatten(tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
     assert each(1, 1) == dict(tree_error=0, lca_height=0, jaccard=1, hier_precision=1, hier_recall=1)
     assert each(2, 0) == pytest.approx(
         dict(tree_error=3, lca_height=1, jaccard=2 / 5, hier_precision=2 / 3, hier_recall=2 / 4)
@@ -175,7 +176,7 @@ def test_tree_error_is_the_shortest_path():
                     far[b] = far[node] + 1
                     front.append(b)
         for j, end in enumerate(names):
-            assert tree_metrics(torch.tensor([i]), torch.tensor([j]), overlap)['tree_error'] == far[end]
+            assert tree_metrics(torch.tensor([i]), torch.tensor([j]), overlap).value('tree_error') == far[end]
 
 
 def test_bad_trees():
@@ -222,7 +223,7 @@ def test_agreement():
 def test_walk_is_straight_and_even(name, c):
     g, curv = get_geometry(name), torch.tensor(c, dtype=torch.float64)
     x = g.exp_map0(torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), curv)
-    walk = walks_to_root(g, x, x.mean(0), curv, 10)
+    walk = paths_to_root(g, x, x.mean(0), curv, 10)
     assert walk.shape == (5, 10, 4) and torch.allclose(walk[:, 0], x, atol=1e-9)
     if not g.has_radius:
         return
@@ -234,7 +235,7 @@ def test_walk_is_straight_and_even(name, c):
 
 def test_walk_on_the_sphere_goes_to_the_mean():
     g, c2 = get_geometry('sphere'), torch.tensor(2.0)
-    walk = walks_to_root(g, torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 3.0]), c2, 4)
+    walk = paths_to_root(g, torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 3.0]), c2, 4)
     share = torch.tensor([1, 0.75, 0.5, 0.25])
     assert torch.allclose(walk[0], torch.nn.functional.normalize(torch.stack([share, 1 - share], 1), dim=1), atol=1e-6)
 
@@ -245,20 +246,20 @@ def test_path_precision_and_recall_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     lift = lambda v: g.exp_map0(torch.tensor(v), c2)
     texts = lift([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 3.0]])
-    got = path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2)
+    got = flatten(path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2))
     assert got == dict(path_precision=pytest.approx(2 / 3), path_recall=pytest.approx(2 / 3), path_met=3.0)
     twice = path_metrics(
         g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 0, 1]]), c2
     )  # a text named at two levels is one text
-    assert twice['path_recall'] == 1 and twice['path_precision'] == pytest.approx(2 / 3)
+    assert twice.value('path_recall') == 1 and twice.value('path_precision') == pytest.approx(2 / 3)
 
 
 def test_path_of_many_pictures_is_the_mean_of_each():
     g, c2, rng = get_geometry('lorentz'), torch.tensor(2.0), torch.Generator().manual_seed(1)
     x, t = (g.exp_map0(torch.randn(n, 3, generator=rng), c2) for n in (37, 20))
     own = torch.randint(20, (37, 4), generator=rng)
-    each = [path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2) for i in range(37)]
-    for k, v in path_metrics(g, x, t, own, c2).items():
+    each = [flatten(path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2)) for i in range(37)]
+    for k, v in flatten(path_metrics(g, x, t, own, c2)).items():
         assert v == pytest.approx(sum(e[k] for e in each) / 37)
 
 
@@ -277,11 +278,13 @@ def test_word_tree_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     points = g.exp_map0(torch.tensor([[0.05, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), c2)
     above = torch.tensor([-1, 0, 1, 2])
-    assert word_tree_metrics(g, points, above, c2) == dict(depth_tau=1, edge_outward=1, edge_in_cone=1, edges=3)
+    assert flatten(word_tree_metrics(g, points, above, c2)) == dict(
+        depth_tau=1, edge_outward=1, edge_in_cone=1, edges=3
+    )
     swapped = word_tree_metrics(
         g, points[[0, 2, 1, 3]], above, c2
     )  # radii .05 2 1 3: 5 of 6 pairs in order, 2 of 3 edges outward
-    assert swapped == dict(
+    assert flatten(swapped) == dict(
         depth_tau=pytest.approx(4 / 6), edge_outward=pytest.approx(2 / 3), edge_in_cone=pytest.approx(2 / 3), edges=3
     )
 
@@ -293,7 +296,8 @@ def test_word_tree_depth_does_not_ask_for_an_order_of_rows():
     turn = torch.randperm(6, generator=rng)
     place = turn.argsort()
     moved = torch.where(above[turn] >= 0, place[above[turn].clamp_min(0)], -1)
-    a, b = word_tree_metrics(g, points, above, c2), word_tree_metrics(g, points[turn], moved, c2)
+    a = flatten(word_tree_metrics(g, points, above, c2))
+    b = flatten(word_tree_metrics(g, points[turn], moved, c2))
     assert a == pytest.approx(b) and a['edges'] == 4
 
 

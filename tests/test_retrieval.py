@@ -5,8 +5,9 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import *
+from meru.evaluation.measures import *
 from meru.evaluation.retrieval import *
-from meru.evaluation.retrieval import _chance_recall, _pixel_features, _pixel_nn
+from meru.evaluation.retrieval import _chance_recall, _pixel_features
 
 c = torch.tensor(0.7)
 
@@ -38,7 +39,7 @@ def test_paired_distance_gives_the_same_ranks():
 def test_collapsed_model_finds_nothing(name):
     g = get_geometry(name)
     same = points(g, 1).expand(20, -1).contiguous()
-    res = retrieval_metrics(g, same, same, torch.arange(20), torch.arange(20), c)
+    res = flatten(retrieval_metrics(g, same, same, torch.arange(20), torch.arange(20), c))
     for way in ('image_to_text', 'text_to_image'):
         assert [res[f'{way}_r{k}'] for k in (1, 5, 10)] == [0, 0, 0] and res[f'{way}_median_rank'] == 20
         assert res[f'{way}_r5_chance'] == pytest.approx(5 / 20)
@@ -48,7 +49,7 @@ def test_collapsed_model_finds_nothing(name):
 def test_perfect_model_finds_everything(name):
     g = get_geometry(name)
     x = points(g, 20)
-    res = retrieval_metrics(g, x, x.repeat(5, 1), torch.arange(20), torch.arange(20).repeat(5), c)
+    res = flatten(retrieval_metrics(g, x, x.repeat(5, 1), torch.arange(20), torch.arange(20).repeat(5), c))
     assert res['image_to_text_r1'] == res['text_to_image_r1'] == 1 and res['image_to_text_candidates'] == 100
     assert res['image_to_text_r1_low'] == 1 and res['image_to_text_queries'] == 20
 
@@ -65,12 +66,12 @@ def test_median_rank_and_chance_of_uneven_owners():
     "On a line: queries at 0, 10 and 20; the texts of the third image lie far off."
     g = get_geometry('euclidean')
     images, texts = torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[1.0], [9.0], [100.0], [101.0]])
-    res = retrieval_metrics(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c)
+    res = flatten(retrieval_metrics(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c))
     assert res['image_to_text_median_rank'] == 1 and res['image_to_text_r1'] == pytest.approx(2 / 3)
     assert retrieval_ranks(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c).tolist() == [1, 1, 3]
     assert res['image_to_text_r1_chance'] == pytest.approx((1 + 1 + 2) / 4 / 3)
     assert res['text_to_image_r1_chance'] == pytest.approx(1 / 3)
-    far = retrieval_metrics(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c)
+    far = flatten(retrieval_metrics(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c))
     assert (
         far['image_to_text_median_rank']
         == torch.tensor(
@@ -86,7 +87,7 @@ def test_ids_may_be_64_bit_hashes():
     ids = torch.tensor([2**62 + 1, -(2**62), 5])
     x = points(g, 3)
     assert retrieval_ranks(g, x, x, ids, ids, c).tolist() == [1, 1, 1]
-    res = retrieval_metrics(g, x, x, ids, ids, c)
+    res = flatten(retrieval_metrics(g, x, x, ids, ids, c))
     assert res['image_to_text_r1_chance'] == pytest.approx(1 / 3)
 
 
@@ -145,7 +146,8 @@ def test_pixels():
     g = torch.Generator().manual_seed(0)
     train = torch.randint(256, (30, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(5, (30,), generator=g)
-    assert torch.equal(_pixel_nn(train, labels, train), labels)  # each its own nearest
+    n = int(labels.max()) + 1
+    assert torch.equal(pixel_scores(train, labels, train, n).argmax(1), labels)  # each its own nearest
     noisy = (train.int() + torch.randint(-9, 9, train.shape, generator=g)).clamp(0, 255).to(torch.uint8)
     scores = pixel_scores(train, labels, noisy, 7)
     x, y = _pixel_features(noisy), _pixel_features(train)

@@ -1,4 +1,4 @@
-"""Naming: counts with ties and NaN, prompts, parents, a probe."""
+"""Zero-shot classification: counts with ties and NaN, prompts, parents, a probe."""
 
 import math
 import numpy as np
@@ -8,6 +8,7 @@ from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.core import *
 from meru.models.model import *
+from meru.evaluation.measures import *
 from meru.evaluation.statistics import *
 from meru.evaluation.zeroshot import *
 from meru.evaluation.zeroshot import _fill, _mean_per_class, _parent_index
@@ -58,7 +59,9 @@ def test_rank_is_the_pessimistic_place_in_a_sorted_list(b, n, seed, values):
 
 
 def test_constant_scores_win_nothing():
-    res = naming_metrics(torch.zeros(20, 7), torch.arange(20) % 7, {'kind': torch.tensor([0, 0, 0, 1, 1, 2, 2])})
+    res = flatten(
+        classification_metrics(torch.zeros(20, 7), torch.arange(20) % 7, {'kind': torch.tensor([0, 0, 0, 1, 1, 2, 2])})
+    )
     assert (res['top1'], res['top5'], res['per_class'], res['kind']) == (0, 0, 0, 0)
 
 
@@ -66,7 +69,7 @@ def test_nan_is_refused_not_first():
     scores = torch.zeros(3, 4)
     scores[1, 2] = math.nan
     with pytest.raises(ValueError, match='1 of 3 rows hold NaN or infinity: row 1'):
-        naming_metrics(scores, torch.zeros(3).long())
+        classification_metrics(scores, torch.zeros(3).long())
     with pytest.raises(ValueError, match='image points .* owl, rat'):
         check_finite(torch.tensor([[0.0], [math.inf], [math.nan]]), ['cat', 'owl', 'rat'], 'image points')
     with pytest.raises(ValueError, match=r'7 of 9 rows .*row 0, row 1, row 2, row 3, row 4, \.\.\.'):
@@ -84,9 +87,9 @@ def test_encoders_name_the_text_that_breaks():
             f(model, tokenizer, ['cat', 'dog', 'owl'])
 
 
-def test_hand_worked_naming():
+def test_hand_worked_classification():
     scores = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3], [0, 3, 2, 1]])
-    res = naming_metrics(scores, torch.tensor([0, 1, 0, 1]), {'half': torch.tensor([0, 0, 1, 1])})
+    res = flatten(classification_metrics(scores, torch.tensor([0, 1, 0, 1]), {'half': torch.tensor([0, 0, 1, 1])}))
     assert res['top1'] == 2 / 4 and res['per_class'] == 2 / 4 and res['half'] == 3 / 4
     assert res['chance'] == 1 / 4 and res['half_chance'] == 1 / 2 and res['top5'] == 1
     assert res['top1_low'] <= res['top1'] <= res['top1_high']
@@ -95,7 +98,7 @@ def test_hand_worked_naming():
 
 def test_top5_ends_at_five():
     scores = torch.arange(8.0).flip(0).expand(8, -1)
-    assert naming_metrics(scores, torch.arange(8))['top5'] == 5 / 8
+    assert classification_metrics(scores, torch.arange(8)).value('top5') == 5 / 8
 
 
 def test_per_class_differs_from_plain_where_classes_are_uneven():
@@ -106,27 +109,17 @@ def test_per_class_differs_from_plain_where_classes_are_uneven():
 @pytest.mark.parametrize('bad', [-1, 4])
 def test_class_index_out_of_range(bad):
     with pytest.raises(ValueError, match=r'0\.\.3'):
-        naming_metrics(torch.rand(2, 4), torch.tensor([0, bad]))
+        classification_metrics(torch.rand(2, 4), torch.tensor([0, bad]))
 
 
 def test_coarse_level_of_right_answers_is_right():
     g = torch.Generator().manual_seed(0)
     scores, targets = torch.rand(300, 12, generator=g), torch.randint(12, (300,), generator=g)
     fine, coarse = torch.arange(12) // 2, torch.arange(12) // 6
-    res = naming_metrics(scores, targets, dict(fine=fine, coarse=coarse))
+    res = flatten(classification_metrics(scores, targets, dict(fine=fine, coarse=coarse)))
     assert res['top1'] < res['fine'] < res['coarse']
     predicted = scores.argmax(1)  # no ties here: the same as looking up the parent of the named class
     assert res['fine'] == pytest.approx((fine[predicted] == fine[targets]).double().mean().item())
-
-
-def test_interval_is_the_binomials():
-    p, n = 0.3, 500
-    low, high = interval(torch.arange(n) < p * n)
-    wide = 1.96 * math.sqrt(p * (1 - p) / n)
-    assert (low, high) == pytest.approx((p - wide, p + wide), abs=0.004)
-    assert interval(torch.arange(n), 0) != interval(torch.arange(n), 1)
-    with pytest.raises(ValueError, match='at least one'):
-        interval(torch.ones(0))
 
 
 def test_prompts():
@@ -189,13 +182,13 @@ def test_probe_finds_what_is_there_and_no_more(seed):
     labels = torch.arange(300) % 5
     hidden = torch.randn(8, 8, generator=rng) * 50 + 3  # features in no scale that suits anybody
     clear = (torch.nn.functional.one_hot(labels, 8) + 0.05 * torch.randn(300, 8, generator=rng)) @ hidden
-    fit, held = half_of_each(labels)
-    assert (linear_probe(clear[fit], labels[fit], clear[held], 5).argmax(1) == labels[held]).all()
+    fit, test = split_halves(labels)
+    assert (linear_probe(clear[fit], labels[fit], clear[test], 5).argmax(1) == labels[test]).all()
     noise = torch.randn(300, 8, generator=rng)
-    hits = (linear_probe(noise[fit], labels[fit], noise[held], 5).argmax(1) == labels[held]).double().mean()
+    hits = (linear_probe(noise[fit], labels[fit], noise[test], 5).argmax(1) == labels[test]).double().mean()
     assert hits < 0.4
-    again = linear_probe(clear[fit], labels[fit], clear[held], 5)
-    assert torch.equal(again, linear_probe(clear[fit], labels[fit], clear[held], 5)) and again.dtype == torch.float64
+    again = linear_probe(clear[fit], labels[fit], clear[test], 5)
+    assert torch.equal(again, linear_probe(clear[fit], labels[fit], clear[test], 5)) and again.dtype == torch.float64
 
 
 def test_probe_by_hand():
@@ -225,13 +218,13 @@ def test_probe_strength_unseen_classes_and_hostile_input():
 
 def test_halves_of_each_class():
     targets = torch.tensor([2, 0, 2, 2, 1, 2])
-    fit, held = half_of_each(targets)
-    assert sorted(fit.tolist() + held.tolist()) == list(range(6))
-    assert torch.bincount(targets[fit]).tolist() == [1, 1, 2] and targets[held].tolist() == [2, 2]
+    fit, test = split_halves(targets)
+    assert sorted(fit.tolist() + test.tolist()) == list(range(6))
+    assert torch.bincount(targets[fit]).tolist() == [1, 1, 2] and targets[test].tolist() == [2, 2]
 
 
 def test_probe_metrics_by_hand():
-    res = probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 0]))
-    assert res == dict(probe_top1=0.75, probe_per_class=0.75)
-    res = probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]), torch.tensor([0, 0, 0, 1]))
-    assert res == dict(probe_top1=0.75, probe_per_class=0.5)
+    res = flatten(probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 0])))
+    assert res == dict(probe_top1=0.75, probe_per_class=0.75, probe_images=4)
+    res = flatten(probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]), torch.tensor([0, 0, 0, 1])))
+    assert res == dict(probe_top1=0.75, probe_per_class=0.5, probe_images=4)

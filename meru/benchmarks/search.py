@@ -28,7 +28,7 @@ from meru.search.index import (
     recall_at_k,
     shells,
 )
-from ..evaluation.suites import embed, read_exam
+from ..evaluation.emoji_suite import encode_test_set, read_test_set
 from .timing import by_turns, in_new_process, peak_memory, rates
 
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00011
@@ -205,14 +205,14 @@ def generality_suite(
     for name, preset in ((run, 'smoke'), (other, 'smoke_euclid')):
         torch.manual_seed(seed)
         model = (load_run(name) if name else build_model(make_config(preset))).eval()
-        exam = read_exam(embedded_data(), model.cfg.image_size)
-        emb = embed(model, tokenizer_of(model.cfg), exam)
+        test_set = read_test_set(embedded_data(), model.cfg.image_size)
+        emb = encode_test_set(model, tokenizer_of(model.cfg), test_set)
         asked = (
             model.geometry,
             emb.image_points['test_style'],
             emb.text_points,
-            exam.chains['test_style'],
-            exam.levels,
+            test_set.chains['test_style'],
+            test_set.levels,
             emb.curv,
         )
         radius = model.geometry.radius(emb.text_points, emb.curv)
@@ -221,8 +221,8 @@ def generality_suite(
                 case=Path(name).name or 'untrained',
                 geometry=str(model.geometry),
                 queries=len(asked[1]),
-                texts=len(exam.texts),
-                radius_of_level=[radius[exam.levels == o].mean().item() for o in exam.levels.unique()],
+                texts=len(test_set.texts),
+                radius_of_level=[radius[test_set.levels == o].mean().item() for o in test_set.levels.unique()],
                 moved=_generality_rows(*asked),
                 level_known=_level_known(*asked),
             )

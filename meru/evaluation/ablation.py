@@ -24,6 +24,7 @@ from ..training.config import make_config
 from ..training.run import Run
 from ..training.trainer import fit
 from .statistics import t_interval
+from .measures import flatten
 from .retrieval import retrieval_metrics
 from .hierarchy import all_distances, cone_margins, cone_metrics, gromov_delta, ranking_agreement
 
@@ -154,7 +155,7 @@ def _head_metrics(
     geometry, curv = model.geometry, model.curv.detach()
     some = points.images[:200]
     ids = torch.arange(len(points.images))
-    metrics = retrieval_metrics(geometry, points.images, points.texts, ids, points.owner, curv)
+    metrics = flatten(retrieval_metrics(geometry, points.images, points.texts, ids, points.owner, curv))
     metrics['gromov_delta'] = gromov_delta(all_distances(geometry, some, curv))
     metrics['cosine_agreement'] = ranking_agreement(geometry, some, points.texts, curv)
     metrics['curv'] = curv.item()
@@ -166,7 +167,7 @@ def _cone_looks(geometry, points, curv, min_radius):  # no cones: None
         return dict(cone_auc=None, text_below=None)
     margins = cone_margins(geometry, points.texts[::5], points.images, curv, min_radius)
     own = points.owner[::5, None] == torch.arange(len(points.images))
-    auc = cone_metrics(margins, own)['auc']
+    auc = cone_metrics(margins, own).auc
     text_radius = geometry.radius(points.texts, curv)
     image_radius = geometry.radius(points.images, curv)[points.owner]
     below = (text_radius < image_radius).double().mean().item()

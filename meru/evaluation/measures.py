@@ -25,6 +25,9 @@ class Measure(NamedTuple):
 class Measures(list):
     "Measures in the order in which they were taken."
 
+    def __add__(self, others: list[Measure]) -> 'Measures':
+        return Measures([*self, *others])
+
     def find(self, name: str, dataset: str = '', model: str = '') -> Measure | None:
         "The measure of that name, data and model; None where it was not taken."
         return next((m for m in self if (m.name, m.dataset, m.model) == (name, dataset, model)), None)
@@ -116,7 +119,11 @@ def flatten(
     return saved
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000044
-_facts = 'images classes prompts probe_images probe_per_class edges level_tau_best saturated path_met'.split()
+_facts = (
+    'id images classes prompts probe_images probe_per_class lca_height jaccard hier_precision hier_recall '
+    'image_to_text_queries image_to_text_candidates text_to_image_queries text_to_image_candidates '
+    'edges level_tau_best saturated path_met cone_reason radius_reason'
+).split()
 
 
 def parse_key(

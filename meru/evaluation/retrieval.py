@@ -12,42 +12,44 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from ..core import check_finite
 from ..models.model import in_batches
+from .measures import Measure, Measures
 from .statistics import interval
 from .zeroshot import best_rank
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #781759bf
 def _check_ids(
-    query_ids: Int64[Tensor, 'q'],  # owner of each query
-    gallery_ids: Int64[Tensor, 'g'],  # owner of each candidate
+    query_ids: Int64[Tensor, ' q'],  # owner of each query
+    gallery_ids: Int64[Tensor, ' g'],  # owner of each candidate
 ):
     "Refuse queries that nothing in the gallery belongs to."
-    lost = (~torch.isin(query_ids, gallery_ids)).nonzero().flatten().tolist()
-    if lost:
-        raise ValueError(
-            f'{len(lost)} of {len(query_ids)} queries have no partner in the gallery, first: row {lost[0]} with id {int(query_ids[lost[0]])}'
-        )
+    alone = (~torch.isin(query_ids, gallery_ids)).nonzero().flatten().tolist()
+    if alone:
+        first = f'row {alone[0]} with id {int(query_ids[alone[0]])}'
+        raise ValueError(f'{len(alone)} of {len(query_ids)} queries have no partner in the gallery, first: {first}')
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #f061dc9a
 def retrieval_ranks(
     geometry,  # any of `meru.geometry`
     queries: Float[Tensor, 'q d'],  # points
     gallery: Float[Tensor, 'g d'],  # points
-    query_ids: Int64[Tensor, 'q'],  # owner of each query
-    gallery_ids: Int64[Tensor, 'g'],  # owner of each candidate
+    query_ids: Int64[Tensor, ' q'],  # owner of each query
+    gallery_ids: Int64[Tensor, ' g'],  # owner of each candidate
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     budget: int = 2**22,  # scores held at once; 4 bytes each and a few copies
-) -> Int64[Tensor, 'q']:  # 1 = first
+) -> Int64[Tensor, ' q']:  # 1 = first
     "Rank of each query's best right candidate, counted block by block."
     check_finite(queries, what='query points')
     check_finite(gallery, what='gallery points')
     _check_ids(query_ids, gallery_ids)
-    rows = max(1, budget // len(gallery))
-    blocks = zip(queries.split(rows), query_ids.split(rows))
-    return torch.cat([best_rank(geometry.scores(q, gallery, curv), i[:, None] == gallery_ids) for q, i in blocks])
+    rows, ranks = max(1, budget // len(gallery)), []
+    for block, ids in zip(queries.split(rows), query_ids.split(rows)):
+        scores = geometry.scores(block, gallery, curv)
+        ranks.append(best_rank(scores, ids[:, None] == gallery_ids))
+    return torch.cat(ranks)
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #ced5c7d3
 def recall(
-    ranks: Int64[Tensor, 'q'],  # 1 = first
+    ranks: Int64[Tensor, ' q'],  # 1 = first
     k: int,  # how far down the list counts
 ) -> float:
     "Share of queries with a right candidate among the first `k`."
@@ -55,81 +57,83 @@ def recall(
 
 # %% ../../nbs/evaluation/62_retrieval.ipynb #3d5859d8
 def _chance_recall(
-    right: Int64[Tensor, 'q'],  # right candidates of each query
+    right: Int64[Tensor, ' q'],  # right candidates of each query
     n: int,  # candidates
     k: int,  # drawn without replacement
 ) -> float:
     "Expected recall at `k` of a random order."
-    i = torch.arange(min(k, n), device=right.device)
+    drawn = torch.arange(min(k, n), device=right.device)
     # prod_i (n - r - i) / (n - i), each factor cut at zero
-    miss = ((n - right[:, None] - i).clamp_min(0) / (n - i).double()).prod(1)
+    wrong = (n - right[:, None] - drawn).clamp_min(0)
+    miss = (wrong / (n - drawn).double()).prod(1)
     return (1 - miss).mean().item()
 
-# %% ../../nbs/evaluation/62_retrieval.ipynb #834b705f
+# %% ../../nbs/evaluation/62_retrieval.ipynb #d305b0fe
 def _direction_metrics(
-    ranks: Int64[Tensor, 'q'],  # 1 = first
-    right: Int64[Tensor, 'q'],  # right candidates of each query
+    ranks: Int64[Tensor, ' q'],  # 1 = first
+    right: Int64[Tensor, ' q'],  # right candidates of each query
     n: int,  # candidates
     seed: int,  # of the interval
-) -> dict[str, float]:
-    "Recall at 1, 5 and 10, each beside chance, an interval for the first, and the median rank."
-    res = {f'r{k}': recall(ranks, k) for k in (1, 5, 10)}
-    res |= {f'r{k}_chance': _chance_recall(right, n, k) for k in (1, 5, 10)}
-    res['r1_low'], res['r1_high'] = interval((ranks == 1).double(), seed)
-    return res | dict(median_rank=ranks.double().quantile(0.5).item(), queries=len(ranks), candidates=n)
+) -> Measures:
+    "Recall at 1, 5 and 10, and the median rank."
+    recalls = [Measure('', f'r{k}', recall(ranks, k), _chance_recall(right, n, k)) for k in (1, 5, 10)]
+    low, high = interval((ranks == 1).double(), seed)
+    recalls[0] = recalls[0]._replace(low=low, high=high)
+    median = ranks.double().quantile(0.5).item()
+    counts = [Measure('', 'queries', len(ranks)), Measure('', 'candidates', n)]
+    return Measures([*recalls, Measure('', 'median_rank', median), *counts])
 
-# %% ../../nbs/evaluation/62_retrieval.ipynb #d305b0fe
+
+def _right_candidates(
+    query_ids: Int64[Tensor, ' q'],
+    gallery_ids: Int64[Tensor, ' g'],
+) -> Int64[Tensor, ' q']:
+    "How many candidates belong to each query; ids may be any 64-bit numbers."
+    ids, place = gallery_ids.unique(return_inverse=True)
+    return torch.bincount(place, minlength=len(ids))[torch.searchsorted(ids, query_ids)]
+
+
 def retrieval_metrics(
     geometry,  # any of `meru.geometry`
     image_points: Float[Tensor, 'i d'],
     text_points: Float[Tensor, 't d'],
-    image_ids: Int64[Tensor, 'i'],  # equal ids belong together
-    text_ids: Int64[Tensor, 't'],
+    image_ids: Int64[Tensor, ' i'],  # equal ids belong together
+    text_ids: Int64[Tensor, ' t'],
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     seed: int = 0,  # of the intervals
-) -> dict[str, float]:  # flat, ready for `metrics.json`
-    "Both directions, several captions per image allowed."
-    ways = {
-        'image_to_text': (image_points, text_points, image_ids, text_ids),
-        'text_to_image': (text_points, image_points, text_ids, image_ids),
-    }
-    res = {}
-    for way, (q, g, q_ids, g_ids) in ways.items():
-        ranks = retrieval_ranks(geometry, q, g, q_ids, g_ids, curv)
-        _, inverse, count = torch.cat([g_ids, q_ids]).unique(return_inverse=True, return_counts=True)
-        right = torch.bincount(inverse[: len(g_ids)], minlength=len(count))[inverse[len(g_ids) :]]
-        res |= {f'{way}_{k}': v for k, v in _direction_metrics(ranks, right, len(g), seed).items()}
-    return res
+) -> Measures:
+    "Recall and median rank in both directions, several captions per image allowed."
+    images, texts = (image_points, image_ids), (text_points, text_ids)
+    measures = Measures()
+    for direction, query, gallery in [('image_to_text', images, texts), ('text_to_image', texts, images)]:
+        (queries, query_ids), (candidates, ids) = query, gallery
+        ranks = retrieval_ranks(geometry, queries, candidates, query_ids, ids, curv)
+        found = _direction_metrics(ranks, _right_candidates(query_ids, ids), len(ids), seed)
+        measures += [m._replace(name=f'{direction}_{m.name}') for m in found]
+    return measures
 
-# %% ../../nbs/evaluation/62_retrieval.ipynb #c0909c9b
+# %% ../../nbs/evaluation/62_retrieval.ipynb #a34c066b
 def _pixel_features(
     images: UInt8[Tensor, 'b 3 s s'],  # drawings
     size: int = 16,  # side in pixels after averaging
 ) -> Float[Tensor, 'b f']:  # 3 * size * size numbers, of mean 0 and length 1
     "Drawings averaged down to `size` pixels, flattened, centred and normalised: products are correlations."
-    shrink = lambda x: F.adaptive_avg_pool2d(x.float() / 255, size).flatten(1)
-    return in_batches(lambda x: F.normalize(shrink(x) - shrink(x).mean(1, keepdim=True), dim=1), images)
 
-# %% ../../nbs/evaluation/62_retrieval.ipynb #a34c066b
+    def correlate(batch):
+        small = F.adaptive_avg_pool2d(batch.float() / 255, size).flatten(1)
+        return F.normalize(small - small.mean(1, keepdim=True), dim=1)
+
+    return in_batches(correlate, images)
+
+
 def pixel_scores(
     train_images: UInt8[Tensor, 'n 3 s s'],  # drawings whose class is known
-    train_labels: Int64[Tensor, 'n'],  # their classes
-    test_images: UInt8[Tensor, 'b 3 s s'],  # drawings to name
+    train_labels: Int64[Tensor, ' n'],  # their classes
+    test_images: UInt8[Tensor, 'b 3 s s'],  # drawings to classify
     n_classes: int,  # classes, drawn or not
     size: int = 16,  # side in pixels
-) -> Float[Tensor, 'b k']:  # one column per class
+) -> Float[Tensor, 'b k']:  # one column per class; -2, below any correlation, for a class never drawn
     "The correlation of pixels with the nearest drawing of each class."
-    train, test = _pixel_features(train_images, size), _pixel_features(test_images, size)
-    scores = test @ train.T
-    never = torch.full((len(test), n_classes), -2.0, device=test.device)
-    return never.scatter_reduce(1, train_labels.expand(len(test), -1), scores, 'amax')
-
-# %% ../../nbs/evaluation/62_retrieval.ipynb #0193ed29
-def _pixel_nn(
-    train_images: UInt8[Tensor, 'n 3 s s'],  # drawings whose class is known
-    train_labels: Int64[Tensor, 'n'],  # their classes
-    test_images: UInt8[Tensor, 'b 3 s s'],  # drawings to name
-    size: int = 16,  # side in pixels
-) -> Int64[Tensor, 'b']:  # class of the nearest drawing
-    "Name each drawing by its nearest neighbour in raw pixels."
-    return pixel_scores(train_images, train_labels, test_images, int(train_labels.max()) + 1, size).argmax(1)
+    correlation = _pixel_features(test_images, size) @ _pixel_features(train_images, size).T
+    lowest = correlation.new_full((len(correlation), n_classes), -2.0)
+    return lowest.scatter_reduce(1, train_labels.expand(len(correlation), -1), correlation, 'amax')
