@@ -1,12 +1,14 @@
 """A trained model as a folder: saved, loaded from the disk and the hub's cache, and described by its card."""
 
-import json, re, subprocess, sys
-import pytest, torch
+import io, json, re, subprocess, sys
+import numpy as np, pytest, torch
+from PIL import Image
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from meru.hub import Pretrained, PublishConfig, from_pretrained, _from_run, publish
 from meru.models.model import build_model
 from meru.training.config import make_config
+from meru.data.images import ImageError
 from meru.training.run import Run, save_checkpoint
 from meru.core import file_sha256
 
@@ -61,11 +63,11 @@ def test_a_saved_model_gives_the_same_points(geometry, tmp_path):
 
 
 def test_the_hub_by_name_and_revision(hub):
-    assert from_pretrained('some/model').geometry.name == 'lorentz'
+    assert from_pretrained('some/model').model.cfg.geometry == 'lorentz'
     assert (
-        from_pretrained('some/model', revision=COMMIT[::-1]).geometry.name
+        from_pretrained('some/model', revision=COMMIT[::-1]).model.cfg.geometry
         == 'poincare'
-        == from_pretrained(f'some/model@{COMMIT[::-1]}').geometry.name
+        == from_pretrained(f'some/model@{COMMIT[::-1]}').model.cfg.geometry
     )
 
 
@@ -114,12 +116,12 @@ def test_a_run_brings_the_numbers_of_its_own_checkpoint_only(tmp_path, capsys):
     run = Run(tmp_path / 'run', tiny().cfg)
     save_checkpoint(run.last, tiny(), step=2)
     save_checkpoint(run.best, tiny(), step=1)
-    for name, found in dict(
+    for name, values in dict(
         metrics=dict(a=0.1, checkpoint_sha256=file_sha256(run.last)),
         metrics_photos=dict(b=0.2, checkpoint_sha256=file_sha256(run.best)),
         metrics_old=dict(c=0.3),
     ).items():
-        (run.folder / f'{name}.json').write_text(json.dumps(found))
+        (run.folder / f'{name}.json').write_text(json.dumps(values))
     assert {'a'} == set(_from_run(run.folder).metrics) - {'checkpoint_sha256'}
     said = capsys.readouterr().out
     assert (
@@ -197,3 +199,149 @@ def test_the_lines_that_load_the_head_run(path):
     assert done.returncode == 0 and 'tensor' in done.stdout and ('True' in done.stdout or 'False' in done.stdout), (
         done.stderr[-2000:]
     )
+
+
+@pytest.fixture(scope='module')
+def model():
+    return Pretrained(tiny())
+
+
+def as_forms(pixels):
+    "One picture in every form that a person may hold it in."
+    stream, tensor = io.BytesIO(), torch.from_numpy(pixels).permute(2, 0, 1)
+    Image.fromarray(pixels).save(stream, 'png')
+    data = stream.getvalue()
+    yield from (data, bytearray(data), memoryview(data), io.BytesIO(data), Image.open(io.BytesIO(data)))
+    yield from (pixels, pixels / 255, (pixels / 255).astype(np.float32), pixels.astype(np.int64), pixels[None])
+    yield from (tensor, tensor / 255, tensor[None], [tensor[None]], (o for o in [pixels]))
+
+
+def test_a_picture_in_any_form_is_the_same_point(model):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    point = model.embed_images(pixels)
+    for form in as_forms(pixels):
+        assert torch.equal(model.embed_images(form), point), type(form)
+    mixed = model.embed_images(list(as_forms(pixels))[:-2])
+    torch.testing.assert_close(mixed, point.expand(len(mixed), -1))
+
+
+def test_a_path_in_any_form(model, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.png').write_bytes(PICTURE.read_bytes())
+    point = model.embed_images(PICTURE)
+    with open(PICTURE, 'rb') as f:
+        forms = [str(PICTURE), PICTURE, '~/a.png', str(PICTURE.relative_to(ROOT)), f]
+        assert all(torch.equal(model.embed_images(o), point) for o in forms)
+
+
+def test_grey_transparent_and_turned_pictures(model):
+    grey = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    colour = np.repeat(grey[..., None], 3, 2)
+    point = model.embed_images(colour)
+    clear = np.dstack([colour, np.full_like(grey, 255)])
+    for same in (grey, grey[..., None], Image.fromarray(grey), clear, Image.fromarray(clear), grey.astype(np.uint16)):
+        assert torch.equal(model.embed_images(same), point)
+    white = model.embed_images(np.full((40, 40, 3), 255, np.uint8))
+    assert torch.equal(model.embed_images(np.dstack([colour, np.zeros_like(grey)])), white)
+    turned = Image.fromarray(np.rot90(colour).copy())
+    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+    assert torch.equal(model.embed_images(turned), point)
+
+
+@pytest.mark.parametrize(
+    'images, says',
+    [
+        ([None], r'images\[0\]: NoneType; a picture is a path'),
+        (None, r'images\[0\]: NoneType'),
+        ([np.zeros((3, 8, 8))], r'images\[0\]: an array of shape \(3, 8, 8\), but a picture is \[height, width'),
+        (torch.zeros(8, 8, 3), r'a tensor of shape \(8, 8, 3\), but a picture is \[colours, height, width\]'),
+        (torch.full((3, 4, 4), torch.nan), r'images\[0\]: values from nan'),
+        (np.full((4, 4, 3), 300), r'values from 300 to 300: floats must lie in 0 to 1, whole numbers in 0 to 255'),
+        (np.full((4, 4, 3), 'a'), 'an array of <U1, not of numbers'),
+        ([b'no picture'], r'images\[0\]: 10 bytes that begin with'),
+        (np.zeros((0, 4, 3)), 'wrong shape'),
+    ],
+)
+def test_what_is_no_picture_is_named(images, says, model):
+    with pytest.raises(ImageError, match=says):
+        model.embed_images(images)
+
+
+@pytest.mark.parametrize(
+    'texts, says',
+    [
+        (['a', None], r'texts\[1\] is None, of type NoneType'),
+        (['a', 'b', float('nan')], r'texts\[2\] is nan, of type float'),
+        ([b'a'], r"texts\[0\] is b'a', of type bytes"),
+        (b'a', r"texts\[0\] is b'a', of type bytes"),
+        (None, r'texts\[0\] is None'),
+    ],
+)
+def test_what_is_no_text_is_named(texts, says, model):
+    with pytest.raises(TypeError, match=says):
+        model.embed_texts(texts)
+
+
+def test_similarity_takes_things_and_points(model):
+    x, t = model.embed_images([PICTURE, PICTURE]), model.embed_texts(['a', 'b', 'c'])
+    scores = model.similarity([PICTURE, PICTURE], ['a', 'b', 'c'])
+    assert torch.equal(scores, model.similarity(x, t)) and scores.shape == (2, 3)
+    torch.testing.assert_close(-scores, model.geometry.dist(x[:, None], t, model.curv))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_to_reaches_the_towers(dtype):
+    model = Pretrained(tiny())
+    x, t = model.embed_images(PICTURE), model.embed_texts(['a cat'])
+    assert model.to(dtype) is model
+    assert {p.dtype for p in model.inputs.model.parameters()} == {dtype}
+    torch.testing.assert_close(model.embed_images(PICTURE).float(), x, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(model.embed_texts(['a cat']).float(), t, rtol=0.05, atol=0.02)
+
+
+def test_it_says_what_it_is(model):
+    assert repr(model).startswith('Pretrained(lorentz geometry, 8 dimensions, curvature -1, ')
+    assert 'pictures of' in repr(model) and 'trained on' not in repr(model)
+    trained = Pretrained(model.model, dict(steps_made=40))
+    assert 'trained on emoji for 40 steps' in repr(trained)
+
+
+def test_a_flipped_byte_in_the_weights_is_named(tmp_path):
+    Pretrained(tiny()).save_pretrained(tmp_path)
+    path = tmp_path / 'model.safetensors'
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='model.safetensors is damaged'):
+        from_pretrained(tmp_path)
+    (tmp_path / 'weights.json').unlink()  # a folder from before there was one
+    assert from_pretrained(tmp_path).model.cfg == tiny().cfg
+
+
+@pytest.mark.parametrize('text', ['[]', '3', 'null', '{', '[' * 100_000])
+@pytest.mark.parametrize('name', ['config.json', 'run.json', 'metrics.json', 'weights.json'])
+def test_a_description_that_is_no_object_is_named(name, text, tmp_path):
+    Pretrained(tiny(), dict(commit='a'), dict(top1=0.5)).save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f'{name} (holds|is not JSON)'):
+        from_pretrained(tmp_path)
+
+
+def test_a_model_of_a_newer_version_is_named(tmp_path):
+    Pretrained(tiny()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | dict(from_the_future=1)))
+    with pytest.raises(ValueError, match="config.json cannot be used .*'from_the_future'.*saved by .*this is meru"):
+        from_pretrained(tmp_path)
+
+
+def test_an_unfinished_run_says_so_everywhere(tmp_path, capsys):
+    run = Run(tmp_path / 'run', tiny().cfg)
+    save_checkpoint(run.last, tiny(), step=3)
+    run.record(commit='0123')
+    model = publish(PublishConfig(str(run.folder), str(tmp_path / 'out')))
+    said = f'3 of {tiny().cfg.steps:,}: not finished'
+    assert (
+        said in capsys.readouterr().out and said in (tmp_path / 'out' / 'README.md').read_text() and said in repr(model)
+    )
+    assert json.loads((tmp_path / 'out' / 'run.json').read_text())['steps_made'] == 3

@@ -243,7 +243,8 @@ def to_rgb(
 ) -> Image.Image:  # mode RGB
     "16 bits to 8, transparency on white."
     clear = im.info.get('transparency')  # one grey or colour of a PNG: its pixels are transparent
-    sixteen_bit_colour = bool(im.tile) and im.tile[0].args == 'RGB;16B'
+    tile = getattr(im, 'tile', None)  # a picture that was made has none
+    sixteen_bit_colour = bool(tile) and tile[0].args == 'RGB;16B'
     im.load()
     if im.mode.startswith('I'):
         grey = np.asarray(im)

@@ -192,12 +192,13 @@ class Model(Scalars):
 
     def project_image(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
         if images.ndim == 2:
-            return self.image_proj(self.image_tower(images))  # features, encoded beforehand
+            return _project(self.image_proj, self.image_tower(images))  # features, encoded beforehand
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        return self.image_proj(self.image_tower((x - self.pixel_mean) / self.pixel_std))
+        x = ((x - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype)
+        return _project(self.image_proj, self.image_tower(x))
 
     def project_text(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
-        return (self.text_proj or self.image_proj)(self.text_tower(tokens))
+        return _project(self.text_proj or self.image_proj, self.text_tower(tokens))
 
     def _lift(self, v, alpha):
         v = _widen(v)
@@ -259,6 +260,14 @@ def _projection(
     linear = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear
+
+
+def _project(
+    linear: nn.Linear,  # a projection
+    features: Float[Tensor, 'b w'],  # of a tower, in any precision
+) -> Float[Tensor, 'b d']:
+    "Features as tangent vectors, in the precision of the weights."
+    return linear(features.to(linear.weight.dtype))
 
 # %% ../../nbs/models/32_model.ipynb #1f463727
 def _projections(

@@ -114,7 +114,7 @@ class ViT(nn.Module):
                 f'pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}'
             )
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [b l d]
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         if self.training and self.patch_dropout:
             x = torch.cat([x[:, :1], _some_tokens(x[:, 1:], self.patch_dropout)], dim=1)
         return self.norm(_run_blocks(self.blocks, x, self.recompute)[:, 0])
@@ -170,7 +170,7 @@ class TextTransformer(nn.Module):
         return _run_blocks(self.blocks, x, self.recompute)
 
     def forward(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)  # a symbol in an export
         return self.norm(self.hidden(tokens)[rows, tokens.argmax(-1)])
 
 # %% ../../nbs/models/30_towers.ipynb #cc6ea9d1
