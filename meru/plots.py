@@ -107,8 +107,8 @@ def disk(
 
 # %% ../nbs/01_plots.ipynb #9ed001b0
 def geodesic(
-    p: Float[Tensor, '*b 2'],  # points of the unit disk, curvature −1
-    q: Float[Tensor, '*b 2'],
+    p: Float[Tensor, '*#b 2'],  # points of the unit disk, curvature −1
+    q: Float[Tensor, '*#b 2'],
     n: int = 48,  # samples, ends included
 ) -> Float[Tensor, '*b n 2']:
     "Points of the unit disk at equal steps along the geodesic from `p` to `q`."
@@ -329,9 +329,9 @@ _SINES = {-1: (torch.sinh, torch.asinh), 0: (_identity, _identity), 1: (torch.si
 
 
 def polar_dist(
-    r: Float[Tensor, '*b'],  # radii, in units where the curvature is -1, 0 or 1
-    s: Float[Tensor, '*b'],
-    angle: Float[Tensor, '*b'],  # between them at the root, radians
+    r: Float[Tensor, '*#b'],  # radii, in units where the curvature is -1, 0 or 1
+    s: Float[Tensor, '*#b'],
+    angle: Float[Tensor, '*#b'],  # between them at the root, radians
     kappa: int,  # -1, 0 or 1
 ) -> Float[Tensor, '*b']:
     "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
@@ -408,7 +408,7 @@ def _clear_ground(image):
 
 
 def _thumbnails(
-    xy: Float[Tensor, 'n 2'],  # points of the unit disk
+    xy,  # n points of the unit disk
     images: UInt8[Tensor, 'n 3 h w'],
     ax: Axes | None = None,
     size: float = 20,  # edge, points
