@@ -11,7 +11,10 @@ from meru.evaluation.datasets import (
     _Store,
     _imagenet_ids,
     _read_class_folder,
-    _read_jsonl,
+    _json,
+    _objects,
+    _read_table,
+    _text,
     _read_wds,
     _set_id,
     _zeroshot_sets,
@@ -79,11 +82,11 @@ def test_damaged_stores_are_named(tmp_path):
         _Store(tmp_path / 'absent')
     store = _Store(tmp_path / 'd')
     with pytest.raises(ValueError, match='line 4 of l.jsonl'):
-        store.rows('l.jsonl')
+        _objects(store, 'l.jsonl')
     with pytest.raises(ValueError, match='j.json .* is not JSON'):
-        store.json('j.json')
+        _json(store, 'j.json')
     with pytest.raises(ValueError, match='t.txt .* is not UTF-8'):
-        store.text('t.txt')
+        _text(store, 't.txt')
 
 
 def test_pictures_decode_only_what_is_asked_for():
@@ -378,7 +381,7 @@ def test_bad_caption_rows(tmp_path, row, says):
     write(tmp_path / 'a.png', png())
     write(tmp_path / 'captions.jsonl', row)
     with pytest.raises(ValueError, match=says):
-        _read_jsonl(tmp_path, 4)
+        _read_table(tmp_path, 4)
 
 
 def test_some_keeps_captions_with_their_pictures():

@@ -100,6 +100,7 @@ class PathIndex:
         self.files, self.ending = set(files), defaultdict(list)
         for file in sorted(self.files):
             self.ending[file.rpartition('/')[2]].append(file)
+        self.folders = {o for file in self.files for o in file.split('/')[:-1]}
 
     def find(
         self,
@@ -110,12 +111,23 @@ class PathIndex:
         if path in self.files:
             return path
         parts = PurePosixPath(listed.replace('\\', '/')).parts
-        path = '/'.join(parts)
-        longer = [o for o in self.ending.get(parts[-1] if parts else '', ()) if f'/{o}'.endswith(f'/{path}')]
+        longer = self._ending_with('/'.join(parts))
         if len(longer) > 1:
             raise ValueError(f'{listed} may be {longer[0]} or {longer[1]}: write the whole path')
-        tails = ('/'.join(parts[i:]) for i in range(1, len(parts)))
-        return longer[0] if longer else next((o for o in tails if o in self.files), None)
+        return longer[0] if longer else self._tail(parts)
+
+    def _ending_with(self, path: str) -> list[str]:
+        "Files whose path ends with these parts."
+        return [o for o in self.ending[path.rpartition('/')[2]] if f'/{o}'.endswith(f'/{path}')]
+
+    def _tail(self, parts: tuple[str, ...]) -> str | None:
+        "The file that the last parts name, if the parts before them are folders of another machine."
+        for first in range(1, len(parts)):
+            if parts[first - 1] in self.folders:
+                return None
+            if (tail := '/'.join(parts[first:])) in self.files:
+                return tail
+        return None
 
 # %% ../../nbs/data/25_image_text.ipynb #ce9e58b0
 class FoundPaths(NamedTuple):
@@ -157,6 +169,7 @@ class Listing(NamedTuple):
     splits: dict[str, str]  # of each picture: 'train' where nothing is said
     left_out: LeftOut  # lines that gave no picture
     noted: LeftOut  # captions that are no text, and lines that were no UTF-8
+    columns: set[str]  # names that were met
 
 
 _aliases = ('file', 'file_name', 'path'), ('caption', 'captions')  # names that stand for each other
@@ -198,15 +211,10 @@ def read_listing(
     "Read a table of pictures and captions, of any format."
     columns = TableColumns((_column_names(file_column), _column_names(caption_column)), unnamed)
     columns = columns._replace(free=columns.wanted[1])
-    listing, seen = Listing({}, {}, LeftOut(), LeftOut()), set()
+    listing = Listing({}, {}, LeftOut(), LeftOut(), set())
     for row in table_rows(stream, table, columns, listing.noted):
-        seen.update(row.values)
+        listing.columns.update(row.values)
         _list_row(listing, row, columns, f'line {row.number} of {Path(table).name}')
-    if seen and (missing := columns.missing(seen)):
-        raise ValueError(
-            f'{table} has no column {missing!r}; it has {", ".join(map(str, sorted(seen)))}: '
-            'give file_column and caption_column.'
-        )
     return listing
 
 # %% ../../nbs/data/25_image_text.ipynb #507c29ee
@@ -407,6 +415,12 @@ def read_table(
     path = Path(path)
     with open(path, 'rb') as stream:
         listing = read_listing(stream, str(path), file_column, caption_column)
+    wanted = TableColumns((_column_names(file_column), _column_names(caption_column)))
+    if listing.columns and (missing := wanted.missing(listing.columns)):
+        raise ValueError(
+            f'{path} has no column {missing!r}; it has {", ".join(map(str, sorted(listing.columns)))}: '
+            'give file_column and caption_column.'
+        )
     if not listing.captions:
         why = (
             f'cannot be read as {path.suffix}: {listing.left_out}'
