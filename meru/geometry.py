@@ -456,6 +456,7 @@ class Lorentz(Geometry):
 
     @at_least(torch.float32)
     def query_vectors(self, x, curv):
+        "(x, −√(1/c + |x|²))."
         return torch.cat([x, -time_component(x, curv)[:, None]], 1)
 
     @at_least(torch.float32)
@@ -560,6 +561,7 @@ class Poincare(Geometry):
         return 2 * curv * wide_squares(x - y) * (_over_gap(x, curv) * _over_gap(y, curv))
 
     def query_vectors(self, x, curv):
+        "(2x, −(1 + c|x|²)/√c) / (1 − c|x|²)."
         return Lorentz().query_vectors(poincare_to_lorentz(x, curv), curv)
 
     def gallery_vectors(self, y, curv):
@@ -626,6 +628,7 @@ class Euclidean(Geometry):
 
     @at_least(torch.float32)
     def query_vectors(self, x, curv):
+        "(x, −½)."
         return torch.cat([x, torch.full_like(x[:, :1], -0.5)], 1)
 
     @at_least(torch.float32)
@@ -692,6 +695,7 @@ class Sphere(Geometry):
 
     @at_least(torch.float32)
     def query_vectors(self, x, curv):
+        "x."
         return x
 
     @at_least(torch.float32)

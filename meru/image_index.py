@@ -114,7 +114,8 @@ def _left_out(
     "What of a folder cannot be found by any query."
     known = set(cache.keys)
     failed = [o for o in cache.info['marks'] if o not in known and o.lower().endswith(picture_suffixes)]
-    reasons = {o: _why(folder / o) for o in failed}
+    recorded = cache.info.get('failed', {})  # not there in a cache of version 0.1
+    reasons = {o: recorded.get(o) or _why(folder / o) for o in failed}
     walk = walk_files(folder)
     for reason, n in walk.left_out.counts.items():
         reasons[walk.left_out.examples[reason]] = f'{reason}, one of {n}'

@@ -308,5 +308,6 @@ def test_a_second_question_looks_at_no_picture(cfg, home, monkeypatch):
     there = replace(cfg, out=str(home / 'second'))
     first = open_image_index(there)
     monkeypatch.setattr('meru.image_index.build_index', None)  # nothing is lifted again
+    monkeypatch.setattr('meru.image_index.decode_image', None)  # nor is a torn file decoded
     second = open_image_index(there)
     assert torch.equal(first.pictures.points, second.pictures.points) and first.left_out == second.left_out

@@ -197,6 +197,25 @@ def test_what_does_not_belong_is_refused(tmp_path):
     assert len(index) == 50
 
 
+def with_last(x, last):
+    return np.append(x, np.broadcast_to(last, (len(x), 1)), 1)
+
+
+def square(x):
+    return (x * x).sum(1, keepdims=True)
+
+
+FORMULAS = dict(
+    lorentz=('(x, −√(1/c + |x|²))', lambda x, c: with_last(x, -np.sqrt(1 / c + square(x)))),
+    poincare=(
+        '(2x, −(1 + c|x|²)/√c) / (1 − c|x|²)',
+        lambda x, c: with_last(2 * x, -(1 + c * square(x)) / c**0.5) / (1 - c * square(x)),
+    ),
+    euclidean=('(x, −½)', lambda x, c: with_last(x, -0.5)),
+    sphere=('x', lambda x, c: x),
+)  # what the exported file says of a query, and the same for numpy
+
+
 @pytest.mark.parametrize('name', geometries)
 def test_a_database_that_knows_parquet_asks_right_with_any_measure(name, tmp_path):
     pq = pytest.importorskip('pyarrow.parquet', reason='pip install pyarrow')
@@ -213,6 +232,10 @@ def test_a_database_that_knows_parquet_asks_right_with_any_measure(name, tmp_pat
     )
     for measure, far in measures.items():
         assert np.mean(far.argsort(1)[:, :5] == true) > 0.97, measure
+    about = json.loads(table.schema.metadata[b'meru'])
+    formula, row = FORMULAS[name]
+    assert formula in about['query'] and about['curv'] == pytest.approx(0.7)
+    np.testing.assert_allclose(row(x.double().numpy(), 0.7), queries[:, :-1], rtol=1e-5)
     assert table['file'].to_pylist()[7] == '7.jpg' and json.loads(table.schema.metadata[b'meru'])['geometry'] == name
 
 

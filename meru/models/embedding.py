@@ -96,6 +96,7 @@ class ReadBlock(NamedTuple):
     rows: list[PairRow]  # without the bytes of their pictures
     pictures: list[Tensor]  # what `reduce` made of each
     damaged: Counter  # reasons of those left out
+    failed: dict[int, str]  # why, by number
 
 
 def read_block(
@@ -104,13 +105,14 @@ def read_block(
     reduce: Callable,  # of a picture UInt8[3 h w] and its number: what is kept of it
 ) -> ReadBlock:
     "Read, decode and reduce one picture after the other; count what is damaged."
-    block = ReadBlock([], [], [], Counter())
+    block = ReadBlock([], [], [], Counter(), {})
     for i in numbers:
         try:
             row = rows[i]
             picture = decode_image(row.image)
         except ImageError as e:
             block.damaged[e.reason] += 1
+            block.failed[i] = str(e)
             continue
         block.numbers.append(i)
         block.rows.append(row._replace(image=b''))
@@ -164,6 +166,7 @@ def _encode_block(
         splits=[o.split for o in block.rows],
         captions=texts[0],
         damaged=block.damaged,
+        failed={rows.files[i]: why for i, why in block.failed.items()} if isinstance(rows, FileRows) else {},
     )
     if not block.rows:
         return {}, about

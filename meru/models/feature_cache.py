@@ -90,6 +90,7 @@ def save_cache(
     told = [read_part(o) for o in paths]
     keys, splits, captions = ([x for o in told for x in o[k]] for k in ('keys', 'splits', 'captions'))
     damaged = dict(sum((Counter(o['damaged']) for o in told), Counter()))
+    failed = {k: why for o in told for k, why in o.get('failed', {}).items()}
     if not keys:
         raise ValueError(f'None of the pairs for {folder} can be used: {damaged}.')
     paths = [o for o, t in zip(paths, told) if t['keys']]
@@ -108,6 +109,7 @@ def save_cache(
         text_width=shapes['text'][-1],
         **info,
         damaged=damaged,
+        **(dict(failed=failed) if failed else {}),
         keys=keys,
         splits=splits,
         captions=captions,
