@@ -76,10 +76,6 @@ def _padded(rows):
 def _with_columns(points, *columns):
     return torch.cat([points, torch.stack(columns, 1).to(points.dtype)], 1)
 
-
-def _moved(points, centre):
-    return points if centre is None else points - centre
-
 # %% ../nbs/00_geometry.ipynb #ec6d06c6
 class _Scores:
     "How scores of all pairs, losses and search follow from rows."
@@ -379,12 +375,16 @@ def common_centre(
     return shortest * mean * (mean.norm() > 0.25)
 
 # %% ../nbs/00_geometry.ipynb #03d8415e
+def _minus(x, y):
+    return x if y is None else x - y
+
+
 class _Squares(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(v):
-        return vector_norm(v, dim=-1, dtype=_wide(v.device)).square()
+    def forward(x, y):
+        return vector_norm(_minus(x, y), dim=-1, dtype=_wide(x.device)).square()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -393,28 +393,31 @@ class _Squares(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        (v,) = ctx.saved_tensors
-        return v * (2 * grad).to(v.dtype)[..., None]
+        x, y = ctx.saved_tensors
+        slope = _minus(x, y) * (2 * grad).to(x.dtype)[..., None]
+        to_y = -slope.sum_to_size(y.shape) if ctx.needs_input_grad[1] else None
+        return slope.sum_to_size(x.shape), to_y
 
     @staticmethod
-    def jvp(ctx, dv):
-        (v,) = ctx.saved_tensors
-        return 2 * (v * dv).sum(-1, dtype=_wide(v.device))
+    def jvp(ctx, dx, dy):
+        x, y = ctx.saved_tensors
+        return 2 * (_minus(x, y) * _minus(dx, dy)).sum(-1, dtype=_wide(x.device))
 
 
 def wide_squares(
-    v: Float[Tensor, '*b d'],
+    x: Float[Tensor, '*b d'],
+    y: Float[Tensor, '*b d'] | None = None,  # None: the origin
 ) -> Float[Tensor, '*b']:  # float64, but on mps float32
-    "|v|², summed in float64 without a copy of `v` in float64; its gradient has the type of `v`."
-    return _Squares.apply(v)
+    "|x − y|², summed in float64 without a copy in float64; its gradient has the type of `x`, and only `x`, `y` are kept."
+    return _Squares.apply(x, y)
 
 # %% ../nbs/00_geometry.ipynb #3f0bc3aa
 def _lorentz_columns(x, curv, centre):
     "Of points: moved by `centre`; (t² − |x|²)/2 of the moved; 1; t = x_t − low, low being the centre's own x_t."
-    c, near = curv.to(_wide(x.device)), _moved(x, centre)
+    c, near = curv.to(_wide(x.device)), _minus(x, centre)
     centre_square = 0 if centre is None else wide_squares(centre)
     t = (1 / c + wide_squares(x)).sqrt() - (1 / c.detach() + centre_square).sqrt()
-    half = (t.square() - wide_squares(near)) / 2
+    half = (t.square() - wide_squares(x, centre)) / 2
     return near, half, torch.ones_like(t), t
 
 
@@ -422,7 +425,7 @@ def _lorentz_gap(x, y, curv):
     "δ = (c/2)(|x−y|² − (x_t−y_t)²) from three squared lengths a pair."
     c, x_square, y_square = curv.to(_wide(x.device)), wide_squares(x), wide_squares(y)
     time_gap = (x_square - y_square) / ((1 / c + x_square).sqrt() + (1 / c + y_square).sqrt())
-    return c / 2 * (wide_squares(x - y) - time_gap.square())
+    return c / 2 * (wide_squares(x, y) - time_gap.square())
 
 # %% ../nbs/00_geometry.ipynb #d76ef848
 class Lorentz(Geometry):
@@ -521,8 +524,8 @@ def _over_gap(p, curv):
 
 def _ball_columns(p, curv, centre):
     "Of points: moved by `centre` and divided by the gap; −|p|²/2 of the moved, divided too; one over the gap."
-    near, over = _moved(p, centre), _over_gap(p, curv)
-    return near * over[:, None].to(p.dtype), wide_squares(near) / -2 * over, over
+    near, over = _minus(p, centre), _over_gap(p, curv)
+    return near * over[:, None].to(p.dtype), wide_squares(p, centre) / -2 * over, over
 
 # %% ../nbs/00_geometry.ipynb #ecc3ffbd
 class Poincare(Geometry):
@@ -558,7 +561,7 @@ class Poincare(Geometry):
 
     def pair_gap(self, x, y, curv):
         "2c|p−q|²/((1−c|p|²)(1−c|q|²))."
-        return 2 * curv * wide_squares(x - y) * (_over_gap(x, curv) * _over_gap(y, curv))
+        return 2 * curv * wide_squares(x, y) * (_over_gap(x, curv) * _over_gap(y, curv))
 
     def query_vectors(self, x, curv):
         "(2x, −(1 + c|x|²)/√c) / (1 − c|x|²)."
@@ -614,17 +617,15 @@ class Euclidean(Geometry):
         return curv.new_tensor(-2.0)
 
     def left_rows(self, x, curv, centre=None):
-        near = _moved(x, centre)
-        half = wide_squares(near) / -2
-        return _with_columns(near, half, torch.ones_like(half))
+        half = wide_squares(x, centre) / -2
+        return _with_columns(_minus(x, centre), half, torch.ones_like(half))
 
     def right_rows(self, y, curv, centre=None):
-        near = _moved(y, centre)
-        half = wide_squares(near) / -2
-        return _with_columns(near, torch.ones_like(half), half)
+        half = wide_squares(y, centre) / -2
+        return _with_columns(_minus(y, centre), torch.ones_like(half), half)
 
     def pair_gap(self, x, y, curv):
-        return wide_squares(x - y)
+        return wide_squares(x, y)
 
     @at_least(torch.float32)
     def query_vectors(self, x, curv):

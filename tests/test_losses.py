@@ -5,7 +5,8 @@ import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.losses.contrastive import contrastive_loss, hard_cross_entropy
+from meru.losses.contrastive import hard_cross_entropy
+from meru.losses.pairwise import contrastive_loss
 from meru.losses.entailment import entailment_loss
 
 NAMES, CONED = list(geometries), [n for n, g in geometries.items() if g.has_cones]
@@ -22,8 +23,8 @@ def brute_force(logits, ids):
     total = 0.0
     for l in (logits, logits.T):
         for i in range(len(l)):
-            rivals = [j for j in range(len(l)) if j == i or ids[j] != ids[i]]
-            total += F.cross_entropy(l[i, rivals], torch.tensor(rivals.index(i)))
+            negatives = [j for j in range(len(l)) if j == i or ids[j] != ids[i]]
+            total += F.cross_entropy(l[i, negatives], torch.tensor(negatives.index(i)))
     return total / (2 * len(logits))
 
 
@@ -47,7 +48,7 @@ def test_contrastive_is_the_mean_of_masked_cross_entropies(name, b, d, curv, sca
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_without_ids_every_text_is_a_rival(name):
+def test_without_ids_every_text_is_a_negative(name):
     geometry = get_geometry(name)
     x, t = points(geometry, 5, 3, 0, ONE)
     assert torch.allclose(contrastive_loss(geometry, x, t, ONE, ONE), brute_force(geometry.scores(x, t, ONE), range(5)))
@@ -186,11 +187,11 @@ def weighted_brute_force(logits, ids, margin, beta):
     total = 0.0
     for l in (logits, logits.T):
         for i in range(len(l)):
-            own, rivals = l[i, i] - margin, l[i, [j for j in range(len(l)) if ids[j] != ids[i]]]
-            if not len(rivals):
+            own, negatives = l[i, i] - margin, l[i, [j for j in range(len(l)) if ids[j] != ids[i]]]
+            if not len(negatives):
                 continue
-            w = len(rivals) * (beta * rivals).exp() / (beta * rivals).exp().sum()
-            total += torch.log(own.exp() + (w * rivals.exp()).sum()) - own
+            w = len(negatives) * (beta * negatives).exp() / (beta * negatives).exp().sum()
+            total += torch.log(own.exp() + (w * negatives.exp()).sum()) - own
     return torch.as_tensor(total / (2 * len(logits)), dtype=torch.float64)
 
 

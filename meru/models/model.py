@@ -17,12 +17,10 @@ from jaxtyping import Float, Int
 from torch import nn, Tensor
 from typing import Annotated, Literal
 from ..geometry import geometries, get_geometry
-from ..parallel import mean_of_all, world
+from ..parallel import mean_of_all
 from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
-from ..losses.contrastive import contrastive_loss
 from ..losses.entailment import entailment_loss
-from ..losses.pairwise import contrastive_loss as fused_loss
-from ..losses.distributed import contrastive_loss as spread_loss
+from ..losses.pairwise import contrastive_loss
 from ..data.tokenizer import Tokenizer
 from .towers import build_image_tower, build_text_tower, image_towers
 from .pretrained import load_towers, Towers
@@ -223,10 +221,8 @@ class Model(Scalars):
     ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs, with this model's temperature, margin and weights."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
-        loss = (
-            spread_loss if self.training and world() > 1 else fused_loss if len(x) >= 512 else contrastive_loss
-        )  # below 512 the plain form is as fast
-        return loss(self.geometry, x, t, self.curv, scale, text_ids, self.cfg.margin, self.cfg.hard_beta)
+        how = text_ids, self.cfg.margin, self.cfg.hard_beta
+        return contrastive_loss(self.geometry, x, t, self.curv, scale, *how, all_processes=self.training)
 
     def forward(
         self,
