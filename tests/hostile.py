@@ -274,8 +274,8 @@ def write_list(path, rows):
     bad = [
         b'no address here',
         b'\thttp://a.example/no-caption.jpg',
-        b'odd bytes \xff\xfe\thttp://a.example/1.jpg',
-        b'',
+        b'a null \0 byte\thttp://a.example/1.jpg',
+        b'\t',
         b'no url\t',
     ]
     lines = [f'{c}\t{u}'.encode() for c, u, _ in rows]

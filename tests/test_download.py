@@ -14,7 +14,6 @@ from meru.data.fetch import (
     _Tally,
     _check_raw,
     fetch,
-    _folder_rows,
     _guarded_download,
     _guarded_resize,
     _only_one,
@@ -75,7 +74,7 @@ def test_csv_and_parquet_with_other_names(tmp_path):
     assert list(read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
     with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"):
         list(read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
-    with pytest.raises(ValueError, match='must end in .tsv, .csv or .parquet'):
+    with pytest.raises(ValueError, match='must end in .csv, .tsv, .jsonl, .json, .parquet'):
         list(read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
 
 
@@ -377,19 +376,23 @@ def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
     own = own_folder(tmp_path / 'own')
     one = fetch(tmp_path / 'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=1), tmp_path)
     assert one['books'] == dict(
-        rows=27, malformed=0, repeated=0, stored=24, failed=dict(not_an_image=2, no_caption=1), equal_images=12
+        rows=27,
+        malformed=0,
+        repeated=0,
+        stored=24,
+        failed=dict(missing_file=1, no_caption=1, not_an_image=1),
+        equal_images=12,
     )
     assert [s['rows'] for s in one['shards']] == [10, 10, 7] and one['id'] == Shards(tmp_path / 'a', 'hashes').id
-    lines = ['path,caption'] + [f'{p},{c}' for c, p in _folder_rows(own) if p != 'mute.png']
-    (own / 'list.csv').write_text('\n'.join(lines + ['00.png,again', 'gone.png,gone']) + '\n')
+    lines = ['path,caption'] + [f'{i:02d}.png,caption {i}' for i in range(24)] + ['page.jpg,a page']
+    (own / 'list.csv').write_text('\n'.join(lines + ['23.png,again', 'gone.png,gone', 'a,comma,too many']) + '\n')
     two = fetch(
         tmp_path / 'b', D.make_fetch_config(pairs='own/list.csv', name='mine', shard_size=10, processes=1), tmp_path
     )
-    assert (
-        two['books']['stored'] == 24
-        and two['books']['repeated'] == 1
-        and two['books']['failed'] == dict(not_an_image=2, missing_file=1)
+    assert two['books'] == dict(
+        rows=27, malformed=1, repeated=0, stored=24, failed=dict(not_an_image=1, missing_file=1), equal_images=12
     )
+    assert Shards(tmp_path / 'b')[23].meta['captions'] == ['caption 23', 'again']
     assert [s['sha256'] for s in two['shards']][:2] == [s['sha256'] for s in one['shards']][:2]
     assert 'nothing was fetched' not in capsys.readouterr().out
     fetch(tmp_path / 'a', D.make_fetch_config(pairs='own', name='mine', shard_size=10, processes=3), tmp_path)
@@ -549,11 +552,11 @@ def test_the_mirror_is_resumed_checked_and_made_ours(hub, tmp_path, monkeypatch)
     monkeypatch.setattr('huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE', 4096)
     manifest = fetch(tmp_path / 'm', mirror(hub), tmp_path)
     assert manifest['books'] == dict(
-        rows=30,
+        rows=56,
         malformed=0,
         repeated=0,
         stored=24,
-        failed=dict(too_large=2, not_an_image=2, missing_file=2),
+        failed=dict(no_caption=24, too_large=2, not_an_image=2, missing_file=2, odd_members=2),
         equal_images=0,
     )
     assert any(r and not r.startswith('bytes=0-') for _, _, r in hub.log), 'the broken download was begun anew'

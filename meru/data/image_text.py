@@ -315,6 +315,13 @@ class FileRows:
         except OSError as e:
             raise SampleError('unreadable', f'{key}: {e.strerror}') from None
 
+    def size(self, key: str) -> int:
+        "Of the picture, in bytes; -1 where it is not there."
+        try:
+            return os.stat(self.folder / key).st_size
+        except (OSError, ValueError):
+            return -1
+
     @cached_property
     def _described(self) -> dict[str, str]:
         "Each row with the hash of its picture, as JSON."
@@ -410,11 +417,12 @@ def read_table(
     file_column: str = 'file',  # names the pictures, from `folder`
     caption_column: str = 'caption',  # a caption, or a list of them
     folder: Path | None = None,  # of the pictures; None: the table's
+    unnamed: tuple[str, ...] = (),  # columns of a table without a header line
 ) -> FileRows:
     "A table as rows, in the order in which it names the pictures first."
     path = Path(path)
     with open(path, 'rb') as stream:
-        listing = read_listing(stream, str(path), file_column, caption_column)
+        listing = read_listing(stream, str(path), file_column, caption_column, unnamed)
     wanted = TableColumns((_column_names(file_column), _column_names(caption_column)))
     if listing.columns and (missing := wanted.missing(listing.columns)):
         raise ValueError(

@@ -95,6 +95,7 @@ class TableColumns(NamedTuple):
     wanted: tuple[tuple[str, ...], ...]  # for each column the names it may have
     unnamed: tuple[str, ...] = ()  # the columns of a table without a header line; (): it must have one
     free: tuple[str, ...] = ()  # names of the one column of a tsv that may hold tabs: the caption
+    remedy: str = 'give file_column and caption_column'  # what an error about them advises
 
     def missing(self, names: Iterable[str]) -> str:
         "The first wanted column that is not among the names; '' where all are."
@@ -124,10 +125,7 @@ def _check_columns(
 ):
     "Refuse a table that lacks a column."
     if missing := columns.missing(names):
-        raise ValueError(
-            f'{table} has no column {missing!r}; it has {", ".join(map(str, names))}: '
-            'give file_column and caption_column.'
-        )
+        raise ValueError(f'{table} has no column {missing!r}; it has {", ".join(map(str, names))}: {columns.remedy}.')
 
 # %% ../../nbs/data/18_tables.ipynb #d15ed6be
 def _named(
