@@ -21,7 +21,7 @@ from meru.data.images import (
     _random_affine,
     random_boxes,
     reasons,
-    recipe,
+    augment_params,
     _recolour,
     resize_image,
     _warp,
@@ -490,11 +490,14 @@ def test_impossible_settings_are_refused(bad):
     ],
 )
 def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):
-    "Pictures that are squares already: nothing is squeezed, and the two ways differ by their roundings."
+    "Pictures that are squares already: nothing is resized first, and the two ways differ by their roundings."
     pictures = torch.from_numpy(np.random.default_rng(2).integers(0, 255, (40, 3, 9, 9), dtype=np.uint8))
     pictures = torch.nn.functional.interpolate(pictures, size=(72, 72), mode='bicubic')
     u, hw = np.random.default_rng(3).random((40, n_draws)), np.full((40, 2), 72)
-    slow, fast = augment_images(list(pictures), 48, u, aug), augment_batch(pictures, recipe(u, hw, aug), 48, aug)
+    slow, fast = (
+        augment_images(list(pictures), 48, u, aug),
+        augment_batch(pictures, augment_params(u, hw, aug), 48, aug),
+    )
     off = (slow.float() - fast.float()).abs()
     assert off.max() <= most and off.mean() < 0.3
-    assert torch.equal(augment_batch(pictures, recipe(u, hw, aug), 48, aug, chunk=7), fast)
+    assert torch.equal(augment_batch(pictures, augment_params(u, hw, aug), 48, aug, chunk=7), fast)

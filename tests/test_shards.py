@@ -602,14 +602,14 @@ def test_near_twins():
     assert _without_person('family: man, boy') == 'family'
 
 
-def test_squeezed_pictures_carry_their_recipe(folder):
+def test_resized_pictures_carry_their_augment_params(folder):
     "The draws depend on (seed, epoch, index) alone: from any step, in any number of workers."
 
     def loader(workers):
-        return Loader(Shards(folder), TOK, 16, 5, seed=3, augment=FULL, workers=workers, squeeze=24)
+        return Loader(Shards(folder), TOK, 16, 5, seed=3, augment=FULL, workers=workers, pre_resize=24)
 
     ahead = list(itertools.islice(loader(0).batches(), 6))
-    assert ahead[0].images.shape == (5, 3, 24, 24) and ahead[0].recipe.shape == (5, 21)
+    assert ahead[0].images.shape == (5, 3, 24, 24) and ahead[0].augment_params.shape == (5, 21)
     for batch in (next(loader(0).batches(5)), next(loader(1).batches(5))):
-        assert torch.equal(batch.images, ahead[5].images) and torch.equal(batch.recipe, ahead[5].recipe)
-    assert not torch.equal(ahead[0].recipe, ahead[5].recipe)
+        assert torch.equal(batch.images, ahead[5].images) and torch.equal(batch.augment_params, ahead[5].augment_params)
+    assert not torch.equal(ahead[0].augment_params, ahead[5].augment_params)

@@ -27,7 +27,7 @@ from meru.data.images import (
     ImageAugment,
     ImageError,
     n_draws,
-    recipe,
+    augment_params,
     resize_image,
 )
 from .shards import Sample, SampleError, Shards
@@ -109,8 +109,8 @@ class Batch(NamedTuple):
     tokens: Int64[Tensor, 'b l']  # ids, padded with 0
     text_ids: Int64[Tensor, 'b']  # equal for equal texts, before their augmentation
     keys: list  # of str: the samples
-    recipe: Tensor | None = (
-        None  # [b 21] of meru.data.images.recipe: `images` are whole pictures, to be augmented on the device
+    augment_params: Tensor | None = (
+        None  # [b 21] of meru.data.images.augment_params: `images` are whole pictures, to be augmented on the device
     )
 
 # %% ../../nbs/data/24_loader.ipynb #28819011
@@ -143,11 +143,11 @@ def _to_batch(
     said: list[str],  # as augmented
     samples: list,  # of Sample
     tokenizer: Callable,  # texts to ids
-    recipe: Tensor | None = None,  # of augmentation on the device
+    augment_params: Tensor | None = None,  # of augmentation on the device
 ) -> Batch:
     "Put a batch together."
     ids = torch.tensor([text_id(o) for o in texts], dtype=torch.int64)
-    return Batch(images, tokenizer(said), ids, [o.key for o in samples], recipe)
+    return Batch(images, tokenizer(said), ids, [o.key for o in samples], augment_params)
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):
@@ -228,8 +228,8 @@ class Loader(_Walks):
     cache: bool = True  # decode everything first and keep it in memory
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
-    squeeze: int = (
-        0  # side of squares into which whole pictures are squeezed, to be augmented on the device; 0: augment here
+    pre_resize: int = (
+        0  # side of squares to which whole pictures are resized, to be augmented on the device; 0: augment here
     )
 
     def __post_init__(self):
@@ -263,10 +263,10 @@ class Loader(_Walks):
         u = np.stack([o.random(1 + n_draws) for o in rngs])
         texts = [_choose_text(o, x, self.level_probs) for o, x in zip(samples, u[:, 0])]
         said = [self.augment_text(*o) for o in zip(texts, rngs)] if self.augment_text else texts
-        if not self.squeeze:
+        if not self.pre_resize:
             return _to_batch(
                 pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer
             )
         hw = np.array([o.image.shape[1:] for o in samples])
-        whole = torch.stack([crop_resize(o.image, (0, 0, *o.image.shape[1:]), self.squeeze) for o in samples])
-        return _to_batch(whole, texts, said, samples, self.tokenizer, recipe(u[:, 1:], hw, self.augment))
+        whole = torch.stack([crop_resize(o.image, (0, 0, *o.image.shape[1:]), self.pre_resize) for o in samples])
+        return _to_batch(whole, texts, said, samples, self.tokenizer, augment_params(u[:, 1:], hw, self.augment))

@@ -122,8 +122,10 @@ def to_device(
     batch = Batch(*(o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in batch))
     return (
         batch
-        if batch.recipe is None
-        else batch._replace(images=augment_batch(batch.images, batch.recipe, cfg.image_size, cfg), recipe=None)
+        if batch.augment_params is None
+        else batch._replace(
+            images=augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg), augment_params=None
+        )
     )
 
 # %% ../../nbs/training/43_step.ipynb #10a5e051

@@ -183,7 +183,7 @@ def make_loader(
         workers=cfg.workers,
         cache=cfg.cache,
         share=(rank(), world()),
-        squeeze=cfg.image_size * 3 // 2 if cfg.augment_on == 'device' else 0,
+        pre_resize=cfg.image_size * 3 // 2 if cfg.augment_on == 'device' else 0,
     )
     return Loader(shards, tokenizer_of(cfg), **kw | changes)
 
