@@ -1,4 +1,4 @@
-"""Traversals: what is met, against a slow search, and the notebook as a person runs it."""
+"""Traversals: which texts lie on a path, against a slow search, and the notebook as a person runs it."""
 
 import json, re
 import pytest, torch
@@ -6,7 +6,7 @@ from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.data.image_text import read_texts
 from meru.evaluation.traversal import *
-from meru.evaluation.traversal import _Pool, _root_of, _walk_across, _walk_home
+from meru.evaluation.traversal import _path_between, _path_to_root, _read_starts, _root_of, _Start, _Stop, _TextPool
 from conftest import ROOT
 
 c = torch.tensor(0.8, dtype=torch.float64)
@@ -17,7 +17,7 @@ def scattered(name, n=40, seed=0):
     g, gen = get_geometry(name), torch.Generator().manual_seed(seed)
     v = torch.randn(n, 3, generator=gen, dtype=torch.float64)
     root = torch.zeros(3, dtype=torch.float64) if g.has_radius else torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    return _Pool([f't{i}' for i in range(n)], g.exp_map0(v, c), root, g, c)
+    return _TextPool([f't{i}' for i in range(n)], g.exp_map0(v, c), root, g, c)
 
 
 @pytest.mark.parametrize('name', geometries)
@@ -41,7 +41,7 @@ def test_nearest_is_what_a_slow_search_finds(name, cones):
 def test_home_is_downhill_and_ends_at_the_root(name):
     pool = scattered(name)
     for i, start in enumerate(pool.points[:6]):
-        stops = _walk_home(pool, start, 20)
+        stops = _path_to_root(pool, start, 20)
         assert (
             stops[0].text == f't{i}'
             and stops[0].distance == 0
@@ -55,13 +55,16 @@ def test_lorentz_and_poincare_meet_the_same():
     "One space, two pictures of it."
     a, b = scattered('lorentz'), scattered('poincare')
     for x, y in zip(a.points[:8], b.points[:8]):
-        assert [s.text for s in _walk_home(a, x)] == [s.text for s in _walk_home(b, y)]
-        assert [s.text for s in _walk_across(a, x, a.points[9])] == [s.text for s in _walk_across(b, y, b.points[9])]
+        assert [s.text for s in _path_to_root(a, x)] == [s.text for s in _path_to_root(b, y)]
+        assert [s.text for s in _path_between(a, x, a.points[9])] == [s.text for s in _path_between(b, y, b.points[9])]
 
 
 def test_across_is_the_same_way_back():
     pool = scattered('lorentz')
-    there, back = _walk_across(pool, pool.points[0], pool.points[1]), _walk_across(pool, pool.points[1], pool.points[0])
+    there, back = (
+        _path_between(pool, pool.points[0], pool.points[1]),
+        _path_between(pool, pool.points[1], pool.points[0]),
+    )
     assert {s.text for s in there} == {s.text for s in back} and there[0].text == 't0' and there[-1].text == 't1'
 
 
@@ -104,6 +107,48 @@ def test_the_root_of_clip(home):
     with pytest.raises(ValueError, match="rootless.pth .* without a 'root'"):
         _root_of(model, home / 'rootless.pth')
     assert not _root_of(load_released(home / 'meru.pth', 4), home / 'meru.pth').any()
+
+
+def test_a_folder_with_one_picture(home, tmp_path):
+    Image.new('RGB', (20, 30), 'green').save(tmp_path / 'green.PNG')
+    (start,) = _read_starts(str(tmp_path), 16, 8)
+    assert start.name == 'green' and start.picture.shape == (3, 16, 16)
+    assert [s.name for s in _read_starts(str(tmp_path / 'green.PNG'), 16, 8)] == ['green']
+
+
+def test_a_damaged_picture_of_a_folder_is_named_and_left_out(tmp_path, capsys):
+    for name in ('a', 'c'):
+        Image.new('RGB', (20, 30), 'green').save(tmp_path / f'{name}.png')
+    (tmp_path / 'b.png').write_bytes(b'no picture')
+    assert [s.name for s in _read_starts(str(tmp_path), 16, 8)] == ['a', 'c']
+    assert f'Left out: {tmp_path / "b.png"} cannot be used' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='b.png cannot be used'):
+        _read_starts(str(tmp_path / 'b.png'), 16, 8)
+    for name in ('a', 'c'):
+        (tmp_path / f'{name}.png').unlink()
+    with pytest.raises(ValueError, match='b.png cannot be used'):
+        _read_starts(str(tmp_path), 16, 8)
+
+
+def test_dollar_signs_in_names_and_captions_are_no_formula(tmp_path):
+    import matplotlib.pyplot as plt
+
+    picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    starts = [_Start('$$', picture), _Start(r'a $\nothing$ text', None)]
+    path = [_Stop('$x^$', 0, 1.0, 0.0), _Stop('[root]', 3, 0.0, 0.0)]
+    figure = plot_paths(starts, {'$$ model': [path, path]})
+    figure.savefig(tmp_path / 'paths.png')
+    assert '$x^$' in {text.get_text() for ax in figure.axes for text in ax.texts}
+    plt.close(figure)
+
+
+def test_a_table_of_paths_keeps_its_columns():
+    path = [_Stop('a | b', 0, 1.0, 0.0), _Stop('[root]', 3, 0.0, 0.0)]
+    table = path_table([_Start('start', None)], dict(m=[path]))
+    assert table.splitlines()[2] == r'| start | m | a \| b (1.00), [root] (0.00) |'
+    assert path_record([_Start('start', None)], dict(m=[path])) == [
+        dict(start='start', model='m', stops=[stop._asdict() for stop in path])
+    ]
 
 
 def test_traverse_notebook(home, papermill):
