@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = dict(steps=26, save_every=1, val_every=8, log_every=1, val_pairs=128)  # of the training run
+SETTINGS = dict(steps=12, batch_size=16, image_width=64, text_width=32, embed_dim=16, image_depth=1)
+SETTINGS |= dict(save_every=1, val_every=4, log_every=1, val_pairs=64, verify='sizes')  # of the training run
 
 
 # ---------------------------------------------------------------- the jobs, each started anew by the same call
@@ -173,9 +174,15 @@ def alive(pid: int) -> bool:
         return False
 
 
-def saving(folder: Path) -> bool:
-    "Is a file half written?"
-    return any(o.suffix in ('.tmp', '.part') for o in folder.rglob('*'))
+def saving(folder: Path, since: float) -> bool:
+    "Is a file half written, by a process that began at `since`?"
+    for path in folder.rglob('*'):
+        try:
+            if path.suffix in ('.tmp', '.part') and path.stat().st_mtime >= since:
+                return True
+        except FileNotFoundError:
+            continue  # it was finished and renamed meanwhile
+    return False
 
 
 class Killed(NamedTuple):
@@ -197,15 +204,20 @@ def kill_job(launcher: Launcher, job: str, wanted: int, home: Path, pictures: Pa
     seconds, truth = time.perf_counter() - began, digest(whole)
     kills, inside, finished, different = 0, 0, 0, []
     while True:
-        pid, wait_for_save = launcher.start(job, broken, pictures), kills % 2
+        since, wait_for_save = time.time(), kills % 2
+        pid = launcher.start(job, broken, pictures)
         moment = time.perf_counter() + rng.random() * seconds * (0.5 if wait_for_save else 1.0)
-        while kills < wanted and alive(pid) and (time.perf_counter() < moment or wait_for_save and not saving(broken)):
+        while (
+            kills < wanted
+            and alive(pid)
+            and (time.perf_counter() < moment or wait_for_save and not saving(broken, since))
+        ):
             time.sleep(0.0002)
         if kills < wanted and alive(pid):
             os.kill(pid, signal.SIGKILL)
         status = launcher.status()
         if os.WIFSIGNALED(status):
-            kills, inside = kills + 1, inside + saving(broken)
+            kills, inside = kills + 1, inside + saving(broken, since)
             continue
         if status:
             raise RuntimeError(f'{job} does not go on after {kills} kills: see {broken}')
