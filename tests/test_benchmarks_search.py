@@ -14,12 +14,12 @@ def test_the_short_form_finds_what_it_should(monkeypatch):
     assert [r['case'] for r in found['rows']] == ['3,000 wide', '3,000 narrow']
     for r in found['rows']:
         recall = r['recall_at_10']
-        assert recall['cells'] > 0.95 and recall['exact'] == 1 and recall['lifted_graph'] > 0.9
+        assert recall['inverted_lists'] > 0.95 and recall['exact'] == 1 and recall['lifted_graph'] > 0.9
         assert (
-            set(r['ratio']) == {'exact', 'flat', 'naive_graph', 'lifted_graph'}
+            set(r['ratio']) == {'exact', 'flat', 'product_graph', 'lifted_graph'}
             and r['one_by_one']['ratio']['exact']['median'] > 0
         )
-    assert found['rows'][0]['recall_at_10']['naive_graph'] < 0.6
+    assert found['rows'][0]['recall_at_10']['product_graph'] < 0.6
     assert found['exact_memory']['peak_bytes'] > found['exact_memory']['gallery_bytes']
 
 
@@ -28,7 +28,7 @@ def test_a_query_without_order_gains_nothing_from_moving():
     g, one = get_geometry('lorentz'), torch.tensor(1.0)
     way = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     texts, level = g.exp_map0(way, one), torch.arange(40) % 4
-    rows = R._generality_rows(g, texts, texts, torch.arange(40)[:, None], level, one)
+    rows = R._generality_rows(g, R._LevelledTexts(texts, texts, torch.arange(40)[:, None], level, one))
     assert {round(o['level'], 6) for o in rows} == {1.5} and all(o['right'] == 1 for o in rows)
 
 

@@ -51,7 +51,7 @@ def test_finds_every_ratio():
 
 def test_from_the_command_line(papermill, tmp_path):
     done = papermill(
-        'benchmark', tmp_path / 'out.ipynb', '-p', 'suite', 'ranks', '-p', 'quick', 'true', '-p', 'out', tmp_path
+        'benchmark', tmp_path / 'out.ipynb', '-p', 'suite', 'head', '-p', 'quick', 'true', '-p', 'out', tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / 'ranks.json').read_text())['quick'] and (tmp_path / 'ranks.png').stat().st_size > 3000
+    assert json.loads((tmp_path / 'head.json').read_text())['quick'] and (tmp_path / 'head.png').stat().st_size > 3000
