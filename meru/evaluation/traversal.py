@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pathlib import Path
+from textwrap import fill
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
 from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, root
@@ -282,7 +283,8 @@ def _draw_start(
 ):
     "A picture under its name, or a text."
     if start.picture is None:
-        ax.text(0.5, 0.5, start.name, ha='center', va='center', wrap=True, transform=ax.transAxes, parse_math=False)
+        words = fill(start.name, 20)  # matplotlib's own wrapping reads formulas
+        ax.text(0.5, 0.5, words, ha='center', va='center', transform=ax.transAxes, parse_math=False)
         return
     ax.imshow(start.picture.permute(1, 2, 0).numpy())
     ax.set_title(_shorten(start.name), size=7, loc='center', parse_math=False)
