@@ -1,11 +1,15 @@
 """What `make lab` tells Jupyter: notebooks are cleaned as they are saved, so that reading one changes no file."""
 
-from nbdev.clean import _nbdev_clean
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / '.ci'))
+from clean import clean
 
 
-def clean(path, model, **_):
+def clean_before_saving(path, model, **_):
     if model['type'] == 'notebook' and model['content']['nbformat'] == 4:
-        _nbdev_clean(model['content'])
+        clean(model['content'])
 
 
-c.ContentsManager.pre_save_hook = clean  # noqa: F821
+c.ContentsManager.pre_save_hook = clean_before_saving  # noqa: F821

@@ -148,7 +148,9 @@ class Geometry(_Scores):
         raise NotImplementedError
 
     @at_least(torch.float64)
-    def dist(self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], curv: Float[Tensor, '']) -> Float[Tensor, '*b']:
+    def dist(
+        self, x: Float[Tensor, '*#b d'], y: Float[Tensor, '*#b d'], curv: Float[Tensor, '']
+    ) -> Float[Tensor, '*b']:
         "Geodesic distance of pairs, from their gap z."
         return self.link(self.pair_gap(x, y, curv)) / curv.sqrt()
 
@@ -157,7 +159,7 @@ class Geometry(_Scores):
         raise NotImplementedError
 
     def between(
-        self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], t: Float[Tensor, '*b 1'], curv: Float[Tensor, '']
+        self, x: Float[Tensor, '*#b d'], y: Float[Tensor, '*#b d'], t: Float[Tensor, '*#b 1'], curv: Float[Tensor, '']
     ) -> Float[Tensor, '*b d']:
         "The point at the share `t` of the geodesic from `x` to `y`."
         raise NotImplementedError
@@ -173,7 +175,7 @@ class Geometry(_Scores):
         raise NotImplementedError(f'The {self} geometry has no entailment cones; check has_cones first.')
 
     def exterior_angle(
-        self, x: Float[Tensor, '*b d'], y: Float[Tensor, '*b d'], curv: Float[Tensor, '']
+        self, x: Float[Tensor, '*#b d'], y: Float[Tensor, '*#b d'], curv: Float[Tensor, '']
     ) -> Float[Tensor, '*b']:
         "Angle at `x`, radians, between the ray away from the root and the ray to `y`."
         raise NotImplementedError(f'The {self} geometry has no entailment cones; check has_cones first.')
@@ -226,8 +228,8 @@ def unit(
 
 # %% ../nbs/00_geometry.ipynb #f1ee1887
 def _polar_delta(
-    x: Float[Tensor, '*b d'],  # space components
-    y: Float[Tensor, '*b d'],
+    x: Float[Tensor, '*#b d'],  # space components
+    y: Float[Tensor, '*#b d'],
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
 ) -> Float[Tensor, '*b']:
     "δ = −c<x,y> − 1 of pairs, from differences only: exactly 0 for x = y."
@@ -252,8 +254,8 @@ def _smooth_delta(x, y, curv):
 
 
 def lorentz_delta(
-    x: Float[Tensor, '*b d'],  # space components
-    y: Float[Tensor, '*b d'],
+    x: Float[Tensor, '*#b d'],  # space components
+    y: Float[Tensor, '*#b d'],
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
 ) -> Float[Tensor, '*b']:
     "The value of the polar form with the gradient of the difference form: right at the root and at x = y too."
@@ -273,8 +275,8 @@ def acosh1p(
 # %% ../nbs/00_geometry.ipynb #19dc6e5f
 @at_least(torch.float64)
 def lorentz_dist(
-    x: Float[Tensor, '*b d'],  # space components
-    y: Float[Tensor, '*b d'],
+    x: Float[Tensor, '*#b d'],  # space components
+    y: Float[Tensor, '*#b d'],
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
 ) -> Float[Tensor, '*b']:
     "Geodesic distance of pairs; float32 right to 1e-6 for √c·radius up to 8, whatever the separation."
@@ -301,8 +303,8 @@ def _angle(across, along):
 
 @at_least(torch.float64)
 def lorentz_exterior_angle(
-    x: Float[Tensor, '*b d'],  # apex, space components; at the root every direction counts as π/2
-    y: Float[Tensor, '*b d'],  # where to look; y = x counts as straight ahead, 0
+    x: Float[Tensor, '*#b d'],  # apex, space components; at the root every direction counts as π/2
+    y: Float[Tensor, '*#b d'],  # where to look; y = x counts as straight ahead, 0
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
 ) -> Float[Tensor, '*b']:
     "Angle at `x` between the ray away from the root and the ray to `y`, radians (MERU)."

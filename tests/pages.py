@@ -13,12 +13,14 @@ TINY = 1e-4  # numbers below are rounding errors: another processor rounds other
 
 
 def texts(cell):
-    "What a cell shows as text, without what it says on stderr."
+    "What a cell shows as text, without what it says on stderr and without widgets."
     parts = []
     for out in cell.get('outputs', []):
         if out['output_type'] == 'stream' and out['name'] == 'stdout':
             parts.append(''.join(out['text']))
         data = out.get('data', {})
+        if 'application/vnd.jupyter.widget-view+json' in data:
+            continue
         parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
     return re.sub(r' at 0x[0-9a-f]+', '', '\n'.join(parts))
 
