@@ -75,7 +75,7 @@ _moved = {
     'comparison': 'evaluation.comparison evaluation.statistics',
     'datasets': 'evaluation.datasets',
     'distributed': 'parallel',
-    'download': 'data.fetch data.download',
+    'download': 'data.fetch data.download data.engine data.packing',
     'encoders': 'models.towers models.pretrained',
     'features': 'models.feature_cache models.embedding models.mining data.folders',
     'hierarchy': 'evaluation.hierarchy',

@@ -7,19 +7,16 @@ import pyarrow as pa, pyarrow.parquet as pq
 import pytest
 from PIL import Image
 import meru.data.download as D
-import meru.data.fetch as fetch_page
+import meru.data.engine as engine
 
 from meru.data.shards import Shards
 from meru.data.fetch import (
-    _Tally,
-    _check_raw,
     fetch,
-    _guarded_download,
-    _guarded_resize,
     _only_one,
     read_pairs,
 )
-from meru.data.fetch import _within as within
+from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize
+from meru.data.engine import _within as within
 from conftest import ROOT
 from hostile import Hostile, encoded
 
@@ -217,12 +214,12 @@ def test_nothing_is_read_behind_a_packed_body(length):
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
     tally, cfg = _Tally(tmp_path / '0.txt'), config(timeout=0.1, retries=0)
-    monkeypatch.setattr(fetch_page, 'fetch_bytes', lambda *a: time.sleep(30))
+    monkeypatch.setattr(engine, 'fetch_bytes', lambda *a: time.sleep(30))
     began = time.monotonic()
     assert _guarded_download((3, 'http://slow.example/'), cfg, tally) == (3, None, 'timeout')
     assert time.monotonic() - began < 5
-    monkeypatch.setattr(fetch_page, '_within', lambda seconds, *a: within(0.1, *a))
-    monkeypatch.setattr(fetch_page, 'clean_picture', lambda *a: time.sleep(30))
+    monkeypatch.setattr(engine, '_within', lambda seconds, *a: within(0.1, *a))
+    monkeypatch.setattr(engine, 'clean_picture', lambda *a: time.sleep(30))
     stream = io.BytesIO(b'x')
     stream.key = 4
     assert _guarded_resize(stream, None, cfg, tally) == (None, None, None, None, None, 'timeout')
@@ -233,8 +230,8 @@ def test_a_row_that_kills_its_worker_twice_is_given_up(tmp_path):
     (tmp_path / 'progress').mkdir()
     for name, text in (('3.row', '17'), ('4.row', '')):
         (tmp_path / 'progress' / name).write_text(text)
-    assert not fetch_page._strike(tmp_path, 1) and not fetch_page._given_up(tmp_path)
-    assert fetch_page._strike(tmp_path, 1) and fetch_page._given_up(tmp_path) == {(3, 17)}
+    assert not engine._strike(tmp_path, 1) and not engine._given_up(tmp_path)
+    assert engine._strike(tmp_path, 1) and engine._given_up(tmp_path) == {(3, 17)}
     tally = _Tally(tmp_path / '3.txt')
     assert _guarded_download((17, 'http://10.0.0.1/'), config(), tally, frozenset({17})) == (17, None, 'timeout')
 
@@ -402,7 +399,7 @@ def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
 def test_a_changed_source_another_config_and_a_changed_shard_are_refused(tmp_path, monkeypatch):
     own_folder(tmp_path / 'own')
     cfg = D.make_fetch_config(pairs='own', shard_size=10, processes=1)
-    monkeypatch.setattr('meru.data.fetch._close_books', lambda *a: 1 / 0)
+    monkeypatch.setattr('meru.data.fetch.write_manifest', lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fetch(tmp_path / 'a', cfg, tmp_path)
     monkeypatch.undo()

@@ -5,7 +5,9 @@ import psutil, pyarrow.parquet as pq
 import pytest
 from collections import Counter
 from meru.data.download import make_fetch_config
-from meru.data.fetch import _done_shards, fetch, _reason_in
+from meru.data.engine import _reason_in
+from meru.data.fetch import fetch
+from meru.data.packing import done_shards
 from meru.data.shards import Shards
 from conftest import ROOT
 from hostile import Hostile, rows_of, write_list
@@ -31,7 +33,7 @@ SCRIPT = 'import json, sys; from pathlib import Path; from meru.data.download im
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-    "The server, its list, and the fate that each row must have."
+    "The server, its list, and the status that each row must have."
     server, home = Hostile(ROOT), tmp_path_factory.mktemp('fetch')
     rows = rows_of(server)
     counts = write_list(home / 'list.tsv', rows)
@@ -106,20 +108,20 @@ def pieces(world, fetched):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)),
     )
     log['full'], log['full_code'] = full.communicate()[0], full.returncode
-    log['after_full'] = _done_shards(folder)
+    log['after_full'] = done_shards(folder)
     killed = start(folder, world['settings'])
-    wait_for(lambda: killed.poll() is not None or len(_done_shards(folder)) > len(log['after_full']))
+    wait_for(lambda: killed.poll() is not None or len(done_shards(folder)) > len(log['after_full']))
     family = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
     log['orphans'] = wait_for(lambda: not [p for p in family if p.is_running() and p.status() != 'zombie'], 10)
-    log['after_kill'], log['asked'] = _done_shards(folder), Counter(server.asked)
+    log['after_kill'], log['asked'] = done_shards(folder), Counter(server.asked)
     last = start(folder, world['settings'] | dict(distributor='pyspark' if SPARK else 'multiprocessing'))
     log['last'], log['last_code'] = last.communicate()[0], last.returncode
     return folder, log
 
 
-def test_every_row_has_the_fate_it_must_have(world, fetched):
+def test_every_row_has_the_status_it_must_have(world, fetched):
     table = [r for p in sorted(fetched.glob('*.parquet')) for r in pq.read_table(p).to_pylist()]
     want = {u.strip(): (c.strip(), f) for c, u, f in world['rows']}
     assert len(table) == len(want) == len(world['rows'])
@@ -131,16 +133,18 @@ def test_every_row_has_the_fate_it_must_have(world, fetched):
     assert not wrong, wrong
 
 
-def test_the_books_balance_to_the_row(world, fetched):
+def test_the_row_accounting_balances(world, fetched):
     manifest = json.loads((fetched / 'manifest.json').read_text())
-    books, fates = manifest['books'], Counter(f for _, _, f in world['rows'])
-    assert {k: books[k] for k in world['counts']} == world['counts']
-    assert books['stored'] == fates.pop('success') and books['failed'] == dict(fates)
-    assert books['rows'] == books['malformed'] + books['repeated'] + books['stored'] + sum(books['failed'].values())
+    accounting, status = manifest['books'], Counter(f for _, _, f in world['rows'])
+    assert {k: accounting[k] for k in world['counts']} == world['counts']
+    assert accounting['stored'] == status.pop('success') and accounting['failed'] == dict(status)
+    assert accounting['rows'] == accounting['malformed'] + accounting['repeated'] + accounting['stored'] + sum(
+        accounting['failed'].values()
+    )
     for s in manifest['shards']:
         assert s['rows'] == s['count'] + sum(s['failed'].values())
     assert (
-        books['equal_images'] == 8 + 2 + 3 + 2
+        accounting['equal_images'] == 8 + 2 + 3 + 2
     )  # eight made twice; gzip, redirects and a foreign opt-out lead to pictures that were there
 
 
@@ -178,7 +182,7 @@ def test_a_killed_worker_was_told_and_survived(world, fetched):
 def test_a_workers_end_is_found_among_what_others_say():
     "img2dataset's bar leaves its line open; a worker that lives on may trip over the closed pipe."
     script = (
-        "import multiprocessing, os, threading, time; from meru.data.fetch import _watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
+        "import multiprocessing, os, threading, time; from meru.data.engine import _watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
         "threading.Thread(target=_watch_family, args=(os.getppid(),), daemon=True).start(); time.sleep(.5); print('0it [00:00, ?it/s]', end='', flush=True); p.kill(); time.sleep(60)"
     )
     done = subprocess.run(
@@ -202,7 +206,7 @@ def test_a_full_disk_is_loud_and_a_kill_leaves_no_process(pieces):
 def test_only_the_missing_work_was_done_again(world, fetched, pieces):
     folder, log = pieces
     assert log['last_code'] == 0, log['last'][-3000:]
-    assert 0 < len(log['after_kill']) < len(_done_shards(folder))
+    assert 0 < len(log['after_kill']) < len(done_shards(folder))
     kept = [r['url'] for n in log['after_kill'] for r in pq.read_table(folder / f'{n:05d}.parquet').to_pylist()]
     own = [u.removeprefix(world['server'].home) for u in kept if u.startswith(world['server'].home) and '/to/' not in u]
     again = [u for u in own if world['server'].asked[u] > log['asked'][u]]
