@@ -45,10 +45,10 @@ def at_least(
             device = tensors[0].device.type
             points = [t for t in tensors if t.ndim]
             inner = _promote(points, torch.float32 if device == 'mps' else dtype)
-            args = [_cast(a, inner) for a in args]
-            kwargs = {name: _cast(a, inner) for name, a in kwargs.items()}
+            cast = [_cast(a, inner) for a in args]
+            named = {name: _cast(a, inner) for name, a in kwargs.items()}
             with torch.autocast(device, enabled=False):
-                result = f(*args, **kwargs)
+                result = f(*cast, **named)
             return result.to(_promote(points, torch.float32))
 
         return run
@@ -79,6 +79,8 @@ def _with_columns(points, *columns):
 # %% ../nbs/00_geometry.ipynb #ec6d06c6
 class _Scores:
     "How scores of all pairs, losses and search follow from rows."
+
+    has_curv: bool
 
     def gain(self, curv: Float[Tensor, '']) -> Float[Tensor, '']:
         "g < 0, so that z = g · left·right of all pairs."
@@ -725,7 +727,7 @@ class Sphere(Geometry):
         return unit(v).mean(dim)
 
 # %% ../nbs/00_geometry.ipynb #2199f5e2
-geometries = {}
+geometries: dict[str, Geometry] = {}
 
 
 def register(

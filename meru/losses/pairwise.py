@@ -164,9 +164,9 @@ def tile_slopes(
     slopes: Sums,  # a loss's derivatives against those
 ) -> Slopes:
     "The gradient of `tile_sums`."
-    d_left, d_right, d_scale = torch.zeros_like(logits.left), torch.zeros_like(logits.right), 0.0
+    d_left, d_right, d_scale = torch.zeros_like(logits.left), torch.zeros_like(logits.right), sums.rows.new_zeros(())
     sums = Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative
-    weight = -logits.scale * logits.gain * (2**-0.5 if logits.curved else 1.0)
+    weight = float(-logits.scale * logits.gain * (2**-0.5 if logits.curved else 1.0))
     for i, j in _tiles(logits):
         tile, top = _made_again(logits, i, j)
         share = tile.share
@@ -218,7 +218,8 @@ def pair_sums(
 ) -> Sums:  # float64
     "Log-sum-exp over the negatives of every row and of every column, differentiable once."
     left, right, gain, scale, *_ = logits
-    return Sums(*_PairSums.apply(left, right, gain, scale, logits._replace(left=None, right=None), join))
+    rest = logits._replace(left=left[:0].detach(), right=right[:0].detach())  # what autograd keeps comes by itself
+    return Sums(*_PairSums.apply(left, right, gain, scale, rest, join))
 
 # %% ../../nbs/losses/13_pairwise.ipynb #d99239d6
 class _Gather(torch.autograd.Function):
@@ -302,7 +303,7 @@ def _negative_sums(batch, scale, text_ids, hard_beta):
     alone = batch.counts is None
     text_ids = text_ids if alone or text_ids is None else gather_rows(text_ids, batch.counts)
     ids, negatives = _count_negatives(text_ids, len(batch.right))
-    logits = Logits(*batch[:3], scale, batch.curved, _floor(batch), batch.own.start, ids)
+    logits = Logits(batch.left, batch.right, batch.gain, scale, batch.curved, _floor(batch), batch.own.start, ids)
 
     def sums(power):
         return pair_sums(logits._replace(scale=power * scale), (lambda cols: cols) if alone else _join_sums)

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
+from typing import Any
 from types import SimpleNamespace
 from .contrastive import Logits, Slopes, Sums
 
@@ -22,7 +23,7 @@ except ImportError:  # no wheels for this system: the tiles of `meru.losses.pair
 # %% ../../nbs/losses/12_triton_kernels.ipynb #2bf52f1c
 def jit(
     f: Callable,  # a kernel, or a part of one
-) -> Callable:
+) -> Any:
     "`triton.jit`, where there is Triton."
     return triton.jit(f) if triton else f
 
@@ -209,7 +210,7 @@ def triton_slopes(
     d_left, d_right, d_scale = torch.empty_like(like), torch.zeros_like(logits.right), sums.rows.new_zeros(())
     room, gaps = like.new_empty(some, m), like.new_empty(triton.cdiv(m, wide), some)
     shape = dict(K=left.shape[1], CURVED=logits.curved, BM=high, BN=wide, BK=deep)
-    weight = -logits.scale * logits.gain
+    weight = float(-logits.scale * logits.gain)
     for i in range(0, n, some):
         at = slice(i, min(i + some, n))
         count = at.stop - i

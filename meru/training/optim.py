@@ -39,7 +39,8 @@ def make_optimizer(
     decay_all: bool = False,  # see `param_groups`
 ) -> optim.AdamW:  # the optimiser, with two groups
     "AdamW on the two groups (Loshchilov and Hutter 2019), one kernel for all parameters."
-    return optim.AdamW(param_groups(model, weight_decay, decay_all), lr=lr, betas=tuple(betas), fused=True)
+    mean, square = betas
+    return optim.AdamW(param_groups(model, weight_decay, decay_all), lr=lr, betas=(mean, square), fused=True)
 
 # %% ../../nbs/training/40_optim.ipynb #6722f52e
 def lr_at(

@@ -10,6 +10,7 @@ import torch
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 from functools import partial
 from torch import nn, Tensor
 from ..data.images import augment_batch
@@ -31,7 +32,8 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self):
         super().__init__(self.pack, lambda box: box.o if isinstance(box, _Box) else box)
-        self.times, self.now, self.most = Counter(), 0, 0
+        self.times: Counter = Counter()
+        self.now, self.most = 0, 0
 
     def __enter__(self):
         super().__enter__()
@@ -87,6 +89,7 @@ def _by_parts(model, batch, n, precise):
     with precise():
         out = model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids)
     out['loss'].backward()
+    assert u.grad is not None and v.grad is not None
     for part, seed, *grads in zip(parts, seeds, u.grad.split(n), v.grad.split(n)):
         torch.autograd.backward(project(part, seed), grads)
     return out
@@ -119,7 +122,8 @@ def to_device(
     "Move a batch without waiting for it; augment what is not yet augmented."
     if compiles(cfg, device) and cfg.text_tower == 'transformer':
         batch = batch._replace(tokens=cut_texts(batch.tokens, 16, cfg.context_length))
-    batch = Batch(*(o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in batch))
+    moved: list[Any] = [o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in batch]
+    batch = Batch(*moved)
     return (
         batch
         if batch.augment_params is None
