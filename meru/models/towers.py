@@ -22,10 +22,13 @@ def sincos_positions(
     "Fixed 2-D sine-cosine positions (MoCo v3, as MERU uses them)."
     if width % 4:
         raise ValueError(f'width {width} is not a multiple of 4, which 2-D sine-cosine positions need')
-    omega = temperature ** -(torch.arange(width // 4).float() / (width // 4))
-    row, col = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing='ij')
-    angles = [p.flatten()[:, None] * omega for p in (row, col)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+    channels = torch.arange(width // 4) / (width // 4)
+    frequency = temperature**-channels
+    place = torch.arange(side).float()
+    row, column = torch.meshgrid(place, place, indexing='ij')
+    row_angle = row.flatten()[:, None] * frequency
+    column_angle = column.flatten()[:, None] * frequency
+    return torch.cat([row_angle.sin(), row_angle.cos(), column_angle.sin(), column_angle.cos()], dim=1)
 
 # %% ../../nbs/models/30_towers.ipynb #248afba0
 class _Attention(nn.Module):
@@ -44,8 +47,9 @@ class _Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [b h l d/h]
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [b h l d/h]
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/models/30_towers.ipynb #f0e67749
@@ -60,11 +64,8 @@ class _Block(nn.Module):
     ):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width, eps=1e-5), _Attention(width, heads, causal)
-        self.norm2, self.fc1, self.fc2 = (
-            nn.LayerNorm(width, eps=1e-5),
-            nn.Linear(width, 4 * width),
-            nn.Linear(4 * width, width),
-        )
+        self.norm2 = nn.LayerNorm(width, eps=1e-5)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
         x = x + self.attn(self.norm1(x))
@@ -93,7 +94,7 @@ class ViT(nn.Module):
         depth: int = 12,  # blocks
         heads: int = 12,  # attention heads
         patch_dropout: float = 0.0,  # share of the patches that each picture goes without in training
-        recompute: bool = False,  # see `run_blocks`
+        recompute: bool = False,  # keep the blocks' inputs alone, see `_run_blocks`
     ):
         super().__init__()
         self.patch_dropout, self.recompute = patch_dropout, recompute
@@ -109,15 +110,21 @@ class ViT(nn.Module):
         self.blocks.apply(_init_linear)
 
     def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b d']:
-        if images.shape[-2:] != (self.image_size,) * 2:
-            raise ValueError(
-                f'pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}'
-            )
+        _check_side(images, self.image_size)
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)  # [b l d]
-        x = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        class_token = self.cls_token.expand(images.shape[0], -1, -1)
+        x = torch.cat([class_token, patches], dim=1) + self.pos_embed
         if self.training and self.patch_dropout:
-            x = torch.cat([x[:, :1], _some_tokens(x[:, 1:], self.patch_dropout)], dim=1)
-        return self.norm(_run_blocks(self.blocks, x, self.recompute)[:, 0])
+            kept = _some_tokens(x[:, 1:], self.patch_dropout)
+            x = torch.cat([x[:, :1], kept], dim=1)
+        x = _run_blocks(self.blocks, x, self.recompute)
+        return self.norm(x[:, 0])
+
+
+def _check_side(images, side):
+    if images.shape[-2:] != (side, side):
+        size = tuple(images.shape[-2:])
+        raise ValueError(f'pictures of {size} pixels given to a tower built for {side} x {side}')
 
 # %% ../../nbs/models/30_towers.ipynb #f214451c
 def _some_tokens(
@@ -149,7 +156,7 @@ class TextTransformer(nn.Module):
         width: int = 512,  # channels
         depth: int = 12,  # blocks
         heads: int = 8,  # attention heads
-        recompute: bool = False,  # see `run_blocks`
+        recompute: bool = False,  # keep the blocks' inputs alone, see `_run_blocks`
     ):
         super().__init__()
         self.context_length, self.width, self.recompute = context_length, width, recompute
@@ -180,14 +187,16 @@ def _init_scaled(
     depth: int,  # blocks in the tower
 ):
     "CLIP's deviations: what is added to the stream shrinks with depth."
-    for linear, std in (
-        (block.attn.qkv, width**-0.5),
-        (block.attn.proj, (2 * depth * width) ** -0.5),
-        (block.fc1, (2 * width) ** -0.5),
-        (block.fc2, (2 * depth * width) ** -0.5),
-    ):
-        nn.init.normal_(linear.weight, std=std)
-        nn.init.zeros_(linear.bias)
+    added = (2 * depth * width) ** -0.5
+    _init_normal(block.attn.qkv, width**-0.5)
+    _init_normal(block.attn.proj, added)
+    _init_normal(block.fc1, (2 * width) ** -0.5)
+    _init_normal(block.fc2, added)
+
+
+def _init_normal(linear, std):
+    nn.init.normal_(linear.weight, std=std)
+    nn.init.zeros_(linear.bias)
 
 # %% ../../nbs/models/30_towers.ipynb #a1c05e31
 def cut_texts(
@@ -223,10 +232,7 @@ class ConvMLP(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b d']:
-        if images.shape[-2:] != (self.image_size,) * 2:
-            raise ValueError(
-                f'pictures of {tuple(images.shape[-2:])} pixels given to a tower built for {self.image_size} x {self.image_size}'
-            )
+        _check_side(images, self.image_size)
         pictures = F.group_norm(images, 1)  # mean 0 and deviation 1, each picture by itself
         x = self.mix(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
         for layer in self.layers:

