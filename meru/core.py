@@ -296,11 +296,17 @@ def write_atomic(
     if rank():
         return
     tmp = path.with_name(path.name + '.tmp')
-    write(tmp)
-    os.chmod(tmp, 0o644)
-    with open(tmp, 'rb+') as f:
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        write(tmp)
+        os.chmod(tmp, 0o644)
+        with open(tmp, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError as e:
+        tmp.unlink(missing_ok=True)
+        if e.filename is None:  # a full disk names no file
+            raise OSError(e.errno, e.strerror, str(path)) from None
+        raise
 
 # %% ../nbs/03_core.ipynb #370fcfd3
 def write_json(

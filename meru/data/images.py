@@ -445,7 +445,8 @@ def _colour_matrices(
 ) -> tuple[Float32[Tensor, 'b 3 3'], Float32[Tensor, ' b']]:  # M, and the share of the mean grey to add
     "All four colour changes as one linear map."
     angle = 2 * np.pi * turn
-    cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
+    cos = saturation * np.cos(angle)
+    sin = saturation * np.sin(angle)
     plane = np.zeros((len(turn), 3, 3))
     plane[:, 0, 0] = 1
     plane[:, 1, 1] = plane[:, 2, 2] = cos

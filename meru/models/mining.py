@@ -68,28 +68,38 @@ def _faiss_neighbours(
     return cosine.gather(1, order), row.gather(1, order)
 
 # %% ../../nbs/models/36_mining.ipynb #fa8af4ba
+def _close_pairs(
+    features: Float[Tensor, 'n d'],  # of images
+    threshold: float,  # cosine
+    exact: int,  # most rows for the matrix product; beyond, the 16 nearest of FAISS
+) -> Iterator[Int64[Tensor, 'p 2']]:
+    "Rows whose cosine reaches the threshold."
+    if len(features) > exact:
+        cosine, row = neighbours(features, 16, exact)
+        near = (cosine >= threshold) & (row >= 0)
+        yield torch.stack([near.nonzero()[:, 0], row[near]], 1)
+        return
+    unit = F.normalize(features.float(), dim=-1)
+    for at in range(0, len(unit), 1024):
+        cosine = unit[at : at + 1024] @ unit[at:].T
+        yield (cosine >= threshold).nonzero() + at
+
+
 def near_duplicates(
     features: Float[Tensor, 'n d'],  # of images
     threshold: float = 0.95,  # cosine from which two images count as the same; above 1: never
     exact: int = 300_000,  # most rows for the matrix product; beyond, the 16 nearest of FAISS
-) -> Int64[Tensor, 'n']:  # number of each row's component
+) -> Int64[Tensor, ' n']:  # number of each row's component
     "Join rows that are closer than `threshold`, and whatever that joins (union of pairs)."
-    x, pairs = F.normalize(features.float(), dim=-1), []
-    if len(x) > exact and threshold <= 1:
-        cosine, row = neighbours(x, 16, exact)
-        near = (cosine >= threshold) & (row >= 0)
-        pairs = [torch.stack([near.nonzero()[:, 0], row[near]], 1)]
-    elif threshold <= 1:
-        for at in range(0, len(x), 1024):
-            i, j = (x[at : at + 1024] @ x[at:].T >= threshold).nonzero().T
-            pairs.append(torch.stack([i, j], 1) + at)
-    return _join(torch.cat([*pairs, torch.empty(0, 2, dtype=torch.int64)]), len(x))
+    pairs = _close_pairs(features, threshold, exact) if threshold <= 1 else ()
+    none = torch.empty(0, 2, dtype=torch.int64)
+    return _join(torch.cat([none, *pairs]), len(features))
 
 # %% ../../nbs/models/36_mining.ipynb #7c20e63d
 def _join(
     pairs: Int64[Tensor, 'p 2'],  # rows that belong together
     n: int,  # rows
-) -> Int64[Tensor, 'n']:
+) -> Int64[Tensor, ' n']:
     "The connected components of a graph."
     i, j = pairs.numpy().T
     graph = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n, n))
@@ -99,12 +109,14 @@ def _join(
 def _pair_ids(
     cache: FeatureCache,  # the pairs
     threshold: float = 0.95,  # as in `near_duplicates`
-) -> Int64[Tensor, 't']:  # one number per text
+) -> Int64[Tensor, ' t']:  # one number per text
     "Equal for texts of one image, for equal texts, and for near-duplicate images: never each other's negatives."
     image = near_duplicates(cache.image[:, 0], threshold)
-    seen = {}
-    same = [seen.setdefault(o.strip().lower(), i) for o, i in zip(cache.captions, image[cache.text_image].tolist())]
-    return _join(torch.stack([image[cache.text_image], torch.tensor(same)], 1), len(image))[image[cache.text_image]]
+    groups, first = image[cache.text_image], {}
+    texts = (o.strip().lower() for o in cache.captions)
+    same = [first.setdefault(text, group) for text, group in zip(texts, groups.tolist())]
+    pairs = torch.stack([groups, torch.tensor(same)], 1)
+    return _join(pairs, len(image))[groups]
 
 # %% ../../nbs/models/36_mining.ipynb #b24f796f
 def similarity_histogram(
@@ -132,38 +144,39 @@ def similarity_histogram(
 # %% ../../nbs/models/36_mining.ipynb #4787e25a
 def hard_order(
     near: Int64[Tensor, 'n k'],  # neighbours of each row
-    ids: Int64[Tensor, 'n'],  # rows of equal id should not meet in a batch
+    ids: Int64[Tensor, ' n'],  # rows of equal id should not meet in a batch
     batch_size: int,  # rows
     seed: int,  # of the run
     epoch: int,  # passes over the data before this one
-) -> Int64[np.ndarray, 'n']:  # every row once; cut it into batches
+) -> Int64[np.ndarray, ' n']:  # every row once; cut it into batches
     "Fill each batch with random rows and their nearest neighbours that are left (NGAME, Dahiya 2023)."
     near, ids, order = near.tolist(), ids.tolist(), []
-    queue, used = deque(sample_rng(seed, epoch, -1).permutation(len(ids)).tolist()), bytearray(len(ids))
-    while queue:
-        batch, met, held = [], set(), []
-        while queue and len(batch) < batch_size:
-            row = queue.popleft()
+    rows = deque(sample_rng(seed, epoch, -1).permutation(len(ids)).tolist())
+    used = bytearray(len(ids))
+    while rows:
+        batch, delayed, present = [], [], set()
+        while rows and len(batch) < batch_size:
+            row = rows.popleft()
             if used[row]:
                 continue
-            if ids[row] in met:
-                held.append(row)
+            if ids[row] in present:
+                delayed.append(row)
                 continue
             for o in (row, *near[row]):
-                if len(batch) < batch_size and o >= 0 and not used[o] and ids[o] not in met:
+                if len(batch) < batch_size and o >= 0 and not used[o] and ids[o] not in present:
                     batch.append(o)
-                    met.add(ids[o])
+                    present.add(ids[o])
                     used[o] = 1
-        while held and len(batch) < batch_size:
-            batch.append(held.pop(0))
+        while delayed and len(batch) < batch_size:
+            batch.append(delayed.pop(0))
             used[batch[-1]] = 1
-        queue.extendleft(reversed(held))
+        rows.extendleft(reversed(delayed))
         order += batch
     return np.array(order)
 
 # %% ../../nbs/models/36_mining.ipynb #d34c14f2
 def _clashes(
-    ids: Int64[Tensor, 'n'],  # in the order of an epoch
+    ids: Int64[Tensor, ' n'],  # in the order of an epoch
     batch_size: int,  # rows
 ) -> int:  # rows whose id an earlier row of the batch has
     "How many rows meet their own kind."
@@ -210,7 +223,7 @@ _known = {}  # ids of the last cache: each run of an ablation asks for them
 def _known_ids(
     cache: FeatureCache,  # the pairs
     threshold: float,  # as in `near_duplicates`
-) -> Int64[Tensor, 't']:  # one number per text
+) -> Int64[Tensor, ' t']:  # one number per text
     "`pair_ids`, remembered for one cache."
     if (key := (cache.id, threshold)) not in _known:
         _known.clear()
@@ -238,20 +251,27 @@ class FeatureBatches(_FeatureWalks):
     def __post_init__(self):
         if self.order not in ('random', 'hard'):
             raise ValueError(f"order is {self.order!r}; it must be 'random' or 'hard'.")
-        owner, n = self.cache.text_image, len(self.cache.image)
-        rows = torch.arange(n) if self.split is None else self.cache.rows(self.split)
-        self.count = torch.bincount(owner, minlength=n)
+        images = len(self.cache.image)
+        self.count = torch.bincount(self.cache.text_image, minlength=images)
         self.start = self.count.cumsum(0) - self.count
         self.ids, self.at, self.plan = _known_ids(self.cache, self.duplicate), -1, None
-        inside = torch.zeros(n, dtype=torch.bool)
-        inside[rows] = True
-        self.texts = self.start[rows[self.count[rows] > 0]] if self.one_caption else inside[owner].nonzero()[:, 0]
+        self.texts = self._texts_of(torch.arange(images) if self.split is None else self.cache.rows(self.split))
         if not 1 <= self.batch_size <= len(self.texts):
-            raise ValueError(
-                f'batch_size is {self.batch_size}; {self.cache.folder} holds {len(self.texts)} of {self.split}, so it must be 1 to that.'
-            )
+            there = f'{self.cache.folder} holds {len(self.texts)} of {self.split}'
+            raise ValueError(f'batch_size is {self.batch_size}; {there}, so it must be 1 to that.')
         if self.order == 'hard':
-            self.nearest = neighbours(self.cache.image[owner[self.texts], 0], min(self.near, len(self.texts) - 1))[1]
+            images = self.cache.image[self.cache.text_image[self.texts], 0]
+            self.nearest = neighbours(images, min(self.near, len(images) - 1))[1]
+
+    def _texts_of(self, images: Int64[Tensor, ' i']) -> Int64[Tensor, ' t']:
+        "The first caption of each image, or all."
+        if self.one_caption:
+            return self.start[images[self.count[images] > 0]]
+        return torch.isin(self.cache.text_image, images).nonzero()[:, 0]
+
+    def _draw_views(self, rng: np.random.Generator, views: int, drawn: bool) -> Int64[Tensor, ' t']:
+        "A view of each text, or the plain one."
+        return torch.from_numpy(rng.integers(views if drawn else 1, size=len(self.texts)))
 
     def epoch_plan(self, epoch: int) -> tuple:  # texts, their views, their images' views, in order
         "What an epoch shows, in which order."
@@ -259,16 +279,15 @@ class FeatureBatches(_FeatureWalks):
             return self.plan
         rng, texts, cache = sample_rng(self.seed, epoch, 0), self.texts, self.cache
         if self.one_caption:
-            texts = texts + torch.from_numpy(rng.integers(self.count[cache.text_image[texts]].numpy()))
-        u, v = (
-            torch.from_numpy(rng.integers(o.shape[1] if drawn else 1, size=len(texts)))
-            for o, drawn in ((cache.text, self.text_views), (cache.image, self.image_views))
-        )
+            count = self.count[cache.text_image[texts]]
+            texts = texts + torch.from_numpy(rng.integers(count.numpy()))
+        text_view = self._draw_views(rng, cache.text.shape[1], self.text_views)
+        image_view = self._draw_views(rng, cache.image.shape[1], self.image_views)
         if self.order == 'hard':
             order = hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
         else:
             order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
-        self.at, self.plan = epoch, tuple(o[order] for o in (texts, u, v))
+        self.at, self.plan = epoch, tuple(o[order] for o in (texts, text_view, image_view))
         return self.plan
 
     def batch_at(self, step: int) -> Batch:  # images [b d] and tokens [b w] are features, float32
@@ -282,17 +301,19 @@ def summary(
     cache: FeatureCache,  # a finished one
 ) -> dict:  # counts, sizes, and where it came from
     "What a cache holds."
-    (i, v, d), (t, u, w) = cache.image.shape, cache.text.shape
+    pictures, image_views, image_width = cache.image.shape
+    texts, text_views, text_width = cache.text.shape
+    size = (cache.folder / 'features.safetensors').stat().st_size
     return dict(
-        pictures=i,
-        texts=t,
-        image_views=v,
-        text_views=u,
-        image_width=d,
-        text_width=w,
+        pictures=pictures,
+        texts=texts,
+        image_views=image_views,
+        text_views=text_views,
+        image_width=image_width,
+        text_width=text_width,
         splits=dict(Counter(cache.info['splits'])),
         damaged=cache.info['damaged'],
-        megabytes=round((cache.folder / 'features.safetensors').stat().st_size / 1e6, 1),
+        megabytes=round(size / 1e6, 1),
         towers=cache.info['towers'],
         dataset=cache.info['dataset'],
     )
@@ -312,14 +333,18 @@ def sheet_rows(
 ) -> Sheet:
     "Evenly spaced pictures; where some are missing or damaged, others in their place."
     spaced = list(dict.fromkeys(round(o) for o in np.linspace(0, len(rows) - 1, n)))
-    block = read_block(rows, spaced, lambda picture, i: resize_image(picture, size))
-    for i in sorted(set(range(len(rows))) - set(spaced)):
-        if len(block.rows) == len(spaced):
-            break
-        more = read_block(rows, [i], lambda picture, i: resize_image(picture, size))
+    rest = (o for o in range(len(rows)) if o not in spaced)
+
+    def shrink(picture, i):
+        return resize_image(picture, size)
+
+    block = read_block(rows, spaced, shrink)
+    while len(block.rows) < len(spaced) and (i := next(rest, None)) is not None:
+        more = read_block(rows, [i], shrink)
         block.rows.extend(more.rows)
         block.pictures.extend(more.pictures)
         block.damaged.update(more.damaged)
     if not block.rows:
         raise ValueError(f'none of {len(rows):,} rows has a picture to show: {dict(block.damaged)}')
-    return Sheet(torch.stack(block.pictures), [o.captions[0] if o.captions else '' for o in block.rows])
+    captions = [o.captions[0] if o.captions else '' for o in block.rows]
+    return Sheet(torch.stack(block.pictures), captions)
