@@ -388,3 +388,14 @@ def test_shards_know_their_samples_by_whole_paths(tmp_path):
     )
     make_manifest(tmp_path)
     assert [(o.key, o.caption) for o in Shards(tmp_path)] == [('v1.5/0', 'a'), ('v2/0', 'b')]
+
+
+def test_a_row_of_empty_fields_is_a_row_and_a_blank_line_is_none():
+    assert [(o.number, o.values['caption']) for o in rows_of('t.csv', b'file,caption\n,\n\n \na,b\n')] == [
+        (2, ''),
+        (5, 'b'),
+    ]
+    assert [(o.number, o.values['caption']) for o in rows_of('t.tsv', b'file\tcaption\n\t\n\na\tb\n')] == [
+        (2, ''),
+        (4, 'b'),
+    ]

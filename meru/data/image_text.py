@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['picture_suffixes', 'FolderFiles', 'walk_files', 'PathIndex', 'FoundPaths', 'find_paths', 'Listing', 'read_listing',
-           'PairRow', 'ShardRows', 'FileHashes', 'Entry', 'FileRows', 'read_folder', 'read_table', 'read_texts']
+           'PairRow', 'ShardRows', 'FileHashes', 'Entry', 'FileRows', 'read_table', 'read_folder', 'read_texts']
 
 # %% ../../nbs/data/25_image_text.ipynb #291dc365
 import json
@@ -137,7 +137,7 @@ class FoundPaths(NamedTuple):
     missing: list[str]  # names that are no file's
     ambiguous: list[str]  # a sentence for each name that fits several files, or shares one with another name
 
-
+# %% ../../nbs/data/25_image_text.ipynb #a50246bc
 def find_paths(
     names: Iterable[str],  # as the list has them
     files: PathIndex,
@@ -237,9 +237,9 @@ class ShardRows:
         inside = {o.parent.name: o.parent for o in sorted(folder.glob('*/manifest.json'))}
         if (folder / 'manifest.json').exists():
             inside = {'train': folder}
-        self.parts = {k: Shards(o) for k, o in inside.items()}
-        self.places = [(k, i) for k, o in self.parts.items() for i in range(len(o))]
-        self.id = dataset_id([f'{k} {o.id}' for k, o in self.parts.items()])
+        self.parts = {split: Shards(o) for split, o in inside.items()}
+        self.places = [(split, i) for split, o in self.parts.items() for i in range(len(o))]
+        self.id = dataset_id([f'{split} {o.id}' for split, o in self.parts.items()])
         self.left_out, self.noted = LeftOut(), LeftOut()
 
     def __len__(self):
@@ -283,7 +283,7 @@ class Entry(NamedTuple):
     captions: list[str]
     split: str = 'train'
 
-
+# %% ../../nbs/data/25_image_text.ipynb #09f91909
 class FileRows:
     "Image files with captions as rows."
 
@@ -367,13 +367,18 @@ def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
     return []
 
 
+def _in_order(files: Iterable[str]) -> list[str]:
+    "By folder, then by name; pictures of one name stay together."
+    return sorted(files, key=lambda o: (_stem(o).split('/'), o.split('/')))
+
+
 def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, Entry]:
     "Every picture with the text of its name, and every text of no picture."
-    pictures = [(_stem(o), o) for o in files if _is_picture(o)]
+    pictures = {o: _stem(o) for o in files if _is_picture(o)}
     texts = {_stem(o): _text_captions(folder, o, noted) for o in files if o.lower().endswith('.txt')}
-    alone = [(o, f'{o}.?') for o in texts.keys() - {k for k, _ in pictures}]
-    in_order = sorted(pictures + alone, key=lambda o: [name.split('/') for name in o])
-    return {file: Entry(texts.get(stem, [])) for stem, file in in_order}
+    alone = {f'{stem}.?': stem for stem in texts.keys() - set(pictures.values())}
+    stems = pictures | alone
+    return {file: Entry(texts.get(stems[file], [])) for file in _in_order(stems)}
 
 # %% ../../nbs/data/25_image_text.ipynb #8b06f521
 def _listed(folder: Path, listing: Listing) -> dict[str, Entry]:
@@ -391,27 +396,7 @@ def _listed(folder: Path, listing: Listing) -> dict[str, Entry]:
         entry.captions.extend(listing.captions[name])
     return entries
 
-
-def read_folder(
-    folder: Path,  # of pictures
-    uncaptioned: bool = False,  # keep pictures without a caption
-) -> FileRows:
-    "A folder of pictures, with texts beside them or a table of captions."
-    folder, walk, noted = Path(folder), walk_files(folder), LeftOut()
-    if not any(map(_is_picture, walk.files)):
-        raise FileNotFoundError(
-            f'There is no picture ({", ".join(picture_suffixes)}) in {folder}, and no manifest.json of shards: '
-            'nothing to encode.'
-        )
-    if not (lists := _lists_in(set(walk.files))):
-        return FileRows(folder, _beside(folder, walk.files, noted), uncaptioned, walk.left_out, noted)
-    rows = read_table(folder / lists[0], folder=folder)
-    rest = {o: Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
-    for reason, example in walk.left_out.examples.items():
-        rows.left_out.add(reason, example, walk.left_out.counts[reason])
-    return FileRows(folder, rows.entries | rest, uncaptioned, rows.left_out, rows.noted)
-
-
+# %% ../../nbs/data/25_image_text.ipynb #550b570f
 def read_table(
     path: Path,  # .csv, .tsv, .jsonl, .json or .parquet
     file_column: str = 'file',  # names the pictures, from `folder`
@@ -438,6 +423,26 @@ def read_table(
         raise ValueError(f'{path} {why}.')
     folder = path.parent if folder is None else Path(folder)
     return FileRows(folder, _listed(folder, listing), False, listing.left_out, listing.noted)
+
+# %% ../../nbs/data/25_image_text.ipynb #0d7cd623
+def read_folder(
+    folder: Path,  # of pictures
+    uncaptioned: bool = False,  # keep pictures without a caption
+) -> FileRows:
+    "A folder of pictures, with texts beside them or a table of captions."
+    folder, walk, noted = Path(folder), walk_files(folder), LeftOut()
+    if not any(map(_is_picture, walk.files)):
+        raise FileNotFoundError(
+            f'There is no picture ({", ".join(picture_suffixes)}) in {folder}, and no manifest.json of shards: '
+            'nothing to encode.'
+        )
+    if not (lists := _lists_in(set(walk.files))):
+        return FileRows(folder, _beside(folder, walk.files, noted), uncaptioned, walk.left_out, noted)
+    rows = read_table(folder / lists[0], folder=folder)
+    rest = {o: Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
+    for reason, example in walk.left_out.examples.items():
+        rows.left_out.add(reason, example, walk.left_out.counts[reason])
+    return FileRows(folder, rows.entries | rest, uncaptioned, rows.left_out, rows.noted)
 
 # %% ../../nbs/data/25_image_text.ipynb #f018f54a
 def _line_texts(value: Any, where: str, noted: LeftOut) -> list[str]:

@@ -304,10 +304,12 @@ class Shards:
         if damaged not in ('fail', 'quarantine'):
             raise ValueError(f"damaged is {damaged!r}; it must be 'fail' or 'quarantine'.")
         manifest = _read_manifest(self.folder)
+        self.name = manifest['name']
         whole, tables, self.lost = _whole_shards(self.folder, manifest['shards'], verify, damaged)
-        self.name, self.id = manifest['name'], dataset_id([o['sha256'] for o in whole])
+        self.id = dataset_id([o['sha256'] for o in whole])
         self.paths = [self.folder / o['name'] for o in whole]
-        self.table, self.shard = np.concatenate(tables), np.repeat(np.arange(len(tables)), [len(o) for o in tables])
+        self.table = np.concatenate(tables)
+        self.shard = np.repeat(np.arange(len(tables)), [len(o) for o in tables])
 
     def __len__(self):
         return len(self.table)
@@ -330,8 +332,12 @@ class Shards:
 
     def __getitem__(self, i: int) -> Sample:
         "Sample `i`, or a `SampleError` with its reason."
-        places = self.table[i].reshape(4, 2).tolist()
-        image, txt, meta = (None if first < 0 else self.read(i, first, size) for first, size in places[:3])
-        name = header_name(self.read(i, places[3][0], 512)) if not places[3][1] else self.read(i, *places[3])
+        *members, name_at = self.table[i].reshape(4, 2).tolist()
+        image, txt, meta = (None if first < 0 else self.read(i, first, size) for first, size in members)
         where = f'{self.paths[self.shard[i]].name}, number {i}'
-        return _read_sample(where, split_name(name).key, image, txt, meta)
+        return _read_sample(where, self._key(i, *name_at), image, txt, meta)
+
+    def _key(self, i: int, first: int, size: int) -> str:
+        "The key of sample `i`; a name of size 0 is in the header there."
+        name = self.read(i, first, size) if size else header_name(self.read(i, first, 512))
+        return split_name(name).key

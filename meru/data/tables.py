@@ -60,7 +60,7 @@ def _csv_fields(
         if '"' in waiting[0]:
             waiting.extend(islice(lines, max(0, _longest_field - len(waiting))))
         fields, used = _quoted_fields(list(waiting) if '"' in waiting[0] else [waiting[0]], separator)
-        if any(fields):
+        if len(fields) > 1 or any(map(str.strip, fields)):
             yield _Fields(number, fields)
         number += used
         for _ in range(used):
@@ -85,7 +85,7 @@ def _tsv_fields(lines: Iterable[str]) -> Iterator[_Fields]:
         yield from _csv_fields(chain([head], lines), '\t')
         return
     for number, line in enumerate(chain([head], lines), 1):
-        if line.strip():
+        if line.strip(' \r\n'):
             yield _Fields(number, [_unquoted(o) for o in line.rstrip('\r\n').split('\t')])
 
 # %% ../../nbs/data/18_tables.ipynb #c06705af
@@ -181,6 +181,12 @@ def _json_rows(stream: BinaryIO, table: str) -> Iterator[TableRow]:
     return map(_object_row, range(1, len(values) + 1), values)
 
 
+def _columns_read(names: list[str], columns: TableColumns) -> list[str]:
+    "Those of a parquet file that may be wanted."
+    wanted = {'split'}.union(*columns.wanted)
+    return [o for o in names if o in wanted]
+
+
 def _parquet_rows(stream: BinaryIO, columns: TableColumns, table: str) -> Iterator[TableRow]:
     "A row from each record; only columns that may be wanted are read."
     import pyarrow.parquet
@@ -188,9 +194,8 @@ def _parquet_rows(stream: BinaryIO, columns: TableColumns, table: str) -> Iterat
     with pyarrow.parquet.ParquetFile(stream) as file:
         names = file.schema_arrow.names
         _check_columns(names, columns, table)
-        read = [o for o in names if o == 'split' or any(o in group for group in columns.wanted)]
         number = 0
-        for batch in file.iter_batches(columns=read):
+        for batch in file.iter_batches(columns=_columns_read(names, columns)):
             for values in batch.to_pylist():
                 number += 1
                 yield TableRow(number, values)

@@ -154,7 +154,7 @@ class MemberName(NamedTuple):
     key: str  # of its sample: the path up to the first dot of its last part
     suffix: str  # what comes after that dot, in lower case
 
-
+# %% ../../nbs/data/19_tar_samples.ipynb #97518307
 def split_name(
     name: bytes,  # of a member
 ) -> MemberName | None:  # None: it belongs to no sample
@@ -189,7 +189,7 @@ class TarSample(NamedTuple):
             )
         return self.members[found[0]] if found else None
 
-
+# %% ../../nbs/data/19_tar_samples.ipynb #625227da
 def tar_samples(
     file: BinaryIO,  # an open tar file, uncompressed
     shard: str,  # its name, for messages

@@ -144,7 +144,7 @@ class JsonLine(NamedTuple):
     value: Any  # None where there is a problem
     problem: str = ''  # why the line is no JSON
 
-
+# %% ../../nbs/data/17_text_files.ipynb #fa825fa7
 def json_lines(
     stream: BinaryIO,  # an open file
     noted: LeftOut | None = None,  # as for `text_lines`

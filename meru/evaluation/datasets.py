@@ -38,9 +38,14 @@ def short(
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0d9750c0
+def _is_hidden(name: str) -> bool:
+    "Is any part of a path hidden, or an archiver's?"
+    return any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
+
+
 def _zip_names(file: zipfile.ZipFile) -> tuple[list[str], list[str]]:
     "Files and folders of a zip that are not hidden."
-    shown = [o for o in file.namelist() if not any(part.startswith(('.', '__MACOSX')) for part in o.split('/'))]
+    shown = [o for o in file.namelist() if not _is_hidden(o)]
     return sorted(o for o in shown if not o.endswith('/')), [o.rstrip('/') for o in shown if o.endswith('/')]
 
 
@@ -335,19 +340,12 @@ def _class_parts(
 ) -> dict[str, list[tuple[str, str]]]:  # folder above the class folders -> class and file of each picture
     "Sort the pictures of class folders by what stands above the class."
     parts = defaultdict(list)
-    for f in store.images:
-        path = PurePosixPath(f)
+    for file in store.images:
+        path = PurePosixPath(file)
         if len(path.parts) > 1:
-            parts[str(path.parent.parent)].append((path.parent.name, f))
-    full = {(above, c) for above, found in parts.items() for c, _ in found}
-    empty = [
-        d
-        for d in store.folders
-        if (p := PurePosixPath(d))
-        and str(p.parent) in parts
-        and (str(p.parent), p.name) not in full
-        and not any(f.startswith(f'{d}/') for f in store.images)
-    ]
+            parts[str(path.parent.parent)].append((path.parent.name, file))
+    full = {str(o) for file in store.images for o in PurePosixPath(file).parents}
+    empty = [o for o in store.folders if o not in full and str(PurePosixPath(o).parent) in parts]
     if empty:
         raise ValueError(
             f'the class folder {empty[0]} of {store} holds no image; allowed are {" ".join(sorted(picture_suffixes))}'
@@ -357,43 +355,61 @@ def _class_parts(
     return parts
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #056bf734
+def _chosen_parts(store: _Store, parts: dict) -> dict[str, list[tuple[str, str]]]:
+    "Of `test`, `val` and others the first there is, and `train` beside it."
+    last = {PurePosixPath(o).name.lower(): o for o in parts}
+    test = next((last[o] for o in ('test', 'val', 'valid', 'validation') if o in last), None)
+    if test is None and len(parts) > 1:
+        raise ValueError(
+            f'{store} holds class folders below {len(parts)} folders ({", ".join(sorted(parts)[:3])}, ...) '
+            'and none is called test or val'
+        )
+    chosen = {'test': parts[test or next(iter(parts))]}
+    return chosen | ({'train': parts[last['train']]} if test and 'train' in last else {})
+
+
+def _numbers_first(key: str) -> tuple[int, str]:
+    "Classes called by numbers are ordered by them."
+    return (int(key), key) if key.isdecimal() else (-1, key)
+
+
 def _read_class_folder(
     path: str | Path,  # a folder or zip with one folder per class
     size: int,  # side of the pictures, pixels
 ) -> Naming:
     "Pictures in class folders; of `test`, `val` and others the first there is, and `train` for a linear probe."
-    store, path = _Store(path), Path(path)
-    parts = _class_parts(store)
-    last = {PurePosixPath(p).name.lower(): p for p in parts}
-    test = next((last[n] for n in ('test', 'val', 'valid', 'validation') if n in last), None)
-    if test is None and len(parts) > 1:
-        raise ValueError(
-            f'{store} holds class folders below {len(parts)} folders ({", ".join(sorted(parts)[:3])}, ...) and none is called test or val'
-        )
-    chosen = {'test': parts[test or next(iter(parts))]} | (
-        {'train': parts[last['train']]} if test and 'train' in last else {}
-    )
-    keys = sorted(
-        {c for found in chosen.values() for c, _ in found}, key=lambda k: (int(k), k) if k.isdigit() else (-1, k)
-    )
-    number = {k: i for i, k in enumerate(keys)}
-    read = lambda found: (_stored(store, [f for _, f in found], size), torch.tensor([number[c] for c, _ in found]))
-    return _make_naming(path.stem, keys, {part: read(found) for part, found in chosen.items()})
+    store = _Store(path)
+    chosen = _chosen_parts(store, _class_parts(store))
+    keys = sorted({name for found in chosen.values() for name, _ in found}, key=_numbers_first)
+    number = {key: i for i, key in enumerate(keys)}
+    parts = {}
+    for part, found in chosen.items():
+        targets = torch.tensor([number[name] for name, _ in found])
+        parts[part] = _stored(store, [file for _, file in found], size), targets
+    return _make_naming(Path(path).stem, keys, parts)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #f436fbff
+def _torchvision_labels(dataset) -> list:
+    "Labels of a torchvision dataset, without decoding a picture where it keeps them."
+    for name in ('targets', '_labels', 'labels', 'y'):
+        if (kept := getattr(dataset, name, None)) is not None:
+            return kept
+    pairs = getattr(dataset, '_samples', None) or (dataset[i] for i in range(len(dataset)))
+    return [pair[1] for pair in pairs]
+
+
 def _torchvision_part(
     dataset,  # of torchvision
     size: int,  # side of the pictures, pixels
     first: int,  # its smallest label
-) -> tuple[Pictures, Int64[Tensor, 'n']]:
+) -> tuple[Pictures, Int64[Tensor, ' n']]:
     "Pictures and targets of a torchvision dataset."
-    kept = next(
-        (v for name in ('targets', '_labels', 'labels', 'y') if (v := getattr(dataset, name, None)) is not None), None
-    )
-    pairs = getattr(dataset, '_samples', None) if kept is None else None
-    labels = kept if kept is not None else [o[1] for o in (pairs or (dataset[i] for i in range(len(dataset))))]
-    pixels = lambda i: torch.from_numpy(np.array(to_rgb(dataset[i][0]))).permute(2, 0, 1)
-    return Pictures(range(len(dataset)), pixels, size), torch.as_tensor(np.asarray(labels)).long() - first
+    targets = torch.as_tensor(np.asarray(_torchvision_labels(dataset))).long() - first
+
+    def pixels(i: int) -> UInt8[Tensor, '3 h w']:
+        return torch.from_numpy(np.array(to_rgb(dataset[i][0]))).permute(2, 0, 1)
+
+    return Pictures(range(len(dataset)), pixels, size), targets
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #6998d6de
 def _read_torchvision(
@@ -491,6 +507,18 @@ def _tar_pictures(
     return Pictures(places, lambda place: decode_image(reader.read(*place)), size), answers
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #ae5dc470
+def _class_numbers(
+    answers: list[str],  # of one part
+    count: int,  # classes
+    part: Path,  # for messages
+) -> Int64[Tensor, ' n']:
+    "The classes that .cls members name."
+    numbers = [int(o) if re.fullmatch(r'\s*[0-9]+\s*', o) else -1 for o in answers]
+    if bad := [a for a, i in zip(answers, numbers) if not 0 <= i < count]:
+        raise ValueError(f'{part} has the label {bad[0]!r}, but classnames.txt names {count} classes')
+    return torch.tensor(numbers)
+
+
 def _read_wds(
     path: str | Path,  # with classnames.txt and test/0.tar
     size: int,  # side of the pictures, pixels
@@ -500,13 +528,9 @@ def _read_wds(
     classes = _lines(store, 'classnames.txt')
     prompts = [o.replace('{c}', '{}') for o in _lines(store, 'zeroshot_classification_templates.txt')]
     for part in ('test', 'train'):
-        if part == 'train' and not (path / part).is_dir():
-            continue
-        pictures, answers = _tar_pictures(path / part, 'cls', size)
-        numbers = [int(o) if re.fullmatch(r'\s*[0-9]+\s*', o) else -1 for o in answers]
-        if bad := [a for a, i in zip(answers, numbers) if not 0 <= i < len(classes)]:
-            raise ValueError(f'{path / part} has the label {bad[0]!r}, but classnames.txt names {len(classes)} classes')
-        parts[part] = pictures, torch.tensor(numbers)
+        if part == 'test' or (path / part).is_dir():
+            pictures, answers = _tar_pictures(path / part, 'cls', size)
+            parts[part] = pictures, _class_numbers(answers, len(classes), path / part)
     return _make_naming(path.name, classes, parts, prompts)._replace(classes=classes)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #26dacbbe
@@ -557,6 +581,17 @@ class Captions(NamedTuple):
         texts, owner = [o for o, _ in kept], torch.tensor([o for _, o in kept])
         return self._replace(pictures=self.pictures.take(rows), texts=texts, owner=owner)
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #02c1cd6a
+def _numbered(
+    name: str,  # of the set
+    pictures: Pictures,
+    captions: list[list[str]],  # of each picture
+) -> Captions:
+    "All captions in a row, each with the number of its picture."
+    texts = [text for said in captions for text in said]
+    owner = torch.tensor([i for i, said in enumerate(captions) for _ in said])
+    return Captions(name, pictures, texts, owner)
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #f1b11b75
 def _find_pictures(
     store: _Store,
@@ -590,9 +625,7 @@ def _make_captions(
         by_file.setdefault(file, []).extend(caption_texts(texts))
     if mute := [name for name, file in zip(captions, files) if not by_file[file]]:
         raise ValueError(f'{listing} of {store} has no caption for {mute[0]}')
-    texts = [o for said in by_file.values() for o in said]
-    owner = torch.tensor([i for i, said in enumerate(by_file.values()) for _ in said])
-    return Captions(Path(store.path).stem, _stored(store, list(by_file), size), texts, owner)
+    return _numbered(Path(store.path).stem, _stored(store, list(by_file), size), list(by_file.values()))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #93e2f1d4
 def _of_test(
@@ -734,11 +767,11 @@ def _read_flickr(
     store = _Store(path)
     listing = store.find(*flickr_lists)[0]
     captions = _flickr_captions(store, listing)
-    chosen = [line for f in store.find('*testImages.txt', 'test.txt') for line in _lines(store, f)]
-    names = [n if PurePosixPath(n).suffix else f'{n}.jpg' for n in chosen]
-    if lost := [n for n in names if n not in captions]:
+    chosen = [line for file in store.find('*testImages.txt', 'test.txt') for line in _lines(store, file)]
+    names = [name if PurePosixPath(name).suffix else f'{name}.jpg' for name in chosen] or list(captions)
+    if lost := [name for name in names if name not in captions]:
         raise ValueError(f'the test list of {store} names {lost[0]}, for which {listing} has no caption')
-    return _make_captions(store, listing, {n: captions[n] for n in names} if names else captions, size)
+    return _make_captions(store, listing, {name: captions[name] for name in names}, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #8ac2a6b8
 def shard_pairs(
@@ -755,9 +788,7 @@ def shard_pairs(
             data = shards[i].image
         return decode_image(data)
 
-    texts = [text for o in captions for text in o]
-    owner = torch.tensor([i for i, o in enumerate(captions) for _ in o])
-    return Captions(shards.name, Pictures(range(len(shards)), read, size), texts, owner)
+    return _numbered(shards.name, Pictures(range(len(shards)), read, size), captions)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #952588f6
 def _read_shards(
@@ -777,9 +808,7 @@ def _read_wds_captions(
     captions = [caption_texts(split_lines(o)) for o in answers]
     if mute := [i for i, o in enumerate(captions) if not o]:
         raise ValueError(f'sample {mute[0]} of {path} has no caption')
-    texts = [text for o in captions for text in o]
-    owner = torch.tensor([i for i, o in enumerate(captions) for _ in o])
-    return Captions(Path(path).name, pictures, texts, owner)
+    return _numbered(Path(path).name, pictures, captions)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0d70389c
 class Chains(NamedTuple):
@@ -816,6 +845,14 @@ def _chain_of(row: dict, listing: str, store: _Store) -> tuple[str, list[str]]: 
     return file, texts
 
 
+def _number_chains(hierarchies: list[list[str]]) -> tuple[list[str], Int64[Tensor, 'n l']]:
+    "Texts, level after level, each once a level, and the numbers of each chain's."
+    nodes = sorted({node for texts in hierarchies for node in enumerate(texts)})
+    number = {node: i for i, node in enumerate(nodes)}
+    chains = [list(map(number.__getitem__, enumerate(texts))) for texts in hierarchies]
+    return [text for _, text in nodes], torch.tensor(chains)
+
+
 def _read_hierarcaps(
     path: str | Path,  # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
     size: int,  # side of the pictures, pixels
@@ -830,11 +867,9 @@ def _read_hierarcaps(
             f'{listing} of {store} has hierarchies of {", ".join(map(str, depths))} levels; all must be equally deep'
         )
     files = _find_pictures(store, listing, [file for file, _ in rows])
-    nodes = sorted({node for _, texts in rows for node in enumerate(texts)})
-    number = {node: i for i, node in enumerate(nodes)}
-    chains = torch.tensor([[number[o] for o in enumerate(texts)] for _, texts in rows])
+    texts, chains = _number_chains([texts for _, texts in rows])
     pictures = Pictures(files, lambda f: crop_letterbox(decode_image(store.read(f))), size)
-    return Chains(Path(store.path).stem, pictures, [text for _, text in nodes], chains)
+    return Chains(Path(store.path).stem, pictures, texts, chains)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3f35526e
 def _is_synset_file(file: str) -> bool:
@@ -905,6 +940,12 @@ captions_from = {
 }  # sets that are not for classification: how to get them
 
 
+def _holds_pictures(folder: Path) -> bool:
+    "Are there pictures, and no list of them?"
+    suffixes = {p.suffix.lower() for p in folder.iterdir()}
+    return bool(suffixes & set(picture_suffixes)) and not suffixes & {'.jsonl', '.json', '.csv', '.token'}
+
+
 def holds_one(
     folder: Path,  # or a zip
 ) -> bool:
@@ -925,12 +966,10 @@ def holds_one(
         'images',
     )
     inner = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.')]
-    kinds = [{f.suffix.lower() for f in p.iterdir()} for p in inner]
-    pictured = [bool(k & set(picture_suffixes)) and not k & {'.jsonl', '.json', '.csv', '.token'} for k in kinds]
     return (
-        any(next(folder.glob(g), None) for g in lists)
+        any(next(folder.glob(pattern), None) for pattern in lists)
         or {p.name for p in inner} & {'train', 'test', 'val'} != set()
-        or 2 * sum(pictured) > len(pictured)
+        or 2 * sum(map(_holds_pictures, inner)) > len(inner)
     )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #9d853efb
@@ -945,14 +984,11 @@ def survey(
     names = [p.stem.lower() for p in found]
     here = {_set_id(n) for n in names if not n.startswith('imagenet_samples')}
     absent = {e['title']: e['get'] for i, e in _zeroshot_sets().items() if i not in here}
-    tells = {
+    folders = {
         'COCO val2017': 'coco',
         "COCO, Karpathy's test split": 'coco_karpathy',
         'Flickr30k': 'flickr30k',
         'HierarCaps': 'hierarcaps',
     }
-    return found, absent | {
-        k: v
-        for k, v in captions_from.items()
-        if tells[k] not in names and not (k == 'HierarCaps' and any('hierarcaps' in n for n in names))
-    }
+    there = set(names) | {'hierarcaps' for name in names if 'hierarcaps' in name}
+    return found, absent | {title: how for title, how in captions_from.items() if folders[title] not in there}
