@@ -329,7 +329,7 @@ def test_filters_by_level_and_group(walked):
     walked.js("const g = document.getElementById('group'); g.value = -1; g.dispatchEvent(new Event('change'))")
 
 
-def test_twins_switch_and_keep_the_selection(walked):
+def test_controls_switch_and_keep_the_selection(walked):
     walked.js(
         "meru.select(9); [...document.querySelectorAll('#spaces button')].find(b => b.textContent === 'CLIP').click()"
     )
@@ -434,13 +434,13 @@ def test_a_run_becomes_a_page(tmp_path, in_root):
     assert page.path == tmp_path / 'smoke' / 'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'CLIP']
     assert 300 < len(data['items']['text']) <= 400 and data['atlas'] and 'iframe' in page._repr_html_()
     assert explorer.explore(
-        Run(tmp_path / 'smoke', make_config('smoke', steps=2, warmup=1)), twins=[], n=400
+        Run(tmp_path / 'smoke', make_config('smoke', steps=2, warmup=1)), controls=[], n=400
     ).path.stat().st_size < len(html)
 
 
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
-    "A run of two steps, and its Euclidean twin."
+    "A run of two steps, and its Euclidean control."
     from meru.training.config import make_config
     from meru.training.run import Run
     from meru.training.trainer import fit
@@ -505,7 +505,7 @@ def test_class_folders_and_few_points(smoke, tmp_path, in_root):
     for i in range(8):
         (tmp_path / 'zoo' / ('cat', 'dog')[i % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / 'zoo' / ('cat', 'dog')[i % 2] / f'{i}.png').write_bytes(picture(i))
-    data, rows = page_of(explorer.explore(smoke, twins=[], data=str(tmp_path / 'zoo'), n=6))
+    data, rows = page_of(explorer.explore(smoke, controls=[], data=str(tmp_path / 'zoo'), n=6))
     assert (
         rows['text'] == ['cat', 'dog', 'cat', 'cat', 'dog']
         or rows['text'][:2] == ['cat', 'dog']
