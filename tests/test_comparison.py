@@ -4,14 +4,14 @@ import json
 import pytest, torch
 from meru.evaluation.measures import *
 from meru.evaluation.comparison import *
-from meru.evaluation.comparison import _measure_run
+from meru.evaluation.comparison import _Comparison, _Difference, _measure_run, _MeasuredRun
 from conftest import ROOT
 
 
 def run(name, seed, value, values=(), **config):
     cone = Measure('', 'cone_auc', value if name != 'clip' else None)
     measures = [Measure('style', 'top1', value, 0.1), cone, Measure('', 'cosine_agreement', 0.9)]
-    return MeasuredRun(name, seed, dict(seed=seed, **config), dict(dataset='d'), Measures(measures), dict(values))
+    return _MeasuredRun(name, seed, dict(seed=seed, **config), dict(dataset='d'), Measures(measures), dict(values))
 
 
 def test_a_table_by_hand():
@@ -28,7 +28,7 @@ def test_a_table_by_hand():
     assert top1.means['meru'].mean == pytest.approx(0.91)
     assert top1.differences['clip'].mean == pytest.approx(0.41)
     assert top1.differences['clip'].p == pytest.approx(2 / 4, abs=0.02) and not top1.differences['clip'].significant
-    assert top1.differences['flat'] == Difference(0.0, 0.0, 0.0, 1.0, 'drawings', 1.0, False)
+    assert top1.differences['flat'] == _Difference(0.0, 0.0, 0.0, 1.0, 'drawings', 1.0, False)
     assert 'clip' not in table['', 'cone_auc'].means and table['', 'cone_auc'].differences['flat'].over == 'seeds'
     agreement = table['', 'cosine_agreement']
     assert agreement.better == 0 and agreement.differences['clip'].p_holm is None
@@ -40,7 +40,7 @@ def test_the_record_has_the_keys_of_older_ones():
     committed = json.loads((ROOT / 'outputs' / 'reference' / 'comparison' / 'comparison.json').read_text())
     runs = [run(name, s, 0.5 + 0.1 * s) for s in (0, 1) for name in ('meru', 'flat')]
     controls = dict(chance=Measures(m._replace(value=m.chance) for m in runs[0].measures))
-    record = json.loads(json.dumps(comparison_record(Comparison(runs, 'meru', controls, compare(runs, 'meru')))))
+    record = json.loads(json.dumps(comparison_record(_Comparison(runs, 'meru', controls, compare(runs, 'meru')))))
     assert set(record) | {'asked', 'machine'} == set(committed) and set(record['runs'][0]) == set(committed['runs'][0])
     line, old = record['table'][0], committed['table'][0]
     assert set(line) == set(old) and (line['key'], line['question']) == (old['key'], old['question'])
@@ -56,7 +56,7 @@ def test_drawings_of_a_concept_flip_together():
         for name, hit in (('meru', 1.0), ('clip', 0.0)):
             measures = Measures([Measure('style', 'top1', hit), Measure('concept', 'top1', hit)])
             values = {key: torch.full((40,), hit)}
-            runs.append(MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, values))
+            runs.append(_MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, values))
     p = lambda groups: {line.question.dataset: line for line in compare(runs, 'meru', groups)}['concept'].differences
     assert p({})['clip'].p < 1e-3 and p(dict(concept=groups))['clip'].p == pytest.approx(2 / 32, abs=0.02)
 
@@ -66,7 +66,7 @@ def test_better_is_lower_where_it_is():
     for s in range(4):
         for name, value in (('meru', 2.0), ('clip', 3.0)):
             measures = Measures([Measure('a', 'tree_error', value + 0.001 * s)])
-            runs.append(MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, {}))
+            runs.append(_MeasuredRun(name, s, dict(seed=s), dict(dataset='d'), measures, {}))
     (line,) = compare(runs, 'meru')
     assert line.question.text == 'a: tree-induced error, edges' and line.better == -1
     assert line.differences['clip'].mean == pytest.approx(-1) and line.differences['clip'].significant

@@ -6,7 +6,15 @@ from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
 from meru.evaluation.measures import flatten
-from meru.evaluation.hierarchy import _auc, _best_tau, _cones_at_level, _level_tau, _saturated_share, _text_levels
+from meru.evaluation.hierarchy import (
+    _ConeRates,
+    _auc,
+    _best_tau,
+    _cones_at_level,
+    _level_tau,
+    _saturated_share,
+    _text_levels,
+)
 
 c = torch.tensor(1.0)
 L = get_geometry('lorentz')
@@ -118,12 +126,12 @@ def test_auc_counts_pairs(low, high):
 def test_cone_rates_by_hand():
     margins, own = torch.tensor([[-1.0, 0, 1], [1, -1, 1]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
     # own -1, 0, 1 against others 1, -1, 1
-    assert cone_metrics(margins, own) == pytest.approx(ConeRates(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
+    assert cone_metrics(margins, own) == pytest.approx(_ConeRates(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
 
 
 def test_one_text_for_all_has_no_others():
     images, texts, _ = tree()
-    assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == ConeRates(own=1, other=None, auc=None)
+    assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == _ConeRates(own=1, other=None, auc=None)
     res = flatten(containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
     assert res['cone_auc'] is None and res['cone_own'] == 0.5
 

@@ -76,12 +76,16 @@ def _direction_metrics(
     seed: int,  # of the interval
 ) -> Measures:
     "Recall at 1, 5 and 10, and the median rank."
-    recalls = [Measure('', f'r{k}', recall(ranks, k), _chance_recall(right, n, k)) for k in (1, 5, 10)]
+    measures = Measures()
+    for k in (1, 5, 10):
+        chance = _chance_recall(right, n, k)
+        measures.append(Measure('', f'r{k}', recall(ranks, k), chance))
     low, high = interval((ranks == 1).double(), seed)
-    recalls[0] = recalls[0]._replace(low=low, high=high)
+    measures[0] = measures[0]._replace(low=low, high=high)
     median = ranks.double().quantile(0.5).item()
-    counts = [Measure('', 'queries', len(ranks)), Measure('', 'candidates', n)]
-    return Measures([*recalls, Measure('', 'median_rank', median), *counts])
+    for name, value in dict(median_rank=median, queries=len(ranks), candidates=n).items():
+        measures.append(Measure('', name, value))
+    return measures
 
 
 def _right_candidates(

@@ -141,11 +141,12 @@ def t_test(
     differences: list[float],  # seed by seed, at least two
 ) -> float:  # two-sided p
     "Student's paired test; differences that are all alike leave no doubt."
-    mean, deviation = np.mean(differences), np.std(differences, ddof=1)
+    n, mean = len(differences), abs(np.mean(differences))
+    deviation = np.std(differences, ddof=1)
     if deviation < 1e-12:
-        return float(abs(mean) < 1e-12)
-    statistic = abs(mean) / (deviation / math.sqrt(len(differences)))
-    return float(2 * stats.t.sf(statistic, len(differences) - 1))
+        return float(mean < 1e-12)
+    statistic = mean * math.sqrt(n) / deviation
+    return float(2 * stats.t.sf(statistic, n - 1))
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #20c00031
 def holm(

@@ -193,11 +193,13 @@ def _examine_nouns(
     tokenizer,  # list of texts -> padded ids
 ) -> Measures:
     "Is each noun of WordNet's extract above those that it covers?"
-    ids = list(nouns())
+    extract = nouns()
+    ids = list(extract)
     row = {noun: i for i, noun in enumerate(ids)}
-    above = torch.tensor([row.get(nouns()[noun].up, -1) for noun in ids])
+    above = [row.get(extract[noun].up, -1) for noun in ids]
     points = encode_texts(model, tokenizer, noun_names(ids)).cpu()
-    return word_tree_metrics(model.geometry, points, above, model.curv.detach().cpu(), model.cfg.min_radius)
+    curv, min_radius = model.curv.detach().cpu(), model.cfg.min_radius
+    return word_tree_metrics(model.geometry, points, torch.tensor(above), curv, min_radius)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #490c42a5
 def _cached_pairs(
@@ -209,7 +211,8 @@ def _cached_pairs(
     rows = test[spread(len(test), limit)]
     kept = torch.isin(cache.text_image, rows)
     owner = torch.searchsorted(rows, cache.text_image[kept])
-    return Captions(cache.folder.name, cache.image[rows, 0].float(), cache.text[kept, 0].float(), owner)
+    images, texts = cache.image[rows, 0], cache.text[kept, 0]
+    return Captions(cache.folder.name, images.float(), texts.float(), owner)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 _examiners = {Naming: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}

@@ -52,22 +52,23 @@ class _TextPool:
 
     def nearest(self, path: Float[Tensor, 's d']) -> Int64[Tensor, ' s']:
         "The nearest text at each point of a path, as a row; -1 is the root."
+        geometry = self.geometry
         candidates = torch.cat([self.root[None], self.points])
-        scores = self.geometry.scores(path, candidates, self.curv)
-        if self.cones and self.geometry.has_cones:
-            margins = cone_margins(self.geometry, self.points, path, self.curv, self.min_radius)
+        scores = geometry.scores(path, candidates, self.curv)
+        if self.cones and geometry.has_cones:
+            margins = cone_margins(geometry, self.points, path, self.curv, self.min_radius)
             scores[:, 1:].masked_fill_(margins.T > 0, -torch.inf)
         return scores.argmax(1) - 1
 
     def stops(self, path: Float[Tensor, 's d']) -> list[_Stop]:
         "The nearest texts on a path, each once, where it is first met."
-        rows, dist = self.nearest(path).tolist(), self.geometry.dist
-        met = []
-        for row in dict.fromkeys(rows):
+        texts, places = [*self.texts, '[root]'], [*self.points, self.root]
+        distance = lambda point, place: self.geometry.dist(point, place, self.curv).item()
+        rows, met = self.nearest(path).tolist(), []
+        for row in dict.fromkeys(rows):  # -1, the last, is the root
             step = rows.index(row)
-            text, place = (self.texts[row], self.points[row]) if row >= 0 else ('[root]', self.root)
-            radius, distance = (dist(path[step], point, self.curv).item() for point in (self.root, place))
-            met.append(_Stop(text, step, radius, distance))
+            point = path[step]
+            met.append(_Stop(texts[row], step, distance(point, self.root), distance(point, places[row])))
         return met
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00041

@@ -78,10 +78,11 @@ def _parent_index(
     "Number the parents of the classes."
     missing = [name for name in names if name not in parent]
     if missing:
-        raise KeyError(f'{len(missing)} of {len(names)} classes have no parent in the map, first: {missing[0]!r}')
-    parents = sorted({parent[name] for name in names})
-    number = {name: i for i, name in enumerate(parents)}
-    return torch.tensor([number[parent[name]] for name in names]), parents
+        count = f'{len(missing)} of {len(names)}'
+        raise KeyError(f'{count} classes have no parent in the map, first: {missing[0]!r}')
+    own = [parent[name] for name in names]
+    parents = sorted(set(own))
+    return torch.tensor([parents.index(up) for up in own]), parents
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #55790005
 def _mean_per_class(
@@ -101,10 +102,12 @@ def classification_hits(
 ) -> dict[str, Float[Tensor, ' b']]:  # 1 where the answer is right: top1, top5, and each coarser level
     "Which images are classified right."
     ranks = best_rank(scores, _one_hot(targets, scores.shape[1]))
-    hits = dict(top1=ranks == 1, top5=ranks <= 5)
+    hits = dict(top1=(ranks == 1).double(), top5=(ranks <= 5).double())
     for level, parent in parents.items():
-        hits[level] = best_rank(scores, parent[targets][:, None] == parent) == 1
-    return {name: right.double() for name, right in hits.items()}
+        right = parent[targets][:, None] == parent
+        ranks = best_rank(scores, right)
+        hits[level] = (ranks == 1).double()
+    return hits
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #323729e7
 def classification_metrics(
