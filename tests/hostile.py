@@ -275,10 +275,10 @@ def write_list(path, rows):
         b'no address here',
         b'\thttp://a.example/no-caption.jpg',
         b'a null \0 byte\thttp://a.example/1.jpg',
-        b'\t',
         b'no url\t',
     ]
+    blank = [b'', b'\t']  # no rows
     lines = [f'{c}\t{u}'.encode() for c, u, _ in rows]
-    lines = lines[:50] + bad + lines[50:] + [f'again {i}\t{rows[i][1]}'.encode() for i in range(7)]
+    lines = lines[:50] + bad + blank + lines[50:] + [f'again {i}\t{rows[i][1]}'.encode() for i in range(7)]
     path.write_bytes(b'\n'.join(lines) + b'\n')
-    return dict(rows=len(lines), malformed=len(bad), repeated=7)
+    return dict(rows=len(lines) - len(blank), malformed=len(bad), repeated=7)

@@ -40,8 +40,8 @@ def test_any_string_encodes_in_any_vocabulary(text):
 @given(st.text('abcdefghijklmnopqrstuvwxyz0123456789 ', max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_bytes_only_come_back(text):
-    squeezed = ''.join(f' {o} ' if o.isdigit() else o for o in text)
-    assert BYTES.decode(BYTES([text])[0]).split() == squeezed.split()
+    spaced = ''.join(f' {o} ' if o.isdigit() else o for o in text)
+    assert BYTES.decode(BYTES([text])[0]).split() == spaced.split()
 
 
 def test_special_tokens_in_a_caption_are_only_text():
@@ -105,3 +105,7 @@ def test_a_tokenizer_travels_to_another_process():
     assert (again.vocab_size, again.context_length) == (2048, 16) and again(['a photo of a cat']).tolist() == SMALL(
         ['a photo of a cat']
     ).tolist()
+
+
+def test_half_a_surrogate_pair_is_a_question_mark():
+    assert SMALL(['red \ud83d']).tolist() == SMALL(['red ?']).tolist() and text_id('red \ud83d') != text_id('red ?')
