@@ -409,8 +409,8 @@ class _Squares(torch.autograd.Function):
 
 
 def wide_squares(
-    x: Float[Tensor, '*b d'],
-    y: Float[Tensor, '*b d'] | None = None,  # None: the origin
+    x: Float[Tensor, '*#b d'],
+    y: Float[Tensor, '*#b d'] | None = None,  # None: the origin
 ) -> Float[Tensor, '*b']:  # float64, but on mps float32
     "|x − y|², summed in float64 without a copy in float64; its gradient has the type of `x`, and only `x`, `y` are kept."
     return _Squares.apply(x, y)

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 from collections.abc import Collection
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from matplotlib.axes import Axes
 from scipy import stats
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..core import check_finite
 
 # %% ../../nbs/evaluation/60_statistics.ipynb #3cf362f8
 def interval(
-    values: Float[Tensor, ' n'],  # one value per item: a hit, an error, a reciprocal rank
+    values: Shaped[Tensor, ' n'],  # one value per item: a hit, an error, a reciprocal rank
     seed: int = 0,  # of the redraws
     draws: int = 1000,  # redraws; 1000 settle the second digit
 ) -> tuple[float, float]:  # lower and upper end
