@@ -336,3 +336,10 @@ def test_t17_a_comma_too_many_costs_its_row(tmp_path):
 def test_one_picture_in_a_folder(tmp_path):
     fill(tmp_path, {'a/0.png': pic(), 'captions.jsonl': lines(dict(file='0.png', caption='red'))})
     assert read_data(tmp_path, 8).texts == ['red'] and len(embedded(tmp_path, tmp_path / 'x').keys) == 1
+
+
+@pytest.mark.parametrize('levels', ['null', '"ab"', '["a"]', '["a", 7]', '["a", " "]', '{"a": 1, "b": 2}', '3'])
+def test_levels_of_another_shape_cost_their_sample(levels, tmp_path):
+    meta = f'{{"levels": {levels}}}'.encode()
+    source = Source(shards(tmp_path, [*pairs('ab'), ('a.json', meta), ('b.json', b'{"levels": ["x", "y"]}')]), levels=2)
+    assert source.try_get(0) is None and source.damaged == {0: 'no_levels'} and source.try_get(1).caption == 'b'

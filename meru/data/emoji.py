@@ -131,7 +131,8 @@ def _pack_emoji(
             write_shards((_emoji_sample(o, split, z) for o in members), new / split, 2000, f'emoji_{split}')
         if (made := _packed_ids(new, ids)) != ids:
             raise ValueError(
-                f'Packing {home} gave the ids {made}, not those of dataset_ids.json: its files were changed; check them out again.'
+                f'Packing {home} gave the ids {made}, not those of dataset_ids.json: '
+                'its files were changed; check them out again.'
             )
         if _packed_ids(place, ids) == ids:
             return

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing import NamedTuple
+from .text_files import caption_texts
 from .tokenizer import text_id
 from meru.data.images import (
     augment_images,
@@ -53,6 +54,12 @@ def _epoch_order(
     return sample_rng(seed, epoch, -1).permutation(n)
 
 # %% ../../nbs/data/24_loader.ipynb #36a9f43a
+def _has_levels(sample: Sample, count: int) -> bool:
+    "Does its json hold so many texts, each of them one?"
+    texts = sample.meta.get('levels')
+    return isinstance(texts, list) and len(texts) == len(caption_texts(texts)) == count
+
+
 class Source:
     "Decoded samples by number; damaged ones are counted and replaced."
 
@@ -73,7 +80,7 @@ class Source:
         if i in self.store:
             return self.store[i]
         sample = self.shards[i]
-        if self.levels and len(sample.meta.get('levels', ())) != self.levels:
+        if self.levels and not _has_levels(sample, self.levels):
             raise SampleError('no_levels', f'sample {sample.key}')
         sample = sample._replace(image=decode_image(sample.image))
         if self.cache:
@@ -107,11 +114,9 @@ class Batch(NamedTuple):
 
     images: UInt8[Tensor, 'b 3 s s']  # pixels, 0 to 255
     tokens: Int64[Tensor, 'b l']  # ids, padded with 0
-    text_ids: Int64[Tensor, 'b']  # equal for equal texts, before their augmentation
-    keys: list  # of str: the samples
-    augment_params: Tensor | None = (
-        None  # [b 21] of meru.data.images.augment_params: `images` are whole pictures, to be augmented on the device
-    )
+    text_ids: Int64[Tensor, ' b']  # equal for equal texts, before their augmentation
+    keys: list[str]  # of the samples
+    augment_params: Tensor | None = None  # [b 21], see meru.data.images: whole pictures, augmented on the device
 
 # %% ../../nbs/data/24_loader.ipynb #28819011
 def _choose_text(
@@ -127,27 +132,29 @@ def _choose_text(
 
 # %% ../../nbs/data/24_loader.ipynb #5422f541
 def pictures(
-    samples: list,  # of Sample, decoded
+    samples: list[Sample],  # decoded
     size: int,  # side of the result, pixels
     u: np.ndarray | None = None,  # draws for the augmentation
     augment: ImageAugment | None = None,  # None: the evaluation transform
 ) -> UInt8[Tensor, 'b 3 s s']:
     "What the model sees of the samples' pictures."
     images = [o.image for o in samples]
-    return augment_images(images, size, u, augment) if augment else torch.stack([resize_image(o, size) for o in images])
+    if augment:
+        return augment_images(images, size, u, augment)
+    return torch.stack([resize_image(o, size) for o in images])
 
 # %% ../../nbs/data/24_loader.ipynb #c7f18985
 def _to_batch(
     images: UInt8[Tensor, 'b 3 s s'],  # pixels
     texts: list[str],  # as chosen
-    said: list[str],  # as augmented
-    samples: list,  # of Sample
+    augmented: list[str],  # the same, their words masked, shuffled or dropped
+    samples: list[Sample],
     tokenizer: Callable,  # texts to ids
     augment_params: Tensor | None = None,  # of augmentation on the device
 ) -> Batch:
     "Put a batch together."
     ids = torch.tensor([text_id(o) for o in texts], dtype=torch.int64)
-    return Batch(images, tokenizer(said), ids, [o.key for o in samples], augment_params)
+    return Batch(images, tokenizer(augmented), ids, [o.key for o in samples], augment_params)
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):
@@ -186,30 +193,67 @@ class _Walks:
         "Batches from any step on, exactly as if all steps before had been made."
         if self.cache:
             self.source.fill()
-        steps = _Steps(self)
-        if self.workers:
-            found = DataLoader(
-                steps,
-                batch_size=None,
-                sampler=itertools.count(start_step),
-                num_workers=self.workers,
-                collate_fn=_as_it_is,
-                pin_memory=torch.cuda.is_available(),
-            )
-        else:
-            found = map(steps.__getitem__, itertools.count(start_step))
-        for batch, damaged in found:
+        for batch, damaged in self._steps(start_step):
             self.source.damaged.update(damaged)
             yield batch
+
+    def _steps(self, start_step: int) -> Iterable:  # of batches, each with the samples newly found damaged
+        "The steps from here or from worker processes."
+        if not self.workers:
+            return map(_Steps(self).__getitem__, itertools.count(start_step))
+        return DataLoader(
+            _Steps(self),
+            batch_size=None,
+            sampler=itertools.count(start_step),
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def eval_batches(self) -> Iterator[Batch]:  # damaged samples are left out
         "One pass in order: captions, no augmentation, a smaller last batch."
         own = range(len(self.shards))[part_of(len(self.shards), self.share)]
         for start in own[:: self.batch_size]:
-            tried = map(self.source.try_get, range(start, min(start + self.batch_size, own.stop)))
-            if samples := [o for o in tried if o]:
-                captions = [o.caption for o in samples]
-                yield _to_batch(pictures(samples, self.image_size), captions, captions, samples, self.tokenizer)
+            numbers = range(start, min(start + self.batch_size, own.stop))
+            samples = [o for o in map(self.source.try_get, numbers) if o]
+            if not samples:
+                continue
+            images, captions = pictures(samples, self.image_size), [o.caption for o in samples]
+            yield _to_batch(images, captions, captions, samples, self.tokenizer)
+
+# %% ../../nbs/data/24_loader.ipynb #d0f5a626
+class _Drawn(NamedTuple):
+    "What chance decides of a batch."
+
+    samples: list[Sample]
+    texts: list[str]  # one of each sample's
+    augmented: list[str]  # as the model reads them
+    u: np.ndarray  # [b 14], uniform draws for the pictures
+
+
+def _draw_batch(
+    loader,  # its source, texts and seed
+    index: list[int],  # of the samples
+    epoch: int,
+) -> _Drawn:
+    "Draw for each sample from the generator of its own."
+    samples = [loader.source.good(i) for i in index]
+    rngs = [sample_rng(loader.seed, epoch, i) for i in index]
+    u = np.stack([rng.random(1 + n_draws) for rng in rngs])
+    texts = [_choose_text(o, level, loader.level_probs) for o, level in zip(samples, u[:, 0])]
+    augmented = texts
+    if loader.augment_text:
+        augmented = [loader.augment_text(text, rng) for text, rng in zip(texts, rngs)]
+    return _Drawn(samples, texts, augmented, u[:, 1:])
+
+
+def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'b 3 s s'], Tensor | None]:
+    "Augmented pictures; or whole ones, and how the device is to augment them."
+    if not loader.pre_resize:
+        return pictures(drawn.samples, loader.image_size, drawn.u, loader.augment), None
+    sizes = [o.image.shape[1:] for o in drawn.samples]
+    whole = [crop_resize(o.image, (0, 0, *size), loader.pre_resize) for o, size in zip(drawn.samples, sizes)]
+    return torch.stack(whole), augment_params(drawn.u, np.array(sizes), loader.augment)
 
 # %% ../../nbs/data/24_loader.ipynb #97dc6e16
 @dataclass(eq=False)
@@ -228,15 +272,13 @@ class Loader(_Walks):
     cache: bool = True  # decode everything first and keep it in memory
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
-    pre_resize: int = (
-        0  # side of squares to which whole pictures are resized, to be augmented on the device; 0: augment here
-    )
+    pre_resize: int = 0  # side of squares to which whole pictures are resized for the device; 0: augment here
 
     def __post_init__(self):
-        n, probs = len(self.shards), self.level_probs
-        if not 1 <= self.batch_size <= n:
+        count, probs = len(self.shards), self.level_probs
+        if not 1 <= self.batch_size <= count:
             raise ValueError(
-                f'batch_size is {self.batch_size}; {self.shards.folder} holds {n} pairs, so it must be 1 to {n}.'
+                f'batch_size is {self.batch_size}; {self.shards.folder} holds {count} pairs, so it must be 1 to {count}.'
             )
         if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ValueError(f'level_probs is {probs}; it must be non-negative and sum to 1.')
@@ -255,18 +297,8 @@ class Loader(_Walks):
     def batch_at(self, step: int) -> Batch:
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        index = _epoch_order(len(self.shards), self.seed, epoch)[
-            place * self.batch_size : (place + 1) * self.batch_size
-        ]
-        index = index[part_of(len(index), self.share)].tolist()
-        samples, rngs = [self.source.good(i) for i in index], [sample_rng(self.seed, epoch, i) for i in index]
-        u = np.stack([o.random(1 + n_draws) for o in rngs])
-        texts = [_choose_text(o, x, self.level_probs) for o, x in zip(samples, u[:, 0])]
-        said = [self.augment_text(*o) for o in zip(texts, rngs)] if self.augment_text else texts
-        if not self.pre_resize:
-            return _to_batch(
-                pictures(samples, self.image_size, u[:, 1:], self.augment), texts, said, samples, self.tokenizer
-            )
-        hw = np.array([o.image.shape[1:] for o in samples])
-        whole = torch.stack([crop_resize(o.image, (0, 0, *o.image.shape[1:]), self.pre_resize) for o in samples])
-        return _to_batch(whole, texts, said, samples, self.tokenizer, augment_params(u[:, 1:], hw, self.augment))
+        order = _epoch_order(len(self.shards), self.seed, epoch)
+        index = order[place * self.batch_size : (place + 1) * self.batch_size]
+        drawn = _draw_batch(self, index[part_of(len(index), self.share)].tolist(), epoch)
+        images, params = _draw_pictures(self, drawn)
+        return _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)
