@@ -100,7 +100,7 @@ def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
 def trained(papermill, tmp_path_factory):
     "Two presets, two seeds, two steps each, trained by the notebook."
     home = tmp_path_factory.mktemp('compare')
-    (home / 'asked.yaml').write_text(
+    (home / 'compare.yaml').write_text(
         f'presets: smoke smoke_clip\nseeds: 2\nsteps: 2\nfolder: {home / "runs"}\nout: {home / "out"}\ndata: {home / "hues"}\n'
     )
     from PIL import Image
@@ -109,24 +109,24 @@ def trained(papermill, tmp_path_factory):
         (home / 'hues' / f'thing {i}').mkdir(parents=True)
         for j in range(2):
             Image.new('RGB', (16, 16), (40 * i, 255 - 40 * i, 90 * j)).save(home / 'hues' / f'thing {i}' / f'{j}.png')
-    done = papermill('compare', home / 'out.ipynb', '-f', home / 'asked.yaml')
+    done = papermill('compare', home / 'out.ipynb', '-f', home / 'compare.yaml')
     assert done.returncode == 0, done.stderr[-2000:]
     return home
 
 
 def test_compare_notebook(trained):
-    held = json.loads((trained / 'out' / 'comparison.json').read_text())
-    assert [(r['name'], r['seed'], r['config']['steps']) for r in held['runs']] == [
+    record = json.loads((trained / 'out' / 'comparison.json').read_text())
+    assert [(r['name'], r['seed'], r['config']['steps']) for r in record['runs']] == [
         (n, s, 2) for s in (0, 1) for n in ('smoke', 'smoke_clip')
     ]
-    keys = {line['key']: line for line in held['table']}
+    keys = {line['key']: line for line in record['table']}
     assert {'hues_top1', 'hues_probe_top1', 'wordnet_depth_tau'} <= set(keys) and 'smoke_clip' not in keys[
         'wordnet_depth_tau'
     ]['means']
     assert (
-        held['base'] == 'smoke'
-        and held['controls']['chance']['hues_top1'] == pytest.approx(1 / 6)
-        and 'untrained' in held['controls']
+        record['base'] == 'smoke'
+        and record['controls']['chance']['hues_top1'] == pytest.approx(1 / 6)
+        and 'untrained' in record['controls']
     )
     assert (trained / 'out' / 'comparison.png').stat().st_size > 5_000 and 'smoke against smoke_clip' in (
         trained / 'out.ipynb'
@@ -169,31 +169,31 @@ def test_unfinished_runs_are_refused(trained, tmp_path):
 
 def test_the_committed_page_tells_the_committed_numbers():
     home = ROOT / 'outputs' / 'reference' / 'comparison'
-    held, page = json.loads((home / 'comparison.json').read_text()), (home / 'README.md').read_text()
+    record, page = json.loads((home / 'comparison.json').read_text()), (home / 'README.md').read_text()
     lines = [[c.strip() for c in l.strip('|').split('|')] for l in page.splitlines() if l.startswith('| ') and '±' in l]
-    says = {line['question']: line for line in held['table']} | {
-        'Kendall τ of level and radius, within chains': next(l for l in held['table'] if l['key'] == 'chain_tau')
+    lines_of = {line['question']: line for line in record['table']} | {
+        'Kendall τ of level and radius, within chains': next(l for l in record['table'] if l['key'] == 'chain_tau')
     }
     assert len(lines) >= 10
     for question, *cells in lines:
-        means, key = says[question]['means'], says[question]['key']
-        told = [
+        means, key = lines_of[question]['means'], lines_of[question]['key']
+        expected = [
             f'{m[0]:.3f} ± {m[2] - m[0]:.3f}' if (m := means.get(n)) else '–'
             for n in ('demo', 'demo_clip', 'demo_euclid', 'demo_poincare')
         ]
-        told += [
-            f'{v:.3f}' if (v := held['controls'][c].get(key)) is not None else '–'
+        expected += [
+            f'{v:.3f}' if (v := record['controls'][c].get(key)) is not None else '–'
             for c in ('pixels', 'untrained', 'chance')
         ]
-        assert cells == told, question
-    differences = [d for line in held['table'] for d in line['differences'].values() if 'sure' in d]
+        assert cells == expected, question
+    differences = [d for line in record['table'] for d in line['differences'].values() if 'sure' in d]
     assert (
         f'all {len(differences)} tests' in page
         and not any(d['sure'] for d in differences)
         and 'Nothing is sure' in page
     )
     assert (
-        len(held['runs']) == 12
-        and not any(r['record']['dirty'] for r in held['runs'])
-        and all(r['config']['steps'] == 1000 for r in held['runs'])
+        len(record['runs']) == 12
+        and not any(r['record']['dirty'] for r in record['runs'])
+        and all(r['config']['steps'] == 1000 for r in record['runs'])
     )

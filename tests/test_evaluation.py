@@ -249,14 +249,14 @@ def photos(tmp_path_factory):
 
 def test_one_bad_set_does_not_take_the_others(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos, 16)
-    m, said = flatten(report.measures), report.skipped
-    assert {k for k in said if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
+    m, messages = flatten(report.measures), report.skipped
+    assert {k for k in messages if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
     assert (
-        'fern' in said['holes: everything']
-        and '12.png, which is not there' in said['lost: everything']
-        and 'a/0.png' in said['torn: everything']
+        'fern' in messages['holes: everything']
+        and '12.png, which is not there' in messages['lost: everything']
+        and 'a/0.png' in messages['torn: everything']
     )
-    assert "'gryphon'" in said['fables: WordNet measures'] and not any(k.startswith('animals:') for k in said)
+    assert "'gryphon'" in messages['fables: WordNet measures'] and not any(k.startswith('animals:') for k in messages)
     assert (
         m['wordnet_edges'] == 1808
         and -1 <= m['wordnet_depth_tau'] <= 1
@@ -281,8 +281,8 @@ def test_one_bad_set_does_not_take_the_others(photos, tiny):
         'steps_cone_own_level1',
         'steps_radius_level3_q50',
     } <= set(m)
-    assert json.loads(json.dumps(m, allow_nan=False)) == m and '\n' not in ''.join(said.values())
-    assert len([v for v in said.values() if v.startswith('not in ')]) == 24 and 'torchvision' in said['MNIST']
+    assert json.loads(json.dumps(m, allow_nan=False)) == m and '\n' not in ''.join(messages.values())
+    assert len([v for v in messages.values() if v.startswith('not in ')]) == 24 and 'torchvision' in messages['MNIST']
     assert evaluate_folder(tiny, Tokenizer(600, 16), photos, 16).measures == report.measures
 
 
@@ -383,14 +383,14 @@ def released(tmp_path_factory):
     "The tiny reference checkpoints with room for a real tokenizer's ids."
     home = tmp_path_factory.mktemp('released')
     for name in ('meru', 'clip'):
-        held = torch.load(ROOT / 'tests' / 'parity' / f'{name}_tiny.pth', weights_only=True)
-        rows = held['model']['textual.token_embed.weight']
-        held['model']['textual.token_embed.weight'] = rows.repeat(2, 1)
-        torch.save(held, home / f'{name}.pth')
-    held = torch.load(
+        saved = torch.load(ROOT / 'tests' / 'parity' / f'{name}_tiny.pth', weights_only=True)
+        rows = saved['model']['textual.token_embed.weight']
+        saved['model']['textual.token_embed.weight'] = rows.repeat(2, 1)
+        torch.save(saved, home / f'{name}.pth')
+    saved = torch.load(
         home / 'meru.pth', weights_only=True
     )  # HyCoCLIP trains the same tensors: only what stands beside them differs
-    torch.save(dict(model=held['model'], scaler={}, iteration=500_000), home / 'hycoclip.pth')
+    torch.save(dict(model=saved['model'], scaler={}, iteration=500_000), home / 'hycoclip.pth')
     return home
 
 
@@ -406,11 +406,11 @@ def test_a_run_with_a_backbone_reads_texts_with_its_tokenizer(monkeypatch, tmp_p
 
 @pytest.mark.parametrize('name, geometry', [('meru', 'lorentz'), ('clip', 'sphere'), ('hycoclip', 'lorentz')])
 def test_released_checkpoint_is_evaluated(name, geometry, released, photos, tmp_path):
-    asked = EvalConfig(
+    cfg = EvalConfig(
         checkpoint=str(released / f'{name}.pth'), image_heads=4, data=str(photos), out=str(tmp_path / 'out')
     )
-    model, tokenizer = load_evaluated(asked)
-    assert model.geometry.name == geometry and not model.training and asked.folder.is_dir()
+    model, tokenizer = load_evaluated(cfg)
+    assert model.geometry.name == geometry and not model.training and cfg.folder.is_dir()
     m = evaluate_folder(model, tokenizer, photos / 'steps', model.cfg.image_size).measures
     m = flatten(m)
     assert (m['steps_cone_auc'] is None) == (geometry == 'sphere') == (m['steps_chain_tau'] is None) and 0 <= m[
@@ -455,15 +455,15 @@ def test_evaluate_notebook_on_photos(released, photos, papermill, tmp_path):
     ],
 )
 def test_checkpoints_of_another_layout(what, says, released, tmp_path):
-    held = torch.load(released / 'meru.pth', weights_only=True)
+    saved = torch.load(released / 'meru.pth', weights_only=True)
     if what == 'open_clip':
-        held = {k: v for k, v in held['model'].items()}
+        saved = {k: v for k, v in saved['model'].items()}
     if what == 'partial':
-        del held['model']['visual.patch_embed.proj.weight']
+        del saved['model']['visual.patch_embed.proj.weight']
     if what == 'extra':
-        held['model']['box_alpha'] = torch.tensor(0.0)
+        saved['model']['box_alpha'] = torch.tensor(0.0)
     path = tmp_path / 'other.pth'
-    path.write_bytes(b'not a checkpoint') if what == 'pickle' else torch.save(held, path)
+    path.write_bytes(b'not a checkpoint') if what == 'pickle' else torch.save(saved, path)
     with pytest.raises(ValueError, match=f'other.pth .*{says}'):
         load_evaluated(EvalConfig(checkpoint=str(path), image_heads=4, out=str(tmp_path / 'o')))
     assert not (tmp_path / 'o').exists()

@@ -83,9 +83,9 @@ def home(tmp_path_factory):
     "Reference checkpoints with room for a real tokenizer's ids, two pictures, a few texts."
     home = tmp_path_factory.mktemp('walks')
     for name in ('meru', 'clip'):
-        held = torch.load(ROOT / 'tests' / 'parity' / f'{name}_tiny.pth', weights_only=True)
-        held['model']['textual.token_embed.weight'] = held['model']['textual.token_embed.weight'].repeat(2, 1)
-        torch.save(held, home / f'{name}.pth')
+        saved = torch.load(ROOT / 'tests' / 'parity' / f'{name}_tiny.pth', weights_only=True)
+        saved['model']['textual.token_embed.weight'] = saved['model']['textual.token_embed.weight'].repeat(2, 1)
+        torch.save(saved, home / f'{name}.pth')
     (home / 'photos').mkdir()
     for name in ('red', 'blue'):
         Image.new('RGB', (40, 30), name).save(home / 'photos' / f'{name}.png')
@@ -97,11 +97,11 @@ def test_the_root_of_clip(home):
     from meru.models.released import load_released
 
     model = load_released(home / 'clip.pth', 4)
-    held = torch.load(home / 'clip.pth', weights_only=True)
-    held['root'] = torch.arange(1.0, 1 + model.cfg.embed_dim)
-    torch.save(held, home / 'with_root.pth')
-    del held['root']
-    torch.save(held, home / 'rootless.pth')
+    saved = torch.load(home / 'clip.pth', weights_only=True)
+    saved['root'] = torch.arange(1.0, 1 + model.cfg.embed_dim)
+    torch.save(saved, home / 'with_root.pth')
+    del saved['root']
+    torch.save(saved, home / 'rootless.pth')
     root = _root_of(model, home / 'with_root.pth')
     assert root.norm() == pytest.approx(1) and root[1] == pytest.approx(2 * root[0].item())
     with pytest.raises(ValueError, match="rootless.pth .* without a 'root'"):
@@ -175,14 +175,14 @@ def test_traverse_notebook(home, papermill):
         home / 'out',
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    held = json.loads((home / 'out' / 'walks.json').read_text())
+    saved = json.loads((home / 'out' / 'walks.json').read_text())
     assert (
-        [w['start'] for w in held['walks']] == ['blue', 'red']
-        and all(w['stops'] for w in held['walks'])
-        and held['cones'] is True
+        [w['start'] for w in saved['walks']] == ['blue', 'red']
+        and all(w['stops'] for w in saved['walks'])
+        and saved['cones'] is True
     )
     assert (home / 'out' / 'walks.png').stat().st_size > 3_000
-    assert {s['text'] for w in held['walks'] for s in w['stops']} <= {
+    assert {s['text'] for w in saved['walks'] for s in w['stops']} <= {
         'a red thing',
         'a blue thing',
         'a thing',
