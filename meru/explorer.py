@@ -34,7 +34,7 @@ from meru.evaluation.datasets import (
     Captions,
     Chains,
     holds_one,
-    Naming,
+    Classification,
     Pictures,
     read_data,
     shard_pairs,
@@ -594,10 +594,10 @@ class _Chained(NamedTuple):
 
 
 def _chains_of(
-    task: Captions | Naming | Chains,
+    task: Captions | Classification | Chains,
 ) -> _Chained:
     "Captions stand alone over their picture, the first of each; class names over many; HierarCaps has four levels."
-    if isinstance(task, Naming):
+    if isinstance(task, Classification):
         return _Chained(task.classes, task.targets[:, None], ['name', 'picture'])
     if isinstance(task, Chains):
         depth = task.chains.shape[1]
@@ -608,7 +608,7 @@ def _chains_of(
 
 # %% ../nbs/70_explorer.ipynb #be518814
 def _task_scene(
-    task: Captions | Naming | Chains,
+    task: Captions | Classification | Chains,
     n: int = 2000,  # points at most
 ) -> _Scene:
     "Pictures at equal steps with the texts above them."

@@ -466,9 +466,9 @@ def test_unknown_layout(tmp_path):
 @pytest.mark.parametrize(
     'name, kind, count, classes',
     [
-        ('cifar10_test_32.zip', Naming, 10_000, 10),
-        ('tiny_imagenet_val_32.zip', Naming, 10_000, 200),
-        ('imagenet_samples_1000x1_128.zip', Naming, 1000, 1000),
+        ('cifar10_test_32.zip', Classification, 10_000, 10),
+        ('tiny_imagenet_val_32.zip', Classification, 10_000, 200),
+        ('imagenet_samples_1000x1_128.zip', Classification, 1000, 1000),
         ('flickr8k_128_jpg.zip', Captions, 1000, 5000),
         ('hierarcaps_test_1000_256.zip', Chains, 1000, None),
     ],
@@ -476,7 +476,7 @@ def test_unknown_layout(tmp_path):
 def test_real_data(name, kind, count, classes):
     task = read_data(local(name), 32)
     assert type(task) is kind and len(task.pictures) == count and task.pictures[:4].shape == (4, 3, 32, 32)
-    if kind is Naming:
+    if kind is Classification:
         assert len(task.classes) == classes == len(task.synsets()) == len(set(task.synsets())) and set(
             task.synsets()
         ) <= set(nouns())

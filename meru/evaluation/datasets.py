@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['general_prompts', 'flickr_lists', 'captions_from', 'short', 'Pictures', 'spread', 'nouns', 'noun_parents',
-           'noun_names', 'find_nouns', 'Naming', 'Captions', 'shard_pairs', 'Chains', 'crop_letterbox', 'read_data',
-           'holds_one', 'survey']
+           'noun_names', 'find_nouns', 'Classification', 'Captions', 'shard_pairs', 'Chains', 'crop_letterbox',
+           'read_data', 'holds_one', 'survey']
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d2366053
 import json
@@ -280,8 +280,8 @@ def _readable(
     return [renamed.get(k) or _plain_name(k) for k in keys]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #b330da04
-class Naming(NamedTuple):
-    "Pictures to be named."
+class Classification(NamedTuple):
+    "Pictures with a class each."
 
     name: str  # of the set
     pictures: Pictures
@@ -292,7 +292,7 @@ class Naming(NamedTuple):
     train: tuple | None  # pictures and targets of a training part
     used: str  # where the prompts come from, and what else a reader should know
 
-    def some(self, limit: int) -> 'Naming':
+    def some(self, limit: int) -> 'Classification':
         "At most so many pictures of each part, at equal steps; 0: all."
         part = lambda pictures, targets: (pictures.take(rows := spread(len(pictures), limit)), targets[rows])
         pictures, targets = part(self.pictures, self.targets)
@@ -312,19 +312,19 @@ class Naming(NamedTuple):
 general_prompts = ('a photo of a {}.', 'a picture of the {}.', '{}')
 
 
-def _make_naming(
+def _make_classification(
     name: str,  # of the set
     keys: list[str],  # what the data call the classes
     parts: dict[str, tuple],  # 'test', perhaps 'train' -> pictures, targets
     prompts: list[str] | None = None,  # None: the table's, or general ones
-) -> Naming:
+) -> Classification:
     "Give the classes names and prompts."
     known = _zeroshot_sets().get(_set_id(name), {})
     classes = _readable(keys, known)
     if twins := [c for c in classes if classes.count(c) > 1]:
         raise ValueError(f'{name} has {classes.count(twins[0])} classes called {twins[0]!r}')
     used = 'its own prompts' if prompts else 'data/zeroshot/sets.json' if known else 'general prompts'
-    return Naming(
+    return Classification(
         name,
         *parts['test'],
         classes,
@@ -376,7 +376,7 @@ def _numbers_first(key: str) -> tuple[int, str]:
 def _read_class_folder(
     path: str | Path,  # a folder or zip with one folder per class
     size: int,  # side of the pictures, pixels
-) -> Naming:
+) -> Classification:
     "Pictures in class folders; of `test`, `val` and others the first there is, and `train` for a linear probe."
     store = _Store(path)
     chosen = _chosen_parts(store, _class_parts(store))
@@ -386,7 +386,7 @@ def _read_class_folder(
     for part, found in chosen.items():
         targets = torch.tensor([number[name] for name, _ in found])
         parts[part] = _stored(store, [file for _, file in found], size), targets
-    return _make_naming(Path(path).stem, keys, parts)
+    return _make_classification(Path(path).stem, keys, parts)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #f436fbff
 def _torchvision_labels(dataset) -> list:
@@ -415,7 +415,7 @@ def _torchvision_part(
 def _read_torchvision(
     path: str | Path,  # the `root` that torchvision was given
     size: int,  # side of the pictures, pixels
-) -> Naming:
+) -> Classification:
     "One of the twenty sets as torchvision lays it out; the folder's name says which."
     import torchvision.datasets
 
@@ -433,7 +433,7 @@ def _read_torchvision(
     )
     if (top := int(parts['test'][1].max())) >= len(keys):
         raise ValueError(f'{path} has label {top}, but only {len(keys)} classes are named')
-    task = _make_naming(Path(path).name, list(keys), parts)
+    task = _make_classification(Path(path).name, list(keys), parts)
     return task._replace(used=f'{task.used}; {known["note"]}') if 'note' in known else task
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #66cba03b
@@ -522,7 +522,7 @@ def _class_numbers(
 def _read_wds(
     path: str | Path,  # with classnames.txt and test/0.tar
     size: int,  # side of the pictures, pixels
-) -> Naming:
+) -> Classification:
     "A set in clip-benchmark's WebDataset layout."
     path, parts, store = Path(path), {}, _Store(path)
     classes = _lines(store, 'classnames.txt')
@@ -531,7 +531,7 @@ def _read_wds(
         if part == 'test' or (path / part).is_dir():
             pictures, answers = _tar_pictures(path / part, 'cls', size)
             parts[part] = pictures, _class_numbers(answers, len(classes), path / part)
-    return _make_naming(path.name, classes, parts, prompts)._replace(classes=classes)
+    return _make_classification(path.name, classes, parts, prompts)._replace(classes=classes)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #26dacbbe
 def _listed_synsets(
@@ -553,7 +553,7 @@ def _listed_synsets(
 def _read_synset_files(
     path: str | Path,  # a folder or zip of pictures called n01440764.jpg, ..., or with val_annotations.txt
     size: int,  # side of the pictures, pixels
-) -> Naming:
+) -> Classification:
     "Pictures whose synset is in their name or in a list beside them."
     store = _Store(path)
     shown = {f: PurePosixPath(f).stem.partition('_')[0] for f in store.images}
@@ -562,7 +562,7 @@ def _read_synset_files(
     keys = sorted(set(shown.values()))
     number = {k: i for i, k in enumerate(keys)}
     targets = torch.tensor([number[o] for o in shown.values()])
-    return _make_naming(Path(path).stem, keys, dict(test=(_stored(store, list(shown), size), targets)))
+    return _make_classification(Path(path).stem, keys, dict(test=(_stored(store, list(shown), size), targets)))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3aece08a
 class Captions(NamedTuple):
@@ -913,7 +913,7 @@ def _layout_of(
 def read_data(
     path: str | Path,  # a folder or zip
     size: int,  # side of the pictures, pixels
-) -> Naming | Captions | Chains:
+) -> Classification | Captions | Chains:
     "Read data of whatever layout."
     path = Path(path)
     known = _zeroshot_sets().get(_set_id(path.stem), {})

@@ -45,7 +45,7 @@ from meru.evaluation.hierarchy import (
 from meru.evaluation.datasets import (
     Captions,
     Chains,
-    Naming,
+    Classification,
     noun_names,
     noun_parents,
     nouns,
@@ -90,7 +90,7 @@ class _ProbeData(NamedTuple):
 
 def _probe_data(
     model: nn.Module,  # of `meru.models`
-    task: Naming,
+    task: Classification,
     points: Float[Tensor, 'n d'],  # of its pictures
 ) -> _ProbeData:
     "The training part and the pictures; without one, two halves of the pictures."
@@ -116,7 +116,7 @@ def _probe(
 def _examine_classes(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
-    task: Naming,
+    task: Classification,
     report: _Report,  # is added to
 ):
     "Accuracy, WordNet measures and linear probe of one set."
@@ -215,7 +215,7 @@ def _cached_pairs(
     return Captions(cache.folder.name, images.float(), texts.float(), owner)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
-_examiners = {Naming: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}
+_examiners = {Classification: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}
 
 
 def _check_measured(
