@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest
 from hypothesis import given, settings, strategies as st
-from meru.album import SearchConfig
+from meru.image_index import SearchConfig
 from meru.core import checked, field_docs
 from meru.data.download import FetchConfig
 from meru.data.images import ImageAugment
