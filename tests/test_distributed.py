@@ -10,7 +10,7 @@ from meru.losses import pairwise
 from meru.losses.contrastive import matrix_loss
 from meru.losses.entailment import entailment_loss
 from meru.training import trainer
-from meru.parallel import Lost, SpreadNorm, gather_rows, processes, rank, sum_gradients, total, world
+from meru.parallel import PeerLost, SyncBatchNorm, gather_rows, processes, rank, sum_gradients, total, world
 from meru.models.feature_cache import open_cache
 from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry
@@ -199,7 +199,7 @@ def model_gradients(preset):
         )
         tokens[:, 9] = tokens.max() + 1
         if world() > 1:
-            parallel.spread_norms(model)
+            parallel.sync_batch_norms(model)
         out = model(images[parts], tokens[parts], (torch.arange(B) % 7)[parts])
         out['loss'].backward()
         sum_gradients(model, bucket=50_000)
@@ -227,7 +227,7 @@ def norms():
     def of(kind, part):
         norm, said = torch.nn.BatchNorm1d(3, **kind).double(), []
         if world() > 1:
-            parallel.spread_norms(norm)
+            parallel.sync_batch_norms(norm)
         for step in (1, 2, 3):
             said.append(norm(step * x[part] + step))
         return [*said, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
@@ -240,7 +240,7 @@ def norms():
             errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w])
             for kind, w in zip(kinds, want)
         ]
-        lonely = parallel.SpreadNorm(3)
+        lonely = parallel.SyncBatchNorm(3)
         lonely(torch.ones(rank(), 3, 1))  # one value a channel in all
         return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
 
@@ -324,7 +324,7 @@ def test_a_killed_process_ends_the_run_and_the_restart_ends_with_the_same_bits(t
     for name in ('last', 'best'):
         assert file_sha256(whole.folder / f'{name}.safetensors') == file_sha256(broken.folder / f'{name}.safetensors')
     assert numbered(whole) == numbered(broken)
-    assert [o['processes'] for o in broken.read('run.json')['sittings']] == [2, 2]
+    assert [o['processes'] for o in broken.read('run.json')['sessions']] == [2, 2]
 
 
 def is_second(path, parent):
@@ -345,7 +345,7 @@ def test_resumes_with_another_number_of_processes(team, tmp_path):
     team.end()
     assert 5 <= many.step < 12
     team.run(1, train, many.folder)
-    assert [o['processes'] for o in many.read('run.json')['sittings']] == [3, 1]
+    assert [o['processes'] for o in many.read('run.json')['sessions']] == [3, 1]
     a, b = one.rows(), many.rows()
     assert [o['step'] for o in a] == [o['step'] for o in b] == list(range(1, 13))
     assert a[0]['loss'] == pytest.approx(b[0]['loss'], rel=1e-5) and a[0]['grad_norm'] == pytest.approx(
@@ -413,7 +413,7 @@ def test_a_process_without_a_good_held_out_pair_still_validates(team):
 
 def test_a_stop_amid_a_decode_is_no_damaged_picture(monkeypatch):
     monkeypatch.setattr('PIL.Image.open', lambda *a, **k: trainer._stop())
-    with pytest.raises(Lost, match='torchrun stopped this process'):
+    with pytest.raises(PeerLost, match='torchrun stopped this process'):
         decode_image(b'GIF89a')
 
 
@@ -507,5 +507,5 @@ def test_the_notebook_follows_two_processes(run_cells, tmp_path):
     error, said = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2)
     assert not error, error
     record = json.loads((tmp_path / 'run' / 'run.json').read_text())
-    assert 'finished' in record and record['sittings'][0]['processes'] == 2
+    assert 'finished' in record and record['sessions'][0]['processes'] == 2
     assert '100%' in said and '384/384' in said

@@ -12,9 +12,9 @@ import meru.data.engine as engine
 from meru.data.shards import Shards
 from meru.data.fetch import (
     fetch,
-    _only_one,
     read_pairs,
 )
+from meru.core import locked
 from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize
 from meru.data.engine import _within as within
 from conftest import ROOT
@@ -422,7 +422,7 @@ def test_two_fetches_into_one_folder_are_refused(tmp_path):
     own_folder(tmp_path / 'own')
     (tmp_path / 'a').mkdir()
     cfg = D.make_fetch_config(pairs='own', processes=1)
-    with _only_one(tmp_path / 'a'), pytest.raises(RuntimeError, match='another process is fetching'):
+    with locked(tmp_path / 'a'), pytest.raises(BlockingIOError, match='is in use by process'):
         fetch(tmp_path / 'a', cfg, tmp_path)
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 import pytest, torch
+from safetensors.torch import save_file
 from meru.training import run as R
 from meru.training.config import TrainConfig, make_config, presets
 from meru.core import checked, write_json
@@ -46,9 +47,37 @@ def test_checkpoint_of_another_model_is_named(tmp_path):
 def test_damaged_checkpoint_is_not_read(tmp_path):
     path = tmp_path / 'a.safetensors'
     R.save_checkpoint(path, torch.nn.Linear(2, 3), step=1)
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(Exception):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match='a.safetensors is damaged'):
         R.load_checkpoint(path, torch.nn.Linear(2, 3))
+    for at in range(0, len(whole), 7):
+        path.write_bytes(bytes(b ^ (16 * (i == at)) for i, b in enumerate(whole)))
+        with pytest.raises(ValueError, match='a.safetensors (is damaged|holds another model)'):
+            R.load_checkpoint(path, torch.nn.Linear(2, 3))
+
+
+def test_a_checkpoint_without_a_hash_is_read(tmp_path):
+    "As versions before this one wrote it."
+    layer = torch.nn.Linear(2, 3)
+    tensors = {f'model.{k}': v.detach() for k, v in layer.state_dict().items()}
+    save_file(tensors, tmp_path / 'a.safetensors', metadata=dict(state='{"step": 4}'))
+    assert R.load_checkpoint(tmp_path / 'a.safetensors', torch.nn.Linear(2, 3)) == dict(step=4)
+
+
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (lambda cached: [cached], 'config.json holds no JSON object, but a list'),
+        (lambda cached: cached | dict(warp=9), "config.json has the field 'warp'.*update meru"),
+        (lambda cached: cached | dict(seed=-1), 'config.json: seed = -1 is not at least 0'),
+    ],
+)
+def test_a_config_that_is_none_is_named(tmp_path, change, says):
+    run = R.Run(tmp_path, make_config('smoke'))
+    (tmp_path / 'config.json').write_text(json.dumps(change(run.read('config.json'))))
+    with pytest.raises(ValueError, match=says):
+        R.load_config(tmp_path)
 
 
 def test_checkpoint_bytes_depend_on_content_alone(tmp_path):

@@ -5,7 +5,9 @@ import signal
 from dataclasses import replace
 import pytest
 import torch
-from meru.core import write_json
+from safetensors.torch import save_file
+from meru.core import locked, write_json
+from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
@@ -87,11 +89,80 @@ def test_a_failed_start_does_not_claim_the_folder(tmp_path):
     assert Run(tmp_path, make_config('smoke')).config.data == 'emoji'
 
 
-def test_data_that_changed_between_sittings_is_refused(tmp_path):
+def test_an_extended_run_is_the_run_that_was_asked_for_its_extension_at_once(tmp_path):
+    first = Run(tmp_path / 'a', make_config('smoke'))
+    fit(first, quiet=True)
+    planned = first.read('run.json')['checkpoints']
+    longer = Run(tmp_path / 'a', make_config('smoke', extend=6))
+    assert not longer.finished and longer.step == 12
+    fit(longer, quiet=True)
+    at_once = Run(tmp_path / 'b', make_config('smoke', extend=6))
+    fit(at_once, quiet=True)
+    assert longer.step == 18 and file_sha256(longer.last) == file_sha256(at_once.last)
+    record = longer.read('run.json')
+    assert longer.finished and record['steps'] == 18 and [o['step'] for o in record['sessions']] == [0, 12]
+    assert record['checkpoints']['last'] != planned['last']
+    rates = {o['step']: o['lr'] for o in longer.rows() if 'lr' in o}
+    assert rates[12] < 0.1 * rates[4] and rates[14] > 0.5 * rates[4]  # to zero, and up again
+    for extend in (0, 7):
+        with pytest.raises(ValueError, match=f'extend .there 6, asked {extend}.'):
+            Run(tmp_path / 'a', make_config('smoke', extend=extend))
+
+
+def test_an_unfinished_run_is_not_extended(tmp_path):
+    Run(tmp_path, make_config('smoke')).log(dict(step=1))
+    with pytest.raises(ValueError, match='extend .there 0, asked 6.'):
+        Run(tmp_path, make_config('smoke', extend=6))
+
+
+def test_a_run_goes_on_with_other_workers_and_says_so(tmp_path):
+    whole, broken = Run(tmp_path / 'a', make_config('smoke')), Run(tmp_path / 'b', make_config('smoke'))
+    fit(whole, quiet=True)
+    broken.log = lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row['step'] == 6 else None
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, quiet=True)
+    on = Run(tmp_path / 'b', make_config('smoke', workers=1, log_every=3, device='cpu'))
+    fit(on, quiet=True)
+    assert file_sha256(whole.last) == file_sha256(on.last)
+    sessions = on.read('run.json')['sessions']
+    assert [(o['step'], o['settings']['workers'], o['settings']['log_every']) for o in sessions] == [
+        (0, 0, 2),
+        (4, 1, 3),
+    ]
+
+
+def test_a_record_of_an_older_version_goes_on(tmp_path):
+    run = Run(tmp_path, make_config('smoke'))
+    fit(run, quiet=True)
+    record = run.read('run.json')
+    record['sittings'] = record.pop('sessions')
+    write_json(tmp_path / 'run.json', {k: v for k, v in record.items() if k != 'finished'})
+    fit(run, quiet=True)
+    assert [o['step'] for o in run.read('run.json')['sessions']] == [0, 12]
+
+
+def test_two_fits_in_one_folder(tmp_path):
+    run = Run(tmp_path, make_config('smoke'))
+    with locked(tmp_path), pytest.raises(BlockingIOError, match='is in use by process'):
+        fit(run)
+    fit(run, quiet=True)
+    assert run.finished
+
+
+def test_init_takes_a_saved_model(tmp_path):
+    cfg = make_config('smoke')
+    saved, folder = build_model(cfg), tmp_path / 'saved'
+    folder.mkdir()
+    save_file(saved.state_dict(), folder / 'model.safetensors', metadata=dict(format='pt'))
+    model, *_ = _begin(Run(tmp_path / 'run', make_config('smoke', seed=5, init=str(folder))), 'cpu')
+    assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), model.state_dict().values()))
+
+
+def test_data_that_changed_between_sessions_is_refused(tmp_path):
     run = Run(tmp_path, make_config('smoke'))
     fit(run)
     record = run.read('run.json')
-    assert [s['step'] for s in record['sittings']] == [0] and record['sittings'][0]['threads'] >= 1
+    assert [s['step'] for s in record['sessions']] == [0] and record['sessions'][0]['threads'] >= 1
     run.record(dataset=dict(train='another', val='another'))
     write_json(tmp_path / 'run.json', {k: v for k, v in run.read('run.json').items() if k != 'finished'})
     with pytest.raises(ValueError, match='was begun on .*another'):

@@ -1,0 +1,112 @@
+"Whole files, one owner a folder, and the same paths from everywhere."
+
+import errno, json, os, platform, subprocess, sys
+import pytest
+from conftest import ROOT
+from meru.core import locked, project_path, read_json, root, RunFolder, session_fields, write_file, write_json
+from meru.training.config import TrainConfig, make_config
+from meru.training.run import Run
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from meru.core import locked
+with locked(Path(sys.argv[1])):
+    print('in', flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    "Another process that holds the lock of `tmp_path`."
+    command = [sys.executable, '-c', HOLD, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'in\n'
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_a_second_process_is_refused_in_one_sentence_and_a_dead_one_is_no_owner(tmp_path, holder):
+    with pytest.raises(BlockingIOError, match=f'{tmp_path} is in use by process {holder.pid} on {platform.node()}'):
+        with locked(tmp_path):
+            raise AssertionError('two owners')
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / '.lock').exists()
+    with locked(tmp_path):
+        assert read_json(tmp_path / '.lock')['pid'] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_machine_is_kept(tmp_path):
+    owner = dict(pid=1, host='elsewhere', birth='1')
+    (tmp_path / '.lock').write_text(json.dumps(owner))
+    with pytest.raises(BlockingIOError, match='by process 1 on elsewhere.*remove .*lock'), locked(tmp_path):
+        pass
+    assert read_json(tmp_path / '.lock') == owner
+
+
+def test_a_number_that_another_process_was_given_since_is_no_owner(tmp_path):
+    (tmp_path / '.lock').write_text(json.dumps(dict(pid=os.getpid(), host=platform.node(), birth='long ago')))
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 3}'])
+def test_a_lock_that_is_none_stops_nobody(tmp_path, text):
+    (tmp_path / '.lock').write_text(text)
+    with locked(tmp_path):
+        assert read_json(tmp_path / '.lock')['pid'] == os.getpid()
+
+
+def test_a_lock_is_given_back_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        1 / 0
+    assert not (tmp_path / '.lock').exists()
+
+
+@pytest.mark.parametrize('content', ['text', b'bytes', lambda part: part.write_text('by itself')])
+def test_three_kinds_of_content(tmp_path, content):
+    write_file(tmp_path / 'a', content)
+    assert (tmp_path / 'a').read_text() in ('text', 'bytes', 'by itself') and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_names_the_path_and_leaves_the_old_file(tmp_path):
+    def full(part):
+        part.write_text('half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    write_json(tmp_path / 'a.json', dict(x=1))
+    with pytest.raises(OSError, match='a.json could not be written: .*No space left on device'):
+        write_file(tmp_path / 'a.json', full)
+    assert read_json(tmp_path / 'a.json') == dict(x=1) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('text', ['[1]', '"a"', 'null', '3', '{', '', '[' * 100_000])
+def test_a_file_that_is_no_object_is_named(tmp_path, text):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(ValueError, match='config.json (is not JSON|holds no JSON object)'):
+        read_json(tmp_path / 'config.json')
+
+
+def test_paths_mean_the_same_everywhere(tmp_path, monkeypatch):
+    for place in (ROOT, ROOT / 'nbs', ROOT / 'nbs' / 'training', tmp_path):
+        monkeypatch.chdir(place)
+        assert root() == ROOT and project_path('outputs/demo') == ROOT / 'outputs' / 'demo'
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert project_path('~/runs') == tmp_path / 'runs' and project_path(tmp_path) == tmp_path
+    assert RunFolder('~/runs/a', make_config('smoke')).folder == tmp_path / 'runs' / 'a'
+
+
+def test_what_decides_nothing_may_differ(tmp_path):
+    assert session_fields(TrainConfig) >= {'workers', 'log_every', 'device'}
+    Run(tmp_path, make_config('smoke')).log(dict(step=1))
+    Run(tmp_path, make_config('smoke', workers=2, log_every=5, device='cpu'))
+    assert read_json(tmp_path / 'config.json')['workers'] == 2
+    with pytest.raises(ValueError, match='seed .there 0, asked 1.'):
+        Run(tmp_path, make_config('smoke', seed=1, workers=3))
+    assert read_json(tmp_path / 'config.json')['workers'] == 2
