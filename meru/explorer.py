@@ -23,7 +23,7 @@ from torch import Tensor
 from typing import NamedTuple
 from .geometry import Geometry, get_geometry, unit
 from .plots import fit_angles, polar_dist, principal_axes
-from .core import check_finite, root, write_atomic
+from .core import check_finite, root, write_file
 from .data.shards import Sample, Shards
 from .data.emoji import embedded_data
 from .models.model import encode_images, encode_texts, tokenizer_of
@@ -731,7 +731,7 @@ def explore(
     title = f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s' + (f' of {end}' if end else '')
     html = _make_page(scene.items, [_run_space(o, checkpoint, scene) for o in runs], title)
     page = run / (f'explorer_{end}.html' if end else 'explorer.html')
-    write_atomic(page, lambda tmp: tmp.write_text(html, encoding='utf-8'))
+    write_file(page, html)
     return _Page(page)
 
 # %% ../nbs/70_explorer.ipynb #c47fb10a

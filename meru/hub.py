@@ -20,16 +20,15 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from jaxtyping import Bool, Float, UInt8
 from pathlib import Path
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from typing import Literal, NamedTuple
-from .core import check_config, file_sha256, Given, markdown_table, root, write_atomic, write_json
+from .core import check_config, file_sha256, Given, markdown_table, root, write_file, write_json
 from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, resize_image, to_rgb
-from .models.pretrained import from_hub, load_towers
+from .models.pretrained import load_towers
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
-from .training.run import load_config, load_run, load_tensors
+from .training.run import find_model, load_config, load_run, load_saved
 
 # %% ../nbs/71_hub.ipynb #b25e0006
 _template = """---
@@ -339,7 +338,7 @@ class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_):
-        return cls(*_read_folder(_find_folder(model_id, revision)))
+        return cls(*_read_folder(find_model(model_id, revision)))
 
     def generate_model_card(self, name: str = 'meru', licence: str = 'other', note: str = 'Not stated.') -> ModelCard:
         "The card, from the record."
@@ -348,23 +347,6 @@ class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
         task = 'zero-shot-image-classification'
         about = ModelCardData(library_name='meru', license=licence, pipeline_tag=task, tags=tags)
         return ModelCard.from_template(about, template_str=_template, name=name, note=note, **facts)
-
-# %% ../nbs/71_hub.ipynb #b25e000c
-_no_model = 'give a folder that save_pretrained or nbs/train.ipynb wrote, or connect once and name the revision'
-
-
-def _find_folder(
-    name: str | Path,  # a folder, or org/name or org/name@revision of the hub
-    revision: str | None = None,  # commit or tag; None: the newest
-) -> Path:  # a folder on this machine
-    "A model's folder; what the hub has is fetched once."
-    for folder in (Path(name).expanduser(), root() / Path(name).expanduser()):
-        if folder.is_dir():
-            return folder.resolve()
-    repo, _, pinned = str(name).partition('@')
-    if repo.count('/') != 1:
-        raise FileNotFoundError(f'there is no folder {name}, and a model of the hub is called org/name: {_no_model}')
-    return from_hub(repo, ['*.json', 'model.safetensors', 'README.md'], revision or pinned or None, _no_model)
 
 # %% ../nbs/71_hub.ipynb #7f014220
 def _read_json(
@@ -389,7 +371,7 @@ def _save_weights(
     "Weights, then their hash; while the two differ there is no hash."
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     path.with_name('weights.json').unlink(missing_ok=True)
-    write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt')))
+    write_file(path, lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt')))
     write_json(path.with_name('weights.json'), dict(file=path.name, sha256=file_sha256(path), meru=meru.__version__))
 
 
@@ -420,13 +402,7 @@ def _read_folder(
 ) -> _Saved:
     "Read and check; every tensor must find its place."
     model, path = build_model(_checked_config(folder)), folder / 'model.safetensors'
-    wanted = _read_json(folder / 'weights.json').get('sha256')
-    if wanted not in (None, file_sha256(path)):
-        raise ValueError(f'{path} is damaged (its sha256 is not that of weights.json): fetch or save it again')
-    try:
-        load_tensors(path, model, load_file(path))
-    except SafetensorError as e:
-        raise ValueError(f'{path} is damaged ({e}): fetch or save it again') from None
+    load_saved(path, model)
     return _Saved(model, _read_json(folder / 'run.json'), _read_json(folder / 'metrics.json'))
 
 # %% ../nbs/71_hub.ipynb #b25e000d
@@ -469,7 +445,7 @@ def from_pretrained(
     revision: str | None = None,  # commit or tag on the hub; None: the newest
 ) -> Pretrained:
     "A trained model from this disk or the hub, in evaluation mode on the CPU."
-    folder = _find_folder(name, revision)
+    folder = find_model(name, revision)
     return Pretrained(*_read_folder(folder)) if (folder / 'model.safetensors').exists() else _from_run(folder)
 
 # %% ../nbs/71_hub.ipynb #b25e0016

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
-from ..core import checked, write_json
+from ..core import checked, write_file, write_json
 from .images import ImageError
 from .download import clean_picture, CleanPicture, fetch_bytes, FetchConfig, Refused
 from .packing import done_shards, seal_shard
@@ -81,13 +81,6 @@ def _seal_raw(
     for end in ('.tar', '.parquet', '_stats.json'):
         (raw / f'{number:05d}{end}').unlink()
 
-# %% ../../nbs/data/28_engine.ipynb #50cfda51
-def _write_text_atomic(path: Path, text: str):
-    "No reader sees half of it."
-    part = path.with_suffix('.tmp')
-    part.write_text(text)
-    os.replace(part, path)
-
 # %% ../../nbs/data/28_engine.ipynb #9336760a
 class _Tally:
     "What a worker has done in its shard, written down twice a second for the bar; and the row it decodes, at once."
@@ -102,7 +95,7 @@ class _Tally:
                 return
             self.last = time.monotonic()
             with suppress(OSError):
-                _write_text_atomic(self.path, f'{self.done} {self.good}')
+                write_file(self.path, f'{self.done} {self.good}')
 
     @contextmanager
     def decoding(self, key: int):  # number of the row in its shard

@@ -6,7 +6,6 @@
 __all__ = ['read_pairs', 'fetch', 'plot_reasons', 'plot_sizes', 'pair_sheet']
 
 # %% ../../nbs/data/29_fetch.ipynb #c3e3c494
-import fcntl
 import fnmatch
 import hashlib
 import importlib.util
@@ -31,7 +30,7 @@ from matplotlib.figure import Figure
 from pathlib import Path
 from tqdm import tqdm
 from typing import BinaryIO
-from ..core import RunFolder, file_sha256, machine, write_atomic, write_json
+from ..core import file_sha256, locked, machine, RunFolder, write_file, write_json
 from .text_files import decode_text
 from .tables import table_rows, table_suffixes, TableColumns
 from .tar_samples import open_tar, ShardError, tar_samples, TarSample
@@ -235,17 +234,6 @@ def _pack_mirror(number: int, cfg: FetchConfig, folder: Path, work: Path) -> dic
     path.unlink()
     return stats
 
-# %% ../../nbs/data/29_fetch.ipynb #ebb672ec
-@contextmanager
-def _only_one(folder: Path):
-    "No two fetches into one folder."
-    with open(folder / '.lock', 'w') as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RuntimeError(f'another process is fetching into {folder}: wait for it, or stop it') from None
-        yield
-
 # %% ../../nbs/data/29_fetch.ipynb #ecd19f0e
 def _own_source(path: Path, cfg: FetchConfig) -> tuple[Iterator, str]:
     "Rows of one's own pairs, and a hash of what was there."
@@ -297,7 +285,7 @@ def _prepare(
 def _write_table_whole(rows: Iterable, work: Path) -> dict:
     "`table.parquet` and its counts, the table in place only when it is complete."
     count = {}
-    write_atomic(work / 'table.parquet', lambda tmp: count.update(_write_table(rows, tmp)))
+    write_file(work / 'table.parquet', lambda tmp: count.update(_write_table(rows, tmp)))
     if count['rows'] == count['malformed']:
         raise ValueError(
             f'no usable row among {count["rows"]:,}: name the columns with url_col and caption_col, or with columns if there is no header line'
@@ -359,7 +347,7 @@ def fetch(
         RunFolder(folder, replace(cfg, **{k: getattr(FetchConfig, k) for k in how})),
         folder / 'manifest.json',
     )
-    with _only_one(folder):
+    with locked(folder):
         if manifest.exists():
             print(f'{folder} is complete: nothing was fetched.')
             return json.loads(manifest.read_text())

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from ..core import file_sha256, write_atomic, write_json
+from ..core import file_sha256, write_file, write_json
 from .images import ImageError
 from .shards import dataset_id, index_shard
 from .download import clean_picture, FetchConfig, Refused
@@ -75,8 +75,8 @@ def seal_shard(
     rows = [dict.fromkeys(_columns) | o for o in sorted(rows, key=lambda o: o['key'])]
     count = Counter(r['reason'] or 'success' for r in rows)
     path = folder / f'{number:05d}.tar'
-    write_atomic(path, partial(_write_tar, rows=rows, picture=picture))
-    write_atomic(path.with_suffix('.parquet'), partial(_write_table, rows=rows))
+    write_file(path, partial(_write_tar, rows=rows, picture=picture))
+    write_file(path.with_suffix('.parquet'), partial(_write_table, rows=rows))
     stats = dict(
         count=len(rows),
         successes=count['success'],

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from typing import NamedTuple
-from ..core import file_sha256, write_atomic
+from ..core import file_sha256, write_file
 
 # %% ../../nbs/models/34_feature_cache.ipynb #14ec92ce
 def save_part(
@@ -32,7 +32,7 @@ def save_part(
 ):
     "A finished block: one file, whole or not there."
     data = save(tensors, metadata=dict(about=json.dumps(about)))
-    write_atomic(path, lambda tmp: tmp.write_bytes(data))
+    write_file(path, data)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #b9350922
 def read_part(
@@ -147,11 +147,11 @@ def save_cache(
     path = Path(folder) / 'features.safetensors'
     path.with_name('cache.json').unlink(missing_ok=True)  # no description of other features beside them
     chunks = _chunks(list(images), list(accumulate(images.values(), initial=0)), shapes)
-    write_atomic(path, partial(_write_tensors, shapes=shapes, chunks=chunks))
+    write_file(path, partial(_write_tensors, shapes=shapes, chunks=chunks))
     widths = dict(image_width=shapes['image'][-1], text_width=shapes['text'][-1])
     info = dict(features_sha256=file_sha256(path)) | widths | info | about
     text = json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False, indent=0)
-    write_atomic(path.with_name('cache.json'), lambda tmp: tmp.write_text(text, encoding='utf-8'))
+    write_file(path.with_name('cache.json'), text)
     return open_cache(folder)
 
 # %% ../../nbs/models/34_feature_cache.ipynb #bfe46655

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..geometry import Geometry, get_geometry, products
-from ..core import check_finite, file_sha256, replace_text, write_atomic
+from ..core import check_finite, file_sha256, write_file
 from ..models.feature_cache import cache_id
 from .exact import exact_search, Hits, rerank
 
@@ -306,10 +306,10 @@ def save_index(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: getattr(index, k) for k in ('points', 'centres', 'assignment')}
     tensors = {k: o.contiguous() for k, o in tensors.items() if o is not None}
-    write_atomic(folder / 'points.safetensors', lambda tmp: save_file(tensors, tmp))
+    write_file(folder / 'points.safetensors', lambda tmp: save_file(tensors, tmp))
     info = {k: getattr(index, k) for k in ('geometry', 'curv', 'model', 'nprobe', 'columns')}
     info = dict(sha256=file_sha256(folder / 'points.safetensors'), **info)
-    replace_text(folder / 'index.json', json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False))
+    write_file(folder / 'index.json', json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False))
 
 # %% ../../nbs/search/51_index.ipynb #e4cfb236
 def _index_info(
@@ -392,7 +392,7 @@ def export_index(
     radius = index.space.radius(index.points, index.c).numpy()
     table = pa.table(index.columns | dict(radius=radius, vector=lifted))
     table = table.replace_schema_metadata(dict(meru=json.dumps(_how_to_ask(index))))
-    write_atomic(Path(path), lambda tmp: pq.write_table(table, tmp))
+    write_file(Path(path), lambda tmp: pq.write_table(table, tmp))
 
 # %% ../../nbs/search/51_index.ipynb #21a00081
 def move_along_ray(

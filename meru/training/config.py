@@ -6,10 +6,22 @@
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'demo', 'smoke', 'head_poincare', 'presets', 'TrainConfig', 'controls', 'make_config']
 
 # %% ../../nbs/training/41_config.ipynb #e16ff84e
-import json
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
-from ..core import Above, AtLeast, Between, checked, Count, Device, Given, root, Seed, Share
+from meru.core import (
+    Above,
+    AtLeast,
+    Between,
+    checked,
+    Count,
+    Device,
+    Given,
+    per_session,
+    project_path,
+    read_json,
+    Seed,
+    Share,
+)
 from ..data.images import ImageAugment
 from ..models.model import ModelConfig
 
@@ -25,6 +37,7 @@ class TrainConfig(ModelConfig, ImageAugment):
     vocab_size: Annotated[int, Between(514, 49408)] = 49408  # token ids: 512 bytes, CLIP's merges, start and end
     seed: Seed = 0  # decides initial weights, order and augmentation
     steps: Count = 120_000  # updates of the whole run
+    extend: Annotated[int, AtLeast(0)] = 0  # updates after a finished run, with a warm-up and a cosine of their own
     batch_size: Annotated[int, AtLeast(2)] = 2048  # pairs an update; every pair's negatives are the others
     lr: Annotated[float, Above(0)] = 5e-4  # peak learning rate of AdamW
     warmup: Annotated[int, AtLeast(0)] = 4_000  # updates until the peak, fewer than steps
@@ -48,12 +61,14 @@ class TrainConfig(ModelConfig, ImageAugment):
     verify: Literal['sizes', 'hashes'] = 'hashes'  # on opening shards: compare bytes and counts, or every byte too
     damaged_shards: Literal['fail', 'quarantine'] = 'fail'  # quarantine: go on without such a shard, on record
     val_pairs: Count = 1024  # pairs held out for validation where the data has no own split
-    workers: Annotated[int, AtLeast(0)] = 4  # processes that read and decode; the order does not depend on it
-    cache: bool = False  # keep decoded pictures in memory
-    log_every: Count = 100  # updates between two lines of metrics.jsonl
+    workers: Annotated[int, AtLeast(0), per_session] = (
+        4  # processes that read and decode; the order does not depend on it
+    )
+    cache: Annotated[bool, per_session] = False  # keep decoded pictures in memory
+    log_every: Annotated[Count, per_session] = 100  # updates between two lines of metrics.jsonl
     val_every: Count = 5_000  # updates between two looks at the held-out pairs
-    save_every: Count = 1_000  # updates between two checkpoints
-    device: Device = 'auto'  # where the model computes
+    save_every: Annotated[Count, per_session] = 1_000  # updates between two checkpoints
+    device: Annotated[Device, per_session] = 'auto'  # where the model computes
 
     def __post_init__(self):
         ModelConfig.__post_init__(self)
@@ -69,6 +84,10 @@ class TrainConfig(ModelConfig, ImageAugment):
                 f"micro_batch is {self.micro_batch}, but image_tower 'conv' normalises over the batch, "
                 'and a part has other statistics: set micro_batch=0'
             )
+
+    @property
+    def total_steps(self) -> int:  # updates, extension included
+        return self.steps + self.extend
 
 # %% ../../nbs/training/41_config.ipynb #a5cfe1e7
 # bfloat16, compiled blocks and texts cut in steps of 16 on a GPU: tested for what they compute, untimed
@@ -184,14 +203,14 @@ def _feature_widths(
     data: str,  # what `data` of a config says
 ) -> dict[str, str | int]:  # fields that features in that folder decide; none where there are none
     "Which towers made the features of a folder, and how wide they are."
-    path = root() / data / 'cache.json'
+    path = project_path(data) / 'cache.json'
     if not path.exists():
         return {}
-    held = json.loads(path.read_text(encoding='utf-8'))
+    info = read_json(path)
     return dict(
-        backbone=held['towers'],
-        image_width=held['image_width'],
-        text_width=held['text_width'],
+        backbone=info['towers'],
+        image_width=info['image_width'],
+        text_width=info['text_width'],
         image_tower='features',
         text_tower='features',
     )

@@ -48,7 +48,7 @@ def _follow(
     "Show how far a run has come until its processes end."
     cfg, ended = run.config, False
     with tqdm(
-        total=cfg.steps * cfg.batch_size,
+        total=cfg.total_steps * cfg.batch_size,
         initial=run.step * cfg.batch_size,
         unit=' pairs',
         unit_scale=True,

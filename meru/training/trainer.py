@@ -27,14 +27,14 @@ from meru.parallel import (
     checksum,
     gather_objects,
     gather_rows,
-    Lost,
+    PeerLost,
     processes,
     rank,
-    spread_norms,
+    sync_batch_norms,
     sum_gradients,
     world,
 )
-from ..core import file_sha256, machine, root
+from ..core import file_sha256, locked, machine, project_path, session_fields, write_file
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
 from ..data.shards import Shards
@@ -45,7 +45,7 @@ from ..models.feature_cache import FeatureCache, open_cache
 from ..models.mining import FeatureBatches
 from .optim import lr_at, make_optimizer
 from .config import TrainConfig
-from .run import load_checkpoint, load_config, Run, save_checkpoint
+from .run import load_checkpoint, load_config, load_weights, Run, save_checkpoint
 from .step import compile_blocks, compiles, gradients, NonFinite, to_device, waits, Watch
 
 # %% ../../nbs/training/44_trainer.ipynb #5debb122
@@ -95,7 +95,7 @@ def _open_cached(
     cfg: TrainConfig,  # its `data` is a folder of cached features
 ) -> tuple:  # training pairs, held-out pairs; each a `CachedPart`
     "A cache's training split, and its split `dev` or `val`; where it has neither, its last training pairs are held out."
-    cache = open_cache(root() / cfg.data)
+    cache = open_cache(project_path(cfg.data))
     splits = cache.info['splits']
     own = next((o for o in ('dev', 'val') if o in splits), None)
     if own is None:
@@ -109,7 +109,7 @@ def open_data(
     cfg: TrainConfig,  # its `data` is 'emoji' or a folder
 ) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
     "The two halves of a config's data."
-    folder = embedded_data(cfg.data) if cfg.data == 'emoji' else root() / cfg.data
+    folder = embedded_data(cfg.data) if cfg.data == 'emoji' else project_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
     if features and not cached:
         raise FileNotFoundError(
@@ -199,6 +199,13 @@ def pick_device(
     return name
 
 # %% ../../nbs/training/44_trainer.ipynb #e49d2120
+def _lr_of(cfg: TrainConfig, step: int) -> float:
+    "Learning rate of a step; an extension has a schedule of its own (warm restart, Loshchilov and Hutter 2017)."
+    if step < cfg.steps:
+        return lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
+    return lr_at(step - cfg.steps, cfg.lr, cfg.warmup * cfg.extend // cfg.steps, cfg.extend)
+
+
 def update(
     model: Model,  # moves by one step
     opt: torch.optim.Optimizer,  # its optimiser
@@ -208,7 +215,7 @@ def update(
 ) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
     "One step: forward, backward, and the update if everything is finite."
     torch.manual_seed(cfg.seed * 1_000_003 + step + rank() * 2**40)
-    lr = lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
+    lr = _lr_of(cfg, step)
     for group in opt.param_groups:
         group['lr'] = lr
     model.train()
@@ -290,9 +297,9 @@ def _begin(
     torch.manual_seed(cfg.seed)
     model = build_model(cfg)
     if cfg.init:
-        load_checkpoint(_weights(cfg.init), model)
+        load_weights(cfg.init, model)
     if world() > 1:
-        spread_norms(model)
+        sync_batch_norms(model)
     model.to(device)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
     if run.last.exists():
@@ -301,103 +308,112 @@ def _begin(
         compile_blocks(model)
     return model, opt, state
 
-
-def _weights(folder: str) -> Path:
-    "The last checkpoint of the run that `init` names."
-    path = root() / folder / 'last.safetensors'
-    if not path.exists():
-        raise FileNotFoundError(f'init = {folder!r}: {path} is missing; name the folder of a run that was trained here')
-    return path
-
 # %% ../../nbs/training/44_trainer.ipynb #6fac5dab
 def fit(
     run: Run,  # what to train and where to keep it
     quiet: bool = False,  # no progress bar: one of many runs
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
-    cfg, device = run.config, pick_device(run.config.device)
-    if run.finished and not run.last.exists():
-        raise FileNotFoundError(
-            f'{run.name} is finished, but its checkpoint is not here (git does not keep it); train into another folder with -p out'
-        )
-    model, opt, state = _begin(run, device)
     if run.finished:
-        if not rank():
-            print(f'{run.name} is finished: {cfg.steps} steps were made. Nothing was changed.')
-        return model.eval()
+        return _finished_model(run)
+    with locked(run.folder):
+        cfg, device = run.config, pick_device(run.config.device)
+        model, opt, state = _begin(run, device)
+        loader, val_loader = _open_session(run, model, state['step'], device)
+        clock, watch, bar = _Clock(run), Watch(), _bar(run, state['step'], quiet)
+        batches = loader.batches(state['step'])
+        for step, batch in zip(range(state['step'], cfg.total_steps), batches):
+            done = step + 1
+            try:
+                out = update(model, opt, to_device(batch, cfg, device), cfg, step)
+                watch.see(out['bad'], step, read=any(_due(cfg, done, o) for o in ('log', 'val', 'save')))
+            except NonFinite as error:
+                raise _with_batch(run, error, loader) from None
+            bar.update(cfg.batch_size)
+            row = {}
+            if _due(cfg, done, 'log'):
+                row = _describe(model, out) | clock(done * cfg.batch_size)
+                bar.set_postfix(loss=f'{row["loss"]:.3f}', curv=f'{row["curv"]:.2f}')
+            if _due(cfg, done, 'val'):
+                row |= _validate(model, val_loader)
+            if row.get('val_top1', -1) > state['best']:
+                state['best'] = row['val_top1']
+                save_checkpoint(run.best, model, step=done)
+            if row:
+                run.log(dict(step=done) | row)
+            if _due(cfg, done, 'save'):
+                agree(weights=checksum(model))
+                save_checkpoint(run.last, model, opt, **state | dict(step=done))
+        bar.close()
+        _record_end(run, clock, loader, val_loader)
+    return model.eval()
+
+# %% ../../nbs/training/44_trainer.ipynb #0ea084c0
+def _finished_model(run: Run) -> Model:
+    "Nothing is left to do."
+    if not run.last.exists():
+        raise FileNotFoundError(
+            f'{run.name} is finished, but its checkpoint is not here (git does not keep it); '
+            'train into another folder with -p out'
+        )
+    if not rank():
+        print(f'{run.name} is finished: {run.config.total_steps} steps were made. Nothing was changed.')
+    return _begin(run, pick_device(run.config.device))[0].eval()
+
+
+def _open_session(
+    run: Run,
+    model: Model,  # as the run left it
+    step: int,  # where this session begins
+    device: str,  # where it computes
+) -> tuple[Loader, Loader]:  # over the training pairs, over those held out
+    "Open the data, and see that all processes and all sessions see the same."
+    cfg = run.config
     pairs, held_out = _open_together(cfg)
     loader = make_loader(cfg, pairs)
     val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
-    agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=state['step'], weights=checksum(model))
-    if state['step'] and not rank():
-        print(f'{run.name} goes on after step {state["step"]} of {cfg.steps}.')
-    run.rewind(state['step'])
-    _sit_down(run, dict(train=pairs.id, val=held_out.id), state['step'], device)
-    lost = _lost_shards(pairs, held_out)
-    run.record(pairs=len(pairs), params=model.param_count, lost=lost)
-    clock, watch = _Clock(run), Watch()
-    bar = tqdm(
-        total=cfg.steps * cfg.batch_size,
-        initial=state['step'] * cfg.batch_size,
-        unit=' pairs',
-        unit_scale=True,
-        mininterval=5,
-        desc=run.name,
-        file=sys.stdout,
-        disable=quiet or rank() > 0,
-    )
-    for step, batch in zip(range(state['step'], cfg.steps), loader.batches(state['step'])):
-        done, row = step + 1, {}
-        try:
-            out = update(model, opt, to_device(batch, cfg, device), cfg, step)
-            watch.see(
-                out['bad'],
-                step,
-                read=any(_due(done, n, cfg.steps) for n in (cfg.log_every, cfg.val_every, cfg.save_every)),
-            )
-        except NonFinite as e:
-            raise _named(run, e, loader) from None
-        bar.update(cfg.batch_size)
-        if _due(done, cfg.log_every, cfg.steps):
-            row = dict(step=done, pairs=done * cfg.batch_size, **_describe(model, out), **clock(done * cfg.batch_size))
-            bar.set_postfix(loss=f'{row["loss"]:.3f}', curv=f'{row["curv"]:.2f}')
-        if _due(done, cfg.val_every, cfg.steps):
-            row = dict(step=done) | row | _validate(model, val_loader)
-        if row.get('val_top1', -1) > state['best']:
-            state['best'] = row['val_top1']
-            save_checkpoint(run.best, model, step=done)
-        if row:
-            run.log(row)
-        if _due(done, cfg.save_every, cfg.steps):
-            agree(weights=checksum(model))
-            save_checkpoint(run.last, model, opt, **state | dict(step=done))
-    bar.close()
+    agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=step, weights=checksum(model))
+    if step and not rank():
+        print(f'{run.name} goes on after step {step} of {cfg.total_steps}.')
+    run.rewind(step)
+    _record_session(run, dict(train=pairs.id, val=held_out.id), step, device)
+    run.record(pairs=len(pairs), params=model.param_count, lost=_lost_shards(pairs, held_out))
+    return loader, val_loader
+
+
+def _record_session(
+    run: Run,  # its record is written
+    dataset: dict,  # ids of the two halves of the data
+    step: int,  # where this session begins
+    device: str,  # where it computes
+):
+    "Record who trains what from here on; refuse data that changed since the last session."
+    record = run.read('run.json')
+    if step and record.get('dataset') != dataset:
+        raise ValueError(
+            f'{run.name} was begun on {record.get("dataset")}, but {run.config.data} now holds {dataset}; '
+            'restore the data or give another folder with -p out'
+        )
+    here = machine(device)
+    settings = {k: getattr(run.config, k) for k in sorted(session_fields(TrainConfig))}
+    session = dict(step=step, started=_now(), processes=world(), settings=settings, **here)
+    earlier = record.get('sessions', record.get('sittings', []))  # as runs of 2025 call them
+    run.record(**here, dataset=dataset, sessions=earlier + [session])
+
+
+def _record_end(run: Run, clock: '_Clock', loader: Loader, val_loader: Loader):
+    "The last lines of the record."
+    checkpoints = {p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()}
     run.record(
         finished=_now(),
+        steps=run.config.total_steps,
+        extend=run.config.extend,
         seconds=round(clock.seconds, 1),
         peak_memory=_peak(),
         failures=_failures(loader),
         held_out_failures=_failures(val_loader),
-        checkpoints={p.stem: file_sha256(p) for p in (run.last, run.best) if p.exists()},
+        checkpoints=checkpoints,
     )
-    return model.eval()
-
-# %% ../../nbs/training/44_trainer.ipynb #0ea084c0
-def _sit_down(
-    run: Run,  # its record is written
-    dataset: dict,  # ids of the two halves of the data
-    step: int,  # where this sitting begins
-    device: str,  # where it computes
-):
-    "Record who trains what from here on; refuse data that changed since the last sitting."
-    record = run.read('run.json')
-    if step and record.get('dataset') != dataset:
-        raise ValueError(
-            f'{run.name} was begun on {record.get("dataset")}, but {run.config.data} now holds {dataset}; restore the data or give another folder with -p out'
-        )
-    here = machine(device)
-    sitting = dict(step=step, started=_now(), processes=world(), **here)
-    run.record(**here, dataset=dataset, sittings=record.get('sittings', []) + [sitting])
 
 # %% ../../nbs/training/44_trainer.ipynb #3fba66fc
 def _lost_shards(
@@ -411,50 +427,70 @@ def _lost_shards(
 
 # %% ../../nbs/training/44_trainer.ipynb #8827962a
 def _due(
+    cfg: TrainConfig,  # its rhythms
     done: int,  # updates made
-    every: int,  # the rhythm
-    steps: int,  # updates of the whole run; the last one is always due
+    what: str,  # 'log', 'val' or 'save'
 ) -> bool:
-    "Whether something that happens every so often happens now."
-    return done % every == 0 or done == steps
+    "Whether something that happens every so often happens now; at the end it always does."
+    return done % getattr(cfg, f'{what}_every') == 0 or done in (cfg.steps, cfg.total_steps)
+
+
+def _bar(run: Run, step: int, quiet: bool) -> tqdm:
+    "Pairs seen, of all."
+    cfg = run.config
+    return tqdm(
+        total=cfg.total_steps * cfg.batch_size,
+        initial=step * cfg.batch_size,
+        unit=' pairs',
+        unit_scale=True,
+        mininterval=5,
+        desc=run.name,
+        file=sys.stdout,
+        disable=quiet or rank() > 0,
+    )
 
 
 class _Clock:
-    "Pairs a second since the last line, and seconds over all sittings of the run."
+    "Pairs a second since the last line, and seconds over all sessions of the run."
 
-    def __init__(self, run):
+    def __init__(self, run: Run):
         rows = [r for r in run.rows() if 'seconds' in r]
         self.seconds, self.pairs = (rows[-1]['seconds'], rows[-1]['pairs']) if rows else (0.0, 0)
         self.tick = time.perf_counter()
 
-    def __call__(self, pairs):
+    def __call__(self, pairs: int) -> dict:
         now = time.perf_counter()
-        rate, self.pairs = (pairs - self.pairs) / (now - self.tick), pairs
-        self.seconds, self.tick = self.seconds + now - self.tick, now
-        return dict(pairs_per_s=round(rate, 1), seconds=round(self.seconds, 2))
+        rate = (pairs - self.pairs) / (now - self.tick)
+        self.seconds, self.tick, self.pairs = self.seconds + now - self.tick, now, pairs
+        return dict(pairs=pairs, pairs_per_s=round(rate, 1), seconds=round(self.seconds, 2))
 
 
-def _failures(loader):  # each damaged sample counts once, whoever met it
-    return dict(Counter({i: o for damaged in gather_objects(loader.damaged) for i, o in damaged.items()}.values()))
+def _failures(loader: Loader) -> dict[str, int]:
+    "Damaged samples by reason; each counts once, whoever met it."
+    reasons = {}
+    for damaged in gather_objects(loader.damaged):
+        reasons |= damaged
+    return dict(Counter(reasons.values()))
 
 
-def _now():
+def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 
-def _peak():  # bytes, of the process that held most; None where the system does not say
-    held = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return max(held) * (1 if sys.platform == 'darwin' else 1024) if all(held) else None
+def _peak() -> int | None:
+    "Bytes of the process that held most; None where the system does not say."
+    peaks = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return max(peaks) * (1 if sys.platform == 'darwin' else 1024) if all(peaks) else None
 
 
-def _named(run, error, loader):
+def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
     "The error, with the batch written down."
     path = run.folder / 'bad_batch.json'
     keys = sum(gather_objects(loader.batch_at(error.step).keys), [])
-    if not rank():
-        path.write_text(json.dumps(keys))
+    write_file(path, json.dumps(keys))
     error.args = (
-        f'{error}. That step touched no parameter; the keys of its batch are in {path}, the last good checkpoint is {run.last}.',
+        f'{error}. That step touched no parameter; the keys of its batch are in {path}, '
+        f'the last good checkpoint is {run.last}.',
     )
     return error
 
@@ -478,7 +514,7 @@ def main(
         check_processes(int(os.environ.get('WORLD_SIZE', 1)), batch_size=cfg.batch_size)
         with processes(pick_device(cfg.device)):
             fit(Run(folder.absolute(), cfg))
-    except Lost as e:
+    except PeerLost as e:
         kept = (
             f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, and the same command goes on from there'
             if cfg
@@ -495,7 +531,7 @@ def _end_with_input():  # whoever started this has gone
 
 
 def _stop(*_):
-    raise Lost('torchrun stopped this process, since another has ended')
+    raise PeerLost('torchrun stopped this process, since another has ended')
 
 
 if __name__ == '__main__' and '__file__' in globals():
