@@ -1,7 +1,12 @@
 """The run notebooks, as a person runs them."""
 
+import ast
 import json
 import pytest
+from conftest import ROOT
+from meru.core import field_docs
+
+RUNS = sorted(ROOT.glob('nbs/[a-z]*.ipynb'))
 
 
 @pytest.fixture(scope='module')
@@ -85,3 +90,48 @@ def test_another_config_is_refused(smoke, run_cells):
 
 def test_evaluate_without_a_run_says_so(run_cells, tmp_path):
     assert 'holds no run' in run_cells('evaluate', run=tmp_path / 'nowhere')[0]
+
+
+def _config_names():
+    "Run notebook -> the names that its config or its suites take."
+    from meru.benchmarks.suites import suites
+    from meru.data.download import FetchConfig
+    from meru.evaluation.ablation import AblateConfig
+    from meru.evaluation.comparison import CompareConfig
+    from meru.evaluation.suites import EvalConfig
+    from meru.evaluation.traversal import TraverseConfig
+    from meru.hub import PublishConfig
+    from meru.image_index import SearchConfig
+    from meru.models.embedding import EmbedConfig
+    from meru.training.config import TrainConfig
+
+    configs = dict(train=TrainConfig, evaluate=EvalConfig, compare=CompareConfig, ablate=AblateConfig)
+    configs |= dict(traverse=TraverseConfig, embed=EmbedConfig, fetch=FetchConfig)
+    configs |= dict(search=SearchConfig, publish=PublishConfig)
+    names = {k: set(field_docs(cls)) for k, cls in configs.items()}
+    names['train'] |= {'preset', 'out', 'processes'}
+    names['fetch'] |= {'out'}
+    names['benchmark'] = {'suite', 'out', 'quick'}.union(*(field_docs(o.run) for o in suites.values()))
+    return names
+
+
+@pytest.mark.parametrize('path', RUNS, ids=lambda o: o.stem)
+def test_papermill_lists_every_parameter_and_knows_it(path, caplog):
+    from papermill.inspection import inspect_notebook
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    listed = inspect_notebook(str(path))
+    assert set(listed) == _config_names()[path.stem]
+    assert all(o['help'] for o in listed.values())
+    parameterize_notebook(load_notebook_node(str(path)), dict.fromkeys(listed, 1))
+    assert not [o for o in caplog.messages if 'parse' in o or 'unknown' in o]
+
+
+@pytest.mark.parametrize('path', RUNS, ids=lambda o: o.stem)
+def test_no_parameter_bears_the_name_of_something_imported(path):
+    cells = [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
+    at = next(i for i, c in enumerate(cells) if 'parameters' in c['metadata'].get('tags', []))
+    trees = [ast.parse(''.join(c['source'])) for c in cells[: at + 1]]
+    imported = {a.asname or a.name for t in trees for o in t.body if hasattr(o, 'names') for a in o.names}
+    assert not imported & {o.targets[0].id for o in trees[-1].body}
