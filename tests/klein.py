@@ -10,7 +10,7 @@ from meru.geometry import Geometry, at_least, geometries, register, wide_squares
 class Klein(Geometry):
     "The ball of curvature −c in which k = x/(√c x_t) for a point x of the hyperboloid."
 
-    name = 'klein'
+    name, factor = 'klein', -1.0
     has_cones = False
 
     @at_least(torch.float64)
@@ -22,12 +22,6 @@ class Klein(Geometry):
     def log_map0(self, x, curv):
         s = curv.sqrt() * vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-30)
         return x * torch.atanh(s) / s
-
-    def radius(self, x, curv):
-        return vector_norm(self.log_map0(x, curv), dim=-1)
-
-    def gain(self, curv):
-        return -curv
 
     def _stretch(self, k, curv):
         "cosh of the radius."

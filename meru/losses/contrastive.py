@@ -55,13 +55,15 @@ def hard_cross_entropy(
 ) -> Float[Tensor, '']:  # nats
     "Cross entropy of rows whose negatives weigh by their hardness (Robinson et al. 2021, equation 4, without debiasing)."
     positive = logits.diagonal()
-    hidden = torch.eye(len(logits), dtype=torch.bool, device=logits.device) | logits.isneginf()
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    hidden = own | logits.isneginf()
     lonely = hidden.all(1)  # a row without negatives is made harmless here, and cut off below
     negatives = logits.masked_fill(hidden, -torch.inf).masked_fill(lonely[:, None], 0.0)
     # w_j = N exp(beta l_j) / sum_k exp(beta l_k), a weight and not a lever: no gradient
     shares = (beta * logits.detach()).masked_fill(hidden, -torch.inf).log_softmax(1)
-    log_weights = shares + (~hidden).sum(1, keepdim=True).to(logits.dtype).log()
-    hard = (negatives + log_weights.masked_fill(hidden, 0.0)).logsumexp(1).masked_fill(lonely, -torch.inf)
+    count = (~hidden).sum(1, keepdim=True).to(logits.dtype)
+    weighted = negatives + (shares + count.log()).masked_fill(hidden, 0.0)
+    hard = weighted.logsumexp(1).masked_fill(lonely, -torch.inf)
     return (torch.logaddexp(positive, hard) - positive).mean()
 
 # %% ../../nbs/losses/10_contrastive.ipynb #586830c4
@@ -89,14 +91,14 @@ class Logits(NamedTuple):
         u = acosh1p(z.clamp_min(self.floor)) if self.curved else z
         return (-self.scale * u).masked_fill(self.hidden(), -torch.inf)
 
-
+# %% ../../nbs/losses/10_contrastive.ipynb #0ee8657d
 class Sums(NamedTuple):
     "One number for every row and one for every column of the logits."
 
     rows: Float[Tensor, ' n']
     cols: Float[Tensor, ' m']
 
-
+# %% ../../nbs/losses/10_contrastive.ipynb #6abb2bad
 class Slopes(NamedTuple):
     "What a loss sends to rows and scale."
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 from typing import NamedTuple
-from ..geometry import _full_float32, _wide, common_centre, Geometry
+from ..geometry import _full_float32, _promote, _wide, common_centre, Geometry
 from .contrastive import check_pairs, Logits, matrix_loss, Slopes, Sums
 from ..parallel import first_row, gather_rows, mean_of_all, row_counts, scatter_sum, total, world
 
@@ -91,11 +91,14 @@ def _fill(tile, logits, rows, cols):
 
 def _hide(u, logits, rows, cols):
     "Put far away what is no negative."
-    first, far = logits.first + rows.start, _far(logits.scale)
+    far = _far(logits.scale)
+    first = logits.first + rows.start
+    offset = first - cols.start
     if logits.ids is not None:
-        u.masked_fill_(logits.ids[first : first + len(u), None] == logits.ids[cols], far)
-    elif -len(u) < first - cols.start < u.shape[1]:
-        u.diagonal(first - cols.start).fill_(far)
+        own = logits.ids[first : first + len(u)]
+        u.masked_fill_(own[:, None] == logits.ids[cols], far)
+    elif -len(u) < offset < u.shape[1]:
+        u.diagonal(offset).fill_(far)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #9683e793
 _LOG2E = 1 / math.log(2)  # e^x = 2^(x·log₂e), and powers of two are the faster ones
@@ -113,12 +116,15 @@ def _shares(tile, scale):
 
 
 def _tile_sums(tile, logits, top):
+    "Log-sum-exp of a tile, over rows and over columns."
     share, wide = tile.share, _wide(tile.u.device)
-    sums = torch.cat((share.sum(1), share.sum(0))).to(wide).log_().add_(top)
-    if sums.min().item() < top - _limit(share.dtype):
+    sums = torch.cat((share.sum(1), share.sum(0)))
+    sums = sums.to(wide).log_().add_(top)
+    vanished = sums.min().item() < top - _limit(share.dtype)
+    if vanished:
         l = -logits.scale * tile.u
-        sums = torch.cat((l.logsumexp(1), l.logsumexp(0))).to(wide)
-    return sums.split(share.shape)
+        sums = torch.cat((l.logsumexp(1), l.logsumexp(0)))
+    return sums.to(wide).split(share.shape)
 
 
 def tile_sums(
@@ -126,29 +132,38 @@ def tile_sums(
 ) -> Sums:  # float64; −1e30 or less where there is no negative
     "Log-sum-exp over the negatives of every row and of every column."
     wide = _wide(logits.left.device)
-    rows, cols = (o.new_full((len(o),), -torch.inf, dtype=wide) for o in (logits.left, logits.right))
+    rows = logits.left.new_full((len(logits.left),), -torch.inf, dtype=wide)
+    cols = rows.new_full((len(logits.right),), -torch.inf)
     _memory.owner = logits.tag if _stays(logits) else None
     for i, j in _tiles(logits):
         tile = _tile(logits, i, j)
         _fill(tile, logits, i, j)
         _memory.tops[i.start, j.start] = top = _shares(tile, logits.scale)
         by_row, by_col = _tile_sums(tile, logits, top)
-        rows[i], cols[j] = torch.logaddexp(rows[i], by_row), torch.logaddexp(cols[j], by_col)
+        rows[i] = torch.logaddexp(rows[i], by_row)
+        cols[j] = torch.logaddexp(cols[j], by_col)
     return Sums(rows, cols)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #6c6ba1cf
+def _weigh_each(tile, scale, sums, slopes):
+    "With an exponential for rows and another for columns."
+    l = -scale * tile.u
+    rows, cols = (o.to(l) for o in sums)
+    by_row = (l - rows[:, None]).exp() * slopes.rows.to(l)[:, None]
+    by_col = (l - cols).exp() * slopes.cols.to(l)
+    torch.add(by_row, by_col, out=tile.share)
+
+
 def _weigh(tile, top, scale, sums, slopes):
     "Turn a tile's shares into the loss's derivatives against its logits."
-    (rows, cols), (row_slopes, col_slopes), share = sums, slopes, tile.share
-    if top - min(rows.min().item(), cols.min().item()) < _limit(share.dtype):
-        by_row, by_col = row_slopes * (top - rows).exp(), col_slopes * (top - cols).exp()
-        share.mul_(torch.add(by_row.to(share)[:, None], by_col.to(share), out=tile.work))
-        return
-    by_row = (-scale * tile.u - rows.to(share)[:, None]).exp_().mul_(row_slopes.to(share)[:, None])
-    by_col = (-scale * tile.u - cols.to(share)).exp_().mul_(col_slopes.to(share))
-    torch.add(by_row, by_col, out=share)
+    lowest = min(o.min().item() for o in sums)
+    if top - lowest > _limit(tile.u.dtype):
+        return _weigh_each(tile, scale, sums, slopes)
+    by_row, by_col = ((s * (top - o).exp()).to(tile.u) for o, s in zip(sums, slopes))
+    torch.add(by_row[:, None], by_col, out=tile.work)
+    tile.share.mul_(tile.work)
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #b6007f03
 def _made_again(logits, rows, cols):
     "A tile as `tile_sums` left it."
     tile = _tile(logits, rows, cols)
@@ -158,19 +173,25 @@ def _made_again(logits, rows, cols):
     return tile, _shares(tile, logits.scale)
 
 
+def _at(numbers, rows, cols):
+    return Sums(numbers.rows[rows], numbers.cols[cols])
+
+
 def tile_slopes(
     logits: Logits,  # of all pairs
     sums: Sums,  # as `tile_sums` gives them
     slopes: Sums,  # a loss's derivatives against those
 ) -> Slopes:
     "The gradient of `tile_sums`."
-    d_left, d_right, d_scale = torch.zeros_like(logits.left), torch.zeros_like(logits.right), sums.rows.new_zeros(())
+    d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
+    d_scale = sums.rows.new_zeros(())
     sums = Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative
-    weight = float(-logits.scale * logits.gain * (2**-0.5 if logits.curved else 1.0))
+    weight = float(-logits.scale * logits.gain)
+    weight *= 2**-0.5 if logits.curved else 1.0
     for i, j in _tiles(logits):
         tile, top = _made_again(logits, i, j)
         share = tile.share
-        _weigh(tile, top, logits.scale, Sums(sums.rows[i], sums.cols[j]), Sums(slopes.rows[i], slopes.cols[j]))
+        _weigh(tile, top, logits.scale, _at(sums, i, j), _at(slopes, i, j))
         d_scale -= torch.mul(share, tile.u, out=tile.work).sum(1).sum(dtype=sums.rows.dtype)
         if logits.curved:
             share.mul_(tile.slope)
@@ -208,7 +229,7 @@ class _PairSums(torch.autograd.Function):
         logits = ctx.logits._replace(left=left, right=right)
         with _full_float32(left.device.type):
             slopes = _engine(left)[1](logits, Sums(*sums), Sums(row_slopes, col_slopes))
-        d_gain = torch.linalg.vecdot(slopes.left, left).sum(dtype=sums[0].dtype) / logits.gain
+            d_gain = torch.linalg.vecdot(slopes.left, left).sum(dtype=sums[0].dtype) / logits.gain
         return slopes.left, slopes.right, d_gain.to(left), slopes.scale.to(left), None, None
 
 
@@ -261,10 +282,13 @@ def _alone(geometry, x, y, curv):
 def _together(geometry, x, y, curv):
     counts = row_counts(x)
     centres = gather_rows(common_centre(x, y)[None], [1] * world())
-    shared = centres[centres.square().sum(1).argmin()]  # any centre would do that all share
+    shortest = centres.square().sum(1).argmin()
+    shared = centres[shortest]  # any centre would do that all share
     left, right, gain, positive, curved = geometry.pairing(x, y, curv, shared)
+    right = _Gather.apply(right, counts)
     first = first_row(counts)
-    return _Batch(left, _Gather.apply(right, counts), gain, curved, positive, counts, slice(first, first + len(x)))
+    own = slice(first, first + len(x))
+    return _Batch(left, right, gain, curved, positive, counts, own)
 
 
 def _of_all(own, batch):
@@ -297,7 +321,7 @@ def _hardened(sums, easy, beta, negatives):
     count = negatives.to(easy).clamp_min(1).log()
     return torch.where(negatives.to(easy) > 0, hard - easy + count, -torch.inf)
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #ead0c229
 def _negative_sums(batch, scale, text_ids, hard_beta):
     "Of every row and every column, over its negatives: the logarithm of what stands beside the positive."
     alone = batch.counts is None
@@ -317,6 +341,23 @@ def _negative_sums(batch, scale, text_ids, hard_beta):
     return Sums(*[_hardened(h, e, hard_beta, n) for h, e, n in zip(hard, easy, counts)])
 
 
+def _mean_nats(own, negatives, batch):
+    "What rows and columns lose, log(e^own + e^negatives) − own, on average."
+    row_nats = softplus(negatives.rows - own, threshold=50).mean()
+    col_nats = softplus(negatives.cols - _of_all(own, batch), threshold=50).mean()
+    if batch.counts is not None:
+        row_nats = mean_of_all(row_nats, len(own))
+    return (row_nats + col_nats) / 2
+
+# %% ../../nbs/losses/13_pairwise.ipynb #0d895f24
+def _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta):
+    "With the matrix of logits, for transforms that look into every operation."
+    logits = scale * geometry.scores(x, y, curv)
+    positive = geometry.pairing(x, y, curv).positive.to(logits.dtype)
+    positive = -scale * (positive / curv.sqrt() if geometry.has_curv else positive)
+    return matrix_loss(logits.diagonal_scatter(positive), text_ids, margin, hard_beta)
+
+
 def contrastive_loss(
     geometry: Geometry,  # gives rows, gain and link
     image_points: Float[Tensor, 'b d'],  # lifted images
@@ -330,24 +371,14 @@ def contrastive_loss(
 ) -> Float[Tensor, '']:  # nats
     "`matrix_loss` of the geometry's scores, in memory that grows with the pairs, not with their square."
     check_pairs(image_points, text_points, text_ids)
-    dtype = torch.promote_types(torch.promote_types(image_points.dtype, text_points.dtype), torch.float32)
+    dtype = _promote((image_points, text_points), torch.float32)
     x, y, curv, scale = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
     if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
         return _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta)
     with torch.autocast(x.device.type, enabled=False):
-        batch = (_together if all_processes and world() > 1 else _alone)(geometry, x, y, curv)
+        many = all_processes and world() > 1
+        batch = (_together if many else _alone)(geometry, x, y, curv)
         scale = scale / curv.sqrt() if batch.curved else scale
-        rows, cols = _negative_sums(batch, scale, text_ids, hard_beta)
         own = -scale * batch.positive - margin
-        row_nats = softplus(rows - own, threshold=50).mean()
-        col_nats = softplus(cols - _of_all(own, batch), threshold=50).mean()
-        row_nats = row_nats if batch.counts is None else mean_of_all(row_nats, len(x))
-        return ((row_nats + col_nats) / 2).to(dtype)
-
-
-def _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta):
-    "With the matrix of logits, for transforms that look into every operation."
-    logits = scale * geometry.scores(x, y, curv)
-    positive = geometry.pairing(x, y, curv).positive.to(logits.dtype)
-    positive = -scale * (positive / curv.sqrt() if geometry.has_curv else positive)
-    return matrix_loss(logits.diagonal_scatter(positive), text_ids, margin, hard_beta)
+        negatives = _negative_sums(batch, scale, text_ids, hard_beta)
+        return _mean_nats(own, negatives, batch).to(dtype)

@@ -27,7 +27,7 @@ def jit(
     "`triton.jit`, where there is Triton."
     return triton.jit(f) if triton else f
 
-
+# %% ../../nbs/losses/12_triton_kernels.ipynb #1eb64162
 @jit
 def _products(A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     z = tl.zeros((BM, BN), tl.float32)
@@ -62,6 +62,13 @@ def _links(z, CURVED: tl.constexpr):  # acosh(1 + δ)/ln 2, or z/ln 2
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #fe14e222
 @jit
+def _with_tile(top, total, l, negative, AXIS: tl.constexpr):  # a running maximum, and a sum of 2^(l − maximum)
+    new = tl.maximum(top, tl.max(l, AXIS))
+    shares = tl.where(negative, tl.exp2(l - tl.expand_dims(new, AXIS)), 0.0)
+    return new, total * tl.exp2(top - new) + tl.sum(shares, AXIS)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #b77168a6
+@jit
 def _sums_kernel(
     A,
     B,
@@ -94,17 +101,11 @@ def _sums_kernel(
             z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, CURVED)
             negative = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
             l = tl.where(negative, slope * _links(z, CURVED), -1e30)
-            new_top = tl.maximum(col_top, tl.max(l, 0))
-            col_sum = col_sum * tl.exp2(col_top - new_top) + tl.sum(
-                tl.where(negative, tl.exp2(l - new_top[None, :]), 0.0), 0
-            )
-            col_top = new_top
+            col_top, col_sum = _with_tile(col_top, col_sum, l, negative, 0)
             at = h * n + rows
             top = tl.load(RM + at, mask=rows < n, other=-1e30)
-            row_top = tl.maximum(top, tl.max(l, 1))
-            row_sum = tl.load(RS + at, mask=rows < n, other=0.0) * tl.exp2(top - row_top) + tl.sum(
-                tl.where(negative, tl.exp2(l - row_top[:, None]), 0.0), 1
-            )
+            row_sum = tl.load(RS + at, mask=rows < n, other=0.0)
+            row_top, row_sum = _with_tile(top, row_sum, l, negative, 1)
             tl.store(RM + at, row_top, mask=rows < n)
             tl.store(RS + at, row_sum, mask=rows < n)
             tl.debug_barrier()  # the next block of columns reads these slots
@@ -112,9 +113,10 @@ def _sums_kernel(
         tl.store(CS + g * m + cols, col_sum, mask=cols < m)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b53ab7f8
-def _wide_enough(rows, block):
-    "Zeros up to a multiple of the depth of a tile."
-    return F.pad(rows, (0, -rows.shape[1] % block)).contiguous()
+def _operands(logits, deep):
+    "Rows of both sides whose products are z, with zeros up to a multiple of the depth of a tile."
+    left, right = logits.left, logits.gain * logits.right
+    return [F.pad(o, (0, -o.shape[1] % deep)).contiguous() for o in (left, right)]
 
 
 def _ids(logits):
@@ -135,6 +137,12 @@ def _slots(like, slots, n):
     return like.new_full((slots, n), -1e30), like.new_zeros(slots, n)
 
 
+def _shape(left, logits, block):
+    "What a kernel is compiled for."
+    high, wide, deep = block
+    return dict(K=left.shape[1], CURVED=logits.curved, BM=high, BN=wide, BK=deep)
+
+
 def _share_of(n, parts, block):
     "How many of n each of some programs takes, in whole blocks."
     return triton.cdiv(triton.cdiv(n, parts), block) * block
@@ -146,14 +154,14 @@ def triton_sums(
     slots: int = 16,  # programs across, and twice as many down
 ) -> Sums:  # float64
     "Log-sum-exp over the negatives of every row and of every column."
-    n, m, (high, wide, deep) = len(logits.left), len(logits.right), block
-    left, right = _wide_enough(logits.left, deep), _wide_enough(logits.gain * logits.right, deep)
-    rows_each, cols_each = _share_of(n, 2 * slots, high), _share_of(m, slots, wide)
+    n, m = len(logits.left), len(logits.right)
+    rows_each, cols_each = _share_of(n, 2 * slots, block[0]), _share_of(m, slots, block[1])
     down, across = triton.cdiv(n, rows_each), triton.cdiv(m, cols_each)
+    left, right = _operands(logits, block[2])
     rows, cols = _slots(left, across, n), _slots(left, down, m)
-    shape = dict(K=left.shape[1], CURVED=logits.curved, BM=high, BN=wide, BK=deep)
-    parts = (left, right, *_ids(logits), *rows, *cols, n, m)
-    _sums_kernel[down, across](*parts, -logits.scale, logits.floor, rows_each, cols_each, **shape)
+    parts = left, right, *_ids(logits), *rows, *cols
+    numbers = n, m, -logits.scale, logits.floor
+    _sums_kernel[down, across](*parts, *numbers, rows_each, cols_each, **_shape(left, logits, block))
     return Sums(_joined(*rows), _joined(*cols))
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #bca7fea3
@@ -194,6 +202,19 @@ def _shares_kernel(
         share = share / _sinh(z)
     tl.store(W + rows[:, None] * m + cols[None, :], share, mask=(rows[:, None] < n) & (cols[None, :] < m))
 
+# %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb
+def _shares(logits, sums, slopes, block, room):
+    "Fill `room` with the loss's derivatives against u, but for −scale, times du/dz; their sum with u."
+    left, right = _operands(logits, block[2])
+    bits = [(o / math.log(2)).to(left) for o in sums]
+    weights = [o.to(left) for o in slopes]
+    grid = triton.cdiv(len(left), block[0]), triton.cdiv(len(right), block[1])
+    gaps = left.new_empty(grid[1], len(left))
+    parts = left, right, *_ids(logits), *bits, *weights, room, gaps
+    numbers = *room.shape, -logits.scale, logits.floor
+    _shares_kernel[grid](*parts, *numbers, **_shape(left, logits, block))
+    return gaps.double().sum() * math.log(2)
+
 
 def triton_slopes(
     logits: Logits,  # float32, on a GPU
@@ -202,23 +223,18 @@ def triton_slopes(
     block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
 ) -> Slopes:
     "The gradient of `triton_sums`."
-    n, m, (high, wide, deep), like = len(logits.left), len(logits.right), block, logits.left
-    left, right = _wide_enough(like, deep), _wide_enough(logits.gain * logits.right, deep)
-    ida, idb = _ids(logits)
-    (r, c), (r_slope, c_slope) = [(o / math.log(2)).to(like) for o in sums], [o.to(like) for o in slopes]
-    some = min(n, max(high, 2**28 // m))  # rows at a time: 1 GiB of shares
-    d_left, d_right, d_scale = torch.empty_like(like), torch.zeros_like(logits.right), sums.rows.new_zeros(())
-    room, gaps = like.new_empty(some, m), like.new_empty(triton.cdiv(m, wide), some)
-    shape = dict(K=left.shape[1], CURVED=logits.curved, BM=high, BN=wide, BK=deep)
+    left, right = logits.left, logits.right
+    d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
+    d_scale = sums.rows.new_zeros(())
     weight = float(-logits.scale * logits.gain)
-    for i in range(0, n, some):
-        at = slice(i, min(i + some, n))
-        count = at.stop - i
-        share, gap = room[:count], gaps.view(-1)[: len(gaps) * count]
-        grid = triton.cdiv(count, high), len(gaps)
-        parts = (left[at], right, ida[at], idb, r[at], c, r_slope[at], c_slope, share, gap, count, m)
-        _shares_kernel[grid](*parts, -logits.scale, logits.floor, **shape)
-        d_scale -= gap.double().sum() * math.log(2)
-        torch.mm(share, logits.right, out=d_left[at])
-        d_right.addmm_(share.T, like[at], alpha=weight)
+    some = min(len(left), max(block[0], 2**28 // len(right)))  # rows at a time: 1 GiB of shares
+    room = left.new_empty(some, len(right))
+    for i in range(0, len(left), some):
+        at = slice(i, min(i + some, len(left)))
+        part = logits._replace(left=left[at], first=logits.first + i)
+        parts = [o._replace(rows=o.rows[at]) for o in (sums, slopes)]
+        share = room[: len(part.left)]
+        d_scale -= _shares(part, *parts, block, share)
+        torch.mm(share, right, out=d_left[at])
+        d_right.addmm_(share.T, left[at], alpha=weight)
     return Slopes(d_left.mul_(weight), d_right, d_scale)
