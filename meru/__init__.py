@@ -77,7 +77,7 @@ _moved = {
     'distributed': 'parallel',
     'download': 'data.fetch data.download data.engine data.packing',
     'encoders': 'models.towers models.pretrained',
-    'features': 'models.feature_cache models.embedding models.mining data.folders',
+    'features': 'models.feature_cache models.embedding models.mining data.image_text',
     'hierarchy': 'evaluation.hierarchy',
     'images': 'data.images',
     'launch': 'training.launch',

@@ -15,7 +15,7 @@ from meru.data.image_text import (
     read_texts,
     walk_files,
 )
-from meru.data.shards import Shards
+from meru.data.shards import SampleError, Shards
 from meru.data.tables import TableColumns, table_rows
 from meru.data.tar_samples import ShardError, open_tar, tar_members, tar_samples
 from meru.data.text_files import LeftOut, caption_texts, decode_text, json_lines, split_lines, text_lines
@@ -399,3 +399,12 @@ def test_a_row_of_empty_fields_is_a_row_and_a_blank_line_is_none():
         (2, ''),
         (4, 'b'),
     ]
+
+
+def test_a_name_longer_than_any_file_has_is_a_missing_file(tmp_path):
+    table = 'file,caption\n' + 'a' * 5000 + '.png,x\n0.png,y\n'
+    rows = read_table(fill(tmp_path, {'t.csv': table, '0.png': pic()}) / 't.csv')
+    assert rows[1].captions == ['y'] and rows.id
+    with pytest.raises(SampleError) as e:
+        rows[0]
+    assert e.value.reason == 'missing_file'
