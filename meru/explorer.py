@@ -178,10 +178,13 @@ def _polar(
     x = check_finite(space.points, texts, 'points').detach().cpu().double()
     if space.kappa > 0:
         return _polar_on_sphere(x)
-    geometry, curv = get_geometry(space.geometry), space.curv.detach().cpu().double()
+    geometry = get_geometry(space.geometry)
+    curv = space.curv.detach().cpu().double()
     tangent = geometry.log_map0(x, curv)
     away = tangent * space.sqrt_curv
-    distances = -geometry.scores(x, x, curv) * space.sqrt_curv if space.kappa else torch.cdist(x, x)
+    distances = torch.cdist(x, x)
+    if space.kappa:
+        distances = -geometry.scores(x, x, curv) * space.sqrt_curv
     return _Polar(tangent, torch.zeros_like(tangent[0]), away, away.norm(dim=1), distances)
 
 # %% ../nbs/70_explorer.ipynb #660dbda0
@@ -219,14 +222,16 @@ def _distortion(
 ) -> _Distortion:
     "Measured on 20,000 pairs."
     i, j = torch.randint(len(angle), (2, 20000), generator=torch.Generator().manual_seed(0))
-    true, r = seen.distances[i, j], seen.radii * scale
+    true = seen.distances[i, j]
+    r = seen.radii * scale
     keep = true > 1e-9
     if not keep.any():
         return _Distortion(1.0, 0.0)
     drawn = polar_dist(r[i], r[j], angle[i] - angle[j], kappa) / scale
     ratio = (drawn / true)[keep]
     factor = ratio.median()
-    return _Distortion(float(factor), float((ratio / factor - 1).abs().median()))
+    error = (ratio / factor - 1).abs().median()
+    return _Distortion(factor.item(), error.item())
 
 # %% ../nbs/70_explorer.ipynb #5e4c2608
 def _place(
@@ -239,12 +244,14 @@ def _place(
 ) -> _Place:
     "Radii as they are, at these angles."
     z = _draw_radius(seen.radii * scale, kappa)
-    z = z if kappa else z / z.max().clamp_min(1e-9)
+    if not kappa:
+        z = z / z.max().clamp_min(1e-9)
+    xy = torch.stack([z * angle.cos(), z * angle.sin()], 1)
     drawn = f', drawn {scale:.1f} times as large' if scale > 1 else ''
     off = _distortion(seen, angle, kappa, scale)
     cost = f'drawn {off.factor:.2f} times their size, give or take {off.error:.0%} (median)'
     note = f'Distance from the root is exact{drawn}; {how}. Distances between points are {cost}.'
-    return _Place(name, torch.stack([z * angle.cos(), z * angle.sin()], 1), scale, note)
+    return _Place(name, xy, scale, note)
 
 
 def _places(
@@ -271,15 +278,18 @@ def _example(
     items: _Items,
 ) -> str:  # why one text lies near the root and another does not
     "A general text and a special one, out of the data."
-    thing, pictures = items.titles[-1], items.levels == len(items.titles) - 1
-    if len(items.titles) < 3 or not pictures.any():
+    thing, depth = items.titles[-1], len(items.titles)
+    pictures = items.levels == depth - 1
+    if depth < 3 or not pictures.any():
         many = f'A text that fits many {thing}s has to stay close to them all'
         return f'{many}, and only the middle, the root, is close to all. One that fits a single {thing} can move out to it.'
     tops = items.groups()
     top = int(tops[pictures].bincount().argmax())
-    below = (pictures & (tops == top)).nonzero().flatten().tolist()
-    special = min((items.texts[i] for i in below), key=lambda text: (len(text), text))
-    fits = f'“{items.texts[top]}” fits {len(below)} of the {int(pictures.sum())} {thing}s here'
+    below = (pictures & (tops == top)).nonzero().flatten()
+    names = sorted(items.texts[i] for i in below.tolist())
+    special = min(names, key=len)
+    total = int(pictures.sum())
+    fits = f'“{items.texts[top]}” fits {len(below)} of the {total} {thing}s here'
     middle = 'which have little else in common; the only place near all of them is the middle, the root'
     return f'{fits}, {middle}. “{special}” fits hardly any but its own, and can move out to it.'
 
@@ -523,11 +533,15 @@ def _emoji_scene(
     split: str = 'test_style',  # whose drawings
 ) -> _Scene:
     "Texts of four levels and drawings, at equal steps through the tree."
-    total, tops = len(test_set.chains[split]), int((test_set.levels < 2).sum())
-    rows = spread_rows(test_set, max(1, min(total, (n - tops) // 3)), split).unique()
-    chains, drawings = test_set.chains[split][rows], test_set.drawings[split]
+    total = len(test_set.chains[split])
+    tops = int((test_set.levels < 2).sum())
+    count = max(1, min(total, (n - tops) // 3))
+    rows = spread_rows(test_set, count, split).unique()
+    chains = test_set.chains[split][rows]
+    drawings = test_set.drawings[split]
     texts = _shown_texts(test_set, chains)
     samples = _drawings_of([drawings.keys[row] for row in rows.tolist()], split)
+    styles = sorted({sample.meta['style'] for sample in samples})
     words = [test_set.texts[t] for t in texts]
     shown = f'Shown are {len(rows):,} of the {total:,} drawings of the split {split} and the texts above them'
     items = _Items(
@@ -536,7 +550,7 @@ def _emoji_scene(
         parents=torch.tensor(_parents_of(test_set, texts, chains)),
         pictures=[None] * len(words) + [sample.image for sample in samples],
         titles=[*levels, 'drawing'],
-        credits=_credits_of(sorted({sample.meta['style'] for sample in samples})),
+        credits=_credits_of(styles),
         shown=f'{shown}, less the details that say no more than a name.',
     )
     return _Scene(items, words, drawings.images[rows])
@@ -637,13 +651,17 @@ def _cache_scene(
     cache = part.cache
     split = 'test' if 'test' in cache.info['splits'] else part.split
     rows = cache.rows(split)
-    some = rows[spread(len(rows), max(1, n // 2))]
+    count = max(1, n // 2)
+    some = rows[spread(len(rows), count)]
     first = torch.searchsorted(cache.text_image, some)
     which = f'Shown are {len(some):,} of the {len(rows):,} pictures of the split {split}, as points alone'
     shown = f'{which}: the cache holds features, no pictures. Each comes with the first of its captions.'
-    no_pictures, titles = [None] * len(some), ['caption', 'picture']
+    no_pictures = [None] * len(some)
+    titles = ['caption', 'picture']
     items, used = _chain_items(cache.captions, first[:, None], no_pictures, titles, shown=shown)
-    return _Scene(items, cache.text[used, 0].float(), cache.image[some, 0].float())
+    texts = cache.text[used, 0].float()
+    pictures = cache.image[some, 0].float()
+    return _Scene(items, texts, pictures)
 
 # %% ../nbs/70_explorer.ipynb #2e10dc25
 @dataclass
@@ -672,14 +690,19 @@ def _run_space(
     scene: _Scene,
 ) -> _Space:
     "Where a run puts these texts and pictures."
-    cfg, model, images = load_config(run), load_run(run, checkpoint), scene.images
+    cfg = load_config(run)
+    model = load_run(run, checkpoint)
+    images = scene.images
     if images.ndim == 4 and images.shape[-1] != cfg.image_size:
         sizes = f'{cfg.image_size} pixels, the first run of the page {images.shape[-1]}'
         raise ValueError(f'{run} takes pictures of {sizes}: compare runs of one size.')
+    tokenizer = tokenizer_of(cfg)
     names = scene.items.texts[len(scene.words) :]
-    texts = encode_texts(model, tokenizer_of(cfg), scene.words).cpu()
-    pictures = encode_images(model, images, names).cpu()
-    return _Space(cfg.geometry, torch.cat([texts, pictures]), model.curv.detach().cpu(), cfg.min_radius)
+    texts = encode_texts(model, tokenizer, scene.words)
+    pictures = encode_images(model, images, names)
+    points = torch.cat([texts, pictures]).cpu()
+    curv = model.curv.detach().cpu()
+    return _Space(cfg.geometry, points, curv, cfg.min_radius)
 
 # %% ../nbs/70_explorer.ipynb #c36bf009
 def _one_dataset(
@@ -726,11 +749,15 @@ def explore(
     cfg = load_config(run)
     data = data or cfg.data
     scene = _read_scene(cfg, data, n, split)
-    runs = [run, *(_controls_of(run) if controls is None else controls)]
-    end = '' if data == cfg.data else Path(data).stem
-    title = f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s' + (f' of {end}' if end else '')
-    html = _make_page(scene.items, [_run_space(o, checkpoint, scene) for o in runs], title)
-    page = run / (f'explorer_{end}.html' if end else 'explorer.html')
+    others = _controls_of(run) if controls is None else controls
+    spaces = [_run_space(o, checkpoint, scene) for o in (run, *others)]
+    title = f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s'
+    page = run / 'explorer.html'
+    if data != cfg.data:
+        name = Path(data).stem
+        title = f'{title} of {name}'
+        page = run / f'explorer_{name}.html'
+    html = _make_page(scene.items, spaces, title)
     write_file(page, html)
     return _Page(page)
 

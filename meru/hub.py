@@ -342,8 +342,10 @@ class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
 
     def generate_model_card(self, name: str = 'meru', licence: str = 'other', note: str = 'Not stated.') -> ModelCard:
         "The card, from the record."
-        cfg, facts = self.model.cfg, _card_facts(self.model, self.record, self.metrics)
-        tags = ['image-text', cfg.geometry, *['hyperbolic'] * self.geometry.has_curv]
+        facts = _card_facts(self.model, self.record, self.metrics)
+        tags = ['image-text', self.model.cfg.geometry]
+        if self.geometry.has_curv:
+            tags.append('hyperbolic')
         task = 'zero-shot-image-classification'
         about = ModelCardData(library_name='meru', license=licence, pipeline_tag=task, tags=tags)
         return ModelCard.from_template(about, template_str=_template, name=name, note=note, **facts)

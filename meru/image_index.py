@@ -168,21 +168,6 @@ def _lifted(
         return torch.cat([lift(project(o.float())) for o in features[:, 0].split(8192)])
 
 
-def _kept_index(
-    place: Path,  # folder of the index
-    made_by: str,  # ids of model and features
-    build: Callable,  # -> points and columns; called if they do not lie there
-    model: Model,  # makes the points
-) -> Index:
-    "The index that lies there, or a new one."
-    if (place / 'index.json').exists() and (index := load_index(place)).model == made_by:
-        return index
-    points, columns = build()
-    index = build_index(points, model.cfg.geometry, model.curv.item(), made_by, columns, n_lists=0)
-    save_index(index, place)
-    return index
-
-
 def _image_points(
     model: Model,  # makes the points
     cache: FeatureCache,  # of its towers
@@ -199,6 +184,26 @@ def _caption_points(
     files = [cache.keys[i] for i in cache.text_image.tolist()]
     points = _lifted(cache.text, model.text_proj or model.image_proj, model.lift_text)
     return points, dict(file=files, text=cache.captions)
+
+
+def _kept_index(
+    place: Path,  # folder of the search
+    kind: str,  # 'index' of the pictures, or 'texts'
+    model: Model,  # makes the points
+    cache: FeatureCache,  # of its towers
+) -> Index:
+    "The index of this model and these features that lies there, or a new one."
+    model_id = weights_id(model)
+    made_by = f'{model_id}#{cache.id}'
+    folder = place / f'{kind}_{model_id}'
+    if (folder / 'index.json').exists():
+        index = load_index(folder)
+        if index.model == made_by:
+            return index
+    points, columns = _image_points(model, cache) if kind == 'index' else _caption_points(model, cache)
+    index = build_index(points, model.cfg.geometry, model.curv.item(), made_by, columns, n_lists=0)
+    save_index(index, folder)
+    return index
 
 # %% ../nbs/72_image_index.ipynb #fde51d67
 def _encode_folder(
@@ -228,11 +233,11 @@ def open_image_index(
 ) -> ImageIndex:
     "Encode a folder, or what is new in it, or open what was encoded before."
     model, towers = _with_towers(from_pretrained(cfg.model).model.eval())
-    cache, model_id = _encode_folder(cfg, towers), weights_id(model)
-    made_by = f'{model_id}#{cache.id}'
-    pictures = _kept_index(cfg.place / f'index_{model_id}', made_by, lambda: _image_points(model, cache), model)
-    captions = _kept_index(cfg.place / f'texts_{model_id}', made_by, lambda: _caption_points(model, cache), model)
-    index = ImageIndex(cfg.folder, model, towers, pictures, captions, _left_out(cfg.folder, cache))
+    cache = _encode_folder(cfg, towers)
+    pictures = _kept_index(cfg.place, 'index', model, cache)
+    captions = _kept_index(cfg.place, 'texts', model, cache)
+    left_out = _left_out(cfg.folder, cache)
+    index = ImageIndex(cfg.folder, model, towers, pictures, captions, left_out)
     if cfg.texts:
         index.texts = _pool_index(index, root() / Path(cfg.texts).expanduser())
     return index
@@ -267,12 +272,16 @@ def hit_rows(
     hits: Hits,  # of one query
 ) -> list[dict]:  # distance, radius, and the columns of the index
     "Each hit with its distance from the query and from the root."
-    found, numbers = _searched(index, cfg), hits.row[0]
-    radii = found.space.radius(found.points[numbers], found.c).tolist()
+    found = _searched(index, cfg)
+    numbers = hits.row[0]
+    radii = found.space.radius(found.points[numbers], found.c)
     rows = []
-    for distance, radius, number in zip(hits.distance[0].tolist(), radii, numbers.tolist()):
-        known = {name: values[number] for name, values in found.columns.items()}
-        rows.append(dict(distance=round(distance, 3), radius=round(radius, 3), **known))
+    for i, number in enumerate(numbers.tolist()):
+        distance = round(hits.distance[0, i].item(), 3)
+        row = dict(distance=distance, radius=round(radii[i].item(), 3))
+        for name, values in found.columns.items():
+            row[name] = values[number]
+        rows.append(row)
     return rows
 
 # %% ../nbs/72_image_index.ipynb #26a00048
@@ -292,13 +301,17 @@ def generality_sheet(
     cols: int = 8,  # pictures a row
 ):
     "A row of pictures for each generality, titled by their distance from the root."
-    cols = min(cols, min(len(rows) for _, rows in swept))
-    number = {file: i for i, file in enumerate(index.pictures.columns['file'])}
+    levels = [level for level, _ in swept]
+    cols = min(cols, *(len(rows) for _, rows in swept))
     shown = [row for _, rows in swept for row in rows[:cols]]
+    files = index.pictures.columns['file']
+    number = {file: i for i, file in enumerate(files)}
     pictures = index.thumbnails([number[row['file']] for row in shown])
-    ax = contact_sheet(pictures, [f'r {row["radius"]:.2f}' for row in shown], cols=cols)
-    for i, (level, _) in enumerate(swept):
-        ax.text(-8, i * 120 + 48, f'{level:+.1f}', ha='right', va='center', size=8)
+    titles = [f'r {row["radius"]:.2f}' for row in shown]
+    ax = contact_sheet(pictures, titles, cols=cols)
+    for i, level in enumerate(levels):
+        height = 120 * i + 48
+        ax.text(-8, height, f'{level:+.1f}', ha='right', va='center', size=8)
     return ax
 
 # %% ../nbs/72_image_index.ipynb #26a00052

@@ -240,7 +240,7 @@ def test_only_what_is_new_is_encoded(cfg, home, tmp_path, monkeypatch):
     (tmp_path / 'drawings' / '00.webp').unlink()
     (tmp_path / 'drawings' / '04.txt').write_text('another caption\n')
     with monkeypatch.context() as m:  # cut off before the end
-        m.setattr('meru.models.feature_cache._write_tensors', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr('meru.models.feature_cache._write_tensors', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             open_image_index(there)
     assert sorted(seen) == ['04.png', '04.webp', '08.webp', 'new.webp', 'torn.jpg']

@@ -34,11 +34,15 @@ def _directions(
     generator: torch.Generator,  # changed
 ) -> Float[Tensor, 'n d']:
     "Unit vectors in clusters."
-    turn = torch.randn(inner, dim, generator=generator) / inner**0.5
-    centres = torch.randn(topics, inner, generator=generator)
-    mine = centres[torch.randint(topics, (n,), generator=generator)]
-    v = (mine + 0.5 * torch.randn(n, inner, generator=generator)) @ turn
-    v = v + 0.1 * torch.randn(n, dim, generator=generator)
+
+    def normal(rows, columns):
+        return torch.randn(rows, columns, generator=generator)
+
+    turn = normal(inner, dim) / inner**0.5
+    centres = normal(topics, inner)
+    topic = torch.randint(topics, (n,), generator=generator)
+    v = (centres[topic] + 0.5 * normal(n, inner)) @ turn
+    v = v + 0.1 * normal(n, dim)
     return v / v.norm(dim=1, keepdim=True)
 
 
@@ -57,7 +61,9 @@ def clustered_points(
     generator = torch.Generator().manual_seed(seed)
     directions = _directions(n, dim, topics, inner, generator)
     least, span, noise = shells[shell]
-    radius = least + span * torch.rand(n, 1, generator=generator) + noise * torch.randn(n, 1, generator=generator)
+    uniform = torch.rand(n, 1, generator=generator)
+    normal = torch.randn(n, 1, generator=generator)
+    radius = least + span * uniform + noise * normal
     return geometry.exp_map0(radius * directions, torch.tensor(1.0))
 
 # %% ../../nbs/search/51_index.ipynb #21a00021
@@ -159,14 +165,16 @@ def _check_points(
 ):
     "Refuse what is not a point of the space."
     if points.ndim != 2 or dim not in (None, points.shape[1]):
+        shape = tuple(points.shape)
         wanted = f'rows of {dim or "any"} numbers are wanted, in {index.geometry} geometry without a time component'
-        raise ValueError(f'{what} have shape {tuple(points.shape)}; {wanted}')
+        raise ValueError(f'{what} have shape {shape}; {wanted}')
     check_finite(points, what=what)
-    parts = points.split(2**16)
-    off = torch.cat([_off_manifold(index.space, o, index.c) for o in parts]).nonzero()[:, 0].tolist()
-    if off:
-        first = f'row {off[0]}, of length {points[off[0]].norm():.4g}'
-        raise ValueError(f'{what}: {len(off)} rows do not lie in {index.geometry} space, first: {first}')
+    off = [_off_manifold(index.space, part, index.c) for part in points.split(2**16)]
+    rows = torch.cat(off).nonzero()[:, 0].tolist()
+    if rows:
+        length = points[rows[0]].norm()
+        first = f'row {rows[0]}, of length {length:.4g}'
+        raise ValueError(f'{what}: {len(rows)} rows do not lie in {index.geometry} space, first: {first}')
 
 # %% ../../nbs/search/51_index.ipynb #21a00044
 @dataclass
@@ -187,8 +195,9 @@ class Index:
     def __post_init__(self):
         if not self.checked:
             _check_points(self, self.points, what='gallery points')
-        if bad := [k for k, v in self.columns.items() if len(v) != len(self)]:
-            raise ValueError(f'column {bad[0]!r} has {len(self.columns[bad[0]])} values for {len(self)} points')
+        for name, values in self.columns.items():
+            if len(values) != len(self):
+                raise ValueError(f'column {name!r} has {len(values)} values for {len(self)} points')
         if self.centres is not None:
             self.lists = _empty_lists(self.vectors(self.centres))
             _fill_lists(self.lists, self.vectors(self.points), self.assignment)
@@ -226,12 +235,16 @@ def _search_lists(
         limits = f'k must lie in 1..{len(index)}, the size of the gallery, and nprobe be at least 1 list'
         raise ValueError(f'{limits}; got k = {k}, nprobe = {nprobe}')
     index.lists.nprobe = min(nprobe, len(index.centres))
-    vectors = index.space.query_vectors(queries.float(), index.c).numpy()
-    rows = torch.from_numpy(index.lists.search(vectors, min(k + 10, len(index)))[1])
-    hits, few = rerank(index.space, queries, index.points, rows.clamp_min(0), index.c, k), rows[:, -1] < 0
+    candidates = min(k + 10, len(index))
+    vectors = index.space.query_vectors(queries.float(), index.c)
+    _, rows = index.lists.search(vectors.numpy(), candidates)
+    rows = torch.from_numpy(rows)
+    hits = rerank(index.space, queries, index.points, rows.clamp_min(0), index.c, k)
+    few = rows[:, -1] < 0  # the lists held fewer
     if few.any():
         exact = exact_search(index.space, queries[few], index.points, index.c, k)
-        hits.distance[few], hits.row[few] = exact.distance, exact.row
+        hits.distance[few] = exact.distance
+        hits.row[few] = exact.row
     return hits
 
 
@@ -241,15 +254,16 @@ def _append(
     columns: dict,  # name -> list, of what is known of each
 ):
     "Points and columns behind those that are there."
-    if columns.keys() != index.columns.keys() or any(len(o) != len(points) for o in columns.values()):
+    n, lengths = len(points), {len(values) for values in columns.values()}
+    if columns.keys() != index.columns.keys() or lengths - {n}:
         names = ', '.join(index.columns) or 'there is none'
-        raise ValueError(f'{len(points)} added points need {len(points)} values of each column: {names}')
+        raise ValueError(f'{n} added points need {n} values of each column: {names}')
     if index.lists is not None:
         assignment = _assign(index.space, points, index.centres, index.c)
         _fill_lists(index.lists, index.vectors(points), assignment)
         index.assignment = torch.cat([index.assignment, assignment])
     index.points = torch.cat([index.points, points])
-    index.columns = {k: [*v, *columns[k]] for k, v in index.columns.items()}
+    index.columns = {name: [*values, *columns[name]] for name, values in index.columns.items()}
 
 # %% ../../nbs/search/51_index.ipynb #21a00051
 def _tune(
@@ -258,14 +272,17 @@ def _tune(
     recall: float = 0.99,  # at 10
 ) -> dict[int, float]:  # lists looked into, and recall at 10
     "Raise `nprobe` until the queries find enough of their true neighbours."
-    k, n_lists, recalls = min(10, len(index)), len(index.centres), {}
+    n_lists, recalls = len(index.centres), {}
+    k = min(10, len(index))
     true = exact_search(index.space, queries, index.points, index.c, k).row
     index.nprobe = 1
     while True:
-        recalls[index.nprobe] = recall_at_k(index.search(queries, k).row, true)
+        found = index.search(queries, k).row
+        recalls[index.nprobe] = recall_at_k(found, true)
         if max(recalls.values()) >= recall or index.nprobe >= n_lists:
             return recalls
-        index.nprobe = min(n_lists, max(index.nprobe + 1, index.nprobe * 3 // 2))
+        more = max(index.nprobe + 1, index.nprobe * 3 // 2)
+        index.nprobe = min(n_lists, more)
 
 # %% ../../nbs/search/51_index.ipynb #4ea64631
 def build_index(
@@ -304,12 +321,15 @@ def save_index(
     "Write points and lists, then their description."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: getattr(index, k) for k in ('points', 'centres', 'assignment')}
-    tensors = {k: o.contiguous() for k, o in tensors.items() if o is not None}
-    write_file(folder / 'points.safetensors', lambda tmp: save_file(tensors, tmp))
-    info = {k: getattr(index, k) for k in ('geometry', 'curv', 'model', 'nprobe', 'columns')}
-    info = dict(sha256=file_sha256(folder / 'points.safetensors'), **info)
-    write_file(folder / 'index.json', json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False))
+    path = folder / 'points.safetensors'
+    tensors = dict(points=index.points, centres=index.centres, assignment=index.assignment)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_file(path, lambda tmp: save_file(tensors, tmp))
+    info = dict(sha256=file_sha256(path))
+    for name in ('geometry', 'curv', 'model', 'nprobe', 'columns'):
+        info[name] = getattr(index, name)
+    info['id'] = cache_id(info)
+    write_file(folder / 'index.json', json.dumps(info, ensure_ascii=False))
 
 # %% ../../nbs/search/51_index.ipynb #e4cfb236
 def _index_info(
