@@ -140,11 +140,13 @@ def _rays(
     "Geodesic rays that leave `apex`, up to 14 units long."
     one = torch.tensor(1.0, dtype=torch.float64)
     x = poincare_to_lorentz(apex, one)
-    out, t = unit(x), torch.linspace(0, 14, n, dtype=torch.float64)[:, None]
+    out = unit(x)
     side = torch.stack([-out[1], out[0]])
-    # unit tangent vectors at x: away from the root, stretched to the hyperboloid, and across
-    ways = [math.cos(turn) * (1 + x @ x).sqrt() * out + math.sin(turn) * side for turn in turns]
-    return [lorentz_to_poincare(t.cosh() * x + t.sinh() * way, one) for way in ways]
+    # unit tangent vectors at x are mixtures of `outwards`, stretched to the hyperboloid, and `side`
+    outwards = (1 + x @ x).sqrt() * out
+    ways = [math.cos(turn) * outwards + math.sin(turn) * side for turn in turns]
+    steps = torch.linspace(0, 14, n, dtype=torch.float64)[:, None]
+    return [lorentz_to_poincare(steps.cosh() * x + steps.sinh() * way, one) for way in ways]
 
 # %% ../nbs/01_plots.ipynb #a10000c1
 def _cone_edge(
@@ -159,12 +161,13 @@ def _cone_edge(
     one = torch.tensor(1.0, dtype=torch.float64)
     half = float(get_geometry('poincare').half_aperture(apex, one, min_radius))
     right, left = _rays(apex, [-half, half], n)
-    # the rim between the two far ends, measured from the ray through the apex
+    # the rim between the two far ends, in the frame of the ray through the apex
     out = unit(apex)
-    side = torch.stack([-out[1], out[0]])
-    ends = [math.atan2(float(ray[-1] @ side), float(ray[-1] @ out)) for ray in (right, left)]
-    phi = torch.linspace(*ends, 64, dtype=torch.float64)[:, None]
-    return torch.cat([right, phi.cos() * out + phi.sin() * side, left.flip(0)])
+    frame = torch.stack([out, torch.stack([-out[1], out[0]])])
+    ends = [float(torch.atan2(*(frame @ ray[-1]).flip(0))) for ray in (right, left)]
+    phi = torch.linspace(*ends, 64, dtype=torch.float64)
+    rim = torch.stack([phi.cos(), phi.sin()], 1) @ frame
+    return torch.cat([right, rim, left.flip(0)])
 
 # %% ../nbs/01_plots.ipynb #b1eaad2d
 def cone(
@@ -223,6 +226,10 @@ def _stretch(x, drawn, geometry, curv):
     return float((ratio - 1).abs().nanmedian())
 
 
+def _kept(flat, v):
+    return float(flat.square().sum() / v.square().sum())
+
+
 def to_disk(
     x: Float[Tensor, 'n d'],  # points of `geometry`
     geometry: Geometry,
@@ -238,8 +245,7 @@ def to_disk(
     drawn = geometry.exp_map0(unit(flat) * radius, curv)
     scale = curv.sqrt() if geometry.has_curv else 1
     xy = unit(flat) * torch.tanh(scale * radius / 2)
-    kept = float(flat.square().sum() / v.square().sum())
-    return OnDisk(xy, axes, kept, _stretch(x, drawn, geometry, curv))
+    return OnDisk(xy, axes, _kept(flat, v), _stretch(x, drawn, geometry, curv))
 
 # %% ../nbs/01_plots.ipynb #40662e78
 def dots(
@@ -249,8 +255,10 @@ def dots(
     size: float = 14,  # area in points²
 ) -> Axes:
     "Scatter points on the disk, colour and shape by kind in order of first appearance."
-    ax, kind, xy = disk() if ax is None else ax, np.asarray(kind), np.asarray(xy)
-    for colour, marker, name in zip(palette.values(), 'Dos^vPX', dict.fromkeys(kind.tolist())):
+    ax = disk() if ax is None else ax
+    kind, xy = np.asarray(kind), np.asarray(xy)
+    names = dict.fromkeys(kind.tolist())
+    for name, colour, marker in zip(names, palette.values(), 'Dos^vPX'):
         at = xy[kind == name].T
         ax.scatter(*at, s=size, color=colour, marker=marker, label=name, lw=0.4, ec='white', zorder=2)
     legend = ax.legend(loc='upper left', bbox_to_anchor=(-0.02, 0.99), handletextpad=0.1, borderpad=0)
@@ -336,10 +344,11 @@ def polar_dist(
 ) -> Float[Tensor, '*b']:
     "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
     sn, inverse = _SINES[kappa]
-    along = sn((r - s) / 2) ** 2
-    across = sn(r) * sn(s) * torch.sin(angle / 2) ** 2
+    along, turn = sn((r - s) / 2), torch.sin(angle / 2)
+    squared = along**2 + sn(r) * sn(s) * turn**2
     most = 1 - 1e-12 if kappa == 1 else None  # there asin is infinitely steep
-    return 2 * inverse((along + across).clamp(1e-24, most).sqrt())
+    half = squared.clamp(1e-24, most).sqrt()
+    return 2 * inverse(half)
 
 # %% ../nbs/01_plots.ipynb #2c2452d9
 def _stress(true, drawn, typical):
@@ -379,6 +388,11 @@ def _polar_error(true, r, angle):
     return float((ratio / ratio.nanmedian() - 1).abs().nanmedian())
 
 
+def _enlargement(radius):
+    "So that the farthest point is drawn at 2.9."
+    return max(1.0, 2.9 / max(float(radius.max()), 1e-6))
+
+
 def to_disk_by_distance(
     x: Float[Tensor, 'n d'],  # points of a hyperbolic `geometry`
     geometry: Geometry,
@@ -387,18 +401,18 @@ def to_disk_by_distance(
 ) -> OnDisk:
     "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
     x, curv = _float64(x, curv)
-    radius = geometry.radius(x, curv)
-    if scale is None:
-        scale = max(1.0, 2.9 / max(float(radius.max() * curv.sqrt()), 1e-6))
-    unit_scale = curv.sqrt() * scale
-    r, true = radius * unit_scale, -geometry.scores(x, x, curv) * unit_scale
+    unit_length = curv.sqrt()
+    scale = _enlargement(geometry.radius(x, curv) * unit_length) if scale is None else scale
+    r = geometry.radius(x, curv) * (unit_length * scale)
+    true = -geometry.scores(x, x, curv) * (unit_length * scale)
     v = geometry.log_map0(x, curv)
     axes = principal_axes(v - v.mean(0))
     flat = v @ axes
-    angle = fit_angles(true, r, torch.atan2(flat[:, 1], flat[:, 0]), -1)
-    xy = torch.tanh(r / 2)[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
-    kept = float(flat.square().sum() / v.square().sum())
-    return OnDisk(xy, axes, kept, _polar_error(true, r, angle), scale)
+    start = torch.atan2(flat[:, 1], flat[:, 0])
+    angle = fit_angles(true, r, start, -1)
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    xy = torch.tanh(r / 2)[:, None] * ring
+    return OnDisk(xy, axes, _kept(flat, v), _polar_error(true, r, angle), scale)
 
 # %% ../nbs/01_plots.ipynb #bc52f8ae
 def _clear_ground(image):
@@ -421,6 +435,21 @@ def _thumbnails(
     return ax
 
 # %% ../nbs/01_plots.ipynb #4d5c18c4
+def _grid(images, cols, strip):
+    "All pictures in one, with a white strip below each; and their upper left corners."
+    height, width = images.shape[2:]
+    across = width + width // 16
+    rows = math.ceil(len(images) / cols)
+    sheet = np.full((rows, height + strip, cols, across, 3), 255, np.uint8)
+    corners = []
+    for i, image in enumerate(images):
+        row, col = divmod(i, cols)
+        sheet[row, :height, col, :width] = image.transpose(1, 2, 0)
+        corners.append((col * across, row * (height + strip)))
+    sheet = sheet.reshape(-1, cols * across, 3)
+    return sheet, corners
+
+
 def contact_sheet(
     images: UInt8[Tensor, 'n 3 h w'],
     titles: list[str] | None = None,  # one under each picture
@@ -429,29 +458,32 @@ def contact_sheet(
     size: float = 0.8,  # edge of a picture, inches, for a new figure
 ) -> Axes:
     "All pictures side by side, as one image."
-    images = np.asarray(images)
-    n, _, h, w = images.shape
-    rows, cols, strip = -(-n // cols), min(cols, n), h // 4 if titles else h // 16
-    sheet = np.full((rows * (h + strip), cols * (w + w // 16), 3), 255, np.uint8)
-    ax = _axes(ax, (size * cols, size * rows * (h + strip) / h))
+    images, cols = np.asarray(images), min(cols, len(images))
+    height, width = images.shape[2:]
+    strip = height // 4 if titles else height // 16
+    sheet, corners = _grid(images, cols, strip)
+    ax = _axes(ax, (size * cols, size * len(sheet) / height))
     how = dict(size=6.5, ha='center', va='center', color='#505050', parse_math=False)
-    for i, image in enumerate(images):
-        y, x = i // cols * (h + strip), i % cols * (w + w // 16)
-        sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
-        if titles:
-            ax.text(x + w / 2, y + h + strip / 2, _cut(titles[i], 14), **how)
+    for (x, y), title in zip(corners, titles or []):
+        ax.text(x + width / 2, y + height + strip / 2, _cut(title, 14), **how)
     ax.imshow(sheet)
     ax.axis('off')
     return ax
 
 # %% ../nbs/01_plots.ipynb #00304500
+def _numbers(values):
+    return np.asarray(torch.as_tensor(values).detach().cpu(), dtype=float)
+
+
 def _ridge(ax, base, values, edges, colour):
     "One histogram that stands on the line `base`, with its median."
-    height = np.histogram(values, edges)[0]
-    ax.stairs(base + 0.85 * height / max(height.max(), 1), edges, baseline=base, fill=True, color=colour, alpha=0.75)
+    count = np.histogram(values, edges)[0]
+    height = 0.85 * count / max(count.max(), 1)
+    ax.stairs(base + height, edges, baseline=base, fill=True, color=colour, alpha=0.75)
     middle = np.median(values)
-    ax.plot([middle] * 2, [base, base + 0.85], color='black', lw=1)
-    ax.text(middle, base + 0.86, f'{middle:.2f}', size=7, ha='center', va='bottom')
+    top = base + 0.85
+    ax.vlines(middle, base, top, color='black', lw=1)
+    ax.text(middle, top, f'{middle:.2f}', size=7, ha='center', va='bottom')
 
 
 def radius_histogram(
@@ -461,13 +493,13 @@ def radius_histogram(
 ) -> Axes:
     "A ridge of histograms on one radius axis, each scaled to its own height."
     ax = _axes(ax, (6, 0.7 * len(radii) + 0.8))
-    values = {level: np.asarray(torch.as_tensor(r).detach().cpu(), dtype=float) for level, r in radii.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for base, (colour, some) in enumerate(zip(palette.values(), values.values())):
+    values = [_numbers(some) for some in radii.values()]
+    edges = np.histogram_bin_edges(np.concatenate(values), bins)
+    for base, (colour, some) in enumerate(zip(palette.values(), values)):
         _ridge(ax, base, some, edges, colour)
-    names = [f'{level} ({len(some):,})' for level, some in values.items()]
+    names = [f'{level} ({len(some):,})' for level, some in zip(radii, values)]
     ax.set_yticks(np.arange(len(names)) + 0.3, names, parse_math=False)
-    ax.set(xlabel='radius', ylim=(0, len(values) + 0.1))
+    ax.set(xlabel='radius', ylim=(0, len(names) + 0.1))
     ax.tick_params(axis='y', length=0)
     return ax
 
@@ -488,7 +520,7 @@ def similarity_matrix(
     label: str = 'score',  # of the colour bar
 ) -> Axes:
     "All pairs as colours, light to dark."
-    scores = np.asarray(torch.as_tensor(scores).detach().cpu(), dtype=float)
+    scores = _numbers(scores)
     ax = _axes(ax, (0.26 * scores.shape[1] + 2.6, 0.26 * scores.shape[0] + 1.2))
     shown = ax.imshow(scores, cmap='Blues')
     _name_ticks(ax.yaxis, rows)
@@ -529,14 +561,16 @@ def level_tree(
 ) -> Axes:
     "The tree of texts, general to the left, coloured by radius."
     y, depth = _tree_rows(parents)
-    ax = _axes(ax, (7, 0.115 * float(y.max()) + 1.3))
-    lines = [[(depth[p], y[p]), (depth[i], y[i])] for i, p in enumerate(parents.tolist()) if p >= 0]
+    height, places = float(y.max()), torch.stack([depth, y], 1).tolist()
+    ax = _axes(ax, (7, 0.115 * height + 1.3))
+    edges = [(child, parent) for child, parent in enumerate(parents.tolist()) if parent >= 0]
+    lines = [[places[parent], places[child]] for child, parent in edges]
     ax.add_collection(LineCollection(lines, color='#D0D0D0', lw=0.8, zorder=1))
-    shown = ax.scatter(depth, y, c=torch.as_tensor(radii).detach().cpu(), cmap='cividis', s=26, zorder=2)
+    shown = ax.scatter(depth, y, c=_numbers(radii), cmap='cividis', s=26, zorder=2)
     how = dict(textcoords='offset points', size=6.5, va='center_baseline', path_effects=_HALO, parse_math=False)
-    for x, height, text in zip(depth, y, texts):
-        ax.annotate(text, (x, height), (6, 0), **how)
-    ax.set(xlim=(-0.15, int(depth.max()) + 0.6), ylim=(float(y.max()) + 0.8, -0.8))
+    for place, text in zip(places, texts):
+        ax.annotate(text, place, (6, 0), **how)
+    ax.set(xlim=(-0.15, int(depth.max()) + 0.6), ylim=(height + 0.8, -0.8))
     ax.axis('off')
     _colour_bar(ax, shown, label='radius', location='top', shrink=0.5, aspect=30)
     return ax
@@ -549,18 +583,21 @@ def walk_strip(
     ax: Axes | None = None,
 ) -> Axes:
     "A geodesic from a point to the root, with what was met on it."
-    ax, radii = _axes(ax, (7, 1.9)), [float(r) for r in radii]
-    ax.plot([0, max(radii)], [0, 0], color=palette['grey'], lw=1.2, zorder=1)
+    ax = _axes(ax, (7, 1.9))
+    radii = _numbers(radii)
+    far = radii.max()
+    ax.plot([0, far], [0, 0], color=palette['grey'], lw=1.2, zorder=1)
     ax.plot(0, 0, '+', color='black', ms=9)
     how = dict(textcoords='offset points', ha='center', parse_math=False)
     ax.annotate('root', (0, 0), (0, 8), size=8, **how)
-    ax.plot(radii, [0] * len(radii), 'o', color=palette['red'], ms=5, zorder=2)
+    ax.plot(radii, np.zeros(len(radii)), 'o', color=palette['red'], ms=5, zorder=2)
     how |= dict(va='top', size=7.5, arrowprops=dict(arrowstyle='-', color='#C0C0C0', lw=0.6))
     for k, (radius, text) in enumerate(zip(radii, captions)):
         ax.annotate(text, (radius, 0), (0, -14 - 12 * (k % 3)), **how)
     if pictures is not None:
-        _thumbnails([(radius, 0.55) for radius in radii[: len(pictures)]], pictures, ax, 24)
-    ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius', xlim=(-0.06 * max(radii), 1.06 * max(radii)))
+        _thumbnails([(radius, 0.55) for radius in radii], pictures, ax, 24)
+    ax.set(ylim=(-1.3, 1), yticks=[], xlabel='radius')
+    ax.set_xlim(-0.06 * far, 1.06 * far)
     ax.spines['left'].set_visible(False)
     ax.grid(False)
     return ax
@@ -574,20 +611,21 @@ def neighbour_strip(
     ax: Axes | None = None,
 ) -> Axes:
     "How far from the root the way from one point to another leads, and what is nearest on it."
-    ax = _axes(ax, (7, 3.4))
-    radii = np.asarray(torch.as_tensor(radii).cpu(), dtype=float)
+    ax, radii = _axes(ax, (7, 3.4)), _numbers(radii)
     at = np.linspace(0, length, len(radii))
     ax.plot(at, radii, 'o-', color=palette['red'], ms=5)
     top = float(radii.max()) * 1.12
     rows = -top * (0.34 + 0.36 * np.arange(pictures.shape[1]))
+    bottom = rows[-1] - 0.62 * top
     for k, row in enumerate(rows):
         _thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
     how = dict(textcoords='offset points', ha='center', va='top', size=7.5, parse_math=False)
     for x, text in zip(at, texts):
-        ax.annotate('\n'.join(textwrap.wrap(text, 13)[:3]), (x, rows[-1]), (0, -20), **how)
-    ax.set(xlim=(-0.07 * length, 1.07 * length), ylim=(rows[-1] - 0.62 * top, top))
+        words = textwrap.wrap(text, 13)[:3]
+        ax.annotate('\n'.join(words), (x, rows[-1]), (0, -20), **how)
     ax.set(xlabel='distance along the geodesic', ylabel='radius')
-    ax.yaxis.set_label_coords(-0.06, 1 - 0.5 * top / (top - ax.get_ylim()[0]))
+    ax.set(xlim=(-0.07 * length, 1.07 * length), ylim=(bottom, top))
+    ax.yaxis.set_label_coords(-0.06, 1 - 0.5 * top / (top - bottom))
     ax.set_yticks([t for t in ax.get_yticks() if 0 <= t <= top])
     ax.grid(False)
     return ax
