@@ -152,6 +152,18 @@ def test_a_second_question_reads_no_file(photos, tmp_path, monkeypatch):
     assert embed_folder(cfg, seen).id == now.id and seen.image_tower.calls == 1
 
 
+def test_a_full_disk_names_the_file(tmp_path):
+    from meru.core import write_file
+
+    def full(tmp):
+        with open('/dev/full', 'wb') as f:
+            f.write(bytes(1 << 20))
+
+    with pytest.raises(OSError, match='features.safetensors could not be written.*No space left on device'):
+        write_file(tmp_path / 'features.safetensors', full)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_cut_off_run_does_not_go_on_with_other_settings(photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed(config(photos, tmp_path), towers(fail_at=4))

@@ -1,6 +1,6 @@
 """The whole path, with the real img2dataset, against a server that does everything wrong: list, shards, training."""
 
-import importlib.util, json, os, resource, shutil, signal, subprocess, sys, threading, time
+import importlib.util, json, os, resource, shutil, subprocess, sys, threading, time
 import psutil, pyarrow.parquet as pq
 import pytest
 from collections import Counter
@@ -28,7 +28,12 @@ SETTINGS = dict(
     processes=2,
     threads=12,
 )
-SCRIPT = 'import json, sys; from pathlib import Path; from meru.data.download import *; from meru.data.fetch import fetch; fetch(sys.argv[1], make_fetch_config(**json.loads(sys.argv[2])))'
+SCRIPT = """
+import json, sys
+from meru.data.download import make_fetch_config
+from meru.data.fetch import fetch
+fetch(sys.argv[1], make_fetch_config(**json.loads(sys.argv[2])))
+"""
 
 
 @pytest.fixture(scope='module')
@@ -181,10 +186,17 @@ def test_a_killed_worker_was_told_and_survived(world, fetched):
 
 def test_a_workers_end_is_found_among_what_others_say():
     "img2dataset's bar leaves its line open; a worker that lives on may trip over the closed pipe."
-    script = (
-        "import multiprocessing, os, threading, time; from meru.data.engine import _watch_family; p = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,)); p.start(); "
-        "threading.Thread(target=_watch_family, args=(os.getppid(),), daemon=True).start(); time.sleep(.5); print('0it [00:00, ?it/s]', end='', flush=True); p.kill(); time.sleep(60)"
-    )
+    script = """
+import multiprocessing, os, threading, time
+from meru.data.engine import _watch_family
+worker = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,))
+worker.start()
+threading.Thread(target=_watch_family, args=(os.getppid(),), daemon=True).start()
+time.sleep(0.5)
+print('0it [00:00, ?it/s]', end='', flush=True)
+worker.kill()
+time.sleep(60)
+"""
     done = subprocess.run(
         [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=120
     )

@@ -120,9 +120,18 @@ def _may_visit(
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in o for o in _not_public)
 
 # %% ../../nbs/data/26_download.ipynb #a58414d2
+class _Target(NamedTuple):
+    "Where a URL leads."
+
+    scheme: str  # http or https
+    host: str
+    port: int
+    path: str  # with its query, as it is asked for
+
+
 def _split_url(
     url: str,  # as it stands in the table
-) -> tuple[str, str, int, str]:  # scheme, host, port, request target
+) -> _Target:
     "The parts of a URL, or a refusal."
     try:
         parts = urlsplit(url.strip())
@@ -132,15 +141,11 @@ def _split_url(
         host = host if ':' in host else host.encode('idna').decode()
     except (ValueError, UnicodeError) as e:
         raise Refused('bad_url', str(e)) from None
-    target = (parts.path or '/') + ('?' + parts.query if parts.query else '')
+    path = (parts.path or '/') + ('?' + parts.query if parts.query else '')
     if not host or not re.fullmatch(r'[\w.:-]+', host):
         raise Refused('bad_url', host)
-    return (
-        scheme,
-        host,
-        (443 if scheme == 'https' else 80) if port is None else port,
-        quote(target, safe="%/:=&?~#+!$,;'@()*[]|"),
-    )
+    port = dict(http=80, https=443)[scheme] if port is None else port
+    return _Target(scheme, host, port, quote(path, safe="%/:=&?~#+!$,;'@()*[]|"))
 
 # %% ../../nbs/data/26_download.ipynb #9d0272ce
 def _resolve(
@@ -150,23 +155,23 @@ def _resolve(
     allow_loopback: bool,  # this machine too
 ) -> tuple[int, tuple]:  # address family and socket address
     "Ask for the name once; refuse it if any of its addresses is not public."
-    found = []
+    answers = []
 
     def ask():
         with suppress(OSError, UnicodeError):
-            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        found.append(None)
+            answers.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        answers.append(None)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(max(deadline - time.monotonic(), 0))
     if asking.is_alive():
         raise Refused('timeout', 'name lookup')
-    if not found[:-1]:
+    if not answers[:-1]:
         raise Refused('dns', host)
-    if not all(_may_visit(o[4][0], allow_loopback) for o in found[:-1]):
+    if not all(_may_visit(o[4][0], allow_loopback) for o in answers[:-1]):
         raise Refused('forbidden_address', host)
-    return found[0][0], found[0][4]
+    return answers[0][0], answers[0][4]
 
 # %% ../../nbs/data/26_download.ipynb #6a99b378
 class _Timed(io.RawIOBase):

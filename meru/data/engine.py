@@ -55,8 +55,8 @@ def _check_raw(
         raise ValueError(f'shard {number:05d} is incomplete: {counts}')
     named = {f'{k}.{e}' for k in stored for e in ('jpg', 'json', 'txt')}
     if named != {*members} or stats['successes'] != len(stored):
-        found = f'{len(stored)} pairs recorded, {len(members)} members in the tar'
-        raise ValueError(f'shard {number:05d} is incomplete: {found}')
+        there = f'{len(stored)} pairs recorded, {len(members)} members in the tar'
+        raise ValueError(f'shard {number:05d} is incomplete: {there}')
     return rows, members
 
 # %% ../../nbs/data/28_engine.ipynb #7a32bc92
@@ -299,11 +299,13 @@ def _engine(
 ):
     "What the engine's process does; exit code 1 if a shard is missing at the end."
     job = json.loads((Path(work) / 'job.json').read_text())
-    watch = threading.Thread(target=_watch_family, args=(job['parent'],), daemon=True)
-    watch.start()
-    cfg, folder = FetchConfig(**checked(FetchConfig, job['config'])), Path(job['folder'])
+    watch = partial(_watch_family, job['parent'])
+    threading.Thread(target=watch, daemon=True).start()
+    cfg = FetchConfig(**checked(FetchConfig, job['config']))
+    folder = Path(job['folder'])
     _distribute(cfg, folder, Path(work), job['rows'])
-    sys.exit(len(done_shards(folder)) < job['shards'])
+    unfinished = len(done_shards(folder)) < job['shards']
+    sys.exit(unfinished)
 
 # %% ../../nbs/data/28_engine.ipynb #6808b610
 @contextmanager
@@ -339,10 +341,12 @@ def _progress(
     for number in done_shards(folder) - {*known}:
         stats = json.loads((folder / f'{number:05d}_stats.json').read_text())
         known[number] = stats['count'], stats['successes']
-    texts = [p.read_text() for p in (work / 'progress').glob('*.txt') if int(p.stem) not in known]
-    counts = [*known.values(), *(map(int, text.split()) for text in texts)]
-    rows, stored = zip((0, 0), *counts)
-    return sum(rows), sum(stored)
+    counts = list(known.values())
+    for path in (work / 'progress').glob('*.txt'):
+        if int(path.stem) not in known:
+            rows, stored = path.read_text().split()
+            counts.append((int(rows), int(stored)))
+    return sum(rows for rows, _ in counts), sum(stored for _, stored in counts)
 
 # %% ../../nbs/data/28_engine.ipynb #e0566b30
 def show_progress(

@@ -102,7 +102,8 @@ def _need(*modules: str):
     for name in modules:
         if importlib.util.find_spec(name) is None:
             raise ImportError(
-                f"{name} is missing: pip install 'meru[fetch]' (pyspark by its own name); img2dataset needs Python 3.12 or older"
+                f"{name} is missing: pip install 'meru[fetch]' (pyspark by its own name); "
+                'img2dataset needs Python 3.12 or older'
             )
 
 # %% ../../nbs/data/29_fetch.ipynb #e39635a9
@@ -151,9 +152,8 @@ def _hub_files(
         if fnmatch.fnmatch(o.rfilename, cfg.pattern)
     ]
     if not files:
-        raise ValueError(
-            f'{cfg.mirror} has no file {cfg.pattern!r}; it has {", ".join(sorted(o.rfilename for o in info.siblings)[:5])} ...'
-        )
+        there = ', '.join(sorted(o.rfilename for o in info.siblings)[:5])
+        raise ValueError(f'{cfg.mirror} has no file {cfg.pattern!r}; it has {there} ...')
     return dict(commit=info.sha, files=sorted(files, key=lambda o: o['name']))
 
 # %% ../../nbs/data/29_fetch.ipynb #cf0d2443
@@ -174,7 +174,8 @@ def _fetch_mirror_file(cfg: FetchConfig, entry: dict, commit: str, work: Path) -
     if path.stat().st_size != entry['size'] or entry['sha256'] and file_sha256(path) != entry['sha256']:
         path.unlink()
         raise ValueError(
-            f'{entry["name"]} of {cfg.mirror} does not have the size and hash that the hub announced; it was removed: run the same command again.'
+            f'{entry["name"]} of {cfg.mirror} does not have the size and hash that the hub announced; '
+            'it was removed: run the same command again.'
         )
     return path
 
@@ -288,7 +289,8 @@ def _write_table_whole(rows: Iterable, work: Path) -> dict:
     write_file(work / 'table.parquet', lambda tmp: count.update(_write_table(rows, tmp)))
     if count['rows'] == count['malformed']:
         raise ValueError(
-            f'no usable row among {count["rows"]:,}: name the columns with url_col and caption_col, or with columns if there is no header line'
+            f'no usable row among {count["rows"]:,}: name the columns with url_col and caption_col, '
+            'or with columns if there is no header line'
         )
     return count
 

@@ -43,6 +43,14 @@ def _first_merges(
     bpe.pat = regex.compile(bpe.pat.pattern.removeprefix(special), regex.IGNORECASE)
     return bpe
 
+
+def _check_sizes(vocab_size: int, context_length: int):
+    "Refuse what no tokenizer can have."
+    if not 514 <= vocab_size <= 49408:
+        raise ValueError(f"vocab_size is {vocab_size}; it must lie between 514 (bytes only) and 49408 (all of CLIP's).")
+    if context_length < 3:
+        raise ValueError(f'context_length is {context_length}; it must be at least 3.')
+
 # %% ../../nbs/data/20_tokenizer.ipynb #bc026730
 class Tokenizer:
     "CLIP's byte-pair encoding, lower case, cut to `vocab_size` tokens; any string encodes."
@@ -52,12 +60,7 @@ class Tokenizer:
         vocab_size: int = 49408,  # tokens, 514 to 49408; the last two are start and end
         context_length: int = 77,  # most tokens in a text, start and end included
     ):
-        if not 514 <= vocab_size <= 49408:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; it must lie between 514 (bytes only) and 49408 (all of CLIP's)."
-            )
-        if context_length < 3:
-            raise ValueError(f'context_length is {context_length}; it must be at least 3.')
+        _check_sizes(vocab_size, context_length)
         self.vocab_size, self.context_length = vocab_size, context_length
         self.sot, self.eot = vocab_size - 2, vocab_size - 1
         self.bpe, self.cached = _first_merges(vocab_size), {}
@@ -121,7 +124,7 @@ def augment_caption(
 def text_id(
     text: str,  # the text before augmentation
 ) -> int:  # 64 bits, signed
-    "Equal texts have equal ids; different ones differ but for a chance of about 1e-10 in 100,000 texts (birthday bound)."
+    "Equal texts have equal ids; of 100,000 different ones two are equal with a chance of 1e-10 (birthday bound)."
     return int.from_bytes(
         hashlib.blake2b(text.encode(errors='surrogatepass'), digest_size=8).digest(), 'big', signed=True
     )

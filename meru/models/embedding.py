@@ -279,14 +279,17 @@ def _still_right(
     tensors = dict(image=cache.image[same], text=cache.text[texts], text_image=owner[texts])
     return tensors, about
 
-# %% ../../nbs/models/35_embedding.ipynb #e582b8ae
+# %% ../../nbs/models/35_embedding.ipynb #599f31a1
 def _old_cache(out: Path, plan: dict) -> FeatureCache | None:
     "The cache that `out` holds of an earlier state of the folder; what was begun for a third state is thrown away."
     lasting = {k: v for k, v in plan.items() if k not in ('dataset', 'batch_size')}
     begun = out / 'parts' / 'plan.json'
-    if same_plan(begun, lasting, out) and json.loads(begun.read_text(encoding='utf-8')) != plan:
-        shutil.rmtree(out / 'parts')  # cut off before the folder changed
-    return open_cache(out) if same_plan(out / 'cache.json', lasting, out) else None
+    if same_plan(begun, lasting, out):
+        there = json.loads(begun.read_text(encoding='utf-8'))
+        if there != plan:
+            shutil.rmtree(out / 'parts')  # cut off before the folder changed
+    finished = out / 'cache.json'
+    return open_cache(out) if same_plan(finished, lasting, out) else None
 
 
 def _encode_changes(
@@ -311,7 +314,7 @@ def _encode_changes(
     shutil.rmtree(parts)
     return cache
 
-
+# %% ../../nbs/models/35_embedding.ipynb #e582b8ae
 def embed_folder(
     cfg: EmbedConfig,  # its `data` is a folder of pictures, its `views` 1
     towers: Towers,  # frozen

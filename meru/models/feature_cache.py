@@ -13,7 +13,7 @@ import torch
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from jaxtyping import Float, Float16, Int64
 from pathlib import Path
 from safetensors import safe_open
@@ -109,13 +109,27 @@ def _write_tensors(
         for o in chunks:
             f.write(o.contiguous().numpy().tobytes())
 
-# %% ../../nbs/models/34_feature_cache.ipynb #a8960400
+# %% ../../nbs/models/34_feature_cache.ipynb #f2eb56df
 def _join_parts(parts: list[dict]) -> dict:
     "One description of all blocks."
-    joined = {k: list(chain.from_iterable(o[k] for o in parts)) for k in ('keys', 'splits', 'captions')}
-    damaged = dict(sum((Counter(o['damaged']) for o in parts), Counter()))
-    failed = {k: why for o in parts for k, why in o.get('failed', {}).items()}
-    return dict(damaged=damaged) | (dict(failed=failed) if failed else {}) | joined
+    joined = dict(keys=[], splits=[], captions=[])
+    damaged, failed = Counter(), {}
+    for part in parts:
+        for name in joined:
+            joined[name] += part[name]
+        damaged.update(part['damaged'])
+        failed |= part.get('failed', {})
+    return dict(damaged=dict(damaged)) | (dict(failed=failed) if failed else {}) | joined
+
+
+def _shapes(
+    path: Path,  # of any block with rows
+    images: int,  # in all blocks
+    texts: int,  # in all blocks
+) -> dict[str, list[int]]:
+    "Shapes of the whole, in the order of the file."
+    one = {k: list(o.shape[1:]) for k, o in load_file(path).items()}
+    return dict(text_image=[texts], image=[images, *one['image']], text=[texts, *one['text']])
 
 
 def _chunks(
@@ -129,7 +143,7 @@ def _chunks(
             rows = load_file(path)[name]
             yield rows + at if name == 'text_image' else rows
 
-
+# %% ../../nbs/models/34_feature_cache.ipynb #a8960400
 def save_cache(
     folder: str | Path,  # where
     paths: list[Path],  # parts in order, as `save_part` writes them
@@ -141,16 +155,16 @@ def save_cache(
     if not about['keys']:
         raise ValueError(f'None of the pairs for {folder} can be used: {about["damaged"]}.')
     images = {path: len(o['keys']) for path, o in zip(paths, parts) if o['keys']}
-    one = {k: list(o.shape[1:]) for k, o in load_file(next(iter(images))).items()}
-    lengths = dict(text_image=len(about['captions']), image=len(about['keys']), text=len(about['captions']))
-    shapes = {k: [length, *one[k]] for k, length in lengths.items()}
+    paths, first = list(images), list(accumulate(images.values(), initial=0))
+    shapes = _shapes(paths[0], len(about['keys']), len(about['captions']))
     path = Path(folder) / 'features.safetensors'
     path.with_name('cache.json').unlink(missing_ok=True)  # no description of other features beside them
-    chunks = _chunks(list(images), list(accumulate(images.values(), initial=0)), shapes)
+    chunks = _chunks(paths, first, shapes)
     write_file(path, partial(_write_tensors, shapes=shapes, chunks=chunks))
     widths = dict(image_width=shapes['image'][-1], text_width=shapes['text'][-1])
     info = dict(features_sha256=file_sha256(path)) | widths | info | about
-    text = json.dumps(info | dict(id=cache_id(info)), ensure_ascii=False, indent=0)
+    info['id'] = cache_id(info)
+    text = json.dumps(info, ensure_ascii=False, indent=0)
     write_file(path.with_name('cache.json'), text)
     return open_cache(folder)
 

@@ -37,13 +37,13 @@ def neighbours(
     x = F.normalize(features.float(), dim=-1)
     if len(x) > exact:
         return _faiss_neighbours(x, k)
-    found = []
+    nearest = []
     for at in range(0, len(x), 1024):
         cosine = x[at : at + 1024] @ x.T
         rows = torch.arange(len(cosine))
         cosine[rows, rows + at] = -2.0
-        found.append(cosine.topk(k))
-    return torch.cat([o.values for o in found]), torch.cat([o.indices for o in found])
+        nearest.append(cosine.topk(k))
+    return torch.cat([o.values for o in nearest]), torch.cat([o.indices for o in nearest])
 
 # %% ../../nbs/models/36_mining.ipynb #99b33932
 def _faiss_neighbours(
@@ -112,11 +112,13 @@ def _pair_ids(
 ) -> Int64[Tensor, ' t']:  # one number per text
     "Equal for texts of one image, for equal texts, and for near-duplicate images: never each other's negatives."
     image = near_duplicates(cache.image[:, 0], threshold)
-    groups, first = image[cache.text_image], {}
-    texts = (o.strip().lower() for o in cache.captions)
+    groups = image[cache.text_image]
+    texts = [o.strip().lower() for o in cache.captions]
+    first = {}
     same = [first.setdefault(text, group) for text, group in zip(texts, groups.tolist())]
     pairs = torch.stack([groups, torch.tensor(same)], 1)
-    return _join(pairs, len(image))[groups]
+    joined = _join(pairs, len(image))
+    return joined[groups]
 
 # %% ../../nbs/models/36_mining.ipynb #b24f796f
 def similarity_histogram(
@@ -230,9 +232,45 @@ def _known_ids(
         _known[key] = _pair_ids(cache, threshold)
     return _known[key]
 
+# %% ../../nbs/models/36_mining.ipynb #bde1de92
+class _FeaturePlans(_FeatureWalks):
+    "What an epoch shows, for a class that has the settings of `FeatureBatches`."
+
+    def _texts_of(self, images: Int64[Tensor, ' i']) -> Int64[Tensor, ' t']:
+        "The first caption of each image, or all."
+        if self.one_caption:
+            return self.start[images[self.count[images] > 0]]
+        return torch.isin(self.cache.text_image, images).nonzero()[:, 0]
+
+    def _draw_views(self, rng: np.random.Generator, views: int, drawn: bool) -> Int64[Tensor, ' t']:
+        "A view of each text, or the plain one."
+        return torch.from_numpy(rng.integers(views if drawn else 1, size=len(self.texts)))
+
+    def _nearest_images(self) -> Int64[Tensor, 't k']:
+        "Texts whose images are nearest to the image of each."
+        images = self.cache.image[self.cache.text_image[self.texts], 0]
+        return neighbours(images, min(self.near, len(images) - 1))[1]
+
+    def epoch_plan(self, epoch: int) -> tuple:  # texts, their views, their images' views, in order
+        "What an epoch shows, in which order."
+        if self.at == epoch:
+            return self.plan
+        rng, texts, cache = sample_rng(self.seed, epoch, 0), self.texts, self.cache
+        if self.one_caption:
+            count = self.count[cache.text_image[texts]]
+            texts = texts + torch.from_numpy(rng.integers(count.numpy()))
+        text_view = self._draw_views(rng, cache.text.shape[1], self.text_views)
+        image_view = self._draw_views(rng, cache.image.shape[1], self.image_views)
+        if self.order == 'hard':
+            order = hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
+        else:
+            order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
+        self.at, self.plan = epoch, tuple(o[order] for o in (texts, text_view, image_view))
+        return self.plan
+
 # %% ../../nbs/models/36_mining.ipynb #df6785ba
 @dataclass(eq=False)
-class FeatureBatches(_FeatureWalks):
+class FeatureBatches(_FeaturePlans):
     "Batches of cached features in an order that depends on (seed, epoch) only."
 
     cache: FeatureCache  # the features
@@ -252,43 +290,17 @@ class FeatureBatches(_FeatureWalks):
         if self.order not in ('random', 'hard'):
             raise ValueError(f"order is {self.order!r}; it must be 'random' or 'hard'.")
         images = len(self.cache.image)
+        rows = torch.arange(images) if self.split is None else self.cache.rows(self.split)
         self.count = torch.bincount(self.cache.text_image, minlength=images)
         self.start = self.count.cumsum(0) - self.count
-        self.ids, self.at, self.plan = _known_ids(self.cache, self.duplicate), -1, None
-        self.texts = self._texts_of(torch.arange(images) if self.split is None else self.cache.rows(self.split))
+        self.ids = _known_ids(self.cache, self.duplicate)
+        self.at, self.plan = -1, None
+        self.texts = self._texts_of(rows)
         if not 1 <= self.batch_size <= len(self.texts):
             there = f'{self.cache.folder} holds {len(self.texts)} of {self.split}'
             raise ValueError(f'batch_size is {self.batch_size}; {there}, so it must be 1 to that.')
         if self.order == 'hard':
-            images = self.cache.image[self.cache.text_image[self.texts], 0]
-            self.nearest = neighbours(images, min(self.near, len(images) - 1))[1]
-
-    def _texts_of(self, images: Int64[Tensor, ' i']) -> Int64[Tensor, ' t']:
-        "The first caption of each image, or all."
-        if self.one_caption:
-            return self.start[images[self.count[images] > 0]]
-        return torch.isin(self.cache.text_image, images).nonzero()[:, 0]
-
-    def _draw_views(self, rng: np.random.Generator, views: int, drawn: bool) -> Int64[Tensor, ' t']:
-        "A view of each text, or the plain one."
-        return torch.from_numpy(rng.integers(views if drawn else 1, size=len(self.texts)))
-
-    def epoch_plan(self, epoch: int) -> tuple:  # texts, their views, their images' views, in order
-        "What an epoch shows, in which order."
-        if self.at == epoch:
-            return self.plan
-        rng, texts, cache = sample_rng(self.seed, epoch, 0), self.texts, self.cache
-        if self.one_caption:
-            count = self.count[cache.text_image[texts]]
-            texts = texts + torch.from_numpy(rng.integers(count.numpy()))
-        text_view = self._draw_views(rng, cache.text.shape[1], self.text_views)
-        image_view = self._draw_views(rng, cache.image.shape[1], self.image_views)
-        if self.order == 'hard':
-            order = hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
-        else:
-            order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
-        self.at, self.plan = epoch, tuple(o[order] for o in (texts, text_view, image_view))
-        return self.plan
+            self.nearest = self._nearest_images()
 
     def batch_at(self, step: int) -> Batch:  # images [b d] and tokens [b w] are features, float32
         "The batch of one step, counted from the beginning of the run."
