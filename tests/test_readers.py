@@ -408,3 +408,20 @@ def test_a_name_longer_than_any_file_has_is_a_missing_file(tmp_path):
     with pytest.raises(SampleError) as e:
         rows[0]
     assert e.value.reason == 'missing_file'
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[]',
+        '7',
+        '{}',
+        '{"shards": 3}',
+        '[' * 200_000,
+        '{"name": "a", "id": "", "shards": [{"name": "../../x.tar", "count": 1, "bytes": 1, "sha256": ""}]}',
+        '{"name": "a", "id": "", "shards": [{"name": "x.tar", "count": "1", "bytes": 1, "sha256": ""}]}',
+    ],
+)
+def test_a_manifest_of_another_shape_is_named(text, tmp_path):
+    with pytest.raises(ValueError, match='manifest.json is no manifest of shards'):
+        Shards(fill(tmp_path, {'manifest.json': text}))

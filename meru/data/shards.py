@@ -183,6 +183,25 @@ def index_shard(
     return np.array([_places(o, path) for o in samples], dtype=np.int64).reshape(-1, 8)
 
 # %% ../../nbs/data/22_shards.ipynb #6b04de5b
+_manifest_kinds = dict(name=str, count=int, bytes=int, sha256=str)  # of a shard's line
+
+
+def _parsed_manifest(path: Path) -> dict:
+    "A manifest of the right shape; another file is named."
+    try:
+        manifest = parse_json(path.read_bytes())
+        lines = [(shard[k], kind) for shard in manifest['shards'] for k, kind in _manifest_kinds.items()]
+        odd = [
+            value for value, kind in [*lines, (manifest['name'], str), (manifest['id'], str)] if type(value) is not kind
+        ]
+        odd += [o['name'] for o in manifest['shards'] if not odd and Path(o['name']).name != o['name']]
+    except (ValueError, KeyError, TypeError) as e:
+        odd = [e]
+    if odd:
+        raise ValueError(f'{path} is no manifest of shards ({odd[0]!r}): write it anew with make_manifest.')
+    return manifest
+
+
 def _read_manifest(
     folder: Path,  # of tar shards
 ) -> dict:
@@ -197,9 +216,9 @@ def _read_manifest(
             f'{folder} has no manifest.json: once its download is complete, '
             f'meru.data.shards.make_manifest({str(folder)!r}) writes one.'
         )
-    manifest = json.loads((folder / 'manifest.json').read_text())
-    listed = [o['name'] for o in manifest['shards']]
-    if extra := sorted({o.name for o in _tar_files(folder)} - set(listed)):
+    manifest = _parsed_manifest(folder / 'manifest.json')
+    listed = {o['name'] for o in manifest['shards']}
+    if extra := sorted({o.name for o in _tar_files(folder)} - listed):
         raise ValueError(f'Shard {extra[0]} in {folder} is not in its manifest: remove it, or write the manifest anew.')
     if manifest['id'] != dataset_id([o['sha256'] for o in manifest['shards']]):
         raise ValueError(f'The manifest of {folder} contradicts itself: its id is not the hash of its shard hashes.')
