@@ -194,10 +194,11 @@ def _captioned_points(
     "Random points: a text lies near its picture."
     g = torch.Generator().manual_seed(seed)
     scale = dim**-0.5
-    images = torch.randn(n_images, dim, generator=g) * scale
-    texts = images.repeat_interleave(5, 0) + torch.randn(5 * n_images, dim, generator=g) * 0.6 * scale
-    ids, curv = torch.arange(n_images), torch.tensor(1.0)
-    lift = partial(Lorentz().exp_map0, curv=curv)
+    images = scale * torch.randn(n_images, dim, generator=g)
+    noise = 0.6 * scale * torch.randn(5 * n_images, dim, generator=g)
+    texts = images.repeat_interleave(5, 0) + noise
+    ids = torch.arange(n_images)
+    lift = partial(Lorentz().exp_map0, curv=torch.tensor(1.0))
     return _Captioned(lift(images), ids, lift(texts), ids.repeat_interleave(5))
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #6d21f0af

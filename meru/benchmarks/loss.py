@@ -264,8 +264,9 @@ def _published_entailment(
     root = (product**2 - 1).clamp_min(1e-8).sqrt()
     cosine = (y_time + product * x_time) / (norm * root + 1e-8)
     sine = 2 * min_radius / (norm * curv.sqrt() + 1e-8)
-    outside = _inside(cosine).acos() - _inside(sine).asin()
-    return outside.clamp_min(0).mean()
+    angle = _inside(cosine).acos()
+    aperture = _inside(sine).asin()
+    return (angle - aperture).clamp_min(0).mean()
 
 
 def _inside(x):
@@ -363,8 +364,15 @@ def head_suite(
     with torch_threads(threads):
         times = wall_and_core(steps, reps)
     rate = {name: round(pairs * 1e3 / ms['median']) for name, ms in times['ms'].items()}
-    settings = dict(case=f'head {pairs} x {dim}', pairs=pairs, dim=dim, width=width)
-    row = settings | times | dict(pairs_per_second=rate, first_loss=first_loss)
+    row = dict(
+        case=f'head {pairs} x {dim}',
+        pairs=pairs,
+        dim=dim,
+        width=width,
+        **times,
+        pairs_per_second=rate,
+        first_loss=first_loss,
+    )
     return dict(what='milliseconds of a step: features, loss, gradients, AdamW', rows=[row], threads=threads)
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #e37dced9
@@ -393,9 +401,11 @@ def draw_loss(
 def _draw_times(ax, rows, line):
     for i, peer in enumerate(('ours', 'published', 'published_once', 'compiled', 'geoopt')):
         timed = [o for o in rows if peer in o['ms']]
+        if not timed:
+            continue
         pairs = [o['pairs'] for o in timed]
         ms = [o['ms'][peer]['median'] for o in timed]
-        label = peer.replace('_', ' ') if line == '-' and timed else None
+        label = peer.replace('_', ' ') if line == '-' else None
         ax.loglog(pairs, ms, line, marker='.', color=f'C{i}', label=label)
 
 

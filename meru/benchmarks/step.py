@@ -46,11 +46,12 @@ def _plain_blocks(
 def _plain_attention(attn, x):
     heads = attn.qkv(x).unflatten(-1, (3, attn.heads, -1))  # [b l 3 h d]
     query, key, value = heads.permute(2, 0, 3, 1, 4)
-    weights = query @ key.mT / math.sqrt(query.shape[-1])
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
     if attn.causal:
-        hidden = torch.full(weights.shape[-2:], -torch.inf, device=x.device)
-        weights = weights + hidden.triu(1)
-    mixed = weights.softmax(-1) @ value
+        shape = scores.shape[-2:]
+        hidden = torch.full(shape, -torch.inf, device=x.device)
+        scores = scores + hidden.triu(1)
+    mixed = scores.softmax(-1) @ value
     return attn.proj(mixed.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/benchmarks/82_step.ipynb #17e71538
@@ -162,7 +163,8 @@ def _noise_batch(
     end = cfg.vocab_size - 1
     words = torch.randint(1, end - 1, (n, longest), generator=g)
     place = torch.arange(longest)
-    tokens = words.masked_fill(place >= lengths, 0).masked_fill(place == lengths - 1, end)
+    padded = words.masked_fill(place >= lengths, 0)
+    tokens = padded.masked_fill(place == lengths - 1, end)
     shape = (n, 3, cfg.image_size, cfg.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=g)
     return Batch(images, tokens, torch.arange(n), [str(i) for i in range(n)])
@@ -372,8 +374,10 @@ def _matrix_rate(
     n: int = 0,  # side; 0: 8,192 on a GPU, 1,024 on a CPU
 ) -> float:  # floating point operations a second
     "The best of five square matrix products: bfloat16 on a GPU, float32 on a CPU."
-    n = n or (1024 if device == 'cpu' else 8192)
-    dtype = torch.float32 if device == 'cpu' else torch.bfloat16
+    side, dtype = 1024, torch.float32
+    if device != 'cpu':
+        side, dtype = 8192, torch.bfloat16
+    n = n or side
     matrix = torch.randn(n, n, device=device, dtype=dtype)
     took = by_turns(dict(product=lambda: matrix @ matrix), 5, partial(_ticks, device))
     return 2 * n**3 / min(took['product'])

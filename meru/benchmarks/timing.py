@@ -71,8 +71,12 @@ def wall_and_core(
     for name, rounds in took.items():
         wall[name], core[name] = np.array(rounds).T.tolist()
         ms[name] = median_range([1e3 * seconds for seconds in wall[name]])
-    ratio, core_ratio = _time_ratios(wall), _time_ratios(core)
-    return dict(ms=ms, ratio=ratio, core=dict(ratio=core_ratio), rounds=reps)
+    return dict(
+        ms=ms,
+        ratio=_time_ratios(wall),
+        core=dict(ratio=_time_ratios(core)),
+        rounds=reps,
+    )
 
 
 def _both_clocks():
