@@ -3,7 +3,8 @@
 python tests/film.py outputs/reference/demo 'animals and nature'
 """
 
-import shutil, sys
+import shutil
+import sys
 from pathlib import Path
 from PIL import Image
 from test_explorer import CHROMES, Browser

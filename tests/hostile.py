@@ -1,6 +1,13 @@
 """A web server with every bad habit that a list of three million addresses meets, and the list that leads to it."""
 
-import csv, gzip, io, json, socket, struct, threading, time, zipfile, zlib
+import gzip
+import io
+import socket
+import struct
+import threading
+import time
+import zipfile
+import zlib
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

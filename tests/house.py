@@ -1,6 +1,9 @@
 """The rules of the house as functions: each lists the places that break one. `python tests/house.py` prints them."""
 
-import ast, json, re, sys
+import ast
+import json
+import re
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path

@@ -1,6 +1,8 @@
 """Benchmarks compare like with like, and what is committed keeps its promises."""
 
-import io, json, zipfile
+import io
+import json
+import zipfile
 from importlib.util import find_spec
 import numpy as np
 import pytest

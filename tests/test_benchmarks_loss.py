@@ -2,7 +2,8 @@
 
 import json
 from functools import partial
-import pytest, torch
+import pytest
+import torch
 from conftest import ROOT
 from meru.benchmarks.timing import in_new_process
 from meru.benchmarks import suites as benchmark

@@ -1,6 +1,7 @@
 "The suite of searches in its short form; times mean nothing here, recalls do."
 
-import pytest, torch
+import pytest
+import torch
 import meru.benchmarks.search as R
 from meru.benchmarks.suites import suites
 from meru.geometry import get_geometry

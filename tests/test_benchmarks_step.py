@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import replace
-import pytest, torch
+import pytest
+import torch
 from meru.benchmarks import step as P
 from meru.models.model import build_model
 from meru.training.config import presets

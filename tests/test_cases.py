@@ -1,7 +1,12 @@
 """Small inputs that once went wrong without a word, or stopped everything: each with the right value."""
 
-import io, json, os, tarfile
-import numpy as np, pytest, torch
+import io
+import json
+import os
+import tarfile
+import numpy as np
+import pytest
+import torch
 from PIL import Image
 from meru.data.download import make_fetch_config
 from meru.data.fetch import fetch, read_pairs

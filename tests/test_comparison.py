@@ -1,7 +1,8 @@
 """Comparison: differences against what is known, records, and refusals."""
 
 import json
-import pytest, torch
+import pytest
+import torch
 from meru.evaluation.measures import *
 from meru.evaluation.comparison import *
 from meru.evaluation.comparison import _Comparison, _Difference, _measure_run, _MeasuredRun

@@ -1,6 +1,7 @@
 "The check beside the field: every value that a config accepts works, every other is refused in one sentence."
 
-import json, math
+import json
+import math
 from dataclasses import asdict, fields
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest

@@ -1,6 +1,11 @@
 "Whole files, one owner a folder, and the same paths from everywhere."
 
-import errno, json, os, platform, subprocess, sys
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
 import pytest
 from conftest import ROOT
 from meru.core import locked, project_path, read_json, root, RunFolder, session_fields, write_file, write_json

@@ -1,9 +1,13 @@
 """Other people's data: every layout says the same thing, and what is damaged is named."""
 
-import io, json, tarfile, zipfile
+import io
+import json
+import tarfile
+import zipfile
 from collections import Counter
 import numpy as np
-import pytest, torch
+import pytest
+import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.datasets import *
@@ -159,7 +163,8 @@ def test_the_twenty_sets():
 
 
 def test_torchvision_classes_take_these_arguments():
-    import inspect, torchvision.datasets as tv
+    import inspect
+    import torchvision.datasets as tv
 
     for i, e in _zeroshot_sets().items():
         if how := e.get('torchvision'):

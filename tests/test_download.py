@@ -1,9 +1,19 @@
 """The parts of a fetch: tables, addresses, answers, opt-outs, shards, the mirror, one's own pairs."""
 
-import gzip, hashlib, http.client, io, json, socket, ssl, subprocess, tarfile, threading, time
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import socket
+import ssl
+import subprocess
+import tarfile
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from contextlib import suppress
-import pyarrow as pa, pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 import meru.data.download as D

@@ -1,9 +1,12 @@
 """Evaluation suites: an oracle finds everything, a guesser nothing, controls stay controls."""
 
-import io, json, math
+import io
+import json
+import math
 from types import SimpleNamespace
 import numpy as np
-import pytest, torch
+import pytest
+import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.emoji_suite import *

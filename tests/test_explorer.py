@@ -1,6 +1,14 @@
 """The explorer in a real browser: Chromium, driven through chromedriver by plain HTTP."""
 
-import base64, io, json, shutil, socket, subprocess, time, urllib.error, urllib.request
+import base64
+import io
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
 import numpy as np
 import pytest
 import torch

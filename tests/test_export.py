@@ -1,6 +1,8 @@
 """Both towers leave for torch.export and ONNX with any number of rows, and say there what the model says."""
 
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from meru.models.model import build_model
 from meru.training.config import make_config
 

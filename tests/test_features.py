@@ -1,25 +1,29 @@
 "Feature caches: made block by block, refused when wrong, mined for hard batches."
 
-import csv, io, json, os, subprocess, sys, time
-import numpy as np, pytest, torch
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import numpy as np
+import pytest
+import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
-from meru.models import feature_cache as features
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import import_flickr8k, open_cache
 from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
     FeatureBatches,
     _clashes,
-    _faiss_neighbours,
     hard_order,
     near_duplicates,
     neighbours,
     _pair_ids,
-    sheet_rows,
-    similarity_histogram,
     summary,
 )
 from meru.data.tokenizer import Tokenizer
@@ -191,7 +195,8 @@ def test_shards_and_tables_give_the_same_rows(photos, tmp_path):
     (tmp_path / 't.jsonl').write_text(
         '\n'.join(json.dumps(dict(file=k, caption=[o for n, o in pairs if n == k])) for k in dict(pairs))
     )
-    import pyarrow, pyarrow.parquet
+    import pyarrow
+    import pyarrow.parquet
 
     pyarrow.parquet.write_table(
         pyarrow.table(dict(file=[k for k, _ in pairs], caption=[o for _, o in pairs])), tmp_path / 't.parquet'

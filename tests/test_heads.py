@@ -1,7 +1,15 @@
 """A head on pretrained towers, as a person makes it: embed, train, evaluate; and the ablation."""
 
-import importlib.util, json, os, re, shlex, subprocess, sys, zipfile
-import pytest, torch
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+import pytest
+import torch
 from conftest import ROOT
 from meru.models.feature_cache import open_cache
 from meru.models.embedding import EmbedConfig, open_rows

@@ -1,7 +1,9 @@
 """Hierarchy: every measure on something small enough to work by hand."""
 
-import json, math
-import pytest, torch
+import json
+import math
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *

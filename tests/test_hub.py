@@ -1,7 +1,13 @@
 """A trained model as a folder: saved, loaded from the disk and the hub's cache, and described by its card."""
 
-import io, json, re, subprocess, sys
-import numpy as np, pytest, torch
+import io
+import json
+import re
+import subprocess
+import sys
+import numpy as np
+import pytest
+import torch
 from PIL import Image
 from conftest import ROOT
 from huggingface_hub import ModelCard

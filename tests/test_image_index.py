@@ -1,9 +1,12 @@
 "A folder of pictures as a person has it: encoded once, cfg in words, damaged files named."
 
-import json, zipfile
+import json
+import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
-import pyarrow.parquet as pq, pytest, torch
+import pyarrow.parquet as pq
+import pytest
+import torch
 from conftest import ROOT
 from meru.hub import from_pretrained, Pretrained
 from meru.models.model import build_model

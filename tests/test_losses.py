@@ -1,7 +1,8 @@
 "The losses against brute force, in every geometry, at awkward points, and under autocast."
 
 import math
-import pytest, torch
+import pytest
+import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry

@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import FrozenInstanceError, replace
-import pytest, torch
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from meru.geometry import geometries
 from meru.models.model import ModelConfig, build_model, paper_sizes

@@ -1,6 +1,9 @@
 """The wheel holds the library, and the library works outside the checkout."""
 
-import importlib, subprocess, sys, zipfile
+import importlib
+import subprocess
+import sys
+import zipfile
 import pytest
 import meru
 

@@ -1,6 +1,7 @@
 "The contrastive loss of tiles against its matrix: value and every gradient, in float64, at awkward sizes and points."
 
-import pytest, torch
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from torch.func import grad, jacrev, jvp, vmap
 from klein import klein

@@ -1,7 +1,10 @@
 "Pretrained towers: open_clip's own numbers, one sentence for what is missing, the last blocks alone learn."
 
-import json, shutil
-import open_clip, pytest, torch
+import json
+import shutil
+import open_clip
+import pytest
+import torch
 import torch.nn.functional as F
 from meru.models import pretrained
 from meru.models.pretrained import _tag_weights, load_towers

@@ -1,8 +1,14 @@
 """Texts, tables, tars and folders: the same bytes mean the same rows in every door, and what is left out is counted."""
 
-import csv, io, json, os, tarfile
-import pyarrow, pyarrow.parquet, pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+import csv
+import io
+import json
+import os
+import tarfile
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings, strategies as st
 from meru.data.download import make_fetch_config
 from meru.data.fetch import fetch
 from meru.data.image_text import (

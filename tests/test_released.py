@@ -1,7 +1,9 @@
 "Released checkpoints: parity with the authors' formulas, and files that are refused."
 
-import json, pickle
-import pytest, torch
+import json
+import pickle
+import pytest
+import torch
 from torch.nn.utils.rnn import pad_sequence
 from meru.models.released import load_released, _our_name, read_released
 from conftest import ROOT

@@ -1,7 +1,8 @@
 """Retrieval: ranks against sorting, ties, several captions, memory, exact search, the pixel control."""
 
 import math
-import pytest, torch
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import *

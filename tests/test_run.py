@@ -1,12 +1,12 @@
 """The config refuses what it does not know; a run's folder has one owner; checkpoints are whole or not there."""
 
 import json
-from dataclasses import asdict, replace
-import pytest, torch
+import pytest
+import torch
 from safetensors.torch import save_file
 from meru.training import run as R
-from meru.training.config import TrainConfig, make_config, presets
-from meru.core import checked, write_json
+from meru.training.config import make_config
+from meru.core import write_json
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Search: exact in blocks and from files, inverted lists, what is kept on disk, what a database gets."""
 
-import json, subprocess, sys, zipfile
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from safetensors.torch import save_file
 from conftest import ROOT
 from meru.geometry import geometries, get_geometry

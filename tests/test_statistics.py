@@ -1,7 +1,10 @@
 """Intervals and paired tests against what is known; tables over seeds."""
 
-import itertools, math
-import numpy as np, pytest, torch
+import itertools
+import math
+import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from meru.evaluation.statistics import *

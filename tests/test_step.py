@@ -1,8 +1,10 @@
 "The fast ways through a step compute what the plain way computes."
 
-import json, shutil
+import json
+import shutil
 from dataclasses import replace
-import pytest, torch
+import pytest
+import torch
 from torch import nn
 import meru.training.trainer as T
 from meru.models.model import build_model

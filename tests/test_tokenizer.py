@@ -1,6 +1,8 @@
 """The tokenizer against open_clip's, hostile captions, augmentation."""
 
-import pickle, subprocess, sys
+import pickle
+import subprocess
+import sys
 import numpy as np
 import pytest
 import torch

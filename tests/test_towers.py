@@ -1,7 +1,8 @@
 "The towers: shapes, positions, where the text feature is read, the paper's sizes."
 
 from types import SimpleNamespace
-import pytest, torch
+import pytest
+import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.models import towers

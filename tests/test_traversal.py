@@ -1,7 +1,9 @@
 """Traversals: which texts lie on a path, against a slow search, and the notebook as a person runs it."""
 
-import json, re
-import pytest, torch
+import json
+import re
+import pytest
+import torch
 from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.data.image_text import read_texts

@@ -1,6 +1,8 @@
 "The Triton kernels, in Triton's interpreter, against the plain loss in float64."
 
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 import pytest
 from conftest import ROOT

@@ -1,10 +1,9 @@
 """Zero-shot classification: counts with ties and NaN, prompts, parents, a probe."""
 
 import math
-import numpy as np
-import pytest, torch
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
-from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.core import *
 from meru.models.model import *
