@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 __all__ = []
 
 # %% ../nbs/99_meru.ipynb #a1c90e02
+import sys
 from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -14,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from warnings import warn
-import sys
 
 # %% ../nbs/99_meru.ipynb #a1c90e05
 _public = {

@@ -6,7 +6,6 @@
 __all__ = ['Pretrained', 'from_pretrained', 'PublishConfig', 'publish']
 
 # %% ../nbs/71_hub.ipynb #78cf7299
-import io
 import json
 import meru
 import numpy as np

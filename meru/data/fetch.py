@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from matplotlib.axes import Axes
@@ -83,7 +82,8 @@ def _write_table(
     path: Path,  # the parquet file to write
 ) -> dict:  # counts: rows, malformed, repeated
     "Usable rows with their numbers, each URL once."
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     kinds = dict(row=pa.int64(), caption=pa.string(), url=pa.string(), captions=pa.list_(pa.string()))
     count, part = Counter(rows=0, malformed=0, repeated=0), []

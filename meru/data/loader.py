@@ -49,7 +49,7 @@ def _epoch_order(
     n: int,  # samples
     seed: int,  # of the run
     epoch: int,  # passes over the data before this one
-) -> Int64[np.ndarray, 'n']:
+) -> Int64[np.ndarray, ' n']:
     "The order in which an epoch visits the samples."
     return sample_rng(seed, epoch, -1).permutation(n)
 

@@ -58,7 +58,8 @@ def _write_tar(
 # %% ../../nbs/data/27_packing.ipynb #7be4d973
 def _write_table(path: Path, rows: list[dict]):
     "The status of every row, as parquet."
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     kinds = {k: pa.int64() if k in ('row', *_sizes) else pa.string() for k in _columns}
     schema = pa.schema(list(kinds.items()))

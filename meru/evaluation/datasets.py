@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from torch import Tensor
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 from ..core import root
 from ..data.images import decode_image, ImageError, resize_image, to_rgb
 from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, read_listing, walk_files
@@ -285,7 +285,7 @@ class Classification(NamedTuple):
 
     name: str  # of the set
     pictures: Pictures
-    targets: Int64[Tensor, 'n']  # class of each picture
+    targets: Int64[Tensor, ' n']  # class of each picture
     classes: list[str]
     keys: list[str]  # what the data call the classes
     prompts: list[str]  # templates with one `{}` each

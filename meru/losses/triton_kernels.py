@@ -16,7 +16,8 @@ from .contrastive import Logits, Slopes, Sums
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #0679bdb5
 try:
-    import triton, triton.language as tl
+    import triton
+    import triton.language as tl
 except ImportError:  # no wheels for this system: the tiles of `meru.losses.pairwise` serve
     triton, tl = None, SimpleNamespace(constexpr=int)
 

@@ -217,7 +217,7 @@ class Model(Scalars):
         return self.lift_text(self.project_text(tokens))
 
     def contrastive(
-        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, 'b'] | None = None
+        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
     ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs, with this model's temperature, margin and weights."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
@@ -228,12 +228,12 @@ class Model(Scalars):
         self,
         images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]
         tokens: Int[Tensor, 'b l'],  # row i describes image i
-        text_ids: Int[Tensor, 'b'] | None = None,  # equal ids mark equal texts
+        text_ids: Int[Tensor, ' b'] | None = None,  # equal ids mark equal texts
     ) -> dict[str, Tensor]:  # losses (total, nats, radians) and points
         return self.losses(self.encode_image(images), self.encode_text(tokens), text_ids)
 
     def losses(
-        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, 'b'] | None = None
+        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
     ) -> dict[str, Tensor]:  # as `forward`
         "What lifted pairs lose."
         contrastive = self.contrastive(x, t, text_ids)

@@ -80,7 +80,7 @@ def _assign(
     points: Float[Tensor, 'n d'],  # to be placed
     centres: Float[Tensor, 'c d'],  # of the lists
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
-) -> Int64[Tensor, 'n']:  # numbers of lists
+) -> Int64[Tensor, ' n']:  # numbers of lists
     "The list of each point: that of the nearest centre."
     stored = geometry.gallery_vectors(centres, curv)
     return torch.cat([products(geometry.query_vectors(o, curv), stored).argmax(1) for o in points.split(4096)])
@@ -89,7 +89,7 @@ def _assign(
 def _mean_centres(
     geometry: Geometry,  # of the points
     vectors: Float[Tensor, 'n e'],  # gallery vectors of the points
-    assignment: Int64[Tensor, 'n'],  # list of each
+    assignment: Int64[Tensor, ' n'],  # list of each
     old: Float[Tensor, 'c d'],  # stays where a list is empty
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
 ) -> Float[Tensor, 'c d']:
@@ -137,7 +137,7 @@ def _empty_lists(
 def _fill_lists(
     lists,  # of FAISS; changed
     vectors: Float[Tensor, 'n e'],  # gallery vectors
-    assignment: Int64[Tensor, 'n'],  # list of each
+    assignment: Int64[Tensor, ' n'],  # list of each
 ):
     "Append to the lists, each vector to its own."
     from faiss import swig_ptr
@@ -150,7 +150,7 @@ def _off_manifold(
     geometry: Geometry,  # that they should lie in
     points: Float[Tensor, 'n d'],  # to be looked at
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
-) -> Bool[Tensor, 'n']:
+) -> Bool[Tensor, ' n']:
     "Which rows are no points of the space, or too far out for float32."
     moved = (geometry.exp_map0(geometry.log_map0(points, curv), curv) - points).norm(dim=1)
     lost = ~geometry.gallery_vectors(points, curv).isfinite().all(1)
@@ -187,7 +187,7 @@ class Index:
     model: str = ''  # which model made the points
     columns: dict = field(default_factory=dict)  # name -> list, of what is known of each point
     centres: Float[Tensor, 'c d'] | None = None  # of the inverted lists; None: search is exact
-    assignment: Int64[Tensor, 'n'] | None = None  # list of each point
+    assignment: Int64[Tensor, ' n'] | None = None  # list of each point
     nprobe: int = 0  # lists looked into
     lists: object = None  # of FAISS
     checked: bool = field(default=False, repr=False)  # points that were checked before they were kept
@@ -404,7 +404,8 @@ def export_index(
 ):
     "Columns, radius and vector of every point, and how to ask, as a parquet file."
     try:
-        import pyarrow as pa, pyarrow.parquet as pq
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise ImportError('a parquet file needs pyarrow: pip install pyarrow') from None
     vectors = database_vectors(index.space, index.points, index.c)
