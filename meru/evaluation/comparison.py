@@ -191,8 +191,9 @@ def _p_value(
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> tuple[float, str]:  # p, and what it was tested over
     "Over drawings, their values averaged over seeds, where they are known; else over seeds."
-    _, name, dataset = question
-    key, pairs = (dataset, name), list(zip(base, other))
+    name, dataset = question.name, question.dataset
+    pairs = list(zip(base, other))
+    key = dataset, name
     if all(key in run.values for run in base + other):
         each_seed = [one.values[key] - two.values[key] for one, two in pairs]
         mean = torch.stack(each_seed).mean(0)

@@ -239,9 +239,10 @@ def model_metrics(
     measures = _classify(test_set, name_scores(geometry, test_set, emb))
     style = unseen_style(test_set, emb)
     names, each = style.named()
-    measures += retrieval_metrics(geometry, style.images, style.texts[each], names, each, emb.curv)
-    points = style.images, style.texts, style.chains
-    return measures + hierarchy_metrics(geometry, *points, emb.curv, list(levels), min_radius)
+    name_points = style.texts[each]
+    measures += retrieval_metrics(geometry, style.images, name_points, names, each, emb.curv)
+    hierarchy = hierarchy_metrics(geometry, *style, emb.curv, list(levels), min_radius)
+    return measures + hierarchy
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #ef769cdc
 def evaluate_emoji(

@@ -211,8 +211,9 @@ def _cached_pairs(
     rows = test[spread(len(test), limit)]
     kept = torch.isin(cache.text_image, rows)
     owner = torch.searchsorted(rows, cache.text_image[kept])
-    images, texts = cache.image[rows, 0], cache.text[kept, 0]
-    return Captions(cache.folder.name, images.float(), texts.float(), owner)
+    images = cache.image[rows, 0].float()
+    texts = cache.text[kept, 0].float()
+    return Captions(cache.folder.name, images, texts, owner)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 _examiners = {Classification: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}

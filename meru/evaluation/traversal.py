@@ -64,11 +64,13 @@ class _TextPool:
         "The nearest texts on a path, each once, where it is first met."
         texts, places = [*self.texts, '[root]'], [*self.points, self.root]
         distance = lambda point, place: self.geometry.dist(point, place, self.curv).item()
-        rows, met = self.nearest(path).tolist(), []
+        rows = self.nearest(path).tolist()
+        met = []
         for row in dict.fromkeys(rows):  # -1, the last, is the root
             step = rows.index(row)
             point = path[step]
-            met.append(_Stop(texts[row], step, distance(point, self.root), distance(point, places[row])))
+            radius = distance(point, self.root)
+            met.append(_Stop(texts[row], step, radius, distance(point, places[row])))
         return met
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00041
