@@ -27,8 +27,10 @@ from meru.data.fetch import (
 from meru.core import locked
 from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize
 from meru.data.engine import _within as within
+from meru.data.images import ImageError, decode_image
 from conftest import ROOT
 from hostile import Hostile, encoded
+from test_images import ODD, PHOTO
 
 pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning', 'ignore::pytest.PytestUnraisableExceptionWarning')
 
@@ -590,3 +592,24 @@ def test_a_mirror_file_with_another_hash_is_refused_and_the_rest_is_kept(hub, tm
 def test_a_pattern_that_fits_nothing_is_named(hub, tmp_path):
     with pytest.raises(ValueError, match="no file 'y-.*it has README.md, x-train-0000.tar"):
         fetch(tmp_path / 'm', mirror(hub, pattern='y-*'), tmp_path)
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_what_is_stored_is_what_everything_else_decodes(kind):
+    data, turn = ODD[kind]
+    stored, pixels = D.clean_picture(data, 256, 95, 10**8), decode_image(data)
+    width, height = stored.size
+    assert (height, width) == pixels.shape[1:] and stored.original_size == stored.size
+    assert (decode_image(stored.jpeg).float() - pixels.float()).abs().mean() < 4
+
+
+def test_half_a_jpeg_with_an_end_marker_is_not_stored():
+    data = encoded(PHOTO, 'JPEG')
+    with pytest.raises(ImageError, match='cut off or damaged'):
+        D.clean_picture(data[: len(data) // 2] + b'\xff\xd9', 256, 95, 10**8)
+
+
+def test_large_photos_are_drafted_and_then_scaled_to_the_size_asked():
+    data = encoded(PHOTO.resize((1600, 1200)), 'JPEG')
+    stored = D.clean_picture(data, 256, 95, 10**8)
+    assert stored.size == (341, 256) and stored.original_size == (1600, 1200)
