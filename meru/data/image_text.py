@@ -190,15 +190,18 @@ def _file_of(value: Any) -> str:
 def _list_row(listing: Listing, row: TableRow, columns: TableColumns, where: str):
     "Take one row into the listing."
     file_names, caption_names = columns.wanted
-    file = _file_of(next((row.values[o] for o in file_names if o in row.values), None))
+    values = row.values
+    file = _file_of(next((values[o] for o in file_names if o in values), None))
     if row.problem or not file:
         listing.left_out.add(row.problem or 'no_file', where)
         return
-    if not set(caption_names) & set(row.values):
+    if not set(caption_names) & set(values):
         listing.noted.add('no_caption_column', where)
-    cell = next((row.values[o] for o in caption_names if row.values.get(o) is not None), None)
-    listing.captions.setdefault(file, []).extend(caption_texts(cell, where, listing.noted))
-    listing.splits.setdefault(file, str(row.values.get('split') or 'train'))
+    cell = next((values[o] for o in caption_names if values.get(o) is not None), None)
+    texts = caption_texts(cell, where, listing.noted)
+    listing.captions.setdefault(file, []).extend(texts)
+    split = str(values.get('split') or 'train')
+    listing.splits.setdefault(file, split)
 
 # %% ../../nbs/data/25_image_text.ipynb #d9e05695
 def read_listing(
@@ -237,8 +240,10 @@ class ShardRows:
         inside = {o.parent.name: o.parent for o in sorted(folder.glob('*/manifest.json'))}
         if (folder / 'manifest.json').exists():
             inside = {'train': folder}
-        self.parts = {split: Shards(o) for split, o in inside.items()}
-        self.places = [(split, i) for split, o in self.parts.items() for i in range(len(o))]
+        self.parts, self.places = {}, []
+        for split, path in inside.items():
+            self.parts[split] = Shards(path)
+            self.places += [(split, i) for i in range(len(self.parts[split]))]
         self.id = dataset_id([f'{split} {o.id}' for split, o in self.parts.items()])
         self.left_out, self.noted = LeftOut(), LeftOut()
 
@@ -374,10 +379,14 @@ def _in_order(files: Iterable[str]) -> list[str]:
 
 def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, Entry]:
     "Every picture with the text of its name, and every text of no picture."
-    pictures = {o: _stem(o) for o in files if _is_picture(o)}
-    texts = {_stem(o): _text_captions(folder, o, noted) for o in files if o.lower().endswith('.txt')}
-    alone = {f'{stem}.?': stem for stem in texts.keys() - set(pictures.values())}
-    stems = pictures | alone
+    stems, texts = {}, {}
+    for file in files:
+        if _is_picture(file):
+            stems[file] = _stem(file)
+        elif file.lower().endswith('.txt'):
+            texts[_stem(file)] = _text_captions(folder, file, noted)
+    for stem in texts.keys() - set(stems.values()):
+        stems[f'{stem}.?'] = stem
     return {file: Entry(texts.get(stems[file], [])) for file in _in_order(stems)}
 
 # %% ../../nbs/data/25_image_text.ipynb #8b06f521

@@ -240,10 +240,11 @@ def _draw_batch(
     samples = [loader.source.good(i) for i in index]
     rngs = [sample_rng(loader.seed, epoch, i) for i in index]
     u = np.stack([rng.random(1 + n_draws) for rng in rngs])
-    texts = [_choose_text(o, level, loader.level_probs) for o, level in zip(samples, u[:, 0])]
-    augmented = texts
-    if loader.augment_text:
-        augmented = [loader.augment_text(text, rng) for text, rng in zip(texts, rngs)]
+    texts, augmented = [], []
+    for sample, rng, level in zip(samples, rngs, u[:, 0]):
+        text = _choose_text(sample, level, loader.level_probs)
+        texts.append(text)
+        augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
     return _Drawn(samples, texts, augmented, u[:, 1:])
 
 
@@ -251,9 +252,13 @@ def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'b 3 s s'], Ten
     "Augmented pictures; or whole ones, and how the device is to augment them."
     if not loader.pre_resize:
         return pictures(drawn.samples, loader.image_size, drawn.u, loader.augment), None
-    sizes = [o.image.shape[1:] for o in drawn.samples]
-    whole = [crop_resize(o.image, (0, 0, *size), loader.pre_resize) for o, size in zip(drawn.samples, sizes)]
-    return torch.stack(whole), augment_params(drawn.u, np.array(sizes), loader.augment)
+    whole, sizes = [], []
+    for sample in drawn.samples:
+        size = tuple(sample.image.shape[1:])
+        whole.append(crop_resize(sample.image, (0, 0, *size), loader.pre_resize))
+        sizes.append(size)
+    params = augment_params(drawn.u, np.array(sizes), loader.augment)
+    return torch.stack(whole), params
 
 # %% ../../nbs/data/24_loader.ipynb #97dc6e16
 @dataclass(eq=False)
@@ -298,7 +303,9 @@ class Loader(_Walks):
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
         order = _epoch_order(len(self.shards), self.seed, epoch)
-        index = order[place * self.batch_size : (place + 1) * self.batch_size]
-        drawn = _draw_batch(self, index[part_of(len(index), self.share)].tolist(), epoch)
+        start = place * self.batch_size
+        index = order[start : start + self.batch_size]
+        own = index[part_of(len(index), self.share)]
+        drawn = _draw_batch(self, own.tolist(), epoch)
         images, params = _draw_pictures(self, drawn)
         return _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)

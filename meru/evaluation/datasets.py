@@ -91,7 +91,7 @@ class _Store:
 
     def find(self, *patterns: str) -> list[str]:
         "Files whose last part matches one of the patterns."
-        return [f for f in self.files if any(PurePosixPath(f).match(p) for p in patterns)]
+        return [file for file in self.files if any(map(PurePosixPath(file).match, patterns))]
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #b264ba6f
 def _text(store: _Store, name: str) -> str:
@@ -577,9 +577,13 @@ class Captions(NamedTuple):
         "At most so many pictures, at equal steps, with their captions; 0: all."
         rows = spread(len(self.pictures), limit)
         number = {row: i for i, row in enumerate(rows)}
-        kept = [(text, number[o]) for text, o in zip(self.texts, self.owner.tolist()) if o in number]
-        texts, owner = [o for o, _ in kept], torch.tensor([o for _, o in kept])
-        return self._replace(pictures=self.pictures.take(rows), texts=texts, owner=owner)
+        texts, owner = [], []
+        for text, picture in zip(self.texts, self.owner.tolist()):
+            if picture in number:
+                texts.append(text)
+                owner.append(number[picture])
+        pictures = self.pictures.take(rows)
+        return self._replace(pictures=pictures, texts=texts, owner=torch.tensor(owner))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #02c1cd6a
 def _numbered(
