@@ -233,9 +233,9 @@ def triton_slopes(
     for i in range(0, len(left), some):
         at = slice(i, min(i + some, len(left)))
         part = logits._replace(left=left[at], first=logits.first + i)
-        parts = [o._replace(rows=o.rows[at]) for o in (sums, slopes)]
+        part_sums, part_slopes = (o._replace(rows=o.rows[at]) for o in (sums, slopes))
         share = room[: len(part.left)]
-        d_scale -= _shares(part, *parts, block, share)
+        d_scale -= _shares(part, part_sums, part_slopes, block, share)
         torch.mm(share, right, out=d_left[at])
         d_right.addmm_(share.T, left[at], alpha=weight)
     return Slopes(d_left.mul_(weight), d_right, d_scale)

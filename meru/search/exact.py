@@ -18,29 +18,51 @@ from ..geometry import Geometry, products
 from ..core import check_finite
 
 # %% ../../nbs/search/50_exact.ipynb #e27a5356
+class _Best(NamedTuple):
+    "The largest inner products of each query."
+
+    values: Float[Tensor, 'q k']  # falling
+    rows: Int64[Tensor, 'q k']  # of the gallery
+    longest: float  # length of the longest gallery vector
+
+
+def _finite_block(gallery, at, size, like):
+    block = gallery[at : at + size].to(like)
+    if not block.isfinite().all():
+        check_finite(block, [f'row {at + i}' for i in range(len(block))], 'gallery points')
+    return block
+
+
+def _tops(q, block, keep, budget):
+    "The largest products with one block, some queries at a time."
+    parts = q.split(max(1, budget // len(block)))
+    tops = [products(o, block).topk(min(keep, len(block))) for o in parts]
+    return torch.cat([o.values for o in tops]), torch.cat([o.indices for o in tops])
+
+
+def _with_block(best, q, block, at, keep, budget):
+    "The best so far and those of another block, the first of whose rows is `at`."
+    new_values, new_rows = _tops(q, block, keep, budget)
+    values = torch.cat([best.values, new_values], 1)
+    rows = torch.cat([best.rows, new_rows + at], 1)
+    values, place = values.topk(min(keep, values.shape[1]))
+    longest = float(block.norm(dim=1).max())
+    return _Best(values, rows.gather(1, place), max(best.longest, longest))
+
+
 def _best_products(
     q: Float[Tensor, 'q e'],  # query vectors
     gallery,  # points; anything with a length whose slices are tensors
     vectors: Callable,  # of points: their gallery vectors
     keep: int,  # products kept per query
     budget: int = 2**22,  # products held at once
-) -> tuple[
-    Float[Tensor, 'q k'], Int64[Tensor, 'q k'], float
-]:  # falling; rows of the gallery; length of the longest gallery vector
+) -> _Best:
     "The largest inner products of each query, the gallery read once, block by block."
-    values, rows, longest = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device), 0.0
-    for at in range(0, len(gallery), step := 2**14):
-        block = gallery[at : at + step].to(q)
-        if not block.isfinite().all():
-            check_finite(block, [f'row {at + i}' for i in range(len(block))], 'gallery points')
-        block = vectors(block)
-        longest = max(longest, float(block.norm(dim=1).max()))
-        tops = [products(o, block).topk(min(keep, len(block))) for o in q.split(max(1, budget // len(block)))]
-        values = torch.cat([values, torch.cat([o.values for o in tops])], 1)
-        rows = torch.cat([rows, torch.cat([o.indices for o in tops]) + at], 1)
-        values, place = values.topk(min(keep, values.shape[1]))
-        rows = rows.gather(1, place)
-    return values, rows, longest
+    size, best = 2**14, _Best(q.new_empty(len(q), 0), q.new_empty(len(q), 0, dtype=torch.int64), 0.0)
+    for at in range(0, len(gallery), size):
+        block = vectors(_finite_block(gallery, at, size, q))
+        best = _with_block(best, q, block, at, keep, budget)
+    return best
 
 # %% ../../nbs/search/50_exact.ipynb #e27a5358
 class Hits(NamedTuple):
@@ -60,11 +82,14 @@ def rerank(
 ) -> Hits:
     "The nearest of the candidates, by their true distance."
     parts = []
-    for q, r in zip(queries.split(256), rows.split(256)):
-        near = gallery[r.flatten().to(getattr(gallery, 'device', 'cpu'))].to(q).view(*r.shape, -1)
+    device = getattr(gallery, 'device', 'cpu')
+    for q, candidates in zip(queries.split(256), rows.split(256)):
+        near = gallery[candidates.flatten().to(device)].to(q)
+        near = near.view(*candidates.shape, -1)
         distance, place = geometry.dist(q[:, None], near, curv).topk(k, largest=False)
-        parts.append((distance, r.gather(1, place)))
-    return Hits(*map(torch.cat, zip(*parts)))
+        parts.append((distance, candidates.gather(1, place)))
+    distances, found = zip(*parts)
+    return Hits(torch.cat(distances), torch.cat(found))
 
 # %% ../../nbs/search/50_exact.ipynb #5c65515f
 def _is_sure(
