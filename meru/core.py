@@ -200,7 +200,7 @@ def _as_tuple(value, kinds: tuple) -> tuple:
     if kinds[-1] is ...:
         kinds = kinds[:1] * len(value)
     _need(len(value) == len(kinds), f'a list of {len(kinds)}')
-    return tuple(_as_kind(o, kind) for o, kind in zip(value, kinds))
+    return tuple(map(_as_kind, value, kinds))
 
 
 def _as_kind(value, kind):
@@ -376,12 +376,13 @@ def check_finite(
     what: str = 'features',  # what the rows are, for the message
 ) -> Float[Tensor, 'b ...']:  # `x` unchanged
     "Refuse NaN and infinity, naming the rows."
-    bad = (~x.isfinite())[..., None].flatten(1).any(1).nonzero().flatten().tolist()
+    rows = x.isfinite().reshape(len(x), -1).all(1)
+    bad = (~rows).nonzero().flatten().tolist()
     if not bad:
         return x
-    names = ', '.join(f'row {i}' if keys is None else str(keys[i]) for i in bad[:5])
-    more = ', ...' if len(bad) > 5 else ''
-    raise ValueError(f'{what} must be finite, but {len(bad)} of {len(x)} rows hold NaN or infinity: {names}{more}')
+    names = [f'row {i}' if keys is None else str(keys[i]) for i in bad[:5]]
+    listed = ', '.join(names) + (', ...' if len(bad) > 5 else '')
+    raise ValueError(f'{what} must be finite, but {len(bad)} of {len(x)} rows hold NaN or infinity: {listed}')
 
 # %% ../nbs/03_core.ipynb #641a88be
 def _birth(pid: int) -> str | None:
@@ -456,6 +457,22 @@ def session_fields(
     "Fields that decide nothing about the result."
     return {name for name, kind in _hints(cls).items() if per_session in get_args(kind)}
 
+# %% ../nbs/03_core.ipynb #0cbc4e65
+def _plain(values: dict) -> dict:
+    "As JSON has them: tuples are lists."
+    return json.loads(json.dumps(values))
+
+
+def _changes(
+    there: dict,  # what a folder's config.json holds
+    config,  # what is asked
+) -> dict[str, tuple]:  # field -> there, asked
+    "What differs; a field that the folder has never heard of is at its default."
+    defaults = {f.name: f.default for f in fields(config) if f.default is not dataclasses.MISSING}
+    there, asked = _plain(defaults) | there, _plain(asdict(config))
+    pairs = {name: (there.get(name), asked.get(name)) for name in sorted(there.keys() | asked.keys())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
 # %% ../nbs/03_core.ipynb #c0f01d02
 class RunFolder:
     "A folder with `config.json`, what was asked, and `run.json`, what was there."
@@ -467,19 +484,11 @@ class RunFolder:
     ):
         self.folder, self.config = project_path(folder), config
         self.folder.mkdir(parents=True, exist_ok=True)
-        changed = self.changes() if self.begun else None
+        changed = _changes(self.read('config.json'), config) if self.begun else None
         if changed:
             self.refuse({k: v for k, v in changed.items() if k not in session_fields(type(config))})
         if changed != {}:
             write_json(self.folder / 'config.json', asdict(config))
-
-    def changes(self) -> dict[str, tuple]:
-        "Field -> what stands there, what is asked; a field that the folder never heard of is at its default."
-        defaults = {f.name: f.default for f in fields(self.config) if f.default is not dataclasses.MISSING}
-        there = json.loads(json.dumps(defaults)) | self.read('config.json')
-        asked = json.loads(json.dumps(asdict(self.config)))
-        names = sorted(there.keys() | asked.keys())
-        return {k: (there.get(k), asked.get(k)) for k in names if there.get(k) != asked.get(k)}
 
     def refuse(self, changed: dict[str, tuple]):
         "Say in one sentence what differs, if anything does."

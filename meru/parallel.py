@@ -28,7 +28,7 @@ def rank() -> int:  # from 0
 
 # %% ../nbs/02_parallel.ipynb #b126d975
 class PeerLost(BaseException):
-    "Another process of the run has gone, or was never there. No `Exception`: torchrun may say so amid a decode, which takes those for a damaged picture."
+    "Another process of the run has gone; no `Exception`, which a decode would take for a damaged picture."
 
 
 @contextmanager
@@ -58,7 +58,8 @@ def processes(
     if device == 'cuda':
         if gpu >= torch.cuda.device_count():
             raise ValueError(
-                f'process {gpu} of this machine has no GPU: torch sees {torch.cuda.device_count()}; start fewer with --nproc-per-node'
+                f'process {gpu} of this machine has no GPU: torch sees {torch.cuda.device_count()}; '
+                'start fewer with --nproc-per-node'
             )
         torch.cuda.set_device(gpu)
     try:
@@ -66,7 +67,8 @@ def processes(
     except RuntimeError as e:
         if 'EADDRINUSE' in str(e):
             raise ValueError(
-                f'port {os.environ.get("MASTER_PORT")} is in use, perhaps by another run: give torchrun another with --master-port, or --standalone'
+                f'port {os.environ.get("MASTER_PORT")} is in use, perhaps by another run: '
+                'give torchrun another with --master-port, or --standalone'
             ) from None
         raise PeerLost(f'the processes did not meet at {where} ({str(e).splitlines()[0][:200]})') from None
     try:
@@ -244,28 +246,41 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 # %% ../nbs/02_parallel.ipynb #d13e5558
 def sync_batch_norms(
     model: nn.Module,  # changed in place, but not its state
+    device: str = 'cpu',  # where it will compute: PyTorch's own layer runs on GPUs only
 ):
     "Let every batch norm see all processes."
-    for o in model.modules():
-        if isinstance(o, nn.modules.batchnorm._BatchNorm):
-            o.__class__ = SyncBatchNorm
+    if device.startswith('cuda'):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.__class__ = SyncBatchNorm
 
 # %% ../nbs/02_parallel.ipynb #d1500037
+def _flat(
+    values: dict,  # name to a plain value, or to a dictionary of them
+) -> dict:
+    "One level: what lies in a dictionary is called by both names."
+    flat = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, dict) else {'': value}
+        flat |= {f'{name}.{k}'.rstrip('.'): v for k, v in inner.items()}
+    return flat
+
+
 def agree(
-    **seen,  # name to what this process sees
+    **values,  # name to what this process has
 ):
-    "Stop all processes where one of them sees something else."
-    flat = {
-        k: v
-        for name, o in seen.items()
-        for k, v in ({f'{name}.{k}': v for k, v in o.items()} if isinstance(o, dict) else {name: o}).items()
-    }
-    first, *others = gather_objects(flat)
-    for r, other in enumerate(others, 1):
+    "Stop all processes where one of them has something else."
+    first, *others = gather_objects(_flat(values))
+    for number, other in enumerate(others, 1):
         odd = [k for k in other if other[k] != first[k]]
         if odd:
+            here = ', '.join(f'{k} = {other[k]}' for k in odd)
+            there = ', '.join(f'{first[k]}' for k in odd)
             raise ValueError(
-                f'process {r} of {world()} has {", ".join(f"{k} = {other[k]}" for k in odd)}, but process 0 has {", ".join(f"{first[k]}" for k in odd)}: all must run the same code on the same folders'
+                f'process {number} of {world()} has {here}, but process 0 has {there}: '
+                'all must run the same code on the same folders'
             )
 
 # %% ../nbs/02_parallel.ipynb #92078c11

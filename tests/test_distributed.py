@@ -509,3 +509,11 @@ def test_the_notebook_follows_two_processes(run_cells, tmp_path):
     record = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert 'finished' in record and record['sessions'][0]['processes'] == 2
     assert '100%' in said and '384/384' in said
+
+
+def test_on_a_gpu_batch_norms_become_pytorchs_own():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    parallel.sync_batch_norms(model, 'cuda')
+    assert type(model[1]) is torch.nn.SyncBatchNorm
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and len(before) == 7

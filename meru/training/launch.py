@@ -109,6 +109,7 @@ def launch(
         log.seek(0)
         if child.returncode:
             raise RuntimeError(
-                f'{run.name} stopped: {_what_happened(log.read())}. It keeps its checkpoint of step {run.step}; the same again goes on from there.'
+                f'{run.name} stopped: {_what_happened(log.read())}. '
+                f'It keeps its checkpoint of step {run.step}; the same again goes on from there.'
             )
     return load_run(run.folder)

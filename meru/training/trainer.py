@@ -94,15 +94,20 @@ class CachedPart:
 def _open_cached(
     cfg: TrainConfig,  # its `data` is a folder of cached features
 ) -> tuple:  # training pairs, held-out pairs; each a `CachedPart`
-    "A cache's training split, and its split `dev` or `val`; where it has neither, its last training pairs are held out."
+    "A training split, and `dev` or `val`; where a cache has neither, its last training pairs are held out."
     cache = open_cache(project_path(cfg.data))
-    splits = cache.info['splits']
-    own = next((o for o in ('dev', 'val') if o in splits), None)
-    if own is None:
-        own, train = 'held out', cache.rows('train')
-        held = set(train[len(train) - min(cfg.val_pairs, len(train) // 10) :].tolist())
-        cache = cache._replace(info=cache.info | dict(splits=[own if i in held else o for i, o in enumerate(splits)]))
-    return CachedPart(cache, 'train'), CachedPart(cache, own)
+    own = [o for o in ('dev', 'val') if o in cache.info['splits']]
+    if not own:
+        own, cache = ['held out'], _hold_out(cache, cfg.val_pairs)
+    return CachedPart(cache, 'train'), CachedPart(cache, own[0])
+
+
+def _hold_out(cache: FeatureCache, most: int) -> FeatureCache:
+    "Give a split of their own to the last training pairs, a tenth at most."
+    train = cache.rows('train').tolist()
+    last = set(train[len(train) - min(most, len(train) // 10) :])
+    splits = ['held out' if i in last else o for i, o in enumerate(cache.info['splits'])]
+    return cache._replace(info=cache.info | dict(splits=splits))
 
 # %% ../../nbs/training/44_trainer.ipynb #695cde43
 def open_data(
@@ -113,7 +118,8 @@ def open_data(
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
     if features and not cached:
         raise FileNotFoundError(
-            f'{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES -p towers {cfg.backbone or "TOWERS"} -p out {cfg.data} makes them'
+            f'{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES '
+            f'-p towers {cfg.backbone or "TOWERS"} -p out {cfg.data} makes them'
         )
     if features:
         return _open_cached(cfg)
@@ -241,18 +247,22 @@ def _describe(
     out: dict,  # what `update` returned
 ) -> dict:  # plain numbers for one line of `metrics.jsonl`
     "Losses in nats and radians, curvature, scale, and where images and texts lie."
-    out = out | {k: gather_rows(out[k]) for k in ('image_points', 'text_points')}
-    g, c, (low, high) = model.geometry, model.curv, curv_range
+    geometry, curv = model.geometry, model.curv
+    points = {k: gather_rows(out[f'{k}_points']) for k in ('image', 'text')}
     row = {k: float(out[k]) for k in ('loss', 'contrastive', 'entailment', 'lr', 'grad_norm')}
-    row |= dict(
-        curv=float(c), curv_at_bound=not low * 1.0001 < float(c) < high * 0.9999, logit_scale=float(model.logit_scale)
-    )
-    if g.has_radius:
-        row |= {f'{k}_radius': _quantiles(g.radius(out[f'{k}_points'], c)) for k in ('image', 'text')}
-    if g.has_cones:
-        aperture = g.half_aperture(out['text_points'], c, model.cfg.min_radius)
+    row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)), logit_scale=float(model.logit_scale))
+    if geometry.has_radius:
+        row |= {f'{k}_radius': _quantiles(geometry.radius(x, curv)) for k, x in points.items()}
+    if geometry.has_cones:
+        aperture = geometry.half_aperture(points['text'], curv, model.cfg.min_radius)
         row['saturated'] = float((aperture >= math.pi / 2 - 1e-6).float().mean())
     return row
+
+
+def _at_bound(curv: float) -> bool:
+    "Whether the curvature has drifted to an end of its range."
+    low, high = curv_range
+    return not low * 1.0001 < curv < high * 0.9999
 
 
 def _quantiles(x: Tensor) -> list[float]:
@@ -299,7 +309,7 @@ def _begin(
     if cfg.init:
         load_weights(cfg.init, model)
     if world() > 1:
-        sync_batch_norms(model)
+        sync_batch_norms(model, device)
     model.to(device)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
     if run.last.exists():
@@ -380,7 +390,7 @@ def _open_session(
     run.record(pairs=len(pairs), params=model.param_count, lost=_lost_shards(pairs, held_out))
     return loader, val_loader
 
-
+# %% ../../nbs/training/44_trainer.ipynb #a9c0eba6
 def _record_session(
     run: Run,  # its record is written
     dataset: dict,  # ids of the two halves of the data
@@ -449,7 +459,7 @@ def _bar(run: Run, step: int, quiet: bool) -> tqdm:
         disable=quiet or rank() > 0,
     )
 
-
+# %% ../../nbs/training/44_trainer.ipynb #8093b6cd
 class _Clock:
     "Pairs a second since the last line, and seconds over all sessions of the run."
 
@@ -464,7 +474,7 @@ class _Clock:
         self.seconds, self.tick, self.pairs = self.seconds + now - self.tick, now, pairs
         return dict(pairs=pairs, pairs_per_s=round(rate, 1), seconds=round(self.seconds, 2))
 
-
+# %% ../../nbs/training/44_trainer.ipynb #7b5b7b39
 def _failures(loader: Loader) -> dict[str, int]:
     "Damaged samples by reason; each counts once, whoever met it."
     reasons = {}
@@ -516,7 +526,8 @@ def main(
             fit(Run(folder.absolute(), cfg))
     except PeerLost as e:
         kept = (
-            f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, and the same command goes on from there'
+            f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, '
+            'and the same command goes on from there'
             if cfg
             else ', before it had begun'
         )
