@@ -22,7 +22,7 @@ _public = {
     'explorer': 'explore',
     'image_index': 'open_image_index ImageIndex',
     'geometry': 'get_geometry Geometry Lorentz',
-    'losses.contrastive': 'contrastive_loss',
+    'losses.pairwise': 'contrastive_loss',
     'losses.entailment': 'entailment_loss',
     'data.shards': 'Shards',
     'data.tokenizer': 'Tokenizer',
@@ -68,7 +68,7 @@ def __dir__() -> list[str]:  # for completion
 
 # %% ../nbs/99_meru.ipynb #a1c90e11
 _moved = {
-    'losses': 'losses.contrastive losses.entailment',
+    'losses': 'losses.pairwise losses.entailment losses.contrastive',
     'search': 'search.index search.exact',
     'evaluation': 'evaluation.suites evaluation.emoji_suite',
     'ablation': 'evaluation.ablation',

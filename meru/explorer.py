@@ -523,8 +523,9 @@ def _drawings_of(
 ) -> list[Sample]:
     "The drawings as they are stored."
     source = Shards(embedded_data() / split)
-    samples = {sample.key: sample for sample in (source[i] for i in range(len(source)))}
-    return [samples[key] for key in keys]
+    samples = map(source.__getitem__, range(len(source)))
+    by_key = {sample.key: sample for sample in samples}
+    return [by_key[key] for key in keys]
 
 
 def _emoji_scene(

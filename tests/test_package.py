@@ -100,7 +100,7 @@ for thing in (meru.run.load_run, make_config, meru.shards.Shards, contrastive_lo
     print(f'{thing.__module__}.{thing.__qualname__}')
 """)
     homes = ('training.run.load_run', 'training.config.make_config', 'data.shards.Shards')
-    homes = (*homes, 'losses.contrastive.contrastive_loss', 'search.index.build_index')
+    homes = (*homes, 'losses.pairwise.contrastive_loss', 'search.index.build_index')
     assert done.stdout.split() == [f'meru.{o}' for o in homes]
     for home in homes:
         assert f'is now meru.{home}' in done.stderr and 'DeprecationWarning' in done.stderr
