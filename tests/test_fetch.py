@@ -1,7 +1,16 @@
 """The whole path, with the real img2dataset, against a server that does everything wrong: list, shards, training."""
 
-import importlib.util, json, os, resource, shutil, subprocess, sys, threading, time
-import psutil, pyarrow.parquet as pq
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from collections import Counter
 from meru.data.download import make_fetch_config
@@ -158,7 +167,8 @@ def test_no_forbidden_address_was_touched(world, fetched, pieces):
 
 
 def test_pictures_and_captions_are_right(world, fetched):
-    import io, numpy as np
+    import io
+    import numpy as np
     from PIL import Image
 
     shards = Shards(fetched, 'hashes')
