@@ -282,9 +282,10 @@ def write_list(path, rows):
         b'no address here',
         b'\thttp://a.example/no-caption.jpg',
         b'a null \0 byte\thttp://a.example/1.jpg',
+        b'\t',
         b'no url\t',
     ]
-    blank = [b'', b'\t']  # no rows
+    blank = [b'']  # no row
     lines = [f'{c}\t{u}'.encode() for c, u, _ in rows]
     lines = lines[:50] + bad + blank + lines[50:] + [f'again {i}\t{rows[i][1]}'.encode() for i in range(7)]
     path.write_bytes(b'\n'.join(lines) + b'\n')
