@@ -273,7 +273,11 @@ class _Squares(torch.autograd.Function):
 
     @staticmethod
     def forward(x, y):
-        return vector_norm(_minus(x, y), dim=-1, dtype=_wide(x.device)).square()
+        h = _minus(x, y)
+        if h.ndim < 2:
+            return vector_norm(h, dim=-1, dtype=_wide(x.device)).square()
+        some = h.split(2**18 // h.shape[-1] + 1)  # wide copies that stay in the cache
+        return torch.cat([vector_norm(part, dim=-1, dtype=_wide(x.device)) for part in some]).square()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
