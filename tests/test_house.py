@@ -13,15 +13,14 @@ name = lambda p: p.stem
 
 # a ratchet: how many places may still break a rule; each number may only fall, and none is the goal
 STILL = dict(
-    wide_lines=109,
-    dense_functions=53,
-    nested_comprehensions=5,
-    unnamed_results=1,
-    long_cells=19,
-    long_prose=2,
+    wide_lines=56,
+    dense_functions=24,
+    nested_comprehensions=1,
+    long_cells=14,
+    long_prose=1,
     upward_imports=2,
 )
-MOST_PUBLIC = 401  # goal 300
+MOST_PUBLIC = 400  # goal 300
 LEAST_SHOWN = 0.8
 README = [120, 900, 60, 6, 150]
 
