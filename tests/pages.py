@@ -13,16 +13,16 @@ TINY = 1e-4  # numbers below are rounding errors: another processor rounds other
 
 
 def texts(cell):
-    "What a cell shows as text, without what it says on stderr and without widgets."
-    parts = []
+    "What a cell shows as text, without what it says on stderr, widgets and figures; sorted, as shells order it otherwise."
+    parts, quiet = [], ''.join(cell['source']).rstrip().endswith(';')  # execnb shows nothing that such a cell prints
     for out in cell.get('outputs', []):
-        if out['output_type'] == 'stream' and out['name'] == 'stdout':
+        if out['output_type'] == 'stream' and out['name'] == 'stdout' and not quiet:
             parts.append(''.join(out['text']))
         data = out.get('data', {})
-        if 'application/vnd.jupyter.widget-view+json' in data:
-            continue
-        parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
-    return re.sub(r' at 0x[0-9a-f]+', '', '\n'.join(parts))
+        if 'application/vnd.jupyter.widget-view+json' not in data:
+            parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
+    parts = [re.sub(r' at 0x[0-9a-f]+', '', p) for p in parts if not p.startswith('<Figure size')]
+    return '\n'.join(sorted(parts))
 
 
 def _close(one, other):
