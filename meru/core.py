@@ -430,7 +430,10 @@ def _claim(lock: Path, me: dict) -> bool:
 def locked(
     folder: Path,  # that one process at a time may write to
 ):
-    "Keep other processes out of a folder; the lock of one that has gone is taken over."
+    "Keep other processes out of a folder; the lock of one that has gone is taken over. The first of a run holds it."
+    if rank():
+        yield
+        return
     lock, aside = folder / '.lock', folder / f'.lock.stale.{os.getpid()}'
     me = dict(pid=os.getpid(), host=platform.node(), birth=_birth(os.getpid()))
     while not _claim(lock, me):
