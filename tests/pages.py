@@ -14,15 +14,19 @@ TINY = 1e-4  # numbers below are rounding errors: another processor rounds other
 
 def texts(cell):
     "What a cell shows as text, without what it says on stderr, widgets and figures; sorted, as shells order it otherwise."
-    parts, quiet = [], ''.join(cell['source']).rstrip().endswith(';')  # execnb shows nothing that such a cell prints
+    printed, parts, quiet = (
+        '',
+        [],
+        ''.join(cell['source']).rstrip().endswith(';'),
+    )  # execnb shows nothing that such a cell prints
     for out in cell.get('outputs', []):
         if out['output_type'] == 'stream' and out['name'] == 'stdout' and not quiet:
-            parts.append(''.join(out['text']))
+            printed += ''.join(out['text'])
         data = out.get('data', {})
         if 'application/vnd.jupyter.widget-view+json' not in data:
             parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
     parts = [re.sub(r' at 0x[0-9a-f]+', '', p) for p in parts if not p.startswith('<Figure size')]
-    return '\n'.join(sorted(parts))
+    return '\n'.join([printed, *sorted(parts)])
 
 
 def _close(one, other):
