@@ -34,7 +34,11 @@ _public = {
     'search.index': 'build_index load_index',
     'evaluation.suites': 'evaluate_folder',
 }  # module to what a user of the library needs of it
+
+# %% ../nbs/99_meru.ipynb #f19e6c7e
 _home = {name: module for module, names in _public.items() for name in names.split()}
+
+
 _parts = 'core geometry plots parallel losses data models training search evaluation explorer hub image_index'.split()
 
 
@@ -50,7 +54,7 @@ def _unknown(
     where = f'; near it: {", ".join(near)}' if near else ''
     return AttributeError(f'module {module!r} has no attribute {name!r}{where}; dir({module}) lists all')
 
-
+# %% ../nbs/99_meru.ipynb #405fbe9c
 def __getattr__(
     name: str,  # that the package does not have yet
 ):
@@ -94,7 +98,7 @@ _moved = {
     'zeroshot': 'evaluation.zeroshot models.model evaluation.statistics',
 }  # module of version 0.1 to those that hold its definitions now; to be removed with version 0.3
 
-
+# %% ../nbs/99_meru.ipynb #1104db23
 def _old_name(
     module: str,  # of version 0.1
     name: str,  # of a definition
@@ -109,7 +113,7 @@ def _old_name(
     known = sorted({o for home in homes for o in dir(import_module(f'meru.{home}')) if not o.startswith('_')})
     raise _unknown(f'meru.{module}', name, known)
 
-
+# %% ../nbs/99_meru.ipynb #43e196a5
 def _in_wing(
     wing: str,  # 'losses', ...
     name: str,  # that its package does not have yet
@@ -122,7 +126,7 @@ def _in_wing(
     folder = Path(import_module(f'meru.{wing}').__file__).parent
     raise _unknown(f'meru.{wing}', name, [o.stem for o in folder.glob('[a-z]*.py')])
 
-
+# %% ../nbs/99_meru.ipynb #3e9a63ad
 for _wing in 'losses data models training search evaluation'.split():
     import_module(f'meru.{_wing}').__getattr__ = partial(_in_wing, _wing)
 

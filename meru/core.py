@@ -83,7 +83,7 @@ def _class_docs(cls: type) -> dict[str, str]:
     comments = _comments(source)
     return {o.target.id: _beside(o, comments) for o in node.body if isinstance(o, ast.AnnAssign)}
 
-
+# %% ../nbs/03_core.ipynb #e6efef75
 def field_docs(
     cls: type,  # a config dataclass, with a `__post_init__` of its own; or a function
 ) -> dict[str, str]:  # field name -> the comment beside it
@@ -116,7 +116,7 @@ class _Span(NamedTuple):
         high = f'{"at most" if self.has_high else "below"} {self.high}'
         return low if self.high == math.inf else f'{low}, {high}'
 
-
+# %% ../nbs/03_core.ipynb #b811da1a
 def Above(
     low: float,  # not itself
     most: float = math.inf,  # the largest value
@@ -202,7 +202,7 @@ def _as_tuple(value, kinds: tuple) -> tuple:
     _need(len(value) == len(kinds), f'a list of {len(kinds)}')
     return tuple(map(_as_kind, value, kinds))
 
-
+# %% ../nbs/03_core.ipynb #12617620
 def _as_kind(value, kind):
     "`value` as the annotation has it; raises `ValueError` with what it is not."
     origin, args = get_origin(kind), get_args(kind)
@@ -222,7 +222,7 @@ def _as_kind(value, kind):
     _need(type(value) is kind and finite, f'of type {kind.__name__}')
     return value
 
-
+# %% ../nbs/03_core.ipynb #9f82ab72
 _hints = cache(partial(get_type_hints, include_extras=True))
 
 
@@ -276,7 +276,7 @@ def _git(*args: str) -> str | None:
     done = subprocess.run(['git', *args], cwd=root(), capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
-
+# %% ../nbs/03_core.ipynb #44f4ee46
 def machine(
     device: str = 'cpu',  # where the run computes
 ) -> dict:  # what one must know to believe a number or to repeat it
@@ -297,7 +297,7 @@ def machine(
         threads=torch.get_num_threads(),
     )
 
-
+# %% ../nbs/03_core.ipynb #091adfdf
 def _processor() -> str:
     "The processor's name as its maker writes it."
     info = Path('/proc/cpuinfo')
@@ -323,7 +323,7 @@ def write_file(
         part.unlink(missing_ok=True)
         raise OSError(f'{path} could not be written: {error}') from error
 
-
+# %% ../nbs/03_core.ipynb #cf17744a
 def _fill(part: Path, content):
     "Content of any of three kinds."
     if callable(content):
@@ -393,7 +393,7 @@ def _birth(pid: int) -> str | None:
     except OSError:
         return None if Path('/proc/self/stat').exists() or not _answers(pid) else 'unknown'
 
-
+# %% ../nbs/03_core.ipynb #a5225077
 def _answers(pid: int) -> bool:
     "Whether there is such a process, where there is no /proc."
     try:
@@ -402,7 +402,7 @@ def _answers(pid: int) -> bool:
         return isinstance(error, PermissionError)
     return True
 
-
+# %% ../nbs/03_core.ipynb #8c7f53c3
 def _owner(lock: Path) -> dict | None:
     "Who holds a lock; None: nobody who is alive."
     try:
@@ -412,7 +412,7 @@ def _owner(lock: Path) -> dict | None:
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
-
+# %% ../nbs/03_core.ipynb #4f21783c
 def _claim(lock: Path, me: dict) -> bool:
     "Make the lock, whole, unless it is there."
     mine = lock.with_name(f'{lock.name}.{me["pid"]}')

@@ -76,7 +76,7 @@ def _clear_border(
     border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
     pixels[np.isin(parts, border[border > 0]), 3] = 0
 
-
+# %% ../nbs/70_explorer.ipynb #088fdf68
 def _cut_out(
     data: bytes,  # an image file
     side: int,  # of the result, pixels
@@ -120,7 +120,7 @@ _labels = dict(
     sphere=('CLIP', 'The CLIP control: directions on a sphere'),
 )  # name and title of a space; another geometry goes by its own name
 
-
+# %% ../nbs/70_explorer.ipynb #8fffc8fe
 def _sign_of_curvature(
     geometry: Geometry,
 ) -> int:  # -1, 0 or 1
@@ -129,7 +129,7 @@ def _sign_of_curvature(
         return 1
     return -1 if geometry.has_curv else 0
 
-
+# %% ../nbs/70_explorer.ipynb #a12393ef
 class _Space(NamedTuple):
     "Where one model puts the items."
 
@@ -169,7 +169,7 @@ def _polar_on_sphere(
     distances = 2 * torch.asin((torch.cdist(x, x) / 2).clamp(max=1))
     return _Polar(x, centre, unit(across) * r[:, None], r, distances)
 
-
+# %% ../nbs/70_explorer.ipynb #ad067aff
 def _polar(
     space: _Space,
     texts: list[str],  # names of the rows, for messages
@@ -213,7 +213,7 @@ class _Distortion(NamedTuple):
     factor: float  # drawn over true distance, median
     error: float  # relative, after that factor, median
 
-
+# %% ../nbs/70_explorer.ipynb #45045a7e
 def _distortion(
     seen: _Polar,
     angle: Float[Tensor, ' n'],
@@ -253,7 +253,7 @@ def _place(
     note = f'Distance from the root is exact{drawn}; {how}. Distances between points are {cost}.'
     return _Place(name, xy, scale, note)
 
-
+# %% ../nbs/70_explorer.ipynb #9b283064
 def _places(
     space: _Space,
     seen: _Polar,
@@ -299,28 +299,36 @@ _flat = (
     'It learned from the same data in the space of school geometry, where room grows slowly on the way out. '
     'Is the general nearer to the root here? The bars below say.',
 )
+
+
 _directions_only = (
     'This model is CLIP: no middle, no rim.',
     'Only directions count, so all points are equally far from the centre of a ball. The cross marks the mean '
     'direction of everything shown. It can say what is near, but not what is more general.',
 )
+
+# %% ../nbs/70_explorer.ipynb #824c7245
 _hands = (
     'Try it.',
     'Drag anything to the middle, and the space re-centres around it. Click anything to see its walk to the root, '
     'its cone and its neighbours.',
 )
+
+
 _bent = (
     'Why a disk, and why are lines bent?',
     'In hyperbolic space room grows so fast on the way out that a whole tree of ideas fits without crowding. To get '
     'it onto a page, what is far from the middle is drawn small: drag it there and it is as large as any. The '
     'straightest lines look bent, as on a map of the world.',
 )
+
+# %% ../nbs/70_explorer.ipynb #62ed3a8d
 _exact = (
     'The shaded region shows how a cone of this opening looks in this plane; the lit points are those inside the '
     'real cone.'
 )
 
-
+# %% ../nbs/70_explorer.ipynb #282ff6e0
 def _taught(
     items: _Items,
     kappa: int,  # curvature of the space
@@ -332,7 +340,7 @@ def _taught(
         rest = 'It never saw the catalogue’s tree: how much of it came out all the same is what the bars and the cones show.'
     return 'What was the network told?', f'Only which texts belong to which pictures{order}{rest}'
 
-
+# %% ../nbs/70_explorer.ipynb #2cb5a569
 def _story(
     items: _Items,
     kappa: int,  # curvature of the space
@@ -389,7 +397,7 @@ def _check_spaces(
         if len(space.points) != n:
             raise ValueError(f'{n} items need as many points, but the {space.geometry} space has {len(space.points)}')
 
-
+# %% ../nbs/70_explorer.ipynb #38815aa8
 def _rows_data(
     items: _Items,
     shown: list[int],  # rows that have a picture
@@ -405,7 +413,7 @@ def _rows_data(
         tile=[number.get(row, -1) for row in range(len(items.texts))],
     )
 
-
+# %% ../nbs/70_explorer.ipynb #e7166310
 def _page_data(
     items: _Items,
     spaces: list[_Space],
@@ -473,7 +481,7 @@ def _plain(
     "Links as text and address."
     return re.sub(r'[<>]', '', re.sub(r'\[(.+?)\]\((.+?)\)', r'\1 (\2)', text))
 
-
+# %% ../nbs/70_explorer.ipynb #3abad717
 def _credits_of(
     styles: list[str],  # of drawings
 ) -> str:
@@ -504,7 +512,7 @@ def _shown_texts(
     level, name = test_set.levels.tolist(), test_set.above[:, 2].tolist()
     return [t for t in texts if level[t] < 3 or test_set.texts[t] != test_set.texts[name[t]]]
 
-
+# %% ../nbs/70_explorer.ipynb #1f3b61bc
 def _parents_of(
     test_set: EmojiTestSet,
     texts: list[int],  # from `_shown_texts`
@@ -516,7 +524,7 @@ def _parents_of(
     of_texts = [row[above[t][level[t] - 1]] if level[t] else -1 for t in texts]
     return of_texts + [row.get(chain[3], row[chain[2]]) for chain in chains.tolist()]
 
-
+# %% ../nbs/70_explorer.ipynb #4022d8ae
 def _drawings_of(
     keys: list[str],  # of the drawings
     split: str,  # theirs
@@ -527,7 +535,7 @@ def _drawings_of(
     by_key = {sample.key: sample for sample in samples}
     return [by_key[key] for key in keys]
 
-
+# %% ../nbs/70_explorer.ipynb #6c7d037d
 def _emoji_scene(
     test_set: EmojiTestSet,
     n: int = 2000,  # points at most
@@ -563,7 +571,7 @@ class _ChainTree(NamedTuple):
     items: _Items
     used: Int64[Tensor, ' t']  # rows of the texts
 
-
+# %% ../nbs/70_explorer.ipynb #829f453b
 def _chain_items(
     texts: list[str],
     chains: Int64[Tensor, 'n l'],  # texts above each picture, general to special
@@ -607,7 +615,7 @@ class _Chained(NamedTuple):
     chains: Int64[Tensor, 'n l']  # texts above each picture, general to special
     titles: list[str]  # of the levels, the pictures' last
 
-
+# %% ../nbs/70_explorer.ipynb #1fb7d060
 def _chains_of(
     task: Captions | Classification | Chains,
 ) -> _Chained:

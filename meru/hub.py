@@ -60,7 +60,7 @@ The whole configuration is in `config.json`, the whole record in `run.json`.
 {{ note }}
 """
 
-
+# %% ../nbs/71_hub.ipynb #8b11152a
 def _card_table(
     rows: dict,  # what, and its value
 ) -> str:  # Markdown
@@ -69,9 +69,11 @@ def _card_table(
 
 # %% ../nbs/71_hub.ipynb #b25e0007
 _recorded = 'pairs params seconds commit dirty torch device finished'.split()
+
+
 _configured = 'data batch_size lr seed tangent temperature margin hard_beta entail_weight batches'.split()
 
-
+# %% ../nbs/71_hub.ipynb #7899ae64
 def _progress(
     cfg: ModelConfig,  # a run's, or that of a model without a run
     record: dict,  # run.json
@@ -84,7 +86,7 @@ def _progress(
         return f'unknown, of {cfg.steps:,}'
     return f'{made:,}' if made >= cfg.steps else f'{made:,} of {cfg.steps:,}: not finished'
 
-
+# %% ../nbs/71_hub.ipynb #54cda3f0
 def _training_rows(
     cfg: ModelConfig,  # a run's, or that of a model without a run
     record: dict,  # run.json
@@ -111,7 +113,7 @@ def _space_of(
     curvature = f', curvature -{model.curv.item():.3g}' if model.geometry.has_curv else ''
     return f'{model.cfg.geometry} geometry, {model.cfg.embed_dim} dimensions{curvature}'
 
-
+# %% ../nbs/71_hub.ipynb #6a1f2bae
 def _card_facts(
     model: Model,  # trained
     record: dict,  # run.json
@@ -143,7 +145,7 @@ def _in_bytes(
         raise ImageError('not_an_image', f'values from {pixels.min()} to {pixels.max()}: {wanted}')
     return values.round().byte()
 
-
+# %% ../nbs/71_hub.ipynb #0a3e3ad5
 def _from_channels(
     pixels: Tensor,  # [c h w], c being 1, 3 or 4
     layout: str,  # of the input, for the message
@@ -156,14 +158,14 @@ def _from_channels(
         return _from_pil(Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())))
     return pixels.expand(3, -1, -1)
 
-
+# %% ../nbs/71_hub.ipynb #bdaa15c2
 def _from_pil(
     image: Image.Image,  # any mode
 ) -> UInt8[Tensor, '3 h w']:
     "Upright, in three colours."
     return torch.from_numpy(np.array(to_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
 
-
+# %% ../nbs/71_hub.ipynb #bcf8ef62
 def _from_array(
     array: np.ndarray,  # [h w c], or [h w] in grey
 ) -> UInt8[Tensor, '3 h w']:
@@ -184,7 +186,7 @@ def _located(
     path = Path(file).expanduser()
     return path if path.exists() or path.is_absolute() else root() / path
 
-
+# %% ../nbs/71_hub.ipynb #c81cd808
 def _picture(
     item,  # path, bytes, open file, PIL image, array or tensor
 ) -> UInt8[Tensor, '3 h w']:
@@ -207,7 +209,7 @@ def _picture(
         'not_an_image', f'{what}; a picture is a path, bytes, an open file, a PIL image, an array or a tensor'
     )
 
-
+# %% ../nbs/71_hub.ipynb #46343674
 def _several(
     given,  # one thing, a batch [n ...], or an iterable of them
     single: tuple,  # types of one thing
@@ -228,7 +230,7 @@ def _several(
 # %% ../nbs/71_hub.ipynb #99c6b9e7
 _one_picture = (str, Path, bytes, bytearray, memoryview, Image.Image)
 
-
+# %% ../nbs/71_hub.ipynb #fca264f2
 def _read_pictures(
     images,  # one picture or many, in any form
     side: int,  # of the result, pixels
@@ -245,7 +247,7 @@ def _read_pictures(
         names += [name] * len(parts)
     return torch.stack(pictures), names
 
-
+# %% ../nbs/71_hub.ipynb #3bc57fa7
 def _read_texts(
     texts,  # a text, or many
 ) -> list[str]:
@@ -264,7 +266,7 @@ class _Inputs(NamedTuple):
     tokenizer: Callable  # list of texts -> ids, padded
     image_size: int  # side of a picture, pixels
 
-
+# %% ../nbs/71_hub.ipynb #751e626f
 class _Embedder:
     "Pictures and texts in, points out; for a class with a `model`."
 
@@ -364,7 +366,7 @@ def _read_json(
         raise ValueError(f'{path} holds {type(content).__name__}, not an object: fetch or save it again')
     return content
 
-
+# %% ../nbs/71_hub.ipynb #ed95afd3
 def _save_weights(
     model: Model,  # whose weights
     path: Path,  # model.safetensors
@@ -375,7 +377,7 @@ def _save_weights(
     write_file(path, lambda tmp: save_file(tensors, tmp, metadata=dict(format='pt')))
     write_json(path.with_name('weights.json'), dict(file=path.name, sha256=file_sha256(path), meru=meru.__version__))
 
-
+# %% ../nbs/71_hub.ipynb #3bc4db03
 def _checked_config(
     folder: Path,  # of a saved model
 ) -> ModelConfig:
@@ -430,7 +432,7 @@ def _steps_made(
         state = json.loads((f.metadata() or {}).get('state', '{}'))
     return dict(steps_made=state['step']) if 'step' in state else {}
 
-
+# %% ../nbs/71_hub.ipynb #f3ec20d3
 def _from_run(
     folder: str | Path,  # a run's folder
     checkpoint: str = 'last',  # 'last' or 'best'
@@ -476,7 +478,7 @@ def _refuse_foreign(
             f'{out} holds other files, and {theirs[0]} would be written over: give another folder with -p out'
         )
 
-
+# %% ../nbs/71_hub.ipynb #4c395398
 def publish(
     cfg: PublishConfig,  # run, place, licence
 ) -> Pretrained:  # as it was saved

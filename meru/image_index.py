@@ -75,7 +75,7 @@ def _own_towers(
     tokenizer = tokenizer_of(model.cfg)
     return Towers(model.image_tower, model.text_tower, tokenizer, model.cfg.image_size, tuple(mean), tuple(std), name)
 
-
+# %% ../nbs/72_image_index.ipynb #c27477e5
 def _with_towers(
     model: Model,  # of a run, or a saved one
 ) -> tuple[Model, Towers]:  # takes pixels and token ids; what makes its features
@@ -95,7 +95,7 @@ def _other_files(
             others.append((stem, suffix.lower()))
     return Counter(suffix or 'no suffix' for stem, suffix in others if suffix != '.txt' or stem not in pictures)
 
-
+# %% ../nbs/72_image_index.ipynb #b51147ad
 def _why(
     file: Path,  # a picture that was not encoded
 ) -> str:
@@ -106,7 +106,7 @@ def _why(
         return str(e)
     return 'changed while the folder was encoded: search again'
 
-
+# %% ../nbs/72_image_index.ipynb #ca17c9d0
 def _left_out(
     folder: Path,  # of pictures
     cache: FeatureCache,  # of those that were encoded
@@ -167,7 +167,7 @@ def _lifted(
     with torch.no_grad():
         return torch.cat([lift(project(o.float())) for o in features[:, 0].split(8192)])
 
-
+# %% ../nbs/72_image_index.ipynb #dfe324c2
 def _image_points(
     model: Model,  # makes the points
     cache: FeatureCache,  # of its towers
@@ -175,7 +175,7 @@ def _image_points(
     "The pictures of a cache."
     return _lifted(cache.image, model.image_proj, model.lift_image), dict(file=cache.keys)
 
-
+# %% ../nbs/72_image_index.ipynb #f513eb8a
 def _caption_points(
     model: Model,  # makes the points
     cache: FeatureCache,  # of its towers
@@ -185,7 +185,7 @@ def _caption_points(
     points = _lifted(cache.text, model.text_proj or model.image_proj, model.lift_text)
     return points, dict(file=files, text=cache.captions)
 
-
+# %% ../nbs/72_image_index.ipynb #30125597
 def _kept_index(
     place: Path,  # folder of the search
     kind: str,  # 'index' of the pictures, or 'texts'
@@ -218,7 +218,7 @@ def _encode_folder(
         tower.cpu()
     return cache
 
-
+# %% ../nbs/72_image_index.ipynb #59dc6334
 def _pool_index(
     index: ImageIndex,  # whose model makes the points
     path: Path,  # a file of texts
@@ -227,7 +227,7 @@ def _pool_index(
     pool, like = read_texts(path), index.pictures
     return Index(index.text_points(pool), like.geometry, like.curv, like.model, dict(file=[''] * len(pool), text=pool))
 
-
+# %% ../nbs/72_image_index.ipynb #4da19200
 def open_image_index(
     cfg: SearchConfig,  # folder and model
 ) -> ImageIndex:
@@ -250,7 +250,7 @@ def _searched(
     "The points of pictures, or of texts."
     return index.texts if cfg.find == 'texts' else index.pictures
 
-
+# %% ../nbs/72_image_index.ipynb #62766eb9
 def search(
     index: ImageIndex,  # where to look
     cfg: SearchConfig,  # query, generality, how many
@@ -326,7 +326,7 @@ def _made_by(
     about = (pq.read_schema(path).metadata or {}).get(b'meru', b'{}')
     return json.loads(about).get('model', '').partition('#')[0]
 
-
+# %% ../nbs/72_image_index.ipynb #2efc2e7f
 def export_vectors(
     index: ImageIndex,  # whose pictures are given away
     place: Path,  # folder of the file

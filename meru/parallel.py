@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'PeerLost', 'processes', 'total', 'gather_objects', 'row_counts', 'first_row', 'gather_rows',
-           'scatter_sum', 'mean_of_all', 'sum_gradients', 'SyncBatchNorm', 'sync_batch_norms', 'agree', 'checksum']
+           'scatter_sum', 'mean_of_all', 'sum_gradients', 'sync_batch_norms', 'agree', 'checksum']
 
 # %% ../nbs/02_parallel.ipynb #7da258d3
 import os
@@ -166,7 +166,7 @@ class _Share(torch.autograd.Function):
     def backward(ctx, grad):
         return grad
 
-
+# %% ../nbs/02_parallel.ipynb #980ec01b
 def mean_of_all(
     mean: Float[Tensor, ''],  # over this process's pairs
     n: int,  # how many they are
@@ -210,8 +210,8 @@ class _Total(torch.autograd.Function):
     def backward(ctx, grad):
         return total(grad)
 
-
-class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+# %% ../nbs/02_parallel.ipynb #bc5a3202
+class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch normalisation (Ioffe & Szegedy 2015) over the pairs of all processes."
 
     def _check_input_dim(self, x):
@@ -254,7 +254,7 @@ def sync_batch_norms(
         return
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.__class__ = SyncBatchNorm
+            layer.__class__ = _SyncBatchNorm
 
 # %% ../nbs/02_parallel.ipynb #d1500037
 def _flat(
@@ -267,7 +267,7 @@ def _flat(
         flat |= {f'{name}.{k}'.rstrip('.'): v for k, v in inner.items()}
     return flat
 
-
+# %% ../nbs/02_parallel.ipynb #ee3757c8
 def agree(
     **values,  # name to what this process has
 ):

@@ -39,7 +39,7 @@ def _small_png(fig):
     Image.open(full).convert('RGB').quantize(128, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
     return small.getvalue()
 
-
+# %% ../nbs/01_plots.ipynb #c0bffd06
 def style(
     dpi: int = 80,  # of figures shown in a notebook
 ):
@@ -72,7 +72,7 @@ def style(
         }
     )
 
-
+# %% ../nbs/01_plots.ipynb #ad9566fe
 def _axes(ax, size=(6, 3.2)):
     return plt.subplots(figsize=size)[1] if ax is None else ax
 
@@ -229,7 +229,7 @@ def _stretch(x, drawn, geometry, curv):
 def _kept(flat, v):
     return float(flat.square().sum() / v.square().sum())
 
-
+# %% ../nbs/01_plots.ipynb #37003ef8
 def to_disk(
     x: Float[Tensor, 'n d'],  # points of `geometry`
     geometry: Geometry,
@@ -268,6 +268,8 @@ def dots(
 
 # %% ../nbs/01_plots.ipynb #60b9960a
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
+
+
 _SIDES = np.array([(x * far, y * far) for far in (4, 9, 15) for x, y in _WAYS])
 
 
@@ -283,7 +285,7 @@ def _free(box, taken, frame):
     overlap = (box[:2] < taken[:, 2:]) & (taken[:, :2] < box[2:])
     return inside and not overlap.all(1).any()
 
-
+# %% ../nbs/01_plots.ipynb #b3274212
 def _around(ax, xy, half):
     "Pixel boxes of `half` the width around data coordinates."
     at = ax.transData.transform(np.asarray(xy))
@@ -335,7 +337,7 @@ def _identity(t):
 
 _SINES = {-1: (torch.sinh, torch.asinh), 0: (_identity, _identity), 1: (torch.sin, torch.asin)}
 
-
+# %% ../nbs/01_plots.ipynb #6f223d71
 def polar_dist(
     r: Float[Tensor, '*#b'],  # radii, in units where the curvature is -1, 0 or 1
     s: Float[Tensor, '*#b'],
@@ -357,7 +359,7 @@ def _stress(true, drawn, typical):
     factor = (weight * drawn * true).sum() / (weight * true * true).sum()
     return (weight * (drawn / factor - true) ** 2).mean()
 
-
+# %% ../nbs/01_plots.ipynb #b5f4f3c1
 def fit_angles(
     distances: Float[Tensor, 'n n'],  # to be matched, in units where the curvature is -1, 0 or 1
     r: Float[Tensor, ' n'],  # radii, in the same unit
@@ -392,7 +394,7 @@ def _enlargement(radius):
     "So that the farthest point is drawn at 2.9."
     return max(1.0, 2.9 / max(float(radius.max()), 1e-6))
 
-
+# %% ../nbs/01_plots.ipynb #779ce305
 def to_disk_by_distance(
     x: Float[Tensor, 'n d'],  # points of a hyperbolic `geometry`
     geometry: Geometry,
@@ -420,7 +422,7 @@ def _clear_ground(image):
     alpha = np.where((image >= 250).all(0), 0, 255).astype(np.uint8)
     return np.concatenate([image, alpha[None]]).transpose(1, 2, 0)
 
-
+# %% ../nbs/01_plots.ipynb #bca3c011
 def _thumbnails(
     xy,  # n points of the unit disk
     images: UInt8[Tensor, 'n 3 h w'],
@@ -449,7 +451,7 @@ def _grid(images, cols, strip):
     sheet = sheet.reshape(-1, cols * across, 3)
     return sheet, corners
 
-
+# %% ../nbs/01_plots.ipynb #bfd6afff
 def contact_sheet(
     images: UInt8[Tensor, 'n 3 h w'],
     titles: list[str] | None = None,  # one under each picture
@@ -485,7 +487,7 @@ def _ridge(ax, base, values, edges, colour):
     ax.vlines(middle, base, top, color='black', lw=1)
     ax.text(middle, top, f'{middle:.2f}', size=7, ha='center', va='bottom')
 
-
+# %% ../nbs/01_plots.ipynb #f7864006
 def radius_histogram(
     radii: dict[str, Float[Tensor, ' n']],  # level to geodesic radii, drawn from the bottom up
     ax: Axes | None = None,
@@ -511,7 +513,7 @@ def _colour_bar(ax, shown, **how):
 def _name_ticks(axis, names):
     axis.set_ticks(range(len(names or [])), names or [], size=7, parse_math=False)
 
-
+# %% ../nbs/01_plots.ipynb #9c7ead1e
 def similarity_matrix(
     scores: Float[Tensor, 'b n'],  # larger is nearer
     rows: list[str] | None = None,
@@ -637,7 +639,7 @@ def _points(rows, x, key):
     values = np.array([row[key] for row in logged], dtype=float)
     return [row[x] for row in logged], values.reshape(len(logged), -1)
 
-
+# %% ../nbs/01_plots.ipynb #28e6b851
 def training_curves(
     rows: list[dict],  # lines of metrics.jsonl
     keys: tuple = ('loss', 'contrastive', 'entailment', 'val_loss'),  # those present are drawn

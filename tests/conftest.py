@@ -146,11 +146,11 @@ def in_root(monkeypatch):
 def made_up(tmp_path_factory):
     "Features of 400 pairs that share half of their numbers."
     import torch
-    from meru.models.feature_cache import save_cache, save_part
+    from meru.models.feature_cache import save_cache, _save_part
 
     folder = tmp_path_factory.mktemp('cache')
     shared = torch.randn(400, 1, 16, generator=torch.Generator().manual_seed(0)).half()
-    save_part(
+    _save_part(
         folder / 'part.safetensors',
         dict(image=shared, text=shared[..., :8].contiguous(), text_image=torch.arange(400)),
         dict(

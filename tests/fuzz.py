@@ -133,7 +133,7 @@ def _mend_checksums(data: bytes) -> bytes:
 
 
 def tars() -> Target:
-    from meru.data.tar_samples import ShardError, tar_members, tar_samples
+    from meru.data.tar_samples import ShardError, _tar_members, tar_samples
 
     names = [
         f'{folder}{i:05d}.{suffix}'
@@ -150,7 +150,7 @@ def tars() -> Target:
         except ShardError as e:
             must('some.tar' in str(e), f'the error does not name the file: {e}')
             return 'refused'
-        members = list(tar_members(io.BytesIO(data), 'some.tar'))
+        members = list(_tar_members(io.BytesIO(data), 'some.tar'))
         must(all(0 <= o.first and o.first + o.size <= len(data) for o in members), 'a member beyond the end')
         must(sum(len(o.members) for o in samples) <= len(members), 'more members than there are')
         return 'read'
@@ -172,9 +172,9 @@ def _jsonl() -> bytes:
 
 
 def tables() -> Target:
-    from meru.data.tables import TableColumns, table_rows
+    from meru.data.tables import _TableColumns, _table_rows
 
-    columns = TableColumns((('caption',), ('file',)))
+    columns = _TableColumns((('caption',), ('file',)))
     kinds = {'t.csv': _csv(','), 't.tsv': _csv('\t'), 't.jsonl': _jsonl()}
     kinds['t.json'] = json.dumps([dict(caption=text, file=file) for text, file in TABLE]).encode()
     seeds = [f'{name}\n'.encode() + data for name, data in kinds.items()]  # the first line says which table it is
@@ -183,7 +183,7 @@ def tables() -> Target:
         name, _, content = data.partition(b'\n')
         table = name.decode('latin-1') if name.decode('latin-1') in kinds else 't.csv'
         try:
-            rows = list(table_rows(io.BytesIO(content), table, columns))
+            rows = list(_table_rows(io.BytesIO(content), table, columns))
         except ValueError as e:
             must(table in str(e), f'the error does not name the file: {e}')
             return 'refused'

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.linalg import vector_norm
-from meru.geometry import Geometry, at_least, geometries, register, wide_squares
+from meru.geometry import Geometry, _at_least, geometries, register, _wide_squares
 
 
 class Klein(Geometry):
@@ -13,19 +13,19 @@ class Klein(Geometry):
     name, factor = 'klein', -1.0
     has_cones = False
 
-    @at_least(torch.float64)
+    @_at_least(torch.float64)
     def exp_map0(self, v, curv):
         s = curv.sqrt() * vector_norm(v, dim=-1, keepdim=True).clamp_min(1e-30)
         return v * torch.tanh(s) / s
 
-    @at_least(torch.float64)
+    @_at_least(torch.float64)
     def log_map0(self, x, curv):
         s = curv.sqrt() * vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-30)
         return x * torch.atanh(s) / s
 
     def _stretch(self, k, curv):
         "cosh of the radius."
-        return (1 - curv.double() * wide_squares(k)).rsqrt()
+        return (1 - curv.double() * _wide_squares(k)).rsqrt()
 
     def _rows(self, k, curv):
         "z = γγ'(1 − c k·k') − 1 = −c (γk·γ'k' − (γ − 1)(γ' − 1)/c − (γ − 1)/c − (γ' − 1)/c)."
@@ -43,8 +43,8 @@ class Klein(Geometry):
     def pair_gap(self, x, y, curv):
         "(c|x−y|² − c²(|x|²|y|² − (x·y)²))/..., from differences."
         c, g, h = curv.double(), self._stretch(x, curv), self._stretch(y, curv)
-        across = wide_squares(x) * wide_squares(x, y) - (x * (x - y)).sum(-1, dtype=torch.float64).square()
-        top = c * wide_squares(x, y) - c * c * across  # (1 − c x·y)² − (1 − c|x|²)(1 − c|y|²)
+        across = _wide_squares(x) * _wide_squares(x, y) - (x * (x - y)).sum(-1, dtype=torch.float64).square()
+        top = c * _wide_squares(x, y) - c * c * across  # (1 − c x·y)² − (1 − c|x|²)(1 − c|y|²)
         return (g * h).square() * top / (g * h * (1 - c * (x * y).sum(-1, dtype=torch.float64)) + 1)
 
 

@@ -54,7 +54,7 @@ def test_the_loader_suite_says_what_it_did(photos):
     if find_spec('webdataset') is None:
         pytest.skip("webdataset is missing: pip install 'meru[fetch]'")
     threads = torch.get_num_threads()
-    found = T.loader_suite(str(photos), n=8, reps=2, size=32, batch=4)
+    found = T._loader_suite(str(photos), n=8, reps=2, size=32, batch=4)
     assert {'ours', 'baseline'} == set(found['tiled']['per_second']) == set(found['enlarged']['per_second'])
     assert found['tiled']['ratio']['baseline']['low'] > 0 and torch.get_num_threads() == threads
     json.dumps(found)
@@ -90,7 +90,7 @@ def test_processes_are_timed_by_turns(monkeypatch):
             run.log(dict(step=i + 1, pairs_per_s=speed[n] + (i == 0) * 1e6))
 
     monkeypatch.setattr(T, 'launch', launch)
-    found = T.processes_suite('smoke', steps=12, counts=(1, 2))
+    found = T._processes_suite('smoke', steps=12, counts=(1, 2))
     assert asked == [(1, 12), (2, 12)] * 2
     assert [r['pairs_per_second']['median'] for r in found['rows']] == [100.0, 50.0] and found['rows'][1]['ratio'][
         '1 process'

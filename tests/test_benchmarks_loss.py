@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import ROOT
-from meru.benchmarks.timing import in_new_process
+from meru.benchmarks.timing import _in_new_process
 from meru.benchmarks import suites as benchmark
 from meru.benchmarks import loss as peers
 from meru.losses.pairwise import contrastive_loss
@@ -65,7 +65,7 @@ def test_no_compiler_is_said(monkeypatch):
 
 
 def test_memory_of_the_published_form_grows_with_the_square():
-    with_four, with_eight = (in_new_process(peers._loss_memory, 'published', b, 4) for b in (2048, 4096))
+    with_four, with_eight = (_in_new_process(peers._loss_memory, 'published', b, 4) for b in (2048, 4096))
     assert with_eight > with_four > 2048**2 * 4
 
 

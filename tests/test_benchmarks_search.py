@@ -11,7 +11,7 @@ pytest.importorskip('faiss', reason='pip install faiss-cpu')
 
 def test_the_short_form_finds_what_it_should(monkeypatch):
     monkeypatch.setattr(R, 'in_new_process', lambda f, *args: f(*args))
-    found = R.search_suite(**suites['search'].quick)
+    found = R._search_suite(**suites['search'].quick)
     assert [r['case'] for r in found['rows']] == ['3,000 wide', '3,000 narrow']
     for r in found['rows']:
         recall = r['recall_at_10']
@@ -35,7 +35,7 @@ def test_a_query_without_order_gains_nothing_from_moving():
 
 def test_a_run_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match='nowhere holds no run'):
-        R.generality_suite(run='outputs/nowhere')
+        R._generality_suite(run='outputs/nowhere')
 
 
 def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
@@ -56,5 +56,5 @@ def test_texts_are_read_with_the_models_own_tokenizer(monkeypatch):
     monkeypatch.setattr(R, 'encode_test_set', embed)
     monkeypatch.setattr(R, 'read_test_set', lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
-        R.generality_suite('a', 'b')
+        R._generality_suite('a', 'b')
     assert seen == [theirs] and tokenizer_of(make_config('head_lorentz'))('as it is') == 'as it is'

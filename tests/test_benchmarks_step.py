@@ -64,7 +64,7 @@ def test_counted_operations_by_hand():
 def test_short_form_of_the_suite(monkeypatch):
     monkeypatch.setitem(P.step_cases, 'tiny', TINY)
     threads = torch.get_num_threads()
-    found = json.loads(json.dumps(P.step_suite('tiny', reps=1, batch=8)))
+    found = json.loads(json.dumps(P._step_suite('tiny', reps=1, batch=8)))
     row, augmenting = found['rows']
     assert found['pixels'] == 'synthetic' and torch.get_num_threads() == threads
     assert set(row['ratio']) == {'plain', 'our_clip', 'open_clip', 'parts', 'recomputed', 'half_patches'}
@@ -75,4 +75,4 @@ def test_short_form_of_the_suite(monkeypatch):
     )
     assert set(augmenting['ratio']) == {'cut_here', 'recoloured_here'}
     with pytest.raises(ValueError, match='known are: demo, small'):
-        P.step_suite('vit_h')
+        P._step_suite('vit_h')

@@ -2,7 +2,7 @@
 
 import json
 import pytest
-from meru.benchmarks.suites import _Suite, ratios, record_suite, suites
+from meru.benchmarks.suites import _Suite, _ratios, record_suite, suites
 
 
 def sized(
@@ -42,8 +42,8 @@ def test_refuses_unknown_names_and_wrong_types(given, says, tmp_path):
 
 def test_finds_every_ratio():
     one = dict(median=1.0, low=1.0, high=1.0)
-    assert list(ratios(dict(ratio=one))) == [('', one)]
-    assert [k for k, _ in ratios(sized() | dict(tiled=dict(ratio=dict(obvious=one)), machine=dict(cores=2)))] == [
+    assert list(_ratios(dict(ratio=one))) == [('', one)]
+    assert [k for k, _ in _ratios(sized() | dict(tiled=dict(ratio=dict(obvious=one)), machine=dict(cores=2)))] == [
         'a, plain',
         'tiled, obvious',
     ]

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from meru.evaluation.measures import *
+from meru.evaluation.measures import _flat_key
 from meru.evaluation.comparison import *
 from meru.evaluation.comparison import _Comparison, _Difference, _measure_run, _MeasuredRun
 from conftest import ROOT
@@ -90,7 +91,7 @@ def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(c, 'read_test_set', lambda *a: None)
     monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
     found = compare_runs(CompareConfig(out=str(tmp_path)))
-    means = {flat_key(m): m.value for m in found.controls['untrained']}
+    means = {_flat_key(m): m.value for m in found.controls['untrained']}
     assert means == dict(style_top1=pytest.approx(0.55), cosine_agreement=0.9, chain_tau=0.2)
     figure = plot_comparison(found.table, found.base, found.controls)
     drawn = [line for line in found.table if found.base in line.means and line.question.name != 'cosine_agreement']

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.datasets import *
+from meru.evaluation.datasets import _noun_names, _noun_parents, _nouns
 from meru.evaluation.datasets import (
     _Store,
     _imagenet_ids,
@@ -110,10 +111,10 @@ def test_pictures_decode_only_what_is_asked_for():
 
 
 def test_nouns_are_one_tree():
-    up = noun_parents()
-    assert {p for p in up.values()} <= set(nouns()) and [i for i in nouns() if i not in up] == ['n00001740']
+    up = _noun_parents()
+    assert {p for p in up.values()} <= set(_nouns()) and [i for i in _nouns() if i not in up] == ['n00001740']
     assert len(_imagenet_ids()) == 1000 == len(set(_imagenet_ids())) and _imagenet_ids() == sorted(_imagenet_ids())
-    names = noun_names(_imagenet_ids())
+    names = _noun_names(_imagenet_ids())
     assert len(set(names)) == 1000 and names[0] == 'tench'
     ancestor_overlap(_imagenet_ids(), up)  # raises at a cycle or a gap
 
@@ -121,9 +122,9 @@ def test_nouns_are_one_tree():
 def test_wordnet_measures_by_hand():
     "cat for dog: dog < canine < carnivore > feline > cat, four edges; carnivore and 11 above it in common."
     cat, dog = find_nouns(['cat', 'dog'])
-    depth = lambda i: 1 + (depth(nouns()[i].up) if nouns()[i].up else 0)
+    depth = lambda i: 1 + (depth(_nouns()[i].up) if _nouns()[i].up else 0)
     up = depth('n02075296')
-    got = tree_metrics(torch.tensor([0]), torch.tensor([1]), ancestor_overlap([cat, dog], noun_parents()))
+    got = tree_metrics(torch.tensor([0]), torch.tensor([1]), ancestor_overlap([cat, dog], _noun_parents()))
     assert {m.name: m.value for m in got} == dict(
         tree_error=4,
         lca_height=2,
@@ -139,7 +140,7 @@ def test_unknown_and_ambiguous_names():
     with pytest.raises(ValueError, match="'crane' stands for 2 synsets"):
         find_nouns(['crane'])
     with pytest.raises(KeyError, match='n00000000'):
-        noun_names(['n00000000'])
+        _noun_names(['n00000000'])
     assert find_nouns(['TENCH']) == ['n01440764']
 
 
@@ -174,7 +175,7 @@ def test_torchvision_classes_take_these_arguments():
 
 def test_cifar_has_its_synsets():
     e = _zeroshot_sets()['cifar10']
-    assert list(e['synsets']) == e['labels'] and set(e['synsets'].values()) <= set(nouns())
+    assert list(e['synsets']) == e['labels'] and set(e['synsets'].values()) <= set(_nouns())
 
 
 # --- naming
@@ -484,7 +485,7 @@ def test_real_data(name, kind, count, classes):
     if kind is Classification:
         assert len(task.classes) == classes == len(task.synsets()) == len(set(task.synsets())) and set(
             task.synsets()
-        ) <= set(nouns())
+        ) <= set(_nouns())
     if kind is Captions:
         assert len(task.texts) == classes
     if kind is Chains:

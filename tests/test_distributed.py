@@ -7,10 +7,10 @@ from unittest.mock import patch
 import pytest, torch
 from meru import parallel
 from meru.losses import pairwise
-from meru.losses.contrastive import matrix_loss
+from meru.losses.contrastive import _matrix_loss
 from meru.losses.entailment import entailment_loss
 from meru.training import trainer
-from meru.parallel import PeerLost, SyncBatchNorm, gather_rows, processes, rank, sum_gradients, total, world
+from meru.parallel import PeerLost, _SyncBatchNorm, gather_rows, processes, rank, sum_gradients, total, world
 from meru.models.feature_cache import open_cache
 from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry
@@ -22,7 +22,7 @@ from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
 from meru.data.loader import Loader, part_of
-from meru.training.trainer import _Part, check_processes, main, make_loader, open_data, _validate
+from meru.training.trainer import _Part, _check_processes, main, make_loader, open_data, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
 SMOKE = dict(dropout=0.0, val_pairs=128, steps=12, val_every=6, save_every=1, log_every=1)
@@ -119,7 +119,7 @@ def numbers(name, spread, how, size=0.7):
     if spread:
         loss = pairwise.contrastive_loss(geometry, x, y, *leaves[2:], **how, all_processes=True)
     else:
-        loss = matrix_loss(leaves[3] * geometry.scores(x, y, leaves[2]), **how)
+        loss = _matrix_loss(leaves[3] * geometry.scores(x, y, leaves[2]), **how)
     if geometry.has_cones:
         entail = entailment_loss(geometry, y, x, leaves[2])
         loss = loss + 0.2 * (parallel.mean_of_all(entail, len(x)) if spread else entail)
@@ -240,7 +240,7 @@ def norms():
             errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w])
             for kind, w in zip(kinds, want)
         ]
-        lonely = parallel.SyncBatchNorm(3)
+        lonely = parallel._SyncBatchNorm(3)
         lonely(torch.ones(rank(), 3, 1))  # one value a channel in all
         return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
 
@@ -448,7 +448,7 @@ def test_bad_numbers_of_processes(tmp_path):
     with pytest.raises(ValueError, match='processes = 1.5 is not of type int'):
         launch(run, 1.5)
     with pytest.raises(ValueError, match='4 processes share val_pairs = 3'):
-        check_processes(4, batch_size=32, val_pairs=3)
+        _check_processes(4, batch_size=32, val_pairs=3)
     assert not run.begun
 
 

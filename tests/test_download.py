@@ -50,9 +50,9 @@ def config(**kw):
 
 def fate(url, cfg):
     try:
-        D.fetch_bytes(url, cfg)
+        D._fetch_bytes(url, cfg)
         return 'success'
-    except D.Refused as e:
+    except D._Refused as e:
         return e.reason
 
 
@@ -288,7 +288,7 @@ def test_tls_needs_a_certificate_that_is_trusted(tmp_path, monkeypatch):
     assert fate(url, cfg) == 'tls'
     trusting = ssl.create_default_context(cafile=tmp_path / 'c.pem')
     monkeypatch.setattr(D, '_tls', lambda: trusting)
-    assert D.fetch_bytes(url, cfg) == b'picture'
+    assert D._fetch_bytes(url, cfg) == b'picture'
     assert fate(url.replace('localhost', '127.0.0.1'), cfg) == 'tls'  # the name on the certificate is another
     web.shutdown()
     web.server_close()
@@ -597,7 +597,7 @@ def test_a_pattern_that_fits_nothing_is_named(hub, tmp_path):
 @pytest.mark.parametrize('kind', ODD)
 def test_what_is_stored_is_what_everything_else_decodes(kind):
     data, turn = ODD[kind]
-    stored, pixels = D.clean_picture(data, 256, 95, 10**8), decode_image(data)
+    stored, pixels = D._clean_picture(data, 256, 95, 10**8), decode_image(data)
     width, height = stored.size
     assert (height, width) == pixels.shape[1:] and stored.original_size == stored.size
     assert (decode_image(stored.jpeg).float() - pixels.float()).abs().mean() < 4
@@ -606,10 +606,10 @@ def test_what_is_stored_is_what_everything_else_decodes(kind):
 def test_half_a_jpeg_with_an_end_marker_is_not_stored():
     data = encoded(PHOTO, 'JPEG')
     with pytest.raises(ImageError, match='cut off or damaged'):
-        D.clean_picture(data[: len(data) // 2] + b'\xff\xd9', 256, 95, 10**8)
+        D._clean_picture(data[: len(data) // 2] + b'\xff\xd9', 256, 95, 10**8)
 
 
 def test_large_photos_are_drafted_and_then_scaled_to_the_size_asked():
     data = encoded(PHOTO.resize((1600, 1200)), 'JPEG')
-    stored = D.clean_picture(data, 256, 95, 10**8)
+    stored = D._clean_picture(data, 256, 95, 10**8)
     assert stored.size == (341, 256) and stored.original_size == (1600, 1200)

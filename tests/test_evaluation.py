@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.emoji_suite import *
+from meru.evaluation.emoji_suite import _pixel_metrics, _unseen_style
 from meru.evaluation.emoji_suite import _read_split
 from meru.evaluation.measures import *
+from meru.evaluation.measures import _flatten, _unflatten
 from meru.evaluation.suites import *
 from meru.evaluation.suites import _cached_pairs, _examine_captions, _Report
 from meru.geometry import geometries, get_geometry
@@ -89,7 +91,7 @@ def test_an_oracle_finds_everything(name, folder):
     model = Oracle(name)
     test_set = read_test_set(folder, 16)
     emb = encode_test_set(model, words, test_set)
-    res = flatten(model_metrics(model.geometry, test_set, emb))
+    res = _flatten(model_metrics(model.geometry, test_set, emb))
     for k in (
         'style_top1',
         'style_subgroup',
@@ -129,7 +131,7 @@ def test_test_set_by_hand(folder):
 
 
 def test_pixels_name_what_was_drawn_and_nothing_else(folder):
-    res = flatten(pixel_metrics(read_test_set(folder, 16)).labelled(model=''))
+    res = _flatten(_pixel_metrics(read_test_set(folder, 16)).labelled(model=''))
     assert res['style_top1'] == 1 and res['concept_top1'] == res['concept_all_top1'] == 0
     assert res['concept_all_group'] > res['concept_all_group_chance'] - 0.25
 
@@ -155,19 +157,19 @@ def tiny():
 def test_whole_evaluation(folder, tiny):
     before = torch.random.get_rng_state()
     measures, emb, test_set = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
-    res = flatten(measures)
-    assert unflatten(res) == measures
+    res = _flatten(measures)
+    assert _unflatten(res) == measures
     assert torch.equal(before, torch.random.get_rng_state())
     assert res['damaged'] == 0 and res['pixel_style_top1'] == 1
     assert json.loads(json.dumps(res, allow_nan=False)) == res
     assert all(measures.find(name, dataset, who) for _, name, dataset in questions for who in ('', 'untrained'))
     again, *_ = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
     assert again == measures
-    other = flatten(evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16, seed=1)[0])
+    other = _flatten(evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16, seed=1)[0])
     changed = {k for k in res if other[k] != res[k]}
     assert changed and all(k.startswith('untrained_') for k in changed)
     assert set(emb.image_points) == {'test_style', 'test_concept'} and len(emb.text_points) == len(test_set.texts) == 30
-    assert len(unseen_style(test_set, emb)[1]) == 2 + 4 + 8 + 8  # no text of an unseen concept
+    assert len(_unseen_style(test_set, emb)[1]) == 2 + 4 + 8 + 8  # no text of an unseen concept
 
 
 def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
@@ -179,7 +181,7 @@ def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
     assert auc[1] == '–' and auc[3] == '–' and auc[4] == '0.500 |'
     chance = lambda name, dataset='': res.find(name, dataset).chance
     assert chance('top5', 'concept') == 1 and chance('top5', 'style') == pytest.approx(5 / 12)
-    assert chance('group', 'style') == pytest.approx(flatten(res)['style_group_chance']) and chance('cone_own') is None
+    assert chance('group', 'style') == pytest.approx(_flatten(res)['style_group_chance']) and chance('cone_own') is None
 
 
 def test_damaged_drawings_are_counted(folder, tmp_path):
@@ -252,7 +254,7 @@ def photos(tmp_path_factory):
 
 def test_one_bad_set_does_not_take_the_others(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos, 16)
-    m, messages = flatten(report.measures), report.skipped
+    m, messages = _flatten(report.measures), report.skipped
     assert {k for k in messages if 'everything' in k} == {'holes: everything', 'lost: everything', 'torn: everything'}
     assert (
         'fern' in messages['holes: everything']
@@ -415,7 +417,7 @@ def test_released_checkpoint_is_evaluated(name, geometry, released, photos, tmp_
     model, tokenizer = load_evaluated(cfg)
     assert model.geometry.name == geometry and not model.training and cfg.folder.is_dir()
     m = evaluate_folder(model, tokenizer, photos / 'steps', model.cfg.image_size).measures
-    m = flatten(m)
+    m = _flatten(m)
     assert (m['steps_cone_auc'] is None) == (geometry == 'sphere') == (m['steps_chain_tau'] is None) and 0 <= m[
         'steps_path_recall'
     ] <= 1
@@ -533,7 +535,7 @@ def test_cached_features():
     model.text_proj.weight.data.copy_(model.image_proj.weight)
     report = _Report()
     _examine_captions(model, lambda x: x, _cached_pairs(cache), report)
-    m = flatten(report.measures)
+    m = _flatten(report.measures)
     assert (
         not report.skipped
         and m['cache_image_to_text_r1'] == m['cache_text_to_image_r1'] == 1
@@ -546,12 +548,12 @@ def test_cached_features():
 
 def test_the_control_is_untrained_and_seeded(photos, tiny):
     # `tiny` itself is untrained, seed 7
-    res = flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=7).measures)
+    res = _flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=7).measures)
     own = {k: v for k, v in res.items() if not k.startswith('untrained_')}
     assert own and {f'untrained_{k}': v for k, v in own.items()} == {
         k: v for k, v in res.items() if k.startswith('untrained_')
     }
-    other = flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=8).measures)
+    other = _flatten(evaluate_with_control(tiny, Tokenizer(600, 16), photos / 'pairs', 16, seed=8).measures)
     assert (
         all(other[k] == v for k, v in own.items())
         and other['untrained_pairs_gromov_delta'] != res['untrained_pairs_gromov_delta']

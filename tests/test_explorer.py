@@ -539,14 +539,14 @@ def test_the_held_out_part_of_a_runs_own_shards(tmp_path, in_root):
 
 
 def test_a_head_on_features_shows_points(chrome, tmp_path, in_root):
-    from meru.models.feature_cache import save_cache, save_part
+    from meru.models.feature_cache import save_cache, _save_part
     from meru.training.config import make_config
     from meru.training.run import Run
     from meru.training.trainer import fit
 
     x, folder = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)).half(), tmp_path / 'cache'
     folder.mkdir()
-    save_part(
+    _save_part(
         folder / 'part.safetensors',
         dict(image=x, text=x.repeat_interleave(2, 0), text_image=torch.arange(60).repeat_interleave(2)),
         dict(

@@ -22,7 +22,7 @@ from meru.models.mining import (
     _clashes,
     hard_order,
     near_duplicates,
-    neighbours,
+    _neighbours,
     _pair_ids,
     summary,
 )
@@ -284,7 +284,7 @@ def test_towers_that_overflow_are_noticed(photos, tmp_path):
 @given(st.integers(2, 60), st.integers(1, 8), st.integers(0, 99))
 def test_neighbours_are_the_nearest(n, d, seed):
     x, k = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).half(), max(1, min(5, n - 1))
-    cosine, row = neighbours(x, k)
+    cosine, row = _neighbours(x, k)
     full = F.cosine_similarity(x[:, None].double(), x[None].double(), dim=-1).fill_diagonal_(-2)
     assert torch.allclose(cosine.double(), full.topk(k).values, atol=1e-3)
     assert (
@@ -298,7 +298,7 @@ def test_faiss_finds_nearly_the_same():
         torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).repeat(50, 1) + 0.3 * torch.randn(2000, 16),
         dim=-1,
     )
-    (c0, r0), (c1, r1) = neighbours(x, 5), neighbours(x, 5, exact=100)
+    (c0, r0), (c1, r1) = _neighbours(x, 5), _neighbours(x, 5, exact=100)
     assert (
         (r0 == r1).float().mean() > 0.95
         and (r1 != torch.arange(2000)[:, None]).all()
@@ -311,7 +311,7 @@ def test_faiss_finds_nearly_the_same():
 def test_without_faiss_it_says_so(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'faiss', None)
     with pytest.raises(ImportError, match='pip install faiss-cpu'):
-        neighbours(torch.randn(20, 4), 2, exact=10)
+        _neighbours(torch.randn(20, 4), 2, exact=10)
 
 
 @settings(max_examples=25)

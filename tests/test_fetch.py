@@ -16,7 +16,7 @@ from collections import Counter
 from meru.data.download import make_fetch_config
 from meru.data.engine import _reason_in
 from meru.data.fetch import fetch
-from meru.data.packing import done_shards
+from meru.data.packing import _done_shards
 from meru.data.shards import Shards
 from conftest import ROOT
 from hostile import Hostile, rows_of, write_list
@@ -122,14 +122,14 @@ def pieces(world, fetched):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)),
     )
     log['full'], log['full_code'] = full.communicate()[0], full.returncode
-    log['after_full'] = done_shards(folder)
+    log['after_full'] = _done_shards(folder)
     killed = start(folder, world['settings'])
-    wait_for(lambda: killed.poll() is not None or len(done_shards(folder)) > len(log['after_full']))
+    wait_for(lambda: killed.poll() is not None or len(_done_shards(folder)) > len(log['after_full']))
     family = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
     log['orphans'] = wait_for(lambda: not [p for p in family if p.is_running() and p.status() != 'zombie'], 10)
-    log['after_kill'], log['asked'] = done_shards(folder), Counter(server.asked)
+    log['after_kill'], log['asked'] = _done_shards(folder), Counter(server.asked)
     last = start(folder, world['settings'] | dict(distributor='pyspark' if SPARK else 'multiprocessing'))
     log['last'], log['last_code'] = last.communicate()[0], last.returncode
     return folder, log
@@ -228,7 +228,7 @@ def test_a_full_disk_is_loud_and_a_kill_leaves_no_process(pieces):
 def test_only_the_missing_work_was_done_again(world, fetched, pieces):
     folder, log = pieces
     assert log['last_code'] == 0, log['last'][-3000:]
-    assert 0 < len(log['after_kill']) < len(done_shards(folder))
+    assert 0 < len(log['after_kill']) < len(_done_shards(folder))
     kept = [r['url'] for n in log['after_kill'] for r in pq.read_table(folder / f'{n:05d}.parquet').to_pylist()]
     own = [u.removeprefix(world['server'].home) for u in kept if u.startswith(world['server'].home) and '/to/' not in u]
     again = [u for u in own if world['server'].asked[u] > log['asked'][u]]

@@ -11,16 +11,16 @@ from hypothesis import given, settings, strategies as st
 
 from meru.geometry import (
     acosh1p,
-    asinhc,
-    ball_gap,
-    cone_aperture,
+    _asinhc,
+    _ball_gap,
+    _cone_aperture,
     geometries,
     get_geometry,
     lorentz_to_poincare,
     poincare_to_lorentz,
     products,
-    sinhc,
-    time_component,
+    _sinhc,
+    _time_component,
     unit,
 )
 
@@ -108,7 +108,7 @@ def test_parity(g, group):
 
 def test_parity_of_time_component(group):
     v, c = group
-    inner = v['x'] @ v['y'].T - time_component(v['x'], c)[:, None] * time_component(v['y'], c)
+    inner = v['x'] @ v['y'].T - _time_component(v['x'], c)[:, None] * _time_component(v['y'], c)
     torch.testing.assert_close(inner, v['pairwise_inner'], rtol=1e-12, atol=1e-12)
 
 
@@ -305,7 +305,7 @@ def test_exp_and_log_are_inverse(name, dtype, c, radius, seed):
 
 def boost(x, direction, rapidity, c):
     along = (x * direction).sum(-1, keepdim=True)
-    return x + ((math.cosh(rapidity) - 1) * along + math.sinh(rapidity) * time_component(x, c)[..., None]) * direction
+    return x + ((math.cosh(rapidity) - 1) * along + math.sinh(rapidity) * _time_component(x, c)[..., None]) * direction
 
 
 @pytest.mark.parametrize('c', curvatures)
@@ -340,7 +340,7 @@ def members(x, gen, K):
     u, w = unit(x), torch.randn(n, d, generator=gen, dtype=torch.float64)
     w = unit(w - (w * u).sum(-1, keepdim=True) * u)
     return step.cosh() * x + step.sinh() * (
-        a.cos() * time_component(x, tensor(1.0, torch.float64))[:, None] * u + a.sin() * w
+        a.cos() * _time_component(x, tensor(1.0, torch.float64))[:, None] * u + a.sin() * w
     )
 
 
@@ -374,7 +374,7 @@ def test_aperture_is_exactly_a_half_space_inside_the_clamp(g):
 
 def test_aperture_closes_as_asin():
     s = torch.tensor([0.2 + 1e-12, 0.21, 1.0, 50.0], dtype=torch.float64)
-    torch.testing.assert_close(cone_aperture(s, 0.2), torch.asin(0.2 / s), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(_cone_aperture(s, 0.2), torch.asin(0.2 / s), rtol=1e-9, atol=1e-7)
 
 
 def test_exterior_angle_straight_ahead_and_straight_back():
@@ -414,7 +414,7 @@ def test_points_rounded_out_of_the_ball_do_no_harm():
         poincare.dist(p, -p, c),
         poincare.dist(p, root, c),
         poincare.scores(p, root, c),
-        ball_gap(p, c),
+        _ball_gap(p, c),
         poincare.half_aperture(p, c),
     ):
         assert out.isfinite().all() and (out != 0).all()
@@ -424,7 +424,7 @@ def test_points_rounded_out_of_the_ball_do_no_harm():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_quotients_through_zero(dtype):
     t = torch.cat([torch.zeros(1, dtype=dtype), torch.logspace(-30, 1.6, 400, dtype=dtype)])
-    for f, exact in ((sinhc, mpmath.sinh), (asinhc, mpmath.asinh)):
+    for f, exact in ((_sinhc, mpmath.sinh), (_asinhc, mpmath.asinh)):
         true = [exact(mpmath.mpf(a)) / mpmath.mpf(a) if a else mpmath.mpf(1) for a in t.tolist()]
         assert max(abs(mpmath.mpf(a) / b - 1) for a, b in zip(f(t).tolist(), true)) < 4 * torch.finfo(dtype).eps
 
@@ -504,5 +504,5 @@ def test_geoopt_agrees():
             rtol=1e-6,
             atol=0,
         )  # geoopt clamps
-        full = [torch.cat([time_component(t, curv)[:, None], t], -1) for t in (x, y)]
+        full = [torch.cat([_time_component(t, curv)[:, None], t], -1) for t in (x, y)]
         torch.testing.assert_close(lorentz.dist(x, y, curv), geoopt.Lorentz(k=1 / c).dist(*full), rtol=1e-6, atol=0)

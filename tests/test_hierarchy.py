@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
-from meru.evaluation.measures import flatten
+from meru.evaluation.measures import _flatten
 from meru.evaluation.hierarchy import (
     _ConeRates,
     _auc,
@@ -40,7 +40,7 @@ def tree(geometry=L, curv=c):
 @pytest.mark.parametrize('name,curv', [('lorentz', 0.5), ('lorentz', 4.0), ('poincare', 1.0), ('poincare', 3.0)])
 def test_the_tree_is_recognised(name, curv):
     g, k = get_geometry(name), torch.tensor(curv)
-    res = flatten(hierarchy_metrics(g, *tree(g, k), k, LEVELS))
+    res = _flatten(hierarchy_metrics(g, *tree(g, k), k, LEVELS))
     assert [res[x] for x in ('cone_own', 'cone_other', 'cone_auc', 'chain_tau', 'saturated')] == [1, 0, 1, 1, 0]
     assert res['radius_kind_q50'] * math.sqrt(curv) == pytest.approx(1, rel=1e-5)
     assert res['radius_image_q95'] * math.sqrt(curv) == pytest.approx(3, rel=1e-5)
@@ -49,7 +49,7 @@ def test_the_tree_is_recognised(name, curv):
 def test_the_tree_upside_down():
     images, texts, chain = tree()
     turned = L.exp_map0((4 - L.radius(texts, c))[:, None] * torch.nn.functional.normalize(texts, dim=-1), c)
-    res = flatten(hierarchy_metrics(L, images, turned, chain, c, LEVELS))
+    res = _flatten(hierarchy_metrics(L, images, turned, chain, c, LEVELS))
     assert res['chain_tau'] == -1 and res['level_tau'] < -0.5 and res['cone_own'] < 0.5
 
 
@@ -57,7 +57,7 @@ def test_the_tree_upside_down():
 def test_every_geometry_gives_json(name):
     g = get_geometry(name)
     v = [torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in (8, 14)]
-    res = flatten(hierarchy_metrics(g, *(g.exp_map0(x, c) for x in v), tree()[2], c, LEVELS))
+    res = _flatten(hierarchy_metrics(g, *(g.exp_map0(x, c) for x in v), tree()[2], c, LEVELS))
     assert json.loads(json.dumps(res, allow_nan=False)) == res
     if g.has_cones:
         assert 0 <= res['cone_auc'] <= 1 and 'cone_reason' not in res
@@ -68,7 +68,7 @@ def test_every_geometry_gives_json(name):
 
 
 def test_collapsed_model_does_not_break_the_rest():
-    res = flatten(hierarchy_metrics(L, torch.ones(8, 2), torch.ones(14, 2), tree()[2], c, LEVELS))
+    res = _flatten(hierarchy_metrics(L, torch.ones(8, 2), torch.ones(14, 2), tree()[2], c, LEVELS))
     assert res['level_tau'] is None and res['chain_tau'] == 0 and res['cone_auc'] == 0.5 and res['gromov_delta'] == 0
     json.dumps(res, allow_nan=False)
 
@@ -134,7 +134,7 @@ def test_cone_rates_by_hand():
 def test_one_text_for_all_has_no_others():
     images, texts, _ = tree()
     assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == _ConeRates(own=1, other=None, auc=None)
-    res = flatten(containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
+    res = _flatten(containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
     assert res['cone_auc'] is None and res['cone_own'] == 0.5
 
 
@@ -164,7 +164,7 @@ WORDS = dict(cat='mammal', dog='mammal', mammal='animal', owl='animal', rose='pl
 
 def test_tree_measures_by_hand():
     overlap = ancestor_overlap(['cat', 'dog', 'owl', 'rose'], WORDS)
-    each = lambda p, t: flatten(tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
+    each = lambda p, t: _flatten(tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
     assert each(1, 1) == dict(tree_error=0, lca_height=0, jaccard=1, hier_precision=1, hier_recall=1)
     assert each(2, 0) == pytest.approx(
         dict(tree_error=3, lca_height=1, jaccard=2 / 5, hier_precision=2 / 3, hier_recall=2 / 4)
@@ -256,7 +256,7 @@ def test_path_precision_and_recall_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     lift = lambda v: g.exp_map0(torch.tensor(v), c2)
     texts = lift([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 3.0]])
-    got = flatten(path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2))
+    got = _flatten(path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2))
     assert got == dict(path_precision=pytest.approx(2 / 3), path_recall=pytest.approx(2 / 3), path_met=3.0)
     twice = path_metrics(
         g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 0, 1]]), c2
@@ -268,8 +268,8 @@ def test_path_of_many_pictures_is_the_mean_of_each():
     g, c2, rng = get_geometry('lorentz'), torch.tensor(2.0), torch.Generator().manual_seed(1)
     x, t = (g.exp_map0(torch.randn(n, 3, generator=rng), c2) for n in (37, 20))
     own = torch.randint(20, (37, 4), generator=rng)
-    each = [flatten(path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2)) for i in range(37)]
-    for k, v in flatten(path_metrics(g, x, t, own, c2)).items():
+    each = [_flatten(path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2)) for i in range(37)]
+    for k, v in _flatten(path_metrics(g, x, t, own, c2)).items():
         assert v == pytest.approx(sum(e[k] for e in each) / 37)
 
 
@@ -288,13 +288,13 @@ def test_word_tree_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     points = g.exp_map0(torch.tensor([[0.05, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), c2)
     above = torch.tensor([-1, 0, 1, 2])
-    assert flatten(word_tree_metrics(g, points, above, c2)) == dict(
+    assert _flatten(word_tree_metrics(g, points, above, c2)) == dict(
         depth_tau=1, edge_outward=1, edge_in_cone=1, edges=3
     )
     swapped = word_tree_metrics(
         g, points[[0, 2, 1, 3]], above, c2
     )  # radii .05 2 1 3: 5 of 6 pairs in order, 2 of 3 edges outward
-    assert flatten(swapped) == dict(
+    assert _flatten(swapped) == dict(
         depth_tau=pytest.approx(4 / 6), edge_outward=pytest.approx(2 / 3), edge_in_cone=pytest.approx(2 / 3), edges=3
     )
 
@@ -306,8 +306,8 @@ def test_word_tree_depth_does_not_ask_for_an_order_of_rows():
     turn = torch.randperm(6, generator=rng)
     place = turn.argsort()
     moved = torch.where(above[turn] >= 0, place[above[turn].clamp_min(0)], -1)
-    a = flatten(word_tree_metrics(g, points, above, c2))
-    b = flatten(word_tree_metrics(g, points[turn], moved, c2))
+    a = _flatten(word_tree_metrics(g, points, above, c2))
+    b = _flatten(word_tree_metrics(g, points[turn], moved, c2))
     assert a == pytest.approx(b) and a['edges'] == 4
 
 

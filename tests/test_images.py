@@ -17,7 +17,7 @@ from meru.data.images import (
     _colour_matrices,
     decode_image,
     n_draws,
-    decode_scaled,
+    _decode_scaled,
     _random_affine,
     random_boxes,
     reasons,
@@ -141,7 +141,7 @@ def test_a_jpeg_is_scaled_as_pillow_drafts_it(mode):
     for least, scale in [(401, 1), (400, 1), (201, 1), (200, 2), (100, 4), (50, 8), (1, 8)]:
         im = Image.open(io.BytesIO(data))
         im.draft(None, (811 // scale, 400 // scale))
-        got = decode_scaled(data, least=least)
+        got = _decode_scaled(data, least=least)
         assert got.pixels.shape == (-(-400 // scale), -(-811 // scale), 3) and (got.width, got.height) == (811, 400)
         assert (got.pixels == np.array(im.convert('RGB'))).all(), (least, scale)
 
@@ -236,7 +236,7 @@ def test_all_eight_orientations_are_pillows(turn):
     exif[0x0112] = turn
     data = save(PHOTO, 'PNG', exif=exif)
     assert torch.equal(decode_image(data).float(), pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))))
-    got = decode_scaled(data)
+    got = _decode_scaled(data)
     assert (got.height, got.width) == got.pixels.shape[:2]
 
 

@@ -4,6 +4,7 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 from meru.evaluation.measures import *
+from meru.evaluation.measures import _flatten, _unflatten
 from conftest import ROOT
 
 COMMITTED = sorted((ROOT / 'outputs' / 'reference').glob('*/metrics.json'))
@@ -12,14 +13,14 @@ COMMITTED = sorted((ROOT / 'outputs' / 'reference').glob('*/metrics.json'))
 @pytest.mark.parametrize('path', COMMITTED, ids=lambda p: p.parent.name)
 def test_committed_files_are_read_and_written_unchanged(path):
     saved = json.loads(path.read_text())
-    measures = unflatten(saved)
-    assert flatten(measures) == saved and unflatten(flatten(measures)) == measures
+    measures = _unflatten(saved)
+    assert _flatten(measures) == saved and _unflatten(_flatten(measures)) == measures
     assert {m.model for m in measures} <= {'', 'untrained', 'pixel'}
 
 
 def test_a_committed_run_by_hand():
     saved = json.loads((ROOT / 'outputs/reference/demo/metrics.json').read_text())
-    demo = unflatten(saved)
+    demo = _unflatten(saved)
     assert demo.find('top1', 'style', 'pixel') == Measure(
         *('style', 'top1', saved['pixel_style_top1'], 1 / 1919),
         *(saved['pixel_style_top1_low'], saved['pixel_style_top1_high'], 'pixel'),
@@ -45,7 +46,7 @@ def test_every_record_comes_back(found):
         quantity = quantities[name]
         chance = quantity.chance if quantity.chance is not None else min(1.0, quantity.guesses / 7) or None
         measures.append(Measure(dataset, name, value, chance, value / 2, value, model))
-    again = unflatten(flatten(measures))
+    again = _unflatten(_flatten(measures))
     assert [m._replace(chance=None) for m in again] == [m._replace(chance=None) for m in measures]
 
 
@@ -55,14 +56,14 @@ def test_chance_of_a_classification_is_saved_once():
         Measure('birds', 'top5', 0.9, 0.5),
         Measure('birds', 'per_class', 0.4, 0.1),
     ]
-    assert flatten(several) == dict(birds_top1=0.5, birds_top5=0.9, birds_per_class=0.4, birds_chance=0.1)
-    assert unflatten(flatten(several)) == several
+    assert _flatten(several) == dict(birds_top1=0.5, birds_top5=0.9, birds_per_class=0.4, birds_chance=0.1)
+    assert _unflatten(_flatten(several)) == several
 
 
 def test_what_is_not_known_keeps_its_key():
     saved = dict(checkpoint='last', checkpoint_sha256='ab', untrained_strange=1.0, seen_low=3)
-    assert flatten(unflatten(saved)) == saved
-    assert unflatten(saved).value('strange', model='untrained') == 1.0
+    assert _flatten(_unflatten(saved)) == saved
+    assert _unflatten(saved).value('strange', model='untrained') == 1.0
 
 
 def test_a_measure_is_found_by_all_of_its_names():

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from torch.func import grad, jacrev, jvp, vmap
 from klein import klein
 from meru.losses import pairwise
-from meru.losses.contrastive import matrix_loss
+from meru.losses.contrastive import _matrix_loss
 from meru.losses.pairwise import contrastive_loss
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import nearest
@@ -27,7 +27,7 @@ def small_blocks(monkeypatch):
 
 def plain_loss(geometry, x, y, curv, scale, *how):
     "From the matrix of scores."
-    return matrix_loss(scale * geometry.scores(x, y, curv), *how)
+    return _matrix_loss(scale * geometry.scores(x, y, curv), *how)
 
 
 def tangents(b, d, seed, dtype=torch.float64, size=0.7):

@@ -22,18 +22,18 @@ from meru.data.image_text import (
     walk_files,
 )
 from meru.data.shards import SampleError, Shards
-from meru.data.tables import TableColumns, table_rows
-from meru.data.tar_samples import ShardError, open_tar, tar_members, tar_samples
-from meru.data.text_files import LeftOut, caption_texts, decode_text, json_lines, split_lines, text_lines
+from meru.data.tables import _TableColumns, _table_rows
+from meru.data.tar_samples import ShardError, open_tar, _tar_members, tar_samples
+from meru.data.text_files import LeftOut, caption_texts, decode_text, json_lines, split_lines, _text_lines
 from meru.evaluation.datasets import read_data
 from test_cases import fill, lines, pic, seen, tar_bytes
 
-COLUMNS = TableColumns((('file', 'path'), ('caption', 'captions')), free=('caption',))
+COLUMNS = _TableColumns((('file', 'path'), ('caption', 'captions')), free=('caption',))
 WORDS = st.text(st.characters(exclude_categories=['Cs', 'Cc']), min_size=1).filter(str.strip)
 
 
 def rows_of(name, data):
-    return list(table_rows(io.BytesIO(data), name, COLUMNS))
+    return list(_table_rows(io.BytesIO(data), name, COLUMNS))
 
 
 # texts
@@ -42,7 +42,7 @@ def rows_of(name, data):
 @given(WORDS, st.sampled_from(['utf-8', 'utf-8-sig', 'utf-16', 'utf-32']))
 def test_a_text_in_any_marked_encoding_comes_back(text, codec):
     assert decode_text(text.encode(codec)).text == text.removeprefix('\ufeff') or codec == 'utf-8'
-    assert ''.join(text_lines(io.BytesIO(text.encode(codec)))) in (text, text.removeprefix('\ufeff'))
+    assert ''.join(_text_lines(io.BytesIO(text.encode(codec)))) in (text, text.removeprefix('\ufeff'))
 
 
 def test_windows_quotes_and_accents():
@@ -53,13 +53,13 @@ def test_windows_quotes_and_accents():
 @pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
 def test_lines_end_as_files_end_them(end):
     text = end.join(['a\u2028b', 'c\x85d', 'e\x0bf'])
-    assert split_lines(text) == [o.strip('\r\n') for o in text_lines(io.BytesIO(text.encode()))]
+    assert split_lines(text) == [o.strip('\r\n') for o in _text_lines(io.BytesIO(text.encode()))]
     assert len(split_lines(text)) == 3
 
 
 def test_one_bad_byte_costs_no_other_line_its_accents():
     noted = LeftOut()
-    assert list(text_lines(io.BytesIO('é\n'.encode() + b'\xe9\n' + 'é'.encode()), noted)) == ['é\n', 'é\n', 'é']
+    assert list(_text_lines(io.BytesIO('é\n'.encode() + b'\xe9\n' + 'é'.encode()), noted)) == ['é\n', 'é\n', 'é']
     assert noted.counts == {'read_as_latin1': 1} and noted.examples == {'read_as_latin1': 'line 2'}
 
 
@@ -336,7 +336,7 @@ def test_a_tar_with_a_file_of_more_than_eight_gigabytes():
     info = tarfile.TarInfo('big.jpg')
     info.size = 2**33 + 5
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        walk = tar_members(io.BytesIO(info.tobuf(form)), 'x.tar')
+        walk = _tar_members(io.BytesIO(info.tobuf(form)), 'x.tar')
         assert next(walk).size == 2**33 + 5
         with pytest.raises(ShardError, match='truncated'):
             next(walk)

@@ -7,7 +7,9 @@ from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.search.exact import *
 from meru.evaluation.measures import *
+from meru.evaluation.measures import _flatten
 from meru.evaluation.retrieval import *
+from meru.evaluation.retrieval import _pixel_scores, _recall
 from meru.evaluation.retrieval import _chance_recall, _pixel_features
 
 c = torch.tensor(0.7)
@@ -40,7 +42,7 @@ def test_paired_distance_gives_the_same_ranks():
 def test_collapsed_model_finds_nothing(name):
     g = get_geometry(name)
     same = points(g, 1).expand(20, -1).contiguous()
-    res = flatten(retrieval_metrics(g, same, same, torch.arange(20), torch.arange(20), c))
+    res = _flatten(retrieval_metrics(g, same, same, torch.arange(20), torch.arange(20), c))
     for way in ('image_to_text', 'text_to_image'):
         assert [res[f'{way}_r{k}'] for k in (1, 5, 10)] == [0, 0, 0] and res[f'{way}_median_rank'] == 20
         assert res[f'{way}_r5_chance'] == pytest.approx(5 / 20)
@@ -50,7 +52,7 @@ def test_collapsed_model_finds_nothing(name):
 def test_perfect_model_finds_everything(name):
     g = get_geometry(name)
     x = points(g, 20)
-    res = flatten(retrieval_metrics(g, x, x.repeat(5, 1), torch.arange(20), torch.arange(20).repeat(5), c))
+    res = _flatten(retrieval_metrics(g, x, x.repeat(5, 1), torch.arange(20), torch.arange(20).repeat(5), c))
     assert res['image_to_text_r1'] == res['text_to_image_r1'] == 1 and res['image_to_text_candidates'] == 100
     assert res['image_to_text_r1_low'] == 1 and res['image_to_text_queries'] == 20
 
@@ -67,12 +69,12 @@ def test_median_rank_and_chance_of_uneven_owners():
     "On a line: queries at 0, 10 and 20; the texts of the third image lie far off."
     g = get_geometry('euclidean')
     images, texts = torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[1.0], [9.0], [100.0], [101.0]])
-    res = flatten(retrieval_metrics(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c))
+    res = _flatten(retrieval_metrics(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c))
     assert res['image_to_text_median_rank'] == 1 and res['image_to_text_r1'] == pytest.approx(2 / 3)
     assert retrieval_ranks(g, images, texts, torch.arange(3), torch.tensor([0, 1, 2, 2]), c).tolist() == [1, 1, 3]
     assert res['image_to_text_r1_chance'] == pytest.approx((1 + 1 + 2) / 4 / 3)
     assert res['text_to_image_r1_chance'] == pytest.approx(1 / 3)
-    far = flatten(retrieval_metrics(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c))
+    far = _flatten(retrieval_metrics(g, images, texts, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2, 2]), c))
     assert (
         far['image_to_text_median_rank']
         == torch.tensor(
@@ -88,7 +90,7 @@ def test_ids_may_be_64_bit_hashes():
     ids = torch.tensor([2**62 + 1, -(2**62), 5])
     x = points(g, 3)
     assert retrieval_ranks(g, x, x, ids, ids, c).tolist() == [1, 1, 1]
-    res = flatten(retrieval_metrics(g, x, x, ids, ids, c))
+    res = _flatten(retrieval_metrics(g, x, x, ids, ids, c))
     assert res['image_to_text_r1_chance'] == pytest.approx(1 / 3)
 
 
@@ -119,7 +121,7 @@ def test_chance_is_what_random_orders_give(n, data):
 
 def test_recall_counts_up_to_k():
     ranks = torch.tensor([1, 5, 6, 10, 11])
-    assert [recall(ranks, k) for k in (1, 5, 10)] == [0.2, 0.4, 0.8]
+    assert [_recall(ranks, k) for k in (1, 5, 10)] == [0.2, 0.4, 0.8]
 
 
 @pytest.mark.parametrize('curv', [0.1, 1.0, 5.0])
@@ -148,9 +150,9 @@ def test_pixels():
     train = torch.randint(256, (30, 3, 32, 32), generator=g, dtype=torch.uint8)
     labels = torch.randint(5, (30,), generator=g)
     n = int(labels.max()) + 1
-    assert torch.equal(pixel_scores(train, labels, train, n).argmax(1), labels)  # each its own nearest
+    assert torch.equal(_pixel_scores(train, labels, train, n).argmax(1), labels)  # each its own nearest
     noisy = (train.int() + torch.randint(-9, 9, train.shape, generator=g)).clamp(0, 255).to(torch.uint8)
-    scores = pixel_scores(train, labels, noisy, 7)
+    scores = _pixel_scores(train, labels, noisy, 7)
     x, y = _pixel_features(noisy), _pixel_features(train)
     slow = torch.stack([(x[:, None] * y[labels == k][None]).sum(-1).amax(1) for k in range(5)], 1)
     torch.testing.assert_close(scores[:, :5], slow, atol=1e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from meru.evaluation.statistics import *
+from meru.evaluation.statistics import _Interval
 
 
 def test_interval_is_the_binomials():
@@ -27,7 +28,7 @@ def test_t_interval_is_scipys():
     ends = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     found = t_interval(values)
     assert found == pytest.approx((0.5, *ends)) and found.leaves_out_zero
-    assert Interval(-1, -2, -0.1).leaves_out_zero and not Interval(0, 0, 0).leaves_out_zero
+    assert _Interval(-1, -2, -0.1).leaves_out_zero and not _Interval(0, 0, 0).leaves_out_zero
 
 
 def rows(**values):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.models import towers
-from meru.models.towers import ConvMLP, TextTransformer, ViT, build_image_tower, build_text_tower, sincos_positions
+from meru.models.towers import ConvMLP, TextTransformer, ViT, _build_image_tower, _build_text_tower, _sincos_positions
 from conftest import ROOT
 
 
@@ -37,7 +37,7 @@ def test_positions_are_the_released_ones():
 
 
 def test_rows_come_first():
-    table = sincos_positions(64, 5).view(5, 5, 2, 32)
+    table = _sincos_positions(64, 5).view(5, 5, 2, 32)
     assert torch.equal(table[2, 1, 0], table[2, 4, 0]) and torch.equal(table[1, 2, 1], table[4, 2, 1])
     assert not torch.equal(table[2, 1, 0], table[1, 2, 0])
 
@@ -211,12 +211,12 @@ def test_built_by_name():
         text_heads=2,
     )
     assert (
-        isinstance(build_image_tower(cfg), ViT)
-        and build_image_tower(cfg).patch_dropout == 0.5
-        and build_text_tower(cfg).context_length == 9
+        isinstance(_build_image_tower(cfg), ViT)
+        and _build_image_tower(cfg).patch_dropout == 0.5
+        and _build_text_tower(cfg).context_length == 9
     )
     cfg.image_tower = 'conv'
-    assert isinstance(build_image_tower(cfg), ConvMLP) and build_image_tower(cfg).width == 16
+    assert isinstance(_build_image_tower(cfg), ConvMLP) and _build_image_tower(cfg).width == 16
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_built_by_name():
         (lambda: text()(torch.ones(1, 13, dtype=torch.long)), '13 tokens'),
         (lambda: ConvMLP(30), '30 is not a multiple of 4'),
         (lambda: conv()(torch.rand(1, 3, 32, 32)), 'built for 24 x 24'),
-        (lambda: build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv"),
+        (lambda: _build_image_tower(SimpleNamespace(image_tower='cnn')), "'cnn' is not one of vit, conv"),
     ],
 )
 def test_wrong_sizes_are_named(make, says):

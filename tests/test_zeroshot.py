@@ -8,8 +8,10 @@ from meru.geometry import geometries, get_geometry
 from meru.core import *
 from meru.models.model import *
 from meru.evaluation.measures import *
+from meru.evaluation.measures import _flatten
 from meru.evaluation.statistics import *
 from meru.evaluation.zeroshot import *
+from meru.evaluation.zeroshot import _best_rank, _probe_metrics, _split_halves
 from meru.evaluation.zeroshot import _fill, _mean_per_class, _parent_index
 
 c = torch.tensor(1.0)
@@ -50,7 +52,7 @@ def test_rank_is_the_pessimistic_place_in_a_sorted_list(b, n, seed, values):
     scores = torch.randint(values, (b, n), generator=g).float()  # few values: many ties
     positive = torch.rand(b, n, generator=g) < 0.4
     positive[:, 0] = True
-    got = best_rank(scores, positive)
+    got = _best_rank(scores, positive)
     for s, p, r in zip(scores.tolist(), positive.tolist(), got.tolist()):
         order = sorted(range(n), key=lambda i: (-s[i], p[i]))  # among equals the wrong ones first
         first = next(k for k, i in enumerate(order) if p[i])
@@ -58,7 +60,7 @@ def test_rank_is_the_pessimistic_place_in_a_sorted_list(b, n, seed, values):
 
 
 def test_constant_scores_win_nothing():
-    res = flatten(
+    res = _flatten(
         classification_metrics(torch.zeros(20, 7), torch.arange(20) % 7, {'kind': torch.tensor([0, 0, 0, 1, 1, 2, 2])})
     )
     assert (res['top1'], res['top5'], res['per_class'], res['kind']) == (0, 0, 0, 0)
@@ -88,7 +90,7 @@ def test_encoders_name_the_text_that_breaks():
 
 def test_hand_worked_classification():
     scores = torch.tensor([[3.0, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3], [0, 3, 2, 1]])
-    res = flatten(classification_metrics(scores, torch.tensor([0, 1, 0, 1]), {'half': torch.tensor([0, 0, 1, 1])}))
+    res = _flatten(classification_metrics(scores, torch.tensor([0, 1, 0, 1]), {'half': torch.tensor([0, 0, 1, 1])}))
     assert res['top1'] == 2 / 4 and res['per_class'] == 2 / 4 and res['half'] == 3 / 4
     assert res['chance'] == 1 / 4 and res['half_chance'] == 1 / 2 and res['top5'] == 1
     assert res['top1_low'] <= res['top1'] <= res['top1_high']
@@ -115,7 +117,7 @@ def test_coarse_level_of_right_answers_is_right():
     g = torch.Generator().manual_seed(0)
     scores, targets = torch.rand(300, 12, generator=g), torch.randint(12, (300,), generator=g)
     fine, coarse = torch.arange(12) // 2, torch.arange(12) // 6
-    res = flatten(classification_metrics(scores, targets, dict(fine=fine, coarse=coarse)))
+    res = _flatten(classification_metrics(scores, targets, dict(fine=fine, coarse=coarse)))
     assert res['top1'] < res['fine'] < res['coarse']
     predicted = scores.argmax(1)  # no ties here: the same as looking up the parent of the named class
     assert res['fine'] == pytest.approx((fine[predicted] == fine[targets]).double().mean().item())
@@ -181,7 +183,7 @@ def test_probe_finds_what_is_there_and_no_more(seed):
     labels = torch.arange(300) % 5
     hidden = torch.randn(8, 8, generator=rng) * 50 + 3  # features in no scale that suits anybody
     clear = (torch.nn.functional.one_hot(labels, 8) + 0.05 * torch.randn(300, 8, generator=rng)) @ hidden
-    fit, test = split_halves(labels)
+    fit, test = _split_halves(labels)
     assert (linear_probe(clear[fit], labels[fit], clear[test], 5).argmax(1) == labels[test]).all()
     noise = torch.randn(300, 8, generator=rng)
     hits = (linear_probe(noise[fit], labels[fit], noise[test], 5).argmax(1) == labels[test]).double().mean()
@@ -217,13 +219,13 @@ def test_probe_strength_unseen_classes_and_hostile_input():
 
 def test_halves_of_each_class():
     targets = torch.tensor([2, 0, 2, 2, 1, 2])
-    fit, test = split_halves(targets)
+    fit, test = _split_halves(targets)
     assert sorted(fit.tolist() + test.tolist()) == list(range(6))
     assert torch.bincount(targets[fit]).tolist() == [1, 1, 2] and targets[test].tolist() == [2, 2]
 
 
 def test_probe_metrics_by_hand():
-    res = flatten(probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 0])))
+    res = _flatten(_probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 0, 0])))
     assert res == dict(probe_top1=0.75, probe_per_class=0.75, probe_images=4)
-    res = flatten(probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]), torch.tensor([0, 0, 0, 1])))
+    res = _flatten(_probe_metrics(torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0]]), torch.tensor([0, 0, 0, 1])))
     assert res == dict(probe_top1=0.75, probe_per_class=0.5, probe_images=4)

@@ -31,13 +31,13 @@ from tqdm import tqdm
 from typing import BinaryIO
 from ..core import file_sha256, locked, machine, RunFolder, write_file, write_json
 from .text_files import decode_text
-from .tables import table_rows, table_suffixes, TableColumns
+from .tables import _table_rows, table_suffixes, _TableColumns
 from .tar_samples import open_tar, ShardError, tar_samples, TarSample
 from .shards import image_types, Shards
 from .image_text import FileRows, read_folder, read_table
-from .download import FetchConfig, how, Refused
-from .packing import done_shards, pack_rows, write_manifest
-from .engine import run_engine, show_progress
+from .download import FetchConfig, how, _Refused
+from .packing import _done_shards, _pack_rows, _write_manifest
+from .engine import _run_engine, _show_progress
 
 # %% ../../nbs/data/29_fetch.ipynb #c5904f75
 def read_pairs(
@@ -52,9 +52,9 @@ def read_pairs(
     wanted, unnamed = (caption_col, url_col), tuple(columns.split(','))
     remedy = 'name the columns with url_col and caption_col'
     unnamed = unnamed if {*unnamed} >= {*wanted} else wanted
-    table = TableColumns(((caption_col,), (url_col,)), unnamed, wanted[:1], remedy)
+    table = _TableColumns(((caption_col,), (url_col,)), unnamed, wanted[:1], remedy)
     with open(path, 'rb') as stream:
-        for row in table_rows(stream, str(path), table):
+        for row in _table_rows(stream, str(path), table):
             yield _usable(row.values.get(caption_col), row.values.get(url_col))
 
 # %% ../../nbs/data/29_fetch.ipynb #cea88636
@@ -76,7 +76,7 @@ def _distinct(rows: Iterable, count: Counter) -> Iterator[tuple]:  # number, cap
         seen.add(mark)
         yield number, *row
 
-
+# %% ../../nbs/data/29_fetch.ipynb #740cc5b4
 def _write_table(
     rows: Iterable,  # caption and URL, with a list of captions where there are several; or None
     path: Path,  # the parquet file to write
@@ -123,12 +123,12 @@ def _read_file(path: str, at: Path, limit: int) -> bytes:
     "A file's bytes, or a refusal."
     try:
         if not (at / path).is_file():
-            raise Refused('missing_file', path)
+            raise _Refused('missing_file', path)
         if (at / path).stat().st_size > limit:
-            raise Refused('too_large', path)
+            raise _Refused('too_large', path)
         return (at / path).read_bytes()
     except OSError as e:
-        raise Refused('missing_file', str(e)) from None
+        raise _Refused('missing_file', str(e)) from None
 
 # %% ../../nbs/data/29_fetch.ipynb #f5574369
 def _pack_own(number: int, at: Path, cfg: FetchConfig, folder: Path, work: Path) -> dict:
@@ -136,7 +136,7 @@ def _pack_own(number: int, at: Path, cfg: FetchConfig, folder: Path, work: Path)
     import pyarrow.parquet as pq
 
     rows = pq.read_table(work / 'table.parquet').slice(number * cfg.shard_size, cfg.shard_size).to_pylist()
-    return pack_rows(number, rows, cfg, folder, lambda row: _read_file(row['url'], at, cfg.max_bytes))
+    return _pack_rows(number, rows, cfg, folder, lambda row: _read_file(row['url'], at, cfg.max_bytes))
 
 # %% ../../nbs/data/29_fetch.ipynb #65264b50
 def _hub_files(
@@ -202,7 +202,7 @@ def _mirror_row(
             row['problem'] = 'bad_text'
     return row
 
-
+# %% ../../nbs/data/29_fetch.ipynb #ec5668d8
 def _mirror_rows(
     file: BinaryIO,  # an open tar file, from `open_tar`
     name: str,  # for messages
@@ -214,14 +214,14 @@ def _mirror_rows(
 def _read_place(row: dict, file: BinaryIO, limit: int) -> bytes:
     "A picture's bytes in an open tar, or a refusal."
     if row['place'] is None:
-        raise Refused('missing_file', row['url'])
+        raise _Refused('missing_file', row['url'])
     first, size = row['place']
     if size > limit:
-        raise Refused('too_large', row['url'])
+        raise _Refused('too_large', row['url'])
     file.seek(first)
     return file.read(size)
 
-
+# %% ../../nbs/data/29_fetch.ipynb #794c63da
 def _pack_mirror(number: int, cfg: FetchConfig, folder: Path, work: Path) -> dict:
     "Fetch one shard of the mirror and make it ours."
     source = json.loads((folder / 'source.json').read_text())
@@ -231,7 +231,7 @@ def _pack_mirror(number: int, cfg: FetchConfig, folder: Path, work: Path) -> dic
         if len(rows) > 100_000:
             raise ValueError(f'{path.name} holds {len(rows):,} pairs; at most 100,000 are read')
         whole = replace(cfg, shard_size=max(cfg.shard_size, len(rows)))
-        stats = pack_rows(number, rows, whole, folder, partial(_read_place, file=file, limit=cfg.max_bytes))
+        stats = _pack_rows(number, rows, whole, folder, partial(_read_place, file=file, limit=cfg.max_bytes))
     path.unlink()
     return stats
 
@@ -268,7 +268,7 @@ def _read_source(cfg: FetchConfig, folder: Path, work: Path, base: Path, saved: 
         return saved
     return _write_table_whole(rows, work) | dict(sha256=sha256)
 
-
+# %% ../../nbs/data/29_fetch.ipynb #ace6a970
 def _prepare(
     cfg: FetchConfig,  # which door
     folder: Path,  # keeps source.json
@@ -301,9 +301,9 @@ def _follow_jobs(results: Iterable[dict], shards: int):
     with tqdm(results, total=shards, unit='shard', mininterval=2, file=sys.stdout) as bar:
         for stats in bar:
             rows, stored = rows + stats['count'], stored + stats['successes']
-            show_progress(bar, rows, stored)
+            _show_progress(bar, rows, stored)
 
-
+# %% ../../nbs/data/29_fetch.ipynb #aea22b22
 def _pack_here(job: Callable, numbers: list[int], cfg: FetchConfig, folder: Path, work: Path):
     "Shards that need no img2dataset, one after the other or in several processes."
     run, workers = partial(job, cfg=cfg, folder=folder, work=work), min(cfg.processes, len(numbers))
@@ -325,9 +325,9 @@ def _fetch_missing(cfg: FetchConfig, folder: Path, work: Path, base: Path, sourc
     "Make the shards that are not there yet."
     usable = source['rows'] - source['malformed'] - source['repeated'] if 'rows' in source else 0
     shards = len(source['files']) if cfg.mirror else -(-usable // cfg.shard_size)
-    missing = sorted({*range(shards)} - done_shards(folder))
+    missing = sorted({*range(shards)} - _done_shards(folder))
     if missing and cfg.url_list:
-        run_engine(cfg, folder, work, usable, shards)
+        _run_engine(cfg, folder, work, usable, shards)
     elif missing and cfg.mirror:
         _pack_here(_pack_mirror, missing, cfg, folder, work)
     elif missing:
@@ -335,7 +335,7 @@ def _fetch_missing(cfg: FetchConfig, folder: Path, work: Path, base: Path, sourc
         _pack_here(partial(_pack_own, at=at if at.is_dir() else at.parent), missing, cfg, folder, work)
     return shards
 
-
+# %% ../../nbs/data/29_fetch.ipynb #73d9d74d
 def fetch(
     folder: str | Path,  # where shards and manifest go; made if it is not there
     cfg: FetchConfig,  # from `make_fetch_config`
@@ -357,7 +357,7 @@ def fetch(
         work.mkdir(exist_ok=True)
         (folder / '.gitignore').write_text('*\n')
         source = _prepare(cfg, folder, work, base)
-        result = write_manifest(folder, cfg.name, source, _fetch_missing(cfg, folder, work, base, source))
+        result = _write_manifest(folder, cfg.name, source, _fetch_missing(cfg, folder, work, base, source))
         run.record(
             **machine(),
             dataset=result['id'],
@@ -420,7 +420,7 @@ def _printable(caption: str) -> str:
     shown = ' '.join(caption.split())[:22]
     return ''.join(o if ' ' <= o <= '\u024f' else '\u25a1' for o in shown)
 
-
+# %% ../../nbs/data/29_fetch.ipynb #fedfbfd7
 def pair_sheet(
     shards: Shards,  # an opened dataset
     n: int = 24,  # pairs

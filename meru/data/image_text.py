@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['picture_suffixes', 'walk_files', 'PathIndex', 'find_paths', 'Listing', 'read_listing', 'PairRow', 'ShardRows',
-           'Entry', 'FileRows', 'read_table', 'read_folder', 'read_texts']
+           'FileRows', 'read_table', 'read_folder', 'read_texts']
 
 # %% ../../nbs/data/25_image_text.ipynb #291dc365
 import json
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from ..core import file_sha256
 from .text_files import caption_texts, decode_text, json_lines, LeftOut, split_lines
-from .tables import table_rows, table_suffixes, TableColumns, TableRow
+from .tables import _table_rows, table_suffixes, _TableColumns, _TableRow
 from .shards import dataset_id, image_types, SampleError, Shards
 
 # %% ../../nbs/data/25_image_text.ipynb #ad40d4be
@@ -35,7 +35,7 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
 
-
+# %% ../../nbs/data/25_image_text.ipynb #4e5bf81f
 def _scan(
     folder: Path,  # where the walk began
     at: str,  # a subfolder; '' or ending in /
@@ -55,7 +55,7 @@ def _scan(
             )
     return sorted((o for o in shown if _is_utf8(o.name)), key=lambda o: o.name)
 
-
+# %% ../../nbs/data/25_image_text.ipynb #c6df811c
 def _sort_entries(entries: list[os.DirEntry], at: str, walk: _FolderFiles) -> tuple[list[str], list[str]]:
     "Note files; subfolders and linked folders are handed back, to be entered."
     inner, linked = [], []
@@ -180,14 +180,14 @@ def _column_names(column: str) -> tuple[str, ...]:
     same = next((o for o in _aliases if column in o), ())
     return column, *(o for o in same if o != column)
 
-
+# %% ../../nbs/data/25_image_text.ipynb #3ebc73e4
 def _file_of(value: Any) -> str:
     "The path in a cell; '' where there is none."
     value = str(value) if type(value) is int else value
     return value.strip() if isinstance(value, str) and _is_utf8(value) and '\0' not in value else ''
 
-
-def _list_row(listing: Listing, row: TableRow, columns: TableColumns, where: str):
+# %% ../../nbs/data/25_image_text.ipynb #043187b1
+def _list_row(listing: Listing, row: _TableRow, columns: _TableColumns, where: str):
     "Take one row into the listing."
     file_names, caption_names = columns.wanted
     values = row.values
@@ -212,10 +212,10 @@ def read_listing(
     unnamed: tuple[str, ...] = (),  # columns of a table without a header line
 ) -> Listing:
     "Read a table of pictures and captions, of any format."
-    columns = TableColumns((_column_names(file_column), _column_names(caption_column)), unnamed)
+    columns = _TableColumns((_column_names(file_column), _column_names(caption_column)), unnamed)
     columns = columns._replace(free=columns.wanted[1])
     listing = Listing({}, {}, LeftOut(), LeftOut(), set())
-    for row in table_rows(stream, table, columns, listing.noted):
+    for row in _table_rows(stream, table, columns, listing.noted):
         listing.columns.update(row.values)
         _list_row(listing, row, columns, f'line {row.number} of {Path(table).name}')
     return listing
@@ -282,7 +282,7 @@ class _FileHashes:
             return 'unreadable'
 
 # %% ../../nbs/data/25_image_text.ipynb #799a3e99
-class Entry(NamedTuple):
+class _Entry(NamedTuple):
     "What is said of a picture."
 
     captions: list[str]
@@ -295,7 +295,7 @@ class FileRows:
     def __init__(
         self,
         folder: Path,  # of the pictures
-        entries: dict[str, Entry],  # by the picture's path from the folder
+        entries: dict[str, _Entry],  # by the picture's path from the folder
         uncaptioned: bool = False,  # is a picture without a caption a row too?
         left_out: LeftOut | None = None,  # what gave no row
         noted: LeftOut | None = None,  # captions that are no text, and texts that were no UTF-8
@@ -356,7 +356,7 @@ def _lists_in(files: Iterable[str]) -> list[str]:
     "Tables at the top of a folder that describe its pictures."
     return [f'{name}{end}' for name in ('captions', 'metadata') for end in table_suffixes if f'{name}{end}' in files]
 
-
+# %% ../../nbs/data/25_image_text.ipynb #5e2f9a67
 def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
     "The lines of a text file; none, and a note, where it is no text."
     try:
@@ -371,13 +371,13 @@ def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
         return caption_texts(split_lines(text), file, noted)
     return []
 
-
+# %% ../../nbs/data/25_image_text.ipynb #4c4f175b
 def _in_order(files: Iterable[str]) -> list[str]:
     "By folder, then by name; pictures of one name stay together."
     return sorted(files, key=lambda o: (_stem(o).split('/'), o.split('/')))
 
-
-def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, Entry]:
+# %% ../../nbs/data/25_image_text.ipynb #aabda9e4
+def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, _Entry]:
     "Every picture with the text of its name, and every text of no picture."
     stems, texts = {}, {}
     for file in files:
@@ -387,10 +387,10 @@ def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, Entry]:
             texts[_stem(file)] = _text_captions(folder, file, noted)
     for stem in texts.keys() - set(stems.values()):
         stems[f'{stem}.?'] = stem
-    return {file: Entry(texts.get(stems[file], [])) for file in _in_order(stems)}
+    return {file: _Entry(texts.get(stems[file], [])) for file in _in_order(stems)}
 
 # %% ../../nbs/data/25_image_text.ipynb #8b06f521
-def _listed(folder: Path, listing: Listing) -> dict[str, Entry]:
+def _listed(folder: Path, listing: Listing) -> dict[str, _Entry]:
     "Pictures of a list by where they lie; one that is not there keeps the name it has in the list."
     names = list(listing.captions)
     here = {str(PurePosixPath(o)) for o in names if os.path.isfile(folder / o)}
@@ -401,7 +401,7 @@ def _listed(folder: Path, listing: Listing) -> dict[str, Entry]:
         listing.left_out.add('ambiguous_path', sentence)
     for name in (o for o in names if o in found.paths or o in found.missing):
         path = found.paths.get(name, name)
-        entry = entries.setdefault(path, Entry([], listing.splits[name]))
+        entry = entries.setdefault(path, _Entry([], listing.splits[name]))
         entry.captions.extend(listing.captions[name])
     return entries
 
@@ -417,7 +417,7 @@ def read_table(
     path = Path(path)
     with open(path, 'rb') as stream:
         listing = read_listing(stream, str(path), file_column, caption_column, unnamed)
-    wanted = TableColumns((_column_names(file_column), _column_names(caption_column)))
+    wanted = _TableColumns((_column_names(file_column), _column_names(caption_column)))
     if listing.columns and (missing := wanted.missing(listing.columns)):
         raise ValueError(
             f'{path} has no column {missing!r}; it has {", ".join(map(str, sorted(listing.columns)))}: '
@@ -448,7 +448,7 @@ def read_folder(
     if not (lists := _lists_in(set(walk.files))):
         return FileRows(folder, _beside(folder, walk.files, noted), uncaptioned, walk.left_out, noted)
     rows = read_table(folder / lists[0], folder=folder)
-    rest = {o: Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
+    rest = {o: _Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
     for reason, example in walk.left_out.examples.items():
         rows.left_out.add(reason, example, walk.left_out.counts[reason])
     return FileRows(folder, rows.entries | rest, uncaptioned, rows.left_out, rows.noted)
@@ -463,7 +463,7 @@ def _line_texts(value: Any, where: str, noted: LeftOut) -> list[str]:
         raise ValueError(f"{where} has none of 'text', 'caption', 'captions'")
     return texts
 
-
+# %% ../../nbs/data/25_image_text.ipynb #c6b72787
 def _jsonl_texts(path: Path, noted: LeftOut) -> list[str]:
     "The texts of a .jsonl file."
     texts = []
@@ -475,7 +475,7 @@ def _jsonl_texts(path: Path, noted: LeftOut) -> list[str]:
             texts += _line_texts(value, where, noted)
     return texts
 
-
+# %% ../../nbs/data/25_image_text.ipynb #486e7ace
 def read_texts(
     path: str | Path,  # .jsonl, or a text a line
     noted: LeftOut | None = None,  # where what is no text, or no UTF-8, is counted

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing import NamedTuple
 from .text_files import caption_texts
-from .tokenizer import text_id
+from .tokenizer import _text_id
 from meru.data.images import (
     augment_images,
     crop_resize,
@@ -59,7 +59,7 @@ def _has_levels(sample: Sample, count: int) -> bool:
     texts = sample.meta.get('levels')
     return isinstance(texts, list) and len(texts) == len(caption_texts(texts)) == count
 
-
+# %% ../../nbs/data/24_loader.ipynb #ac50a765
 class Source:
     "Decoded samples by number; damaged ones are counted and replaced."
 
@@ -153,7 +153,7 @@ def _to_batch(
     augment_params: Tensor | None = None,  # of augmentation on the device
 ) -> Batch:
     "Put a batch together."
-    ids = torch.tensor([text_id(o) for o in texts], dtype=torch.int64)
+    ids = torch.tensor([_text_id(o) for o in texts], dtype=torch.int64)
     return Batch(images, tokenizer(augmented), ids, [o.key for o in samples], augment_params)
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
@@ -230,7 +230,7 @@ class _Drawn(NamedTuple):
     augmented: list[str]  # as the model reads them
     u: np.ndarray  # [b 14], uniform draws for the pictures
 
-
+# %% ../../nbs/data/24_loader.ipynb #7fd93b32
 def _draw_batch(
     loader,  # its source, texts and seed
     index: list[int],  # of the samples
@@ -247,7 +247,7 @@ def _draw_batch(
         augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
     return _Drawn(samples, texts, augmented, u[:, 1:])
 
-
+# %% ../../nbs/data/24_loader.ipynb #a78e811e
 def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'b 3 s s'], Tensor | None]:
     "Augmented pictures; or whole ones, and how the device is to augment them."
     if not loader.pre_resize:

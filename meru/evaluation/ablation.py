@@ -24,12 +24,14 @@ from ..training.config import make_config
 from ..training.run import Run
 from ..training.trainer import fit
 from .statistics import t_interval
-from .measures import flatten
+from .measures import _flatten
 from .retrieval import retrieval_metrics
 from .hierarchy import all_distances, cone_margins, cone_metrics, gromov_delta, ranking_agreement
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #03b0dfda
 _design = dict(steps=1410, warmup=90, image_views=False, text_views=False)  # 15 epochs of 6,000 pairs in batches of 64
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #c899c856
 _plain = dict(
     batch_size=256,
     lr=2e-3,
@@ -46,6 +48,8 @@ _plain = dict(
     image_views=False,
     text_views=False,
 )
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #f8d977b7
 _best = _plain | dict(embed_dim=512, batch_size=1024, steps=150, warmup=15, lr=4e-3)  # the highest recall on dev
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #35f1dc60
@@ -55,6 +59,8 @@ _fixed = {
     'fixed scales': dict(learn_alpha=False),
     'entailment': dict(entail_weight=0.2),
 }
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #35a71dca
 _ideas_off = {
     'no clipping': dict(tangent='scale'),
     'fixed radius (rms)': dict(tangent='rms'),
@@ -63,6 +69,8 @@ _ideas_off = {
     'no hard weights': dict(hard_beta=0.0),
     'no mined batches': dict(batches='random'),
 } | _fixed
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #1664a9f5
 _ideas_on = {
     'clipping': dict(tangent='clip'),
     'temperature by curvature': dict(temperature='curvature'),
@@ -81,7 +89,11 @@ _spaces = {
     'sphere': ('head_clip', {}),
     'Poincaré': ('head_poincare', {}),
 }
+
+
 _widths = dict.fromkeys(_spaces, (8, 32, 64, 128, 512)) | {'Lorentz, fixed radius': (8, 64, 512)}
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #4f1b553b
 _views_on = {
     'plain views': {},
     'image views': dict(image_views=True),
@@ -103,7 +115,7 @@ def ablation_rows() -> list[dict]:  # group, name, preset, changes
         *(_width_row(name, width) for name in _spaces for width in _widths[name]),
     ]
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #dc1db074
 _best_ideas = {'fixed radius': {}, 'learned scale': dict(tangent='scale')}
 
 
@@ -130,7 +142,7 @@ class _SplitPoints(NamedTuple):
     texts: Float[Tensor, 't d']  # points
     owner: Int64[Tensor, ' t']  # row of the image that each text belongs to
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #e5971454
 def _split_points(
     model: Model,  # a head
     cache: FeatureCache,  # features
@@ -155,13 +167,13 @@ def _head_metrics(
     geometry, curv = model.geometry, model.curv.detach()
     some = points.images[:200]
     ids = torch.arange(len(points.images))
-    metrics = flatten(retrieval_metrics(geometry, points.images, points.texts, ids, points.owner, curv))
+    metrics = _flatten(retrieval_metrics(geometry, points.images, points.texts, ids, points.owner, curv))
     metrics['gromov_delta'] = gromov_delta(all_distances(geometry, some, curv))
     metrics['cosine_agreement'] = ranking_agreement(geometry, some, points.texts, curv)
     metrics['curv'] = curv.item()
     return metrics | _cone_looks(geometry, points, curv, model.cfg.min_radius)
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #d4c24cbf
 def _cone_looks(geometry, points, curv, min_radius):  # no cones: None
     if not geometry.has_cones:
         return dict(cone_auc=None, text_below=None)
@@ -196,6 +208,8 @@ bases = {
     'width': 'sphere 64',
     'best ideas': 'fixed radius',
 }  # what the others of a group are compared with
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #75e8cdf9
 _asked_first = (
     'text_to_image_r1',
     'text_to_image_r10',
@@ -207,7 +221,7 @@ _asked_first = (
     'curv',
 )
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #f0a4f5c9
 def ablation_means(
     runs: list[dict],  # group, name and metrics of each run
 ) -> list[dict]:  # one line a row of the table
@@ -223,7 +237,7 @@ def _mean_line(group, name, metrics):
     means = {key: _mean_over_seeds(metrics, key) for key in _asked_first}
     return dict(group=group, name=name, runs=len(metrics)) | means
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #b1a6bfb0
 def _mean_over_seeds(metrics, key):
     values = [o[key] for o in metrics]
     return None if values[0] is None else float(np.mean(values))
@@ -250,7 +264,7 @@ def plot_widths(
     ax.legend()
     return ax
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #51322b80
 def _means_by_width(runs, space, key):
     values = {}
     for run in runs:
@@ -325,7 +339,7 @@ def ablate(
         write_json(path, results)
     return results['runs']
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #e31084b2
 def _rows_to_run(cfg, cache, rows):
     steps = dict(steps=cfg.steps, warmup=0) if cfg.steps else {}
     chosen = []

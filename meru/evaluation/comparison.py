@@ -27,23 +27,23 @@ from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import load_config, Run
 from ..training.trainer import fit
-from .measures import flat_key, flatten, Measure, Measures, parse_key, quantities, unflatten
-from .statistics import compare_rows, flip_test, holm, Interval, plot_rows, RowMean, t_test
-from .zeroshot import classification_hits
+from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, quantities, _unflatten
+from .statistics import compare_rows, flip_test, holm, _Interval, plot_rows, _RowMean, t_test
+from .zeroshot import _classification_hits
 from .retrieval import retrieval_ranks
 from .hierarchy import chain_tau, tree_mistakes
 from meru.evaluation.emoji_suite import (
     classification_tasks,
-    Embeddings,
+    _Embeddings,
     EmojiTestSet,
     encode_test_set,
     model_metrics,
-    name_scores,
-    pixel_metrics,
-    Question,
+    _name_scores,
+    _pixel_metrics,
+    _Question,
     questions,
     read_test_set,
-    unseen_style,
+    _unseen_style,
     untrained,
 )
 from .suites import EvalConfig, evaluate_folder, load_evaluated
@@ -52,10 +52,10 @@ from .suites import EvalConfig, evaluate_folder, load_evaluated
 def _direction_values(
     geometry,  # of the model
     test_set: EmojiTestSet,
-    emb: Embeddings,
+    emb: _Embeddings,
 ) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name
     "Recall of each drawing and of each name of the unseen style."
-    style = unseen_style(test_set, emb)
+    style = _unseen_style(test_set, emb)
     names, each = style.named()
     texts, values = style.texts[each], {}
     ranks = dict(
@@ -67,23 +67,23 @@ def _direction_values(
             values['', f'{direction}_r{k}'] = (places <= k).double()
     return values
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #f48c67ab
 def _drawing_values(
     geometry,  # of the model
     test_set: EmojiTestSet,
-    emb: Embeddings,
+    emb: _Embeddings,
 ) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name; their means are those of `model_metrics`
     "What each drawing, or each name, contributes to a measure."
-    scores, values = name_scores(geometry, test_set, emb), {}
+    scores, values = _name_scores(geometry, test_set, emb), {}
     for dataset, task in classification_tasks(test_set, scores).items():
-        for name, hits in classification_hits(*task).items():
+        for name, hits in _classification_hits(*task).items():
             values[dataset, name] = hits
     answers = scores['test_style'].argmax(1)
     mistakes = tree_mistakes(answers, test_set.targets('test_style'), test_set.name_overlap)
     for name, each in mistakes.items():
         values['style', name] = each
     if geometry.has_radius:
-        style = unseen_style(test_set, emb)
+        style = _unseen_style(test_set, emb)
         radii = geometry.radius(style.texts, emb.curv)
         values['', 'chain_tau'] = chain_tau(radii[style.chains]).double()
     return values | _direction_values(geometry, test_set, emb)
@@ -99,7 +99,7 @@ class _MeasuredRun(NamedTuple):
     measures: Measures
     values: dict[tuple[str, str], Float[Tensor, ' n']]  # drawing by drawing; empty for other data
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #3834721e
 def _check_alike(
     run: _MeasuredRun,
     first: _MeasuredRun,  # of the same name
@@ -111,7 +111,7 @@ def _check_alike(
             places = f'{other!r} at seed {first.seed}, {value!r} at seed {run.seed}'
             raise ValueError(f'runs of {run.name} differ in {key}: {places}')
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #b570c715
 def _check_seeds(
     seeds: dict[str, list[int]],  # by name
     base: str,  # the name that the others are compared with
@@ -126,7 +126,7 @@ def _check_seeds(
     if len(expected) < 2:
         raise ValueError(f'an interval over seeds needs at least two, got seed {expected[0]} alone')
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #8d3ffa10
 def _check_pairs(
     runs: list[_MeasuredRun],
     base: str,  # the name that the others are compared with
@@ -145,14 +145,14 @@ def _check_pairs(
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
 _more_questions = [
-    Question('unseen style, tree-induced error', 'tree_error', 'style'),
-    Question('drawing to name, median rank', 'image_to_text_median_rank'),
-    Question('name to drawing, median rank', 'text_to_image_median_rank'),
-    Question('Gromov delta of the drawings, 0 = a tree', 'gromov_delta'),
-    Question('nearest ten shared by cosine and geodesic', 'cosine_agreement'),
+    _Question('unseen style, tree-induced error', 'tree_error', 'style'),
+    _Question('drawing to name, median rank', 'image_to_text_median_rank'),
+    _Question('name to drawing, median rank', 'text_to_image_median_rank'),
+    _Question('Gromov delta of the drawings, 0 = a tree', 'gromov_delta'),
+    _Question('nearest ten shared by cosine and geodesic', 'cosine_agreement'),
 ]
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #46fba98b
 class _Difference(NamedTuple):
     "The base minus another, paired."
 
@@ -164,30 +164,30 @@ class _Difference(NamedTuple):
     p_holm: float | None = None  # p among all of the table; None: not tested, neither is better
     significant: bool = False
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #b0390b6c
 class _Line(NamedTuple):
     "One measure of every run."
 
-    question: Question
+    question: _Question
     better: int  # 1: higher, -1: lower, 0: neither
-    means: dict[str, Interval]  # by name of the run; without those that have no value at some seed
+    means: dict[str, _Interval]  # by name of the run; without those that have no value at some seed
     differences: dict[str, _Difference]  # by name of the other
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #81bd36e4
 def _questions_of(
     measures: Measures,  # of a run
-) -> list[Question]:
+) -> list[_Question]:
     "The measures that a table shows, of the drawings or of whatever sets there are."
     if measures.find('top1', 'style'):
         return [q for q in questions + _more_questions if measures.find(q.name, q.dataset)]
     known = [m for m in measures if m.name in quantities]
-    return [Question(f'{m.dataset}: {quantities[m.name].text}', m.name, m.dataset) for m in known]
+    return [_Question(f'{m.dataset}: {quantities[m.name].text}', m.name, m.dataset) for m in known]
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #feaff862
 def _p_value(
     base: list[_MeasuredRun],  # seed by seed
     other: list[_MeasuredRun],  # the same seeds
-    question: Question,
+    question: _Question,
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> tuple[float, str]:  # p, and what it was tested over
     "Over drawings, their values averaged over seeds, where they are known; else over seeds."
@@ -202,11 +202,11 @@ def _p_value(
     differences = [value(one) - value(two) for one, two in pairs]
     return t_test(differences), 'seeds'
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #aad18f82
 def _compare_measure(
     runs: dict[str, list[_MeasuredRun]],  # by name, seed by seed
     base: str,
-    question: Question,
+    question: _Question,
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> _Line:
     "Means and paired differences of one measure."
@@ -217,7 +217,7 @@ def _compare_measure(
             results.append(dict(group='', name=name, seed=run.seed, metrics={'value': value}))
     line = _Line(question, quantities[question.name].better, {}, {})
     for row in compare_rows(results, 'value', {'': base}):
-        line.means[row.name] = Interval(row.mean, row.low, row.high)
+        line.means[row.name] = _Interval(row.mean, row.low, row.high)
         if row.difference is None:
             continue
         p, over = _p_value(runs[base], runs[row.name], question, groups)
@@ -225,7 +225,7 @@ def _compare_measure(
         line.differences[row.name] = _Difference(0 - mean, 0 - high, 0 - low, p, over)
     return line
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #7665215d
 def _adjust(
     table: list[_Line],  # changed in place
 ):
@@ -235,7 +235,7 @@ def _adjust(
     adjusted = holm([differences[name].p for differences, name in places])
     for (differences, name), p in zip(places, adjusted):
         found = differences[name]
-        interval = Interval(found.mean, found.low, found.high)
+        interval = _Interval(found.mean, found.low, found.high)
         significant = p < 0.05 and interval.leaves_out_zero
         differences[name] = found._replace(p_holm=p, significant=significant)
 
@@ -307,7 +307,7 @@ def _verdict(
         return 'not told apart'
     return 'significantly better' if found.mean * line.better > 0 else 'significantly worse'
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #ca4fa66c
 def conclusion(
     table: list[_Line],
     base: str,  # what the others are compared with
@@ -343,7 +343,7 @@ _drawn = [
     ('', 'gromov_delta'),
 ]  # dataset and name, where they are in the table
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #09caf453
 def _draw_line(
     line: _Line,
     base: str,
@@ -351,7 +351,7 @@ def _draw_line(
     ax: Axes,
 ):
     "One panel."
-    rows = [RowMean('', name, *interval, None) for name, interval in line.means.items()]
+    rows = [_RowMean('', name, *interval, None) for name, interval in line.means.items()]
     filled = {name for name, found in line.differences.items() if found.significant}
     plot_rows(rows, base, ax, fill(line.question.text, 32), filled)
     for colour, (name, control) in zip(('C3', 'C4', 'C2'), controls.items()):
@@ -365,7 +365,7 @@ def _draw_line(
     ax.locator_params(axis='x', nbins=4)
     ax.xaxis.label.set_size(8)
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #19bdd70d
 def plot_comparison(
     table: list[_Line],
     base: str,  # what the others are compared with
@@ -417,7 +417,7 @@ def _named_runs(
         raise FileNotFoundError(f"no run fits {patterns!r}: name folders, such as 'outputs/compare/*'")
     return found
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #6a1cb5a8
 def _find_runs(
     cfg: CompareConfig,
 ) -> list[Path]:  # folders
@@ -447,7 +447,7 @@ def _check_run(
     if side and run.config.image_size != side:
         raise ValueError(f'{run.name} takes pictures of {run.config.image_size} pixels, the first run of {side}')
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #1e7c9f0e
 def _measure_run(
     folder: Path,  # of a finished run
     test_set: EmojiTestSet | None,  # the drawings; None: other data
@@ -476,21 +476,21 @@ def _run_record(
     run: _MeasuredRun,
 ) -> dict:  # ready for JSON
     "Name, seed, config, record and measures; the drawings' values are left out."
-    return dict(name=run.name, seed=run.seed, config=run.config, record=run.record, metrics=flatten(run.measures))
+    return dict(name=run.name, seed=run.seed, config=run.config, record=run.record, metrics=_flatten(run.measures))
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #081a37ad
 def _write_run(
     path: Path,  # its JSON; the values lie beside it
     run: _MeasuredRun,
     about: dict,  # what it was measured on
 ):
     "Keep a measured run."
-    values = {flat_key(Measure(*key, None)): each.contiguous() for key, each in run.values.items()}
+    values = {_flat_key(Measure(*key, None)): each.contiguous() for key, each in run.values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(values, path.with_suffix('.safetensors'))
     write_json(path, dict(about=about, measured=_run_record(run)))
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #a2f77a34
 def _read_run(
     path: Path,
     about: dict,  # what it must have been measured on
@@ -503,10 +503,10 @@ def _read_run(
         return None
     values = {}
     for key, each in load_file(path.with_suffix('.safetensors')).items():
-        place = parse_key(key)
+        place = _parse_key(key)
         values[place.dataset, place.name] = each
     saved = kept['measured']
-    measures = unflatten(saved['metrics'])
+    measures = _unflatten(saved['metrics'])
     return _MeasuredRun(saved['name'], saved['seed'], saved['config'], saved['record'], measures, values)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00083
@@ -527,7 +527,7 @@ def _measure_once(
     _write_run(path, run, about)
     return run
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #1435a2f0
 def _mean_measures(
     several: list[Measures],  # of several seeds
 ) -> Measures:
@@ -548,7 +548,7 @@ class _Comparison(NamedTuple):
     controls: dict[str, Measures]  # by name
     table: list[_Line]
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #293cd4a5
 def compare_runs(
     cfg: CompareConfig,
 ) -> _Comparison:
@@ -560,7 +560,7 @@ def compare_runs(
     _check_pairs(runs, base)
     own = [folder for folder, run in zip(folders, runs) if run.name == base]
     fresh = [_measure_once(folder, test_set, cfg, control=True).measures for folder in own]
-    controls = dict(pixels=pixel_metrics(test_set).labelled(model='')) if test_set else {}
+    controls = dict(pixels=_pixel_metrics(test_set).labelled(model='')) if test_set else {}
     controls['untrained'] = _mean_measures(fresh)
     controls['chance'] = Measures(m._replace(value=m.chance, low=None, high=None) for m in runs[0].measures)
     groups = {}
@@ -579,10 +579,10 @@ def _line_record(
         records[name] = dict(mean=found.mean, low=found.low, high=found.high, p=found.p, over=found.over)
         if found.p_holm is not None:
             records[name] |= dict(p_holm=found.p_holm, sure=found.significant)
-    key = flat_key(Measure(question.dataset, question.name, None))
+    key = _flat_key(Measure(question.dataset, question.name, None))
     return dict(question=question.text, key=key, better=better, means=means, differences=records)
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #8f9ba082
 def comparison_record(
     found: _Comparison,
 ) -> dict:  # ready for JSON
@@ -591,7 +591,7 @@ def comparison_record(
     controls = {}
     for name, measures in found.controls.items():
         kept = [m for q in shown if (m := measures.find(q.name, q.dataset))] if name == 'chance' else measures
-        controls[name] = {flat_key(m): m.value for m in kept}
+        controls[name] = {_flat_key(m): m.value for m in kept}
     return dict(
         base=found.base,
         table=[_line_record(line) for line in found.table],

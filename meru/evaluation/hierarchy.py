@@ -100,7 +100,7 @@ class _ConeRates(NamedTuple):
     other: float | None  # the same for other pictures; None where every picture belongs to every text
     auc: float | None  # does an own picture lie deeper? 0.5 is chance
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #0cebf816
 def cone_metrics(
     margins: Float[Tensor, 't i'],  # exterior angle - half-aperture, radians
     own: Bool[Tensor, 't i'],  # which images belong to which text
@@ -241,7 +241,7 @@ def _radius_quantiles(
             measures.append(Measure('', f'radius_{name}_q{percent:02}', value))
     return measures
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #6e98ac6c
 def _radius_metrics(
     geometry,  # any of `meru.geometry`
     image_points: Float[Tensor, 'i d'],
@@ -288,7 +288,7 @@ def _cones_at_level(
     margins = cone_margins(geometry, text_points[texts], image_points, curv, min_radius)
     return cone_metrics(margins, texts[:, None] == owner)
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #9786d5ff
 def _mean_rates(
     by_level: list[_ConeRates],
 ) -> _ConeRates:  # None where no level has a rate
@@ -299,7 +299,7 @@ def _mean_rates(
         means.append(sum(known) / len(known) if known else None)
     return _ConeRates(*means)
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #f9cff0c8
 def _rate_measures(
     rates: _ConeRates,
     level: str = '',  # '' for the mean over levels
@@ -395,7 +395,7 @@ def _texts_met(
         rows.scatter_(1, texts.view(len(starts), -1), True)
     return met
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #a2416e4f
 def path_metrics(
     geometry,  # any of `meru.geometry`
     image_points: Float[Tensor, 'i d'],
@@ -428,7 +428,7 @@ def _depths(
         up = torch.where(up >= 0, above[up.clamp_min(0)], up)
     return depth
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #6a6ef5d4
 def word_tree_metrics(
     geometry,  # any of `meru.geometry`
     points: Float[Tensor, 'n d'],  # of the words

@@ -28,8 +28,8 @@ from ..models.model import encode_images, encode_texts, tokenizer_of
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import load_run
-from .measures import flatten, Measure, Measures, quantities
-from .zeroshot import class_points, classification_metrics, linear_probe, probe_metrics, split_halves
+from .measures import _flatten, Measure, Measures, quantities
+from .zeroshot import class_points, classification_metrics, linear_probe, _probe_metrics, _split_halves
 from .retrieval import retrieval_metrics
 from meru.evaluation.hierarchy import (
     all_distances,
@@ -46,11 +46,11 @@ from meru.evaluation.datasets import (
     Captions,
     Chains,
     Classification,
-    noun_names,
-    noun_parents,
-    nouns,
+    _noun_names,
+    _noun_parents,
+    _nouns,
     read_data,
-    short,
+    _short,
     spread,
     survey,
 )
@@ -87,7 +87,7 @@ class _ProbeData(NamedTuple):
     test: Float[Tensor, 'b d']
     targets: Int64[Tensor, ' b']
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #2007735d
 def _probe_data(
     model: nn.Module,  # of `meru.models`
     task: Classification,
@@ -98,19 +98,19 @@ def _probe_data(
     if task.train:
         pictures, labels = task.train
         return _ProbeData(tangent(encode_images(model, pictures, pictures.keys)), labels, tangent(points), task.targets)
-    fit, test = split_halves(task.targets)
+    fit, test = _split_halves(task.targets)
     if not len(test):
         raise ValueError(f'{task.name} has one picture per class and no training part: nothing to fit a probe on')
     features = tangent(points)
     return _ProbeData(features[fit], task.targets[fit], features[test], task.targets[test])
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #3662c3b3
 def _probe(
     data: _ProbeData,
     classes: int,
 ) -> Measures:
     "Fit and test."
-    return probe_metrics(linear_probe(data.train, data.labels, data.test, classes), data.targets)
+    return _probe_metrics(linear_probe(data.train, data.labels, data.test, classes), data.targets)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #a6fd39cc
 def _examine_classes(
@@ -126,7 +126,7 @@ def _examine_classes(
     note = Measure('', 'prompts', task.used)
 
     def mistakes():
-        overlap = ancestor_overlap(task.synsets(), noun_parents())
+        overlap = ancestor_overlap(task.synsets(), _noun_parents())
         return tree_metrics(scores.argmax(1), task.targets, overlap)
 
     report.attempt(task.name, 'naming', lambda: classification_metrics(scores, task.targets) + [note])
@@ -193,11 +193,11 @@ def _examine_nouns(
     tokenizer,  # list of texts -> padded ids
 ) -> Measures:
     "Is each noun of WordNet's extract above those that it covers?"
-    extract = nouns()
+    extract = _nouns()
     ids = list(extract)
     row = {noun: i for i, noun in enumerate(ids)}
     above = [row.get(extract[noun].up, -1) for noun in ids]
-    points = encode_texts(model, tokenizer, noun_names(ids)).cpu()
+    points = encode_texts(model, tokenizer, _noun_names(ids)).cpu()
     curv, min_radius = model.curv.detach().cpu(), model.cfg.min_radius
     return word_tree_metrics(model.geometry, points, torch.tensor(above), curv, min_radius)
 
@@ -218,7 +218,7 @@ def _cached_pairs(
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 _examiners = {Classification: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #45cb9af4
 def _check_measured(
     report: _Report,
     folder: Path,
@@ -231,9 +231,9 @@ def _check_measured(
     ]
     layouts = 'one folder per class, a captions.jsonl or table beside the pictures, or shards'
     why = '; '.join(reasons) or 'it holds no dataset'
-    raise ValueError(f'nothing in {short(folder)} could be measured: {why}. What can be read: {layouts}')
+    raise ValueError(f'nothing in {_short(folder)} could be measured: {why}. What can be read: {layouts}')
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #b8378d43
 def evaluate_folder(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -255,7 +255,7 @@ def evaluate_folder(
     _check_measured(report, folder)
     if model.cfg.text_tower != 'features':
         report.attempt('wordnet', 'depth and radius', lambda: _examine_nouns(model, tokenizer))
-    report.skipped |= {title: f'not in {short(folder)}: {how}' for title, how in absent.items()}
+    report.skipped |= {title: f'not in {_short(folder)}: {how}' for title, how in absent.items()}
     return report
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0d6e24e8
@@ -350,4 +350,4 @@ def save_measures(
 ):
     "Write the numbers, and which checkpoint they are of."
     source = dict(checkpoint=cfg.checkpoint, checkpoint_sha256=file_sha256(cfg.file))
-    write_json(cfg.record, flatten(measures) | source)
+    write_json(cfg.record, _flatten(measures) | source)

@@ -37,7 +37,7 @@ class _Stop(NamedTuple):
     radius: float  # of the path there: distance from the root
     distance: float  # of the text from that point
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #a705f7fe
 @dataclass
 class _TextPool:
     "Texts in the space of one model."
@@ -83,7 +83,7 @@ def _path_to_root(
     path = paths_to_root(pool.geometry, start[None], pool.root, pool.curv, steps)[0]
     return pool.stops(torch.cat([start[None], path[1:], pool.root[None]]))  # the ends exactly: a text holds itself
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #9eaa78da
 def _path_between(
     pool: _TextPool,
     start: Float[Tensor, ' d'],  # a picture or a text
@@ -110,7 +110,7 @@ def _training_mean(
             total = total + model.encode_text(batch.tokens.to(device)).sum(0)
     return F.normalize(total, dim=-1).cpu()
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #6a42a708
 def _root_of(
     model: nn.Module,  # of `meru.models`
     released: Path | None,  # the file that it is from; None: a run
@@ -141,7 +141,7 @@ def _some(
     "Items at equal steps."
     return [items[i] for i in torch.linspace(0, len(items) - 1, min(count, len(items))).round().long().tolist()]
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #8fae1919
 def _drawings(
     size: int,  # side, pixels
     count: int,  # at most so many
@@ -151,7 +151,7 @@ def _drawings(
     samples = sorted((shards[i] for i in range(len(shards))), key=lambda sample: sample.meta['levels'])
     return [_Start(sample.caption, resize_image(decode_image(sample.image), size)) for sample in _some(samples, count)]
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #7120be81
 def _picture_of(
     path: Path,  # an image file
     size: int,  # side, pixels
@@ -184,7 +184,7 @@ def _folder_starts(
         print(f'Left out: {failure}')
     return starts
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #4c215751
 def _read_starts(
     images: str,  # 'emoji', an image file or a folder of them
     size: int,  # side that the model takes, pixels
@@ -237,7 +237,7 @@ def _point_of(
         points = encode_images(model, start.picture[None], [start.name])
     return points[0].cpu().double()
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #4d39c90d
 def _make_pool(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -249,7 +249,7 @@ def _make_pool(
     points, curv = encode_texts(model, tokenizer, texts).cpu().double(), model.curv.detach().cpu().double()
     return _TextPool(texts, points, root_point, model.geometry, curv, model.cfg.min_radius, cfg.cones)
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #e929607f
 def traverse(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -279,7 +279,7 @@ def _shorten(
     "A caption that fits."
     return text if len(text) <= longest else text[: longest - 1].rstrip() + '…'
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #212420f9
 def _draw_start(
     ax: Axes,
     start: _Start,
@@ -292,7 +292,7 @@ def _draw_start(
     ax.imshow(start.picture.permute(1, 2, 0).numpy())
     ax.set_title(_shorten(start.name), size=7, loc='center', parse_math=False)
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #490cf7f7
 def _draw_path(
     ax: Axes,
     path: list[_Stop],
@@ -304,7 +304,7 @@ def _draw_path(
         weight = 'bold' if stop.text == '[root]' else 'normal'
         ax.text(0.5, 1 - (i + 0.5) / rows, _shorten(stop.text), weight=weight, **how)
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #8d29df8b
 def plot_paths(
     starts: list[_Start],
     paths: dict[str, list[list[_Stop]]],  # by model: a path for each start
@@ -339,7 +339,7 @@ def path_table(
             rows.append([start.name, name, ', '.join(texts)])
     return markdown_table(['from', 'model', 'met, with the distance from the root'], rows)
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #195fc326
 def path_record(
     starts: list[_Start],
     paths: dict[str, list[list[_Stop]]],  # by model: a path for each start

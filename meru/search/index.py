@@ -19,13 +19,13 @@ from torch import Tensor
 from ..geometry import Geometry, get_geometry, products
 from ..core import check_finite, file_sha256, write_file
 from ..models.feature_cache import cache_id
-from .exact import exact_search, Hits, rerank
+from .exact import exact_search, Hits, _rerank
 
 # %% ../../nbs/search/51_index.ipynb #21a00011
 # radius = least + span · u + noise · n, u uniform, n normal
 shells = dict(wide=(0.5, 5.5, 0.0), narrow=(0.87, 0.0, 0.05))
 
-
+# %% ../../nbs/search/51_index.ipynb #5e792b27
 def _directions(
     n: int,  # points
     dim: int,  # of the points
@@ -45,7 +45,7 @@ def _directions(
     v = v + 0.1 * normal(n, dim)
     return v / v.norm(dim=1, keepdim=True)
 
-
+# %% ../../nbs/search/51_index.ipynb #22f23632
 def clustered_points(
     geometry: Geometry,  # where the points lie
     n: int,  # points
@@ -98,7 +98,7 @@ def _mean_centres(
     total = torch.zeros(len(old), vectors.shape[1]).index_add_(0, assignment, vectors)
     return torch.where(count > 0, geometry.centre(total / count.clamp_min(1), curv), old)
 
-
+# %% ../../nbs/search/51_index.ipynb #4ae7b9e2
 def _fit_centres(
     geometry: Geometry,  # of the points
     points: Float[Tensor, 'n d'],  # 64 a list are looked at
@@ -156,7 +156,7 @@ def _off_manifold(
     lost = ~geometry.gallery_vectors(points, curv).isfinite().all(1)
     return lost | ~(moved <= 1e-3 * points.norm(dim=1) + 1e-6)
 
-
+# %% ../../nbs/search/51_index.ipynb #8d18313f
 def _check_points(
     index,  # an `Index`, whose space they should lie in
     points: Float[Tensor, 'n d'],  # to be looked at
@@ -239,7 +239,7 @@ def _search_lists(
     vectors = index.space.query_vectors(queries.float(), index.c)
     _, rows = index.lists.search(vectors.numpy(), candidates)
     rows = torch.from_numpy(rows)
-    hits = rerank(index.space, queries, index.points, rows.clamp_min(0), index.c, k)
+    hits = _rerank(index.space, queries, index.points, rows.clamp_min(0), index.c, k)
     few = rows[:, -1] < 0  # the lists held fewer
     if few.any():
         exact = exact_search(index.space, queries[few], index.points, index.c, k)
@@ -247,7 +247,7 @@ def _search_lists(
         hits.row[few] = exact.row
     return hits
 
-
+# %% ../../nbs/search/51_index.ipynb #720c4756
 def _append(
     index: Index,  # changed
     points: Float[Tensor, 'n d'],  # of its space
@@ -313,7 +313,7 @@ def build_index(
 # %% ../../nbs/search/51_index.ipynb #21a00061
 _old_names = dict(cell='assignment', probes='nprobe')  # in files of earlier versions
 
-
+# %% ../../nbs/search/51_index.ipynb #22f3c295
 def save_index(
     index: Index,  # to be kept
     folder: str | Path,  # made if it is not there
@@ -344,7 +344,7 @@ def _index_info(
         raise ValueError(f'{path} is damaged or was edited: build the index again')
     return {_old_names.get(k, k): v for k, v in info.items()}
 
-
+# %% ../../nbs/search/51_index.ipynb #3ff87205
 def load_index(
     folder: str | Path,  # that `save_index` wrote
     model: str | None = None,  # the model that will ask; None: any
@@ -397,7 +397,7 @@ def _how_to_ask(
         query=f'meru.search.index.database_queries: {formula}; then a 0',
     )
 
-
+# %% ../../nbs/search/51_index.ipynb #d8826e88
 def export_index(
     index: Index,  # to be given away
     path: str | Path,  # a .parquet file

@@ -28,7 +28,7 @@ from ..models.model import ModelConfig
 # %% ../../nbs/training/41_config.ipynb #a4f03761
 _Decay = Annotated[float, AtLeast(0, below=1)]
 
-
+# %% ../../nbs/training/41_config.ipynb #4af959b4
 @dataclass(frozen=True)
 class TrainConfig(ModelConfig, ImageAugment):
     "Everything that decides a training run; the defaults are the paper's recipe, in bfloat16, equal texts masked."
@@ -136,6 +136,8 @@ demo = TrainConfig(
     val_every=500,
     save_every=500,
 )
+
+# %% ../../nbs/training/41_config.ipynb #aad132d6
 # papermill nbs/train.ipynb outputs/smoke/train.ipynb -p preset smoke
 # two CPU cores, seconds; learns nothing that is worth a number
 smoke = replace(demo, steps=12, batch_size=32, warmup=2, log_every=2, val_every=6, save_every=4, cache=False)
@@ -187,12 +189,14 @@ def controls(
         f'{name}_poincare': replace(cfg, geometry='poincare'),
     }
 
-
+# %% ../../nbs/training/41_config.ipynb #472145fb
 presets = {
     k: c
     for name, cfg in dict(smoke=smoke, demo=demo, vit_s=vit_s, vit_b=vit_b, vit_l=vit_l).items()
     for k, c in controls(name, cfg).items()
 }
+
+
 presets |= {
     f'head_{name}': replace(head_poincare, geometry=geometry)
     for name, geometry in dict(poincare='poincare', lorentz='lorentz', clip='sphere', euclid='euclidean').items()
