@@ -115,7 +115,7 @@ def _shares(tile, scale):
     return -bits / _LOG2E
 
 # %% ../../nbs/losses/13_pairwise.ipynb #683c08f5
-def _tile_sums(tile, logits, top):
+def _sums_of_tile(tile, logits, top):
     "Log-sum-exp of a tile, over rows and over columns."
     share, wide = tile.share, _wide(tile.u.device)
     sums = torch.cat((share.sum(1), share.sum(0)))
@@ -139,7 +139,7 @@ def _tile_sums(
         tile = _tile(logits, i, j)
         _fill(tile, logits, i, j)
         _memory.tops[i.start, j.start] = top = _shares(tile, logits.scale)
-        by_row, by_col = _tile_sums(tile, logits, top)
+        by_row, by_col = _sums_of_tile(tile, logits, top)
         rows[i] = torch.logaddexp(rows[i], by_row)
         cols[j] = torch.logaddexp(cols[j], by_col)
     return _Sums(rows, cols)
