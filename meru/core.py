@@ -376,7 +376,7 @@ def check_finite(
     what: str = 'features',  # what the rows are, for the message
 ) -> Float[Tensor, 'b ...']:  # `x` unchanged
     "Refuse NaN and infinity, naming the rows."
-    rows = x.isfinite().reshape(len(x), -1).all(1)
+    rows = x.isfinite().reshape(len(x), x[0:1].numel()).all(1)
     bad = (~rows).nonzero().flatten().tolist()
     if not bad:
         return x

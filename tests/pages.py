@@ -1,4 +1,4 @@
-"""Run notebooks in this process: a page as nbdev_test does, a run notebook as papermill does, without a kernel to wait for."""
+"""Run notebooks in this process, without a kernel to wait for: a page as nbdev_test, a run notebook as papermill."""
 
 import json
 import math
@@ -13,7 +13,7 @@ TINY = 1e-4  # numbers below are rounding errors: another processor rounds other
 
 
 def texts(cell):
-    "What a cell shows as text, without what it says on stderr, widgets and figures; sorted, as shells order it otherwise."
+    "What a cell shows as text, but for stderr, widgets and figures; sorted, as shells order it otherwise."
     printed, parts, quiet = (
         '',
         [],
@@ -24,7 +24,8 @@ def texts(cell):
             printed += ''.join(out['text'])
         data = out.get('data', {})
         if 'application/vnd.jupyter.widget-view+json' not in data:
-            parts += [''.join(data[k]) for k in ('text/plain', 'text/markdown', 'text/html') if k in data]
+            kinds = ('text/html',) if 'text/html' in data else ('text/plain', 'text/markdown')  # plain tables wrap
+            parts += [''.join(data[k]) for k in kinds if k in data]
     parts = [re.sub(r' at 0x[0-9a-f]+', '', p) for p in parts if not p.startswith('<Figure size')]
     return '\n'.join([printed, *sorted(parts)])
 
@@ -97,7 +98,7 @@ def _engine():
 
 
 def run_papermill(args, cwd, folder, pipe):
-    "The papermill command with these arguments; send its exit status. What it prints goes to `out` and `err` in `folder`."
+    "The papermill command with these arguments; send its exit status. What it prints goes to files in `folder`."
     from papermill.cli import papermill
 
     os.chdir(cwd)

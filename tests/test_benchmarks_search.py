@@ -10,7 +10,7 @@ pytest.importorskip('faiss', reason='pip install faiss-cpu')
 
 
 def test_the_short_form_finds_what_it_should(monkeypatch):
-    monkeypatch.setattr(R, 'in_new_process', lambda f, *args: f(*args))
+    monkeypatch.setattr(R, '_in_new_process', lambda f, *args: f(*args))
     found = R._search_suite(**suites['search'].quick)
     assert [r['case'] for r in found['rows']] == ['3,000 wide', '3,000 narrow']
     for r in found['rows']:

@@ -87,7 +87,7 @@ def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
 
     monkeypatch.setattr(c, '_find_runs', lambda cfg: [ROOT / f'{n}_s{s}' for s in (0, 1) for n in ('meru', 'flat')])
     monkeypatch.setattr(c, '_measure_once', measured)
-    monkeypatch.setattr(c, 'pixel_metrics', lambda test_set: Measures())
+    monkeypatch.setattr(c, '_pixel_metrics', lambda test_set: Measures())
     monkeypatch.setattr(c, 'read_test_set', lambda *a: None)
     monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
     found = compare_runs(CompareConfig(out=str(tmp_path)))

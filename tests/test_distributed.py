@@ -1,16 +1,25 @@
 "Many processes against one: loss, gradients, data, runs; and what is said when one of them goes."
 
-import io, json, multiprocessing, os, re, signal, socket, subprocess, time
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
 from contextlib import redirect_stderr
 from pathlib import Path
 from unittest.mock import patch
-import pytest, torch
+import pytest
+import torch
 from meru import parallel
 from meru.losses import pairwise
 from meru.losses.contrastive import _matrix_loss
 from meru.losses.entailment import entailment_loss
 from meru.training import trainer
-from meru.parallel import PeerLost, _SyncBatchNorm, gather_rows, processes, rank, sum_gradients, total, world
+from meru.parallel import PeerLost, gather_rows, processes, rank, sum_gradients, total, world
 from meru.models.feature_cache import open_cache
 from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry

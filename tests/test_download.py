@@ -226,12 +226,12 @@ def test_nothing_is_read_behind_a_packed_body(length):
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
     tally, cfg = _Tally(tmp_path / '0.txt'), config(timeout=0.1, retries=0)
-    monkeypatch.setattr(engine, 'fetch_bytes', lambda *a: time.sleep(30))
+    monkeypatch.setattr(engine, '_fetch_bytes', lambda *a: time.sleep(30))
     began = time.monotonic()
     assert _guarded_download((3, 'http://slow.example/'), cfg, tally) == (3, None, 'timeout')
     assert time.monotonic() - began < 5
     monkeypatch.setattr(engine, '_within', lambda seconds, *a: within(0.1, *a))
-    monkeypatch.setattr(engine, 'clean_picture', lambda *a: time.sleep(30))
+    monkeypatch.setattr(engine, '_clean_picture', lambda *a: time.sleep(30))
     stream = io.BytesIO(b'x')
     stream.key = 4
     assert _guarded_resize(stream, None, cfg, tally) == (None, None, None, None, None, 'timeout')
@@ -411,7 +411,7 @@ def test_own_folder_and_own_table_give_the_same_shards(tmp_path, capsys):
 def test_a_changed_source_another_config_and_a_changed_shard_are_refused(tmp_path, monkeypatch):
     own_folder(tmp_path / 'own')
     cfg = D.make_fetch_config(pairs='own', shard_size=10, processes=1)
-    monkeypatch.setattr('meru.data.fetch.write_manifest', lambda *a: 1 / 0)
+    monkeypatch.setattr('meru.data.fetch._write_manifest', lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fetch(tmp_path / 'a', cfg, tmp_path)
     monkeypatch.undo()

@@ -108,7 +108,8 @@ def test_a_killed_run_ends_with_the_same_bytes(photos, tmp_path):
 LARGE = """
 import resource, sys
 sys.path.insert(0, 'tests')
-from test_features import EmbedConfig, embed, open_rows, sheet_rows, towers
+from meru.models.mining import sheet_rows
+from test_features import EmbedConfig, embed, open_rows, towers
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 cfg = EmbedConfig(data=sys.argv[1], out=sys.argv[1] + '_out', uncaptioned=True)
 before = peak()
@@ -427,7 +428,7 @@ def test_the_flickr8k_features_as_a_cache(tmp_path):
     [
         (dict(), 'data is empty'),
         (dict(data='x', out='outputs/tmp_x', view=2), "unknown parameter 'view'; known are: "),
-        (dict(data='x', out='y', views=0), 'views is 0'),
+        (dict(data='x', out='y', views=0), 'views = 0 is not at least 1'),
         (dict(data='x', out='y', towers='clip'), "backbone 'clip' is not of the form"),
     ],
 )

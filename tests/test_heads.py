@@ -176,12 +176,12 @@ def test_the_page_of_flickr8k_makes_a_table_of_its_lists(tmp_path):
     for split, files in dict(train='ab', dev='c', test='d').items():
         (home / f'Flickr_8k.{split}Images.txt').write_text(''.join(f'{o}.jpg\n' for o in files))
     typed(page('FLICKR8K.md', 'python')[0], tmp_path)
-    told = open_rows(
+    entries = open_rows(
         EmbedConfig(data=str(home / 'pairs.jsonl'), out='x', images='images', caption_column='captions')
-    ).told
-    assert [(k, len(c), s) for k, (c, s) in told.items()] == [
+    ).entries
+    assert [(k, len(c), s) for k, (c, s) in entries.items()] == [
         ('a.jpg', 5, 'train'),
         ('b.jpg', 5, 'train'),
         ('c.jpg', 5, 'dev'),
         ('d.jpg', 5, 'test'),
-    ] and told['a.jpg'][0][3] == 'A dog , seen 3 times .'
+    ] and entries['a.jpg'][0][3] == 'A dog , seen 3 times .'

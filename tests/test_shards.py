@@ -585,6 +585,7 @@ def test_changed_drawings_are_noticed(tmp_path, monkeypatch):
 
 def test_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('meru.core._holding', lambda folder: None)  # as where the package is installed by itself
     with pytest.raises(FileNotFoundError, match='inside a clone'):
         embedded_data()
     with pytest.raises(ValueError, match="there is 'emoji'"):

@@ -115,13 +115,13 @@ def test_memory_follows_the_part():
 
 def test_deferred_and_immediate_checks_give_the_same_bits(tmp_path, monkeypatch):
     for waits in (False, True):
-        monkeypatch.setattr(T, 'waits', lambda device: waits)
+        monkeypatch.setattr(T, '_waits', lambda device: waits)
         T.fit(Run(tmp_path / str(waits), make_config('smoke')), quiet=True)
     assert file_sha256(tmp_path / 'True/last.safetensors') == file_sha256(tmp_path / 'False/last.safetensors')
 
 
 def test_a_bad_batch_is_named_later_and_touches_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(T, 'waits', lambda device: True)
+    monkeypatch.setattr(T, '_waits', lambda device: True)
     real = T.Loader.batches
 
     def poisoned(self, start):
@@ -171,7 +171,7 @@ class Unplugged(Run):
 @pytest.mark.filterwarnings('ignore')  # torch.compile's, about its own ways
 def test_all_fast_paths_at_once_survive_a_kill(tmp_path, monkeypatch):
     "Compiled blocks, parts, patch dropout, recomputation, device augmentation, bfloat16, deferred checks: the same bits after a kill."
-    monkeypatch.setattr(T, 'waits', lambda device: True)
+    monkeypatch.setattr(T, '_waits', lambda device: True)
     monkeypatch.setattr(T, 'compile_blocks', lambda model: compile_blocks(model, 'aot_eager'))
     cfg = replace(
         VIT,
@@ -210,10 +210,10 @@ def test_inductor_computes_the_same_block():
 @pytest.mark.parametrize(
     'given, says',
     [
-        (dict(micro_batch=5), 'divides batch_size'),
+        (dict(micro_batch=5), 'does not divide batch_size'),
         (dict(micro_batch=-1), 'micro_batch'),
-        (dict(compile='always'), "'auto'"),
-        (dict(augment_on='gpu'), "'loader', or 'device'"),
+        (dict(compile='always'), 'is not one of auto, on, off'),
+        (dict(augment_on='gpu'), 'is not one of loader, device'),
         (dict(patch_dropout=1.0), 'patch_dropout'),
         (dict(image_tower='conv', micro_batch=4), 'normalises over the batch'),
         (dict(image_tower='conv', patch_dropout=0.5), 'has no patches'),

@@ -10,9 +10,9 @@ from conftest import ROOT
 CHECK = """
 import torch
 from meru.losses import pairwise
-from meru.losses.contrastive import matrix_loss
+from meru.losses.contrastive import _matrix_loss as matrix_loss
 from meru.losses.pairwise import contrastive_loss
-from meru.losses.triton_kernels import triton_slopes, triton_sums
+from meru.losses.triton_kernels import _triton_slopes as triton_slopes, _triton_sums as triton_sums
 from meru.geometry import geometries, get_geometry
 def sums(logits): return triton_sums(logits, (16, 16, 16), 2)
 def slopes(logits, *sums): return triton_slopes(logits, *sums, (16, 16, 16))
