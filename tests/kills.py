@@ -94,7 +94,9 @@ def digest(folder: Path) -> dict[str, str]:
     from meru.core import file_sha256
 
     found = {}
-    for path in sorted(o for o in folder.rglob('*') if o.is_file() and 'lock' not in o.name):
+    for path in sorted(
+        o for o in folder.rglob('*') if o.is_file() and 'lock' not in o.name and not o.name.startswith('.tmp')
+    ):  # safetensors' own, of a kill inside a save
         name = path.relative_to(folder).as_posix()
         if path.suffix in ('.json', '.jsonl'):
             lines = path.read_text(encoding='utf-8').splitlines() if path.suffix == '.jsonl' else [path.read_text()]

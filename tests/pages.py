@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import sys
@@ -62,6 +63,7 @@ def run_page(path, pipe):
     from nbdev.process import NBProcessor
 
     os.environ['IN_TEST'] = '1'
+    multiprocessing.set_start_method('fork', force=True)  # as in a kernel
     os.chdir(path.parent)
     stored = [texts(c) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
     notebook = NBProcessor(path, process=True).nb
