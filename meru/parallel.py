@@ -236,7 +236,7 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return ((x - each(mean)) * each(scale)).to(kind)
         return ((x - each(mean)) * each(scale * self.weight) + each(self.bias)).to(kind)
 
-    def track(self, mean: Float[Tensor, 'c'], var: Float[Tensor, 'c']):
+    def track(self, mean: Float[Tensor, ' c'], var: Float[Tensor, ' c']):
         "Move the running statistics; without a momentum they are the mean of all batches."
         self.num_batches_tracked += 1
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum

@@ -1,11 +1,9 @@
-"""A short form of `tests/fuzz.py`: its committed run of 100,000 inputs is in outputs/reference/robustness."""
+"""A short form of `tests/fuzz.py`."""
 
-import json
 from functools import cache
 import pytest
 from hypothesis import given, settings, strategies as st
 import fuzz
-from conftest import ROOT
 
 target = cache(lambda name: fuzz.TARGETS[name]())
 QUICK = 'pictures tars tables json_files checkpoints released_files'.split()
@@ -35,12 +33,3 @@ def test_a_fault_would_be_found(tmp_path):
 
     with pytest.raises(KeyError):
         fuzz.one_input(fuzz.Target([b'abc'], breaks), 0, tmp_path)
-
-
-def test_the_committed_run_has_no_fault():
-    found = json.loads((ROOT / 'outputs/reference/robustness/fuzz.json').read_text())
-    assert {o['target'] for o in found['rows']} == set(fuzz.TARGETS)
-    assert sum(o['inputs'] for o in found['rows']) >= 100_000
-    for row in found['rows']:
-        assert not row['faults'] and sum(row['outcomes'].values()) == row['inputs'], row['target']
-        assert row['slowest_s'] < fuzz.LONGEST and row['peak_mb'] < fuzz.MEMORY, row['target']
