@@ -26,7 +26,7 @@ from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, resize_image, to_rgb
 from .models.pretrained import load_towers
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
-from .training.run import checkpoint_step, find_model, load_config, load_run, load_saved
+from .training.run import checkpoint_state, find_model, load_config, load_run, load_saved
 
 # %% ../nbs/71_hub.ipynb #b25e0006
 _template = """---
@@ -427,7 +427,8 @@ def _steps_made(
     path: Path,  # a checkpoint
 ) -> dict:  # of the record
     "After how many steps a checkpoint was written, where it says so."
-    return dict(steps_made=checkpoint_step(path))
+    state = checkpoint_state(path)
+    return dict(steps_made=state['step']) if 'step' in state else {}
 
 # %% ../nbs/71_hub.ipynb #f3ec20d3
 def _from_run(
