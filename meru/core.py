@@ -514,7 +514,8 @@ class RunFolder:
     @property
     def begun(self) -> bool:  # is there more than a request?
         names = [o.name for o in self.folder.iterdir() if o.suffix != '.ipynb']
-        return any(o != 'config.json' and not o.startswith('.lock') for o in names)
+        unfinished = [o for o in names if o.endswith('.tmp') or o.startswith(('.tmp', '.lock'))]
+        return bool(set(names) - {'config.json', *unfinished})
 
     @property
     def name(self) -> str:  # the folder as a person would write it

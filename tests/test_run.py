@@ -115,3 +115,10 @@ def test_a_younger_field_at_its_default_does_not_refuse_an_older_run(tmp_path):
     R.Run(run.folder, make_config('smoke'))
     with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'):
         R.Run(run.folder, make_config('smoke', margin=0.5))
+
+
+def test_a_run_killed_while_its_request_was_written_can_begin(tmp_path):
+    "Half a file is nothing: neither ours nor safetensors' own."
+    for name in ('config.json.tmp', '.tmpa1b2c3', '.lock.stale.7'):
+        (tmp_path / name).write_text('{"steps"')
+    assert Run(tmp_path, make_config('smoke')).read('config.json')['steps'] == 12
