@@ -121,4 +121,4 @@ def test_a_run_killed_while_its_request_was_written_can_begin(tmp_path):
     "Half a file is nothing: neither ours nor safetensors' own."
     for name in ('config.json.tmp', '.tmpa1b2c3', '.lock.stale.7'):
         (tmp_path / name).write_text('{"steps"')
-    assert Run(tmp_path, make_config('smoke')).read('config.json')['steps'] == 12
+    assert R.Run(tmp_path, make_config('smoke')).read('config.json')['steps'] == 12
