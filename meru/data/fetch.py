@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from pathlib import Path
 from tqdm import tqdm
 from typing import BinaryIO
-from ..core import file_sha256, locked, machine, RunFolder, write_file, write_json
+from ..core import file_sha256, locked, machine, read_json, RunFolder, write_file, write_json
 from .text_files import decode_text
 from .tables import _table_rows, table_suffixes, _TableColumns
 from .tar_samples import open_tar, ShardError, tar_samples, TarSample
@@ -336,6 +336,13 @@ def _fetch_missing(cfg: FetchConfig, folder: Path, work: Path, base: Path, sourc
     return shards
 
 # %% ../../nbs/data/29_fetch.ipynb #73d9d74d
+def _record_end(run: RunFolder, **more):
+    "Write into run.json what a finished fetch says of itself."
+    manifest, source = (read_json(run.folder / o) for o in ('manifest.json', 'source.json'))
+    origin = source.get('commit') or source['sha256']
+    run.record(**machine(), dataset=manifest['id'], finished=time.strftime('%Y-%m-%d'), source=origin, **more)
+
+
 def fetch(
     folder: str | Path,  # where shards and manifest go; made if it is not there
     cfg: FetchConfig,  # from `make_fetch_config`
@@ -352,19 +359,16 @@ def fetch(
     with locked(folder):
         if manifest.exists():
             print(f'{folder} is complete: nothing was fetched.')
+            if not run.finished:  # its last moment was cut off
+                _record_end(run)
+            shutil.rmtree(folder / '_work', ignore_errors=True)
             return json.loads(manifest.read_text())
         began, work = time.time(), folder / '_work'
         work.mkdir(exist_ok=True)
         (folder / '.gitignore').write_text('*\n')
         source = _prepare(cfg, folder, work, base)
         result = _write_manifest(folder, cfg.name, source, _fetch_missing(cfg, folder, work, base, source))
-        run.record(
-            **machine(),
-            dataset=result['id'],
-            seconds=round(time.time() - began),
-            finished=time.strftime('%Y-%m-%d'),
-            source=source.get('commit') or source['sha256'],
-        )
+        _record_end(run, seconds=round(time.time() - began))
         shutil.rmtree(work)
         return result
 

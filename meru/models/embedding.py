@@ -240,6 +240,7 @@ def embed(
     plan = _plan_of(cfg, rows, towers)
     if _same_plan(out / 'cache.json', plan, out):
         print(f'{out.name} is finished: nothing to do.')
+        shutil.rmtree(out / 'parts', ignore_errors=True)  # where the last moment was cut off
         return open_cache(out)
     cache = save_cache(out, _encode_rows(rows, out / 'parts', plan, towers, cfg), **plan, **_accounts(rows))
     shutil.rmtree(out / 'parts')
@@ -326,6 +327,8 @@ def embed_folder(
     cache = _old_cache(out, plan)
     if not cache or cache.info['dataset'] != rows.id:
         cache = _encode_changes(rows, cache, plan, towers, cfg)
+    else:
+        shutil.rmtree(out / 'parts', ignore_errors=True)  # where the last moment was cut off
     if (now := {k: rows.hashes.stamps[k] for k in rows.files if k in rows.hashes.stamps}) != stamps:
         write_json(out / 'stamps.json', now)
     return cache
