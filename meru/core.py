@@ -77,6 +77,7 @@ def _beside(node: ast.AST, comments: dict[int, str]) -> str | None:  # the first
     return next((comments[o] for o in lines if o in comments), None)
 
 
+@cache
 def _class_docs(cls: type) -> dict[str, str]:
     source = ''.join(linecache.getlines(cls.__post_init__.__code__.co_filename))
     node = next(o for o in ast.parse(source).body if isinstance(o, ast.ClassDef) and o.name == cls.__name__)
@@ -309,7 +310,7 @@ def write_file(
     path: Path,  # the file to write or to replace
     content: str | bytes | Callable[[Path], object],  # or what writes to the path it is given
 ):
-    "Write beside `path`, flush to disk, rename: the old content or the new, never a part. Only the first process writes."
+    "Write beside `path`, flush, rename: the old content or the new, never a part. Only the first process writes."
     if rank():
         return
     part = path.with_name(path.name + '.tmp')
@@ -376,12 +377,15 @@ def check_finite(
     what: str = 'features',  # what the rows are, for the message
 ) -> Float[Tensor, 'b ...']:  # `x` unchanged
     "Refuse NaN and infinity, naming the rows."
-    rows = x.isfinite().reshape(len(x), x[0:1].numel()).all(1)
-    bad = (~rows).nonzero().flatten().tolist()
+    width = x[0:1].numel()
+    finite = x.isfinite().reshape(len(x), width).all(1)
+    bad = (~finite).nonzero().flatten().tolist()
     if not bad:
         return x
     names = [f'row {i}' if keys is None else str(keys[i]) for i in bad[:5]]
-    listed = ', '.join(names) + (', ...' if len(bad) > 5 else '')
+    if len(bad) > 5:
+        names.append('...')
+    listed = ', '.join(names)
     raise ValueError(f'{what} must be finite, but {len(bad)} of {len(x)} rows hold NaN or infinity: {listed}')
 
 # %% ../nbs/03_core.ipynb #641a88be

@@ -625,7 +625,8 @@ def _chains_of(
     if isinstance(task, Chains):
         depth = task.chains.shape[1]
         between = [f'level-{i} text' for i in range(2, depth)]
-        return _Chained(task.texts, task.chains, [*['general text', *between, 'caption'][-depth:], 'picture'])
+        levels = ['general text', *between, 'caption']
+        return _Chained(task.texts, task.chains, [*levels[-depth:], 'picture'])
     first = torch.searchsorted(task.owner, torch.arange(len(task.pictures)))
     return _Chained(task.texts, first[:, None], ['caption', 'picture'])
 

@@ -169,13 +169,17 @@ def _from_array(
     array: np.ndarray,  # [h w c], or [h w] in grey
 ) -> UInt8[Tensor, '3 h w']:
     "A picture as NumPy, matplotlib and OpenCV (after BGR to RGB) hold it."
-    array = array[..., None] if array.ndim == 2 else array
-    if array.dtype.kind not in 'buif':
+    if array.ndim == 2:
+        array = array[..., None]
+    kind = array.dtype.kind
+    if kind not in 'buif':
         raise ImageError('not_an_image', f'an array of {array.dtype}, not of numbers')
-    wide = array.astype(np.int64) if array.dtype.kind == 'u' and array.itemsize > 1 else array
-    pixels = torch.from_numpy(np.ascontiguousarray(wide))
-    layout = f'an array of shape {array.shape}, but a picture is [height, width, colours]'
-    return _from_channels(pixels.permute(2, 0, 1) if array.ndim == 3 else pixels, layout)
+    if kind == 'u' and array.itemsize > 1:
+        array = array.astype(np.int64)
+    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    if pixels.ndim == 3:
+        pixels = pixels.permute(2, 0, 1)
+    return _from_channels(pixels, f'an array of shape {array.shape}, but a picture is [height, width, colours]')
 
 # %% ../nbs/71_hub.ipynb #b25e000a
 def _located(
@@ -292,7 +296,7 @@ class _Embedder:
         return self
 
     def embed_images(self, images) -> Float[Tensor, 'n d']:
-        "Points of one picture or many: path, bytes, open file, PIL image, array [h w 3], tensor [3 h w], batch, or a list."
+        "Points of pictures: one path, bytes, file, PIL image, array [h w 3] or tensor [3 h w]; a batch, or a list."
         return encode_images(self.inputs.model, *_read_pictures(images, self.inputs.image_size))
 
     def embed_texts(self, texts: str | list[str]) -> Float[Tensor, 'n d']:

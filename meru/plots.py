@@ -346,7 +346,8 @@ def polar_dist(
 ) -> Float[Tensor, '*b']:
     "Distance in the plane of curvature κ: sn²(d/2) = sn²((r−s)/2) + sn(r) sn(s) sin²(angle/2)."
     sn, inverse = _SINES[kappa]
-    along, turn = sn((r - s) / 2), torch.sin(angle / 2)
+    along = sn((r - s) / 2)
+    turn = torch.sin(angle / 2)
     squared = along**2 + sn(r) * sn(s) * turn**2
     most = 1 - 1e-12 if kappa == 1 else None  # there asin is infinitely steep
     half = squared.clamp(1e-24, most).sqrt()
@@ -404,9 +405,11 @@ def to_disk_by_distance(
     "Place points at their radius times `scale`; angles fit the distances up to a factor, which `stretch` leaves out."
     x, curv = _float64(x, curv)
     unit_length = curv.sqrt()
-    scale = _enlargement(geometry.radius(x, curv) * unit_length) if scale is None else scale
-    r = geometry.radius(x, curv) * (unit_length * scale)
-    true = -geometry.scores(x, x, curv) * (unit_length * scale)
+    radius = geometry.radius(x, curv) * unit_length
+    if scale is None:
+        scale = _enlargement(radius)
+    r = radius * scale
+    true = -geometry.scores(x, x, curv) * unit_length * scale
     v = geometry.log_map0(x, curv)
     axes = principal_axes(v - v.mean(0))
     flat = v @ axes
@@ -500,7 +503,8 @@ def radius_histogram(
     for base, (colour, some) in enumerate(zip(palette.values(), values)):
         _ridge(ax, base, some, edges, colour)
     names = [f'{level} ({len(some):,})' for level, some in zip(radii, values)]
-    ax.set_yticks(np.arange(len(names)) + 0.3, names, parse_math=False)
+    middles = np.arange(len(names)) + 0.3
+    ax.set_yticks(middles, names, parse_math=False)
     ax.set(xlabel='radius', ylim=(0, len(names) + 0.1))
     ax.tick_params(axis='y', length=0)
     return ax
@@ -565,13 +569,14 @@ def level_tree(
     y, depth = _tree_rows(parents)
     height, places = float(y.max()), torch.stack([depth, y], 1).tolist()
     ax = _axes(ax, (7, 0.115 * height + 1.3))
-    edges = [(child, parent) for child, parent in enumerate(parents.tolist()) if parent >= 0]
-    lines = [[places[parent], places[child]] for child, parent in edges]
+    lines = [[places[parent], place] for place, parent in zip(places, parents.tolist()) if parent >= 0]
     ax.add_collection(LineCollection(lines, color='#D0D0D0', lw=0.8, zorder=1))
-    shown = ax.scatter(depth, y, c=_numbers(radii), cmap='cividis', s=26, zorder=2)
+    colours = _numbers(radii)
+    shown = ax.scatter(depth, y, c=colours, cmap='cividis', s=26, zorder=2)
     how = dict(textcoords='offset points', size=6.5, va='center_baseline', path_effects=_HALO, parse_math=False)
+    offset = (6, 0)
     for place, text in zip(places, texts):
-        ax.annotate(text, place, (6, 0), **how)
+        ax.annotate(text, place, offset, **how)
     ax.set(xlim=(-0.15, int(depth.max()) + 0.6), ylim=(height + 0.8, -0.8))
     ax.axis('off')
     _colour_bar(ax, shown, label='radius', location='top', shrink=0.5, aspect=30)
@@ -620,11 +625,12 @@ def neighbour_strip(
     rows = -top * (0.34 + 0.36 * np.arange(pictures.shape[1]))
     bottom = rows[-1] - 0.62 * top
     for k, row in enumerate(rows):
-        _thumbnails([(x, row) for x in at], pictures[:, k], ax, 30)
+        places = [(x, row) for x in at]
+        _thumbnails(places, pictures[:, k], ax, 30)
     how = dict(textcoords='offset points', ha='center', va='top', size=7.5, parse_math=False)
     for x, text in zip(at, texts):
-        words = textwrap.wrap(text, 13)[:3]
-        ax.annotate('\n'.join(words), (x, rows[-1]), (0, -20), **how)
+        words = '\n'.join(textwrap.wrap(text, 13)[:3])
+        ax.annotate(words, (x, rows[-1]), (0, -20), **how)
     ax.set(xlabel='distance along the geodesic', ylabel='radius')
     ax.set(xlim=(-0.07 * length, 1.07 * length), ylim=(bottom, top))
     ax.yaxis.set_label_coords(-0.06, 1 - 0.5 * top / (top - bottom))

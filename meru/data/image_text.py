@@ -237,13 +237,14 @@ class ShardRows:
         self,
         folder: Path,  # with manifest.json, or of folders with one
     ):
-        inside = {o.parent.name: o.parent for o in sorted(folder.glob('*/manifest.json'))}
         if (folder / 'manifest.json').exists():
-            inside = {'train': folder}
-        self.parts, self.places = {}, []
-        for split, path in inside.items():
-            self.parts[split] = Shards(path)
-            self.places += [(split, i) for i in range(len(self.parts[split]))]
+            self.parts = {'train': Shards(folder)}
+        else:
+            manifests = sorted(folder.glob('*/manifest.json'))
+            self.parts = {o.parent.name: Shards(o.parent) for o in manifests}
+        self.places = []  # of every row: its split, and its number there
+        for split, part in self.parts.items():
+            self.places += [(split, i) for i in range(len(part))]
         self.id = dataset_id([f'{split} {o.id}' for split, o in self.parts.items()])
         self.left_out, self.noted = LeftOut(), LeftOut()
 

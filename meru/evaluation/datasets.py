@@ -626,9 +626,11 @@ def _make_captions(
     by_file = {}
     for file, texts in zip(files, captions.values()):
         by_file.setdefault(file, []).extend(caption_texts(texts))
-    if mute := [name for name, file in zip(captions, files) if not by_file[file]]:
-        raise ValueError(f'{listing} of {store} has no caption for {mute[0]}')
-    return _numbered(Path(store.path).stem, _stored(store, list(by_file), size), list(by_file.values()))
+    for name, file in zip(captions, files):
+        if not by_file[file]:
+            raise ValueError(f'{listing} of {store} has no caption for {name}')
+    pictures = _stored(store, list(by_file), size)
+    return _numbered(Path(store.path).stem, pictures, list(by_file.values()))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #93e2f1d4
 def _of_test(
@@ -770,11 +772,15 @@ def _read_flickr(
     store = _Store(path)
     listing = store.find(*flickr_lists)[0]
     captions = _flickr_captions(store, listing)
-    chosen = [line for file in store.find('*testImages.txt', 'test.txt') for line in _lines(store, file)]
-    names = [name if PurePosixPath(name).suffix else f'{name}.jpg' for name in chosen] or list(captions)
-    if lost := [name for name in names if name not in captions]:
-        raise ValueError(f'the test list of {store} names {lost[0]}, for which {listing} has no caption')
-    return _make_captions(store, listing, {name: captions[name] for name in names}, size)
+    names = []
+    for file in store.find('*testImages.txt', 'test.txt'):
+        names += [o if PurePosixPath(o).suffix else f'{o}.jpg' for o in _lines(store, file)]
+    for name in names:
+        if name not in captions:
+            raise ValueError(f'the test list of {store} names {name}, for which {listing} has no caption')
+    if names:
+        captions = {name: captions[name] for name in names}
+    return _make_captions(store, listing, captions, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #8ac2a6b8
 def shard_pairs(
@@ -809,8 +815,9 @@ def _read_wds_captions(
     "A retrieval set in clip-benchmark's WebDataset layout: one caption a line."
     pictures, answers = _tar_pictures(Path(path) / 'test', 'txt', size)
     captions = [caption_texts(split_lines(o)) for o in answers]
-    if mute := [i for i, o in enumerate(captions) if not o]:
-        raise ValueError(f'sample {mute[0]} of {path} has no caption')
+    for i, texts in enumerate(captions):
+        if not texts:
+            raise ValueError(f'sample {i} of {path} has no caption')
     return _numbered(Path(path).name, pictures, captions)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0d70389c

@@ -148,24 +148,34 @@ def _tile_sums(
 def _weigh_each(tile, scale, sums, slopes):
     "With an exponential for rows and another for columns."
     l = -scale * tile.u
-    rows, cols = (o.to(l) for o in sums)
-    by_row = (l - rows[:, None]).exp() * slopes.rows.to(l)[:, None]
-    by_col = (l - cols).exp() * slopes.cols.to(l)
+    rows, cols = [o.to(l) for o in sums]
+    row_slopes, col_slopes = [o.to(l) for o in slopes]
+    by_row = (l - rows[:, None]).exp()
+    by_row *= row_slopes[:, None]
+    by_col = (l - cols).exp()
+    by_col *= col_slopes
     torch.add(by_row, by_col, out=tile.share)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #afd82031
+def _too_far_below(top, sums, dtype):
+    "Would the shares of a sum vanish in this type?"
+    lowest = min(o.min().item() for o in sums)
+    return top - lowest > _limit(dtype)
+
+
 def _weigh(tile, top, scale, sums, slopes):
     "Turn a tile's shares into the loss's derivatives against its logits."
-    lowest = min(o.min().item() for o in sums)
-    if top - lowest > _limit(tile.u.dtype):
+    if _too_far_below(top, sums, tile.u.dtype):
         return _weigh_each(tile, scale, sums, slopes)
-    by_row, by_col = ((s * (top - o).exp()).to(tile.u) for o, s in zip(sums, slopes))
+    rows, cols = [top - o for o in sums]
+    by_row = (slopes.rows * rows.exp()).to(tile.u)
+    by_col = (slopes.cols * cols.exp()).to(tile.u)
     torch.add(by_row[:, None], by_col, out=tile.work)
     tile.share.mul_(tile.work)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #b6007f03
 def _made_again(logits, rows, cols):
-    "A tile as `tile_sums` left it."
+    "A tile as `_tile_sums` left it."
     tile = _tile(logits, rows, cols)
     if logits.tag is not None and _memory.owner is logits.tag:
         return tile, _memory.tops[rows.start, cols.start]
@@ -179,10 +189,10 @@ def _at(numbers, rows, cols):
 # %% ../../nbs/losses/13_pairwise.ipynb #fcc1beab
 def _tile_slopes(
     logits: _Logits,  # of all pairs
-    sums: _Sums,  # as `tile_sums` gives them
+    sums: _Sums,  # as `_tile_sums` gives them
     slopes: _Sums,  # a loss's derivatives against those
 ) -> _Slopes:
-    "The gradient of `tile_sums`."
+    "The gradient of `_tile_sums`."
     d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
     d_scale = sums.rows.new_zeros(())
     sums = _Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative

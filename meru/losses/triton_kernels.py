@@ -156,13 +156,17 @@ def _triton_sums(
 ) -> _Sums:  # float64
     "Log-sum-exp over the negatives of every row and of every column."
     n, m = len(logits.left), len(logits.right)
-    rows_each, cols_each = _share_of(n, 2 * slots, block[0]), _share_of(m, slots, block[1])
-    down, across = triton.cdiv(n, rows_each), triton.cdiv(m, cols_each)
+    rows_each = _share_of(n, 2 * slots, block[0])
+    cols_each = _share_of(m, slots, block[1])
+    down = triton.cdiv(n, rows_each)
+    across = triton.cdiv(m, cols_each)
     left, right = _operands(logits, block[2])
-    rows, cols = _slots(left, across, n), _slots(left, down, m)
-    parts = left, right, *_ids(logits), *rows, *cols
-    numbers = n, m, -logits.scale, logits.floor
-    _sums_kernel[down, across](*parts, *numbers, rows_each, cols_each, **_shape(left, logits, block))
+    rows = _slots(left, across, n)
+    cols = _slots(left, down, m)
+    tensors = left, right, *_ids(logits), *rows, *cols
+    numbers = n, m, -logits.scale, logits.floor, rows_each, cols_each
+    constants = _shape(left, logits, block)
+    _sums_kernel[down, across](*tensors, *numbers, **constants)
     return _Sums(_joined(*rows), _joined(*cols))
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #bca7fea3
@@ -206,34 +210,39 @@ def _shares_kernel(
 # %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb
 def _shares(logits, sums, slopes, block, room):
     "Fill `room` with the loss's derivatives against u, but for −scale, times du/dz; their sum with u."
+    n, m = room.shape
     left, right = _operands(logits, block[2])
     bits = [(o / math.log(2)).to(left) for o in sums]
     weights = [o.to(left) for o in slopes]
-    grid = triton.cdiv(len(left), block[0]), triton.cdiv(len(right), block[1])
-    gaps = left.new_empty(grid[1], len(left))
-    parts = left, right, *_ids(logits), *bits, *weights, room, gaps
-    numbers = *room.shape, -logits.scale, logits.floor
-    _shares_kernel[grid](*parts, *numbers, **_shape(left, logits, block))
+    down = triton.cdiv(n, block[0])
+    across = triton.cdiv(m, block[1])
+    gaps = left.new_empty(across, n)
+    tensors = left, right, *_ids(logits), *bits, *weights, room, gaps
+    numbers = n, m, -logits.scale, logits.floor
+    constants = _shape(left, logits, block)
+    _shares_kernel[down, across](*tensors, *numbers, **constants)
     return gaps.double().sum() * math.log(2)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #d0b797af
 def _triton_slopes(
     logits: _Logits,  # float32, on a GPU
-    sums: _Sums,  # as `triton_sums` gives them
+    sums: _Sums,  # as `_triton_sums` gives them
     slopes: _Sums,  # the loss's derivatives against those
     block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
 ) -> _Slopes:
-    "The gradient of `triton_sums`."
+    "The gradient of `_triton_sums`."
     left, right = logits.left, logits.right
     d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
     d_scale = sums.rows.new_zeros(())
     weight = float(-logits.scale * logits.gain)
-    some = min(len(left), max(block[0], 2**28 // len(right)))  # rows at a time: 1 GiB of shares
-    room = left.new_empty(some, len(right))
-    for i in range(0, len(left), some):
-        at = slice(i, min(i + some, len(left)))
+    most = max(block[0], 2**28 // len(right))  # rows at a time: 1 GiB of shares
+    step = min(len(left), most)
+    room = left.new_empty(step, len(right))
+    for i in range(0, len(left), step):
+        at = slice(i, min(i + step, len(left)))
         part = logits._replace(left=left[at], first=logits.first + i)
-        part_sums, part_slopes = (o._replace(rows=o.rows[at]) for o in (sums, slopes))
+        part_sums = sums._replace(rows=sums.rows[at])
+        part_slopes = slopes._replace(rows=slopes.rows[at])
         share = room[: len(part.left)]
         d_scale -= _shares(part, part_sums, part_slopes, block, share)
         torch.mm(share, right, out=d_left[at])

@@ -45,9 +45,11 @@ def _with_block(best, q, block, at, keep, budget):
     new_values, new_rows = _tops(q, block, keep, budget)
     values = torch.cat([best.values, new_values], 1)
     rows = torch.cat([best.rows, new_rows + at], 1)
-    values, place = values.topk(min(keep, values.shape[1]))
+    kept = min(keep, values.shape[1])
+    values, place = values.topk(kept)
+    rows = rows.gather(1, place)
     longest = float(block.norm(dim=1).max())
-    return _Best(values, rows.gather(1, place), max(best.longest, longest))
+    return _Best(values, rows, max(best.longest, longest))
 
 # %% ../../nbs/search/50_exact.ipynb #9e511447
 def _best_products(
@@ -58,7 +60,9 @@ def _best_products(
     budget: int = 2**22,  # products held at once
 ) -> _Best:
     "The largest inner products of each query, the gallery read once, block by block."
-    size, best = 2**14, _Best(q.new_empty(len(q), 0), q.new_empty(len(q), 0, dtype=torch.int64), 0.0)
+    values = q.new_empty(len(q), 0)
+    rows = values.to(torch.int64)
+    size, best = 2**14, _Best(values, rows, 0.0)
     for at in range(0, len(gallery), size):
         block = vectors(_finite_block(gallery, at, size, q))
         best = _with_block(best, q, block, at, keep, budget)

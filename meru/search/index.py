@@ -254,16 +254,18 @@ def _append(
     columns: dict,  # name -> list, of what is known of each
 ):
     "Points and columns behind those that are there."
-    n, lengths = len(points), {len(values) for values in columns.values()}
-    if columns.keys() != index.columns.keys() or lengths - {n}:
+    n = len(points)
+    fits = [len(values) == n for values in columns.values()]
+    if columns.keys() != index.columns.keys() or not all(fits):
         names = ', '.join(index.columns) or 'there is none'
         raise ValueError(f'{n} added points need {n} values of each column: {names}')
     if index.lists is not None:
         assignment = _assign(index.space, points, index.centres, index.c)
-        _fill_lists(index.lists, index.vectors(points), assignment)
+        vectors = index.vectors(points)
+        _fill_lists(index.lists, vectors, assignment)
         index.assignment = torch.cat([index.assignment, assignment])
     index.points = torch.cat([index.points, points])
-    index.columns = {name: [*values, *columns[name]] for name, values in index.columns.items()}
+    index.columns = {name: [*old, *columns[name]] for name, old in index.columns.items()}
 
 # %% ../../nbs/search/51_index.ipynb #21a00051
 def _tune(

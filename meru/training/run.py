@@ -9,12 +9,13 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'checkpoint_state', 'Run', 'loa
 import hashlib
 import json
 import torch
+from dataclasses import fields
 from pathlib import Path
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from ..parallel import rank
-from ..core import field_docs, file_sha256, project_path, read_json, root, RunFolder, write_file
+from ..core import file_sha256, project_path, read_json, root, RunFolder, write_file
 from ..models.model import build_model, Model
 from ..models.pretrained import from_hub
 from .config import TrainConfig
@@ -177,7 +178,7 @@ def load_config(
             f'Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}'
         )
     cached = read_json(path)
-    if unknown := [k for k in cached if k not in field_docs(TrainConfig)]:
+    if unknown := sorted(cached.keys() - {o.name for o in fields(TrainConfig)}):
         raise ValueError(f'{path} has the field {unknown[0]!r}, which this version of meru does not know: update meru')
     try:
         return TrainConfig(**cached)
