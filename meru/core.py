@@ -430,14 +430,21 @@ def _claim(lock: Path, me: dict) -> bool:
         mine.unlink()
 
 # %% ../nbs/03_core.ipynb #ef3b6ae2
+def _sweep(folder: Path):
+    "Remove what safetensors left half written when its process was killed; the names are of chance."
+    for path in [*folder.glob('.tmp??????'), *folder.glob('*/.tmp??????')]:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(
-    folder: Path,  # that one process at a time may write to
+    folder: Path,  # that one process at a time may write to; made if it is not there
 ):
     "Keep other processes out of a folder; the lock of one that has gone is taken over. The first of a run holds it."
     if rank():
         yield
         return
+    folder.mkdir(parents=True, exist_ok=True)
     lock, aside = folder / '.lock', folder / f'.lock.stale.{os.getpid()}'
     me = dict(pid=os.getpid(), host=platform.node(), birth=_birth(os.getpid()))
     while not _claim(lock, me):
@@ -451,6 +458,7 @@ def locked(
             if _owner(aside):  # and it was a new one, of somebody quicker
                 os.replace(aside, lock)
             aside.unlink(missing_ok=True)
+    _sweep(folder)
     try:
         yield
     finally:

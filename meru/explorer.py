@@ -23,7 +23,7 @@ from torch import Tensor
 from typing import NamedTuple
 from .geometry import Geometry, get_geometry, unit
 from .plots import fit_angles, polar_dist, principal_axes
-from .core import check_finite, root, write_file
+from .core import check_finite, project_path, write_file
 from .data.shards import Sample, Shards
 from .data.emoji import embedded_data
 from .models.model import encode_images, encode_texts, tokenizer_of
@@ -486,7 +486,7 @@ def _credits_of(
     styles: list[str],  # of drawings
 ) -> str:
     "Whose drawings these are, from the licence table beside the data."
-    table = (root() / 'data/emoji/LICENSES.md').read_text(encoding='utf-8')
+    table = project_path('data/emoji/LICENSES.md').read_text(encoding='utf-8')
     owners = []
     for style in styles:
         row = re.search(rf'^\|[^|]*`{style}`[^|]*\|([^|]+)\|([^|]+)\|', table, re.M)
@@ -689,7 +689,7 @@ def _controls_of(
     run: str | Path,  # a run's folder, from the project's root
 ) -> list[Path]:
     "The trained controls that stand beside a run."
-    folder = root() / run
+    folder = project_path(run)
     beside = [folder.with_name(f'{folder.name}_{end}') for end in ('euclid', 'clip', 'poincare')]
     return [o for o in beside if (o / 'last.safetensors').exists()]
 
@@ -719,7 +719,7 @@ def _one_dataset(
     data: str,  # as `explore` takes it
 ) -> bool:
     "Is it something to show on one page, not a folder of datasets?"
-    folder = root() / data
+    folder = project_path(data)
     if data != 'emoji' and not folder.exists():
         raise FileNotFoundError(f'there is no {folder}')
     return data == 'emoji' or (folder / 'cache.json').exists() or holds_one(folder)
@@ -735,13 +735,13 @@ def _read_scene(
     if data == 'emoji':
         return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n, split)
     if not _one_dataset(data):
-        inside = survey(root() / data)[0]
+        inside = survey(project_path(data))[0]
         example = f'{data}/{inside[0].name}'
         raise ValueError(
             f'{data} holds {len(inside)} datasets, and a page shows one: name it, such as data={example!r}.'
         )
     if data != cfg.data and cfg.image_tower != 'features':
-        return _task_scene(read_data(root() / data, cfg.image_size), n)
+        return _task_scene(read_data(project_path(data), cfg.image_size), n)
     part = open_data(replace(cfg, data=data))[1]
     return _cache_scene(part, n) if isinstance(part, CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
 
@@ -755,7 +755,7 @@ def explore(
     split: str = 'test_style',  # of the drawings
 ) -> _Page:
     "Write `explorer.html` into the run's folder, or `explorer_DATA.html` for other data than its own."
-    run = root() / Path(run.folder if isinstance(run, Run) else run).expanduser()
+    run = project_path(run.folder if isinstance(run, Run) else run)
     cfg = load_config(run)
     data = data or cfg.data
     scene = _read_scene(cfg, data, n, split)

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 from typing import Literal, NamedTuple
-from .core import check_config, file_sha256, Given, markdown_table, root, write_file, write_json
+from .core import check_config, file_sha256, Given, markdown_table, project_path, write_file, write_json
 from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, resize_image, to_rgb
 from .models.pretrained import load_towers
@@ -187,7 +187,7 @@ def _located(
 ) -> Path:
     "The file as given, else as seen from the project's root."
     path = Path(file).expanduser()
-    return path if path.exists() or path.is_absolute() else root() / path
+    return path if path.exists() else project_path(path)
 
 # %% ../nbs/71_hub.ipynb #c81cd808
 def _picture(
@@ -440,7 +440,7 @@ def _from_run(
     checkpoint: str = 'last',  # 'last' or 'best'
 ) -> Pretrained:
     "The model of a run with all that was measured of it."
-    model, folder = load_run(folder, checkpoint), root() / folder
+    model, folder = load_run(folder, checkpoint), project_path(folder)
     path = folder / f'{checkpoint}.safetensors'
     return Pretrained(model, _read_json(folder / 'run.json') | _steps_made(path), _measured_of(path))
 
@@ -485,7 +485,7 @@ def publish(
     cfg: PublishConfig,  # run, place, licence
 ) -> Pretrained:  # as it was saved
     "Save a run's model with its record and card."
-    folder, model = root() / Path(cfg.out).expanduser(), _from_run(cfg.run, cfg.checkpoint)
+    folder, model = project_path(cfg.out), _from_run(cfg.run, cfg.checkpoint)
     _refuse_foreign(folder, cfg.out)
     steps = _progress(model.model.cfg, model.record)
     if 'not finished' in steps:

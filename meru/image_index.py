@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 from typing import Annotated, Literal
 from .plots import contact_sheet
-from .core import AtLeast, check_config, Count, root
+from .core import AtLeast, check_config, Count, locked, project_path
 from .data.images import decode_image, ImageError, resize_image
 from .data.image_text import picture_suffixes, read_texts, walk_files
 from .models.pretrained import Towers, weights_id
@@ -56,14 +56,14 @@ class SearchConfig:
         if (self.folder / 'manifest.json').exists():
             raise ValueError(f'{self.images} holds shards, not pictures: name a folder of picture files')
 
-    folder = property(lambda self: root() / Path(self.images).expanduser(), doc='of the pictures')
+    folder = property(lambda self: project_path(self.images), doc='of the pictures')
 
     @property
     def place(self) -> Path:  # for what is kept; folders of one name are told apart
         if self.out:
-            return root() / Path(self.out).expanduser()
+            return project_path(self.out)
         path = self.folder.resolve()
-        return root() / 'outputs' / 'search' / f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+        return project_path('outputs') / 'search' / f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
 
 # %% ../nbs/72_image_index.ipynb #26a00021
 def _own_towers(
@@ -145,7 +145,7 @@ class ImageIndex:
 
     def query_point(self, query: str) -> Float[Tensor, '1 d']:
         "A text, or a file's picture, in the space."
-        path = root() / Path(query).expanduser() if query.lower().endswith(picture_suffixes) else None
+        path = project_path(query) if query.lower().endswith(picture_suffixes) else None
         if path is None or not path.is_file():
             return self.text_points([query])
         pixels = resize_image(decode_image(path.read_bytes()), self.towers.image_size)[None]
@@ -202,7 +202,8 @@ def _kept_index(
             return index
     points, columns = _image_points(model, cache) if kind == 'index' else _caption_points(model, cache)
     index = build_index(points, model.cfg.geometry, model.curv.item(), made_by, columns, n_lists=0)
-    save_index(index, folder)
+    with locked(place):
+        save_index(index, folder)
     return index
 
 # %% ../nbs/72_image_index.ipynb #fde51d67
@@ -239,7 +240,7 @@ def open_image_index(
     left_out = _left_out(cfg.folder, cache)
     index = ImageIndex(cfg.folder, model, towers, pictures, captions, left_out)
     if cfg.texts:
-        index.texts = _pool_index(index, root() / Path(cfg.texts).expanduser())
+        index.texts = _pool_index(index, project_path(cfg.texts))
     return index
 
 # %% ../nbs/72_image_index.ipynb #26a00043

@@ -74,6 +74,17 @@ def test_a_lock_is_given_back_after_an_error(tmp_path):
     assert not (tmp_path / '.lock').exists()
 
 
+def test_what_a_kill_inside_safetensors_left_is_swept(tmp_path):
+    "safetensors writes to a name of chance beside the file; a kill leaves it there."
+    (tmp_path / 'index').mkdir()
+    for name in ('.tmpAb3dE9', 'index/.tmpzzzzzz', '.tmp', 'photo.tmp', '.tmpfolder.txt'):
+        (tmp_path / name).write_text('half')
+    with locked(tmp_path):
+        pass
+    left = {o.relative_to(tmp_path).as_posix() for o in tmp_path.rglob('*')}
+    assert left == {'index', '.tmp', 'photo.tmp', '.tmpfolder.txt'}
+
+
 @pytest.mark.parametrize('content', ['text', b'bytes', lambda part: part.write_text('by itself')])
 def test_three_kinds_of_content(tmp_path, content):
     write_file(tmp_path / 'a', content)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
+from meru.core import locked
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import import_flickr8k, open_cache
 from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
@@ -103,6 +104,17 @@ def test_a_killed_run_ends_with_the_same_bytes(photos, tmp_path):
     assert (
         not (tmp_path / 'cut/parts').exists() and whole.image.shape == (20, 2, 48) and whole.text.shape == (40, 2, 32)
     )
+
+
+def test_one_process_at_a_time_writes_a_cache(photos, tmp_path):
+    "A finished cache is read by any number."
+    cfg = config(photos, tmp_path)
+    with locked(tmp_path / 'out'), pytest.raises(BlockingIOError, match='out is in use by process'):
+        embed(cfg, towers())
+    assert not (tmp_path / 'out/cache.json').exists()
+    cache = embed(cfg, towers())
+    with locked(tmp_path / 'out'):
+        assert embed(cfg, towers()).id == cache.id
 
 
 LARGE = """

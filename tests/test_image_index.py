@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
+from meru.core import locked
 from meru.hub import from_pretrained, Pretrained
 from meru.models.model import build_model
 from meru.image_index import *
@@ -142,6 +143,17 @@ def test_one_projection_may_serve_both(cfg, home):
     torch.testing.assert_close(index.query_point('a keycap'), point)
     at = index.texts.columns['text'].index('a keycap')
     torch.testing.assert_close(index.texts.points[at], point[0], rtol=1e-2, atol=1e-3)  # features are kept in float16
+
+
+def test_one_process_at_a_time_writes_and_any_number_asks(cfg, home, tmp_path):
+    new = replace(cfg, out=str(tmp_path / 'kept'))
+    with locked(tmp_path / 'kept'), pytest.raises(BlockingIOError, match='kept is in use by process'):
+        open_image_index(new)
+    index = open_image_index(new)
+    (tmp_path / 'kept' / '.tmpAb3dE9').write_text('half')
+    with locked(tmp_path / 'kept'):
+        assert len(open_image_index(new).pictures) == len(index.pictures)
+    assert not (tmp_path / 'kept' / '.tmpAb3dE9').exists()
 
 
 def test_an_index_of_another_model_is_not_taken(cfg, home):

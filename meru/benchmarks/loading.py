@@ -22,7 +22,7 @@ from pathlib import Path
 from torch import Tensor
 from typing import NamedTuple
 from ..geometry import Lorentz
-from ..core import root
+from ..core import project_path
 from ..data.tokenizer import Tokenizer
 from ..data.images import decode_image, ImageAugment
 from ..data.shards import Sample, Shards, write_shards
@@ -151,7 +151,7 @@ def _loader_suite(
     batch: int = 64,  # pairs
 ) -> dict:  # a part for each kind of JPEG: per_second, ratio, jpeg_bytes
     "Pairs a second and core, of our loader and of the baseline."
-    parts = {kind: _time_loaders(root() / photos, kind, n, reps, size, batch) for kind in _kinds}
+    parts = {kind: _time_loaders(project_path(photos), kind, n, reps, size, batch) for kind in _kinds}
     versions = {name: version(name) for name in ('pillow', 'simplejpeg', 'torchvision', 'webdataset')}
     return dict(
         what='pairs per core-second: read, decode, crop to size, tokenise',

@@ -253,7 +253,7 @@ def _own_source(path: Path, cfg: FetchConfig) -> tuple[Iterator, str]:
 # %% ../../nbs/data/29_fetch.ipynb #b223ee3d
 def _read_source(cfg: FetchConfig, folder: Path, work: Path, base: Path, saved: dict | None) -> dict:
     "Rows of a list or of one's own pairs, as `table.parquet`, and their counts."
-    path = base / (cfg.url_list or cfg.pairs)
+    path = base / Path(cfg.url_list or cfg.pairs).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'there is no {path}')
     if cfg.pairs:
@@ -331,7 +331,7 @@ def _fetch_missing(cfg: FetchConfig, folder: Path, work: Path, base: Path, sourc
     elif missing and cfg.mirror:
         _pack_here(_pack_mirror, missing, cfg, folder, work)
     elif missing:
-        at = (base / cfg.pairs).resolve()
+        at = (base / Path(cfg.pairs).expanduser()).resolve()
         _pack_here(partial(_pack_own, at=at if at.is_dir() else at.parent), missing, cfg, folder, work)
     return shards
 
@@ -351,7 +351,7 @@ def fetch(
     "From a list, a mirror or one's own files to shards that `train.ipynb` reads; resumed if it was begun."
     engine = ['img2dataset', 'webdataset'] if cfg.url_list else []
     _need('pyarrow', *engine, *(['pyspark'] if cfg.distributor == 'pyspark' else []))
-    folder = Path(folder).resolve()
+    folder = Path(folder).expanduser().resolve()
     run, manifest = (
         RunFolder(folder, replace(cfg, **{k: getattr(FetchConfig, k) for k in how})),
         folder / 'manifest.json',

@@ -13,6 +13,8 @@ import numpy as np
 import re
 import torch
 from dataclasses import asdict, dataclass
+from functools import partial
+from glob import glob
 from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +24,7 @@ from textwrap import fill
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
-from ..core import AtLeast, check_config, markdown_table, root, write_json
+from ..core import AtLeast, check_config, markdown_table, project_path, write_file, write_json
 from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import load_config, Run
@@ -412,7 +414,8 @@ def _named_runs(
     "The runs that exist."
     found = []
     for pattern in patterns.split():
-        found += [path for path in sorted(root().glob(pattern)) if (path / 'config.json').exists()]
+        folders = map(Path, sorted(glob(str(project_path(pattern)))))
+        found += [path for path in folders if (path / 'config.json').exists()]
     if not found:
         raise FileNotFoundError(f"no run fits {patterns!r}: name folders, such as 'outputs/compare/*'")
     return found
@@ -427,7 +430,7 @@ def _find_runs(
     folders, changes = [], dict(steps=cfg.steps) if cfg.steps else {}
     for seed in range(cfg.seeds):
         for preset in cfg.presets.split():
-            folder = root() / cfg.folder / f'{preset}_s{seed}'
+            folder = project_path(cfg.folder) / f'{preset}_s{seed}'
             run = Run(folder, make_config(preset, seed=seed, **changes))
             if not run.finished:
                 fit(run, quiet=True)
@@ -462,7 +465,7 @@ def _measure_run(
     if control:
         model = untrained(config, config.seed).to(next(model.parameters()).device)
     if test_set is None:
-        report = evaluate_folder(model, tokenizer, root() / cfg.data, config.image_size, cfg.limit)
+        report = evaluate_folder(model, tokenizer, project_path(cfg.data), config.image_size, cfg.limit)
         measures, values = report.measures, {}
     else:
         emb = encode_test_set(model, tokenizer, test_set)
@@ -487,7 +490,7 @@ def _write_run(
     "Keep a measured run."
     values = {_flat_key(Measure(*key, None)): each.contiguous() for key, each in run.values.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(values, path.with_suffix('.safetensors'))
+    write_file(path.with_suffix('.safetensors'), partial(save_file, values))
     write_json(path, dict(about=about, measured=_run_record(run)))
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #a2f77a34
@@ -519,7 +522,7 @@ def _measure_once(
     "`_measure_run`, once for each checkpoint and data: the answers are kept in the results' folder."
     checkpoints = Run(folder, load_config(folder)).read('run.json').get('checkpoints')
     about = dict(checkpoint=checkpoints, data=cfg.data, limit=cfg.limit)
-    path = root() / cfg.out / 'measured' / f'{folder.name}{"_untrained" if control else ""}.json'
+    path = project_path(cfg.out) / 'measured' / f'{folder.name}{"_untrained" if control else ""}.json'
     kept = _read_run(path, about)
     if kept:
         return kept

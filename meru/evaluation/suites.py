@@ -20,7 +20,7 @@ from meru.core import (
     file_sha256,
     Given,
     markdown_table,
-    root,
+    project_path,
     Seed,
     write_json,
 )
@@ -313,12 +313,12 @@ class EvalConfig:
     @property
     def file(self) -> Path:
         "The checkpoint."
-        return root() / (self.checkpoint if self.released else f'{self.run}/{self.checkpoint}.safetensors')
+        return project_path(self.checkpoint if self.released else f'{self.run}/{self.checkpoint}.safetensors')
 
     @property
     def folder(self) -> Path:
         "Where the results go."
-        return root() / (self.out or (f'outputs/{self.file.stem}' if self.released else self.run))
+        return project_path(self.out or (f'outputs/{self.file.stem}' if self.released else self.run))
 
     @property
     def record(self) -> Path:
@@ -335,7 +335,7 @@ def load_evaluated(
     heads = cfg.image_heads or None  # 0: those of the paper
     model = load_released(cfg.file, heads).eval() if cfg.released else load_run(cfg.run, cfg.checkpoint)
     reads_features = 'features' in (model.cfg.image_tower, model.cfg.text_tower)
-    if reads_features and not (root() / cfg.data / 'cache.json').exists():
+    if reads_features and not (project_path(cfg.data) / 'cache.json').exists():
         remedy = f'name a cache of them with -p data FOLDER, such as {getattr(model.cfg, "data", "")}'
         raise ValueError(f'{cfg.run} reads features of {model.cfg.backbone}, not pictures: {remedy}')
     cfg.folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from textwrap import fill
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
-from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, root
+from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path
 from ..data.images import decode_image, ImageError, resize_image
 from ..data.shards import Shards
 from ..data.emoji import embedded_data
@@ -193,7 +193,7 @@ def _read_starts(
     "Pictures to begin at."
     if images == 'emoji':
         return _drawings(size, count)
-    path = root() / images
+    path = project_path(images)
     if not path.exists():
         remedy = "name 'emoji', an image file or a folder of images with -p images"
         raise FileNotFoundError(f'there is no image {images}: {remedy}')
@@ -245,7 +245,7 @@ def _make_pool(
     root_point: Float[Tensor, ' d'],
 ) -> _TextPool:
     "The texts that may be met, encoded."
-    texts = read_texts(root() / cfg.pool)
+    texts = read_texts(project_path(cfg.pool))
     points, curv = encode_texts(model, tokenizer, texts).cpu().double(), model.curv.detach().cpu().double()
     return _TextPool(texts, points, root_point, model.geometry, curv, model.cfg.min_radius, cfg.cones)
 

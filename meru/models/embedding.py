@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
-from ..core import Between, Given, root, Seed, Share, write_json
+from ..core import Between, Given, locked, project_path, Seed, Share, write_json
 from ..data.tokenizer import augment_caption
 from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws, resize_image
 from ..data.loader import sample_rng
@@ -74,7 +74,7 @@ def open_rows(
     cfg: EmbedConfig,  # names the data
 ) -> ShardRows | FileRows:
     "The data of a config."
-    path = root() / cfg.data
+    path = project_path(cfg.data)
     if path.is_dir():
         return (
             ShardRows(path)
@@ -85,7 +85,8 @@ def open_rows(
         raise FileNotFoundError(f'There is no folder or table {path}.')
     if path.suffix.lower() not in table_suffixes:
         raise ValueError(f'{path} is neither a folder nor a {", ".join(table_suffixes)} table.')
-    return read_table(path, cfg.file_column, cfg.caption_column, path.parent / cfg.images)
+    images = path.parent / Path(cfg.images).expanduser()
+    return read_table(path, cfg.file_column, cfg.caption_column, images)
 
 # %% ../../nbs/models/35_embedding.ipynb #8d7f47dc
 class _ReadBlock(NamedTuple):
@@ -236,15 +237,16 @@ def embed(
     towers: Towers | None = None,  # None: those that `cfg` names
 ) -> FeatureCache:
     "Run the towers over everything once; a finished cache is opened as it is, one that was cut off goes on."
-    out, towers, rows = root() / cfg.out, towers or load_towers(cfg.towers), open_rows(cfg)
-    plan = _plan_of(cfg, rows, towers)
-    if _same_plan(out / 'cache.json', plan, out):
+    out, towers, rows = project_path(cfg.out), towers or load_towers(cfg.towers), open_rows(cfg)
+    plan, parts = _plan_of(cfg, rows, towers), out / 'parts'
+    if _same_plan(out / 'cache.json', plan, out) and not parts.exists():
         print(f'{out.name} is finished: nothing to do.')
-        shutil.rmtree(out / 'parts', ignore_errors=True)  # where the last moment was cut off
         return open_cache(out)
-    cache = save_cache(out, _encode_rows(rows, out / 'parts', plan, towers, cfg), **plan, **_accounts(rows))
-    shutil.rmtree(out / 'parts')
-    return cache
+    with locked(out):
+        if not _same_plan(out / 'cache.json', plan, out):
+            save_cache(out, _encode_rows(rows, parts, plan, towers, cfg), **plan, **_accounts(rows))
+        shutil.rmtree(parts, ignore_errors=True)  # may be there of a run whose last moment was cut off
+    return open_cache(out)
 
 # %% ../../nbs/models/35_embedding.ipynb #e1b7a002
 def _recall_hashes(
@@ -292,6 +294,12 @@ def _old_cache(out: Path, plan: dict) -> FeatureCache | None:
     finished = out / 'cache.json'
     return open_cache(out) if _same_plan(finished, lasting, out) else None
 
+
+def _finished_cache(out: Path, plan: dict) -> FeatureCache | None:
+    "The cache of this very state of the folder, if nothing is left to be written."
+    cache = None if (out / 'parts').exists() else _old_cache(out, plan)
+    return cache if cache and cache.info['dataset'] == plan['dataset'] else None
+
 # %% ../../nbs/models/35_embedding.ipynb #503ab950
 def _encode_changes(
     rows: FileRows,  # the folder as it is now
@@ -301,7 +309,7 @@ def _encode_changes(
     cfg: EmbedConfig,  # size of a part
 ) -> FeatureCache:
     "Encode what is new and put it beside what is known."
-    out, marks = root() / cfg.out, rows.marks
+    out, marks = project_path(cfg.out), rows.marks
     parts = out / 'parts'
     known = parts / 'known.safetensors'
     parts.mkdir(parents=True, exist_ok=True)
@@ -311,9 +319,7 @@ def _encode_changes(
     keys = {k for o in finished for k in _read_part(o)['keys']}
     rest = FileRows(rows.folder, {k: o for k, o in rows.entries.items() if k not in keys}, cfg.uncaptioned)
     paths = finished + _encode_rows(rest, parts, plan, towers, cfg)
-    cache = save_cache(out, paths, **plan, marks=marks, **_accounts(rows))
-    shutil.rmtree(parts)
-    return cache
+    return save_cache(out, paths, **plan, marks=marks, **_accounts(rows))
 
 # %% ../../nbs/models/35_embedding.ipynb #e582b8ae
 def embed_folder(
@@ -321,14 +327,17 @@ def embed_folder(
     towers: Towers,  # frozen
 ) -> FeatureCache:
     "`embed` for a folder that changes: only what is new in it is read and encoded."
-    out, rows = root() / cfg.out, open_rows(cfg)
-    stamps = _recall_hashes(rows, out / 'stamps.json')
+    out, rows = project_path(cfg.out), open_rows(cfg)
+    before = _recall_hashes(rows, out / 'stamps.json')
     plan = _plan_of(cfg, rows, towers)
-    cache = _old_cache(out, plan)
-    if not cache or cache.info['dataset'] != rows.id:
-        cache = _encode_changes(rows, cache, plan, towers, cfg)
-    else:
-        shutil.rmtree(out / 'parts', ignore_errors=True)  # where the last moment was cut off
-    if (now := {k: rows.hashes.stamps[k] for k in rows.files if k in rows.hashes.stamps}) != stamps:
-        write_json(out / 'stamps.json', now)
+    stamps = {k: rows.hashes.stamps[k] for k in rows.files if k in rows.hashes.stamps}
+    cache = _finished_cache(out, plan)
+    if cache and stamps == before:
+        return cache  # nothing is written, so several may ask at once
+    with locked(out):
+        cache = _old_cache(out, plan)
+        if not cache or cache.info['dataset'] != rows.id:
+            cache = _encode_changes(rows, cache, plan, towers, cfg)
+        shutil.rmtree(out / 'parts', ignore_errors=True)  # may be there of a run whose last moment was cut off
+        write_json(out / 'stamps.json', stamps)
     return cache
