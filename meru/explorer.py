@@ -125,7 +125,7 @@ def _sign_of_curvature(
     geometry: Geometry,
 ) -> int:  # -1, 0 or 1
     "Hyperbolic, flat or spherical."
-    if not geometry.has_radius:
+    if not geometry.has_length:
         return 1
     return -1 if geometry.has_curv else 0
 

@@ -222,7 +222,8 @@ def _stretch(x, drawn, geometry, curv):
     "Median relative error of distances between points `drawn` in place of `x`, from 4,000 pairs."
     i, j = torch.randint(len(x), (2, 4000), generator=torch.Generator().manual_seed(0))
     i, j = i[i != j], j[i != j]
-    ratio = geometry.dist(drawn[i], drawn[j], curv) / geometry.dist(x[i], x[j], curv)
+    dist = (geometry if geometry.has_dist else get_geometry('flat')).dist
+    ratio = dist(drawn[i], drawn[j], curv) / dist(x[i], x[j], curv)
     return float((ratio - 1).abs().nanmedian())
 
 

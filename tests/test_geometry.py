@@ -20,12 +20,16 @@ from meru.geometry import (
     poincare_to_lorentz,
     products,
     _sinhc,
+    readings,
     _time_component,
     unit,
 )
 
 mpmath.mp.dps = 50
 lorentz, poincare, euclidean, sphere = (get_geometry(n) for n in ('lorentz', 'poincare', 'euclidean', 'sphere'))
+flat, inner = get_geometry('flat'), get_geometry('inner')
+metric = [g for g in geometries.values() if g.has_dist]
+rooted = [g for g in geometries.values() if g.has_radius]
 # tests/parity/lorentz.npz holds the first 6 of the 24 rows of every array of the reference file
 # (and the first 6 columns of the pairwise ones), so that it stays small
 parity = np.load(Path(__file__).parent / 'parity' / 'lorentz.npz')
@@ -180,7 +184,7 @@ def test_values_and_gradients_are_finite(g, kind, dtype):
                     assert grad is None or grad.isfinite().all(), (kind, c, radius)
 
 
-@pytest.mark.parametrize('g', geometries.values(), ids=lambda g: g.name)
+@pytest.mark.parametrize('g', metric, ids=lambda g: g.name)
 def test_coincident_points_are_at_distance_zero(g):
     for c in curvatures:
         x = on(g, points(50, 64, 5.0, c, torch.float32), tensor(c))
@@ -323,7 +327,7 @@ def test_theorems(c):
         lorentz.dist(boost(x, there, 1.5, curv), boost(y, there, 1.5, curv), curv), d, rtol=1e-10, atol=1e-10
     )
     torch.testing.assert_close(lorentz.exterior_angle(x @ turned, y @ turned, curv), lorentz.exterior_angle(x, y, curv))
-    for g in geometries.values():
+    for g in metric:
         a, b, e = (on(g, t, curv) for t in (x, y, z))
         assert (g.dist(a, e, curv) <= g.dist(a, b, curv) + g.dist(b, e, curv) + 1e-12).all()
         assert torch.equal(g.dist(a, b, curv), g.dist(b, a, curv))
@@ -486,8 +490,93 @@ def test_scores_in_flat_space():
     torch.testing.assert_close(-euclidean.scores(x, y, tensor(1.0)), torch.cdist(x, y) ** 2, rtol=1e-4, atol=1e-5)
 
 
+def test_flat_scores_are_plain_distances():
+    x, y = points(30, 8, 2.0), points(20, 8, 2.0, seed=1)
+    y[0] = x[0]
+    c = tensor(1.0, torch.float64)
+    torch.testing.assert_close(-flat.scores(x, y, c), torch.cdist(x, y), rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(flat.cdist(x, y, c), euclidean.cdist(x, y, c), rtol=1e-9, atol=1e-7)
+    close = -flat.scores(x.float(), y.float(), tensor(1.0))
+    torch.testing.assert_close(close[:, 1:].double(), torch.cdist(x, y)[:, 1:], rtol=1e-5, atol=1e-5)
+    rows = flat.pairing(x, x, c)
+    assert rows.link == 'sqrt' and (rows.positive == 0).all()
+
+
+def test_inner_is_a_product_and_nothing_else():
+    x, y, c = points(30, 8, 2.0), points(20, 8, 2.0, seed=1), tensor(1.0, torch.float64)
+    torch.testing.assert_close(inner.scores(x, y, c), x @ y.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(inner.exp_map0(3 * x, c), 3 * x)
+    assert not (inner.has_dist or inner.has_radius or inner.has_cones or inner.has_curv) and inner.has_length
+    for f in (inner.detour, inner.exterior_angle):
+        with pytest.raises(NotImplementedError, match='inner'):
+            f(x[:1], y[:1], c)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('g', metric, ids=lambda g: g.name)
+def test_all_distances_are_those_of_pairs(g, dtype):
+    for c in curvatures:
+        curv = tensor(c, dtype)
+        x, y = (on(g, points(n, 6, 2.0, c, dtype, n), curv) for n in (7, 9))
+        want = g.dist(x[:, None].double(), y[None].double(), curv.double())
+        torch.testing.assert_close(g.cdist(x, y, curv).double(), want, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('g', rooted, ids=lambda g: g.name)
+@pytest.mark.parametrize('c', curvatures)
+def test_theorems_of_the_detour(g, c):
+    curv = tensor(c, torch.float64)
+    v = torch.randn(40, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x = g.exp_map0(v, curv)
+    share = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None]
+    way = g.exp_map0(share * v[:1], curv)  # from the root to the first point
+    root = torch.zeros_like(x[:1])
+    assert g.detour(x[:1], way, curv).abs().max() < 1e-7  # nothing is lost by a stop on the way
+    assert g.detour(x, root, curv).abs().max() < 1e-7  # all lies below the root
+    detour, dist, radius = g.detour(x, x, curv), g.cdist(x, x, curv), g.radius(x, curv)
+    assert detour.min() > -1e-7  # the triangle's inequality
+    assert (detour <= 2 * torch.minimum(radius, dist) + 1e-7).all()
+    swap = detour - detour.T  # d(x, y) is the same both ways
+    torch.testing.assert_close(swap, 2 * (radius - radius[:, None]), rtol=1e-9, atol=1e-9)
+    product = (radius[:, None] + radius - dist) / 2  # Gromov's, at the root
+    torch.testing.assert_close(detour, 2 * (radius - product), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', [n for n, g in geometries.items() if g.has_length])
+def test_direction_is_the_angle_of_tangent_vectors(name):
+    g, curv = get_geometry(name), tensor(0.7, torch.float64)
+    v, w = (torch.randn(n, 5, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 8))
+    want = torch.acos(torch.cosine_similarity(v[:, None], w[None], dim=-1))
+    got = g.direction(g.exp_map0(v, curv), g.exp_map0(3 * w, curv), curv)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    axis, back = g.exp_map0(w[:1], curv), g.exp_map0(-2 * w[:1], curv)
+    assert g.direction(axis, axis, curv).item() < 1e-7 and abs(g.direction(axis, back, curv).item() - math.pi) < 1e-7
+    assert g.direction(torch.zeros_like(axis), axis, curv).item() == math.pi / 2
+
+
+@pytest.mark.parametrize('g', [lorentz, poincare, euclidean, flat], ids=lambda g: g.name)
+def test_cone_angles_are_exterior_angles(g):
+    for c in curvatures:
+        curv = tensor(c, torch.float64)
+        x, y = (on(g, points(n, 4, 2.5, c, seed=n), curv) for n in (7, 9))
+        want = g.exterior_angle(y[None], x[:, None], curv)
+        torch.testing.assert_close(g.cone_angle(x, y, curv), want, rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_readings_put_what_is_below_first(name):
+    "Two branches from the root: what lies on one is told from the other by every reading, with finite gradients."
+    g, curv = get_geometry(name), tensor(1.0, torch.float64)
+    below = g.exp_map0(torch.tensor([[2.0, 0.1], [3.0, -0.2], [-0.1, 2.0]], dtype=torch.float64), curv)
+    above = g.exp_map0(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64), curv).requires_grad_()
+    for way, far in readings(g).items():
+        value = far(below, above, curv)
+        assert value.argmin(1).tolist() == [0, 0, 1], way
+        assert torch.autograd.grad(far(below, torch.cat([above, below[:1]]), curv).sum(), above)[0].isfinite().all()
+
+
 def test_unknown_name():
-    with pytest.raises(ValueError, match="'hyperbolic'.*lorentz, poincare, euclidean, sphere"):
+    with pytest.raises(ValueError, match="'hyperbolic'.*lorentz, poincare, euclidean, flat, sphere, inner"):
         get_geometry('hyperbolic')
 
 

@@ -49,6 +49,8 @@ def test_what_each_geometry_learns():
         lorentz={'log_curv', 'log_logit_scale'} | alphas,
         poincare={'log_curv', 'log_logit_scale'} | alphas,
         euclidean={'log_logit_scale'} | alphas,
+        flat={'log_logit_scale'} | alphas,
+        inner={'log_logit_scale'} | alphas,
         sphere={'log_logit_scale'},
     )
     assert (
@@ -64,14 +66,14 @@ def test_start(name):
     model = small(name, embed_dim=512)
     norms = (
         (model.image_alpha * model.project_image(IMAGES)).norm(dim=-1)
-        if geometries[name].has_radius
+        if geometries[name].has_length
         else model.encode_image(IMAGES).norm(dim=-1)
     )
     assert 0.3 < norms.min() and norms.max() < 1.6
     assert (
         abs(small(name, logit_scale_init=30.0).logit_scale - 30) < 1e-4
         and abs(model.logit_scale * 0.07 - 1) < 1e-5
-        and abs(model.text_alpha - (512**-0.5 if geometries[name].has_radius else 1)) < 1e-6
+        and abs(model.text_alpha - (512**-0.5 if geometries[name].has_length else 1)) < 1e-6
     )
 
 
@@ -95,7 +97,7 @@ def test_float32_under_autocast(name):
     assert {v.dtype for v in low.values()} == {torch.float32}
     assert abs(low['loss'] - exact['loss']) < 0.05 * exact['loss']
     v = torch.randn(5, 16).bfloat16()
-    if geometries[name].has_radius:
+    if geometries[name].has_length:
         model.log_image_alpha.data.fill_(-1.1)
         model.log_text_alpha.data.fill_(-1.1)
     for lift in (model.lift_image, model.lift_text):

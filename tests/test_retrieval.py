@@ -48,7 +48,7 @@ def test_collapsed_model_finds_nothing(name):
         assert res[f'{way}_r5_chance'] == pytest.approx(5 / 20)
 
 
-@pytest.mark.parametrize('name', geometries)
+@pytest.mark.parametrize('name', [n for n, g in geometries.items() if g.has_dist])  # x·y prefers longer vectors to x
 def test_perfect_model_finds_everything(name):
     g = get_geometry(name)
     x = points(g, 20)

@@ -216,7 +216,9 @@ FORMULAS = dict(
         lambda x, c: with_last(2 * x, -(1 + c * square(x)) / c**0.5) / (1 - c * square(x)),
     ),
     euclidean=('(x, −½)', lambda x, c: with_last(x, -0.5)),
+    flat=('(x, −½)', lambda x, c: with_last(x, -0.5)),
     sphere=('x', lambda x, c: x),
+    inner=('x', lambda x, c: x),
 )  # what the exported file says of a query, and the same for numpy
 
 

@@ -39,7 +39,7 @@ def test_nearest_is_what_a_slow_search_finds(name, cones):
         assert got == min(allowed, key=allowed.get)
 
 
-@pytest.mark.parametrize('name', geometries)
+@pytest.mark.parametrize('name', [n for n, g in geometries.items() if g.has_dist])
 def test_home_is_downhill_and_ends_at_the_root(name):
     pool = scattered(name)
     for i, start in enumerate(pool.points[:6]):

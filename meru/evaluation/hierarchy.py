@@ -375,7 +375,7 @@ def paths_to_root(
     share = torch.linspace(1, 0, steps + 1, device=points.device)[:-1, None]
     if geometry.has_radius:
         return geometry.exp_map0(share * geometry.log_map0(points, curv)[:, None], curv)
-    return F.normalize(share * points[:, None] + (1 - share) * F.normalize(mean, dim=-1), dim=-1)
+    return geometry.exp_map0(share * points[:, None] + (1 - share) * F.normalize(mean, dim=-1), curv)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #a4098426
 def _texts_met(

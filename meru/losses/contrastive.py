@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing import NamedTuple
-from ..geometry import acosh1p, products
+from ..geometry import links, products
 
 # %% ../../nbs/losses/10_contrastive.ipynb #7afdc807
 def _same_text(text_ids: Int[Tensor, ' b']) -> Bool[Tensor, 'b b']:
@@ -68,14 +68,14 @@ def hard_cross_entropy(
 
 # %% ../../nbs/losses/10_contrastive.ipynb #586830c4
 class _Logits(NamedTuple):
-    "All logits l = −scale·u, u being acosh(1 + z) where space is curved, otherwise z, and z = gain·left·rightᵀ."
+    "All logits l = −scale·u, u being a link of z, and z = gain·left·rightᵀ."
 
     left: Float[Tensor, 'n e']  # one row for each image
     right: Float[Tensor, 'm e']  # one row for each text
     gain: float | Float[Tensor, '']  # < 0
     scale: float | Float[Tensor, '']  # > 0
-    curved: bool  # is u acosh(1 + z)?
-    floor: float  # a z below is rounding
+    link: str  # key in `links`: what u is of z
+    floor: float  # a z below is rounding, unless u is z
     first: int = 0  # the text of image i is number first + i
     ids: Int[Tensor, ' m'] | None = None  # texts with equal ids are not each other's negatives; None: all differ
     tag: object = None  # says whose tiles are in memory
@@ -88,8 +88,8 @@ class _Logits(NamedTuple):
     def matrix(self) -> Float[Tensor, 'n m']:
         "The logits of negatives; −inf elsewhere."
         z = self.gain * products(self.left, self.right)
-        u = acosh1p(z.clamp_min(self.floor)) if self.curved else z
-        return (-self.scale * u).masked_fill(self.hidden(), -torch.inf)
+        z = z if self.link == 'identity' else z.clamp_min(self.floor)
+        return (-self.scale * links[self.link](z)).masked_fill(self.hidden(), -torch.inf)
 
 # %% ../../nbs/losses/10_contrastive.ipynb #0ee8657d
 class _Sums(NamedTuple):

@@ -43,7 +43,7 @@ _memory = _Memory()
 
 class _Tile(NamedTuple):
     u: Tensor  # the link
-    slope: Tensor  # √2 du/dz, where space is curved
+    slope: Tensor  # du/dz over `_SLOPES`, where u is not z
     share: Tensor  # exp(l − top)
     work: Tensor
 
@@ -77,15 +77,27 @@ def _far(scale):
     return 1e30 / max(1.0, scale)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #5723ea69
+_SLOPES = dict(identity=1.0, acosh=2**-0.5, sqrt=0.5)  # du/dz, in units of what a tile keeps of it
+
+
+def _apply_link(u, slope, work, link):
+    "Turn z into its link in place, and keep the slope; a reciprocal root is faster than a root."
+    if link == 'sqrt':
+        torch.rsqrt(u, out=slope)
+        u.mul_(slope)
+        return
+    torch.addcmul(u, u, u, value=0.5, out=work)
+    torch.rsqrt(work, out=slope)
+    u.addcmul_(work, slope, value=2**0.5).log1p_()
+
+
 def _fill(tile, logits, rows, cols):
     "The links of a tile, and their slopes."
     u, slope, _, work = tile
     torch.addmm(u, logits.left[rows], logits.right[cols].T, beta=0, alpha=logits.gain, out=u)
-    if logits.curved:
+    if logits.link != 'identity':
         u.clamp_(logits.floor, torch.finfo(u.dtype).max ** 0.49)  # no root of a negative, no overflow of the square
-        torch.addcmul(u, u, u, value=0.5, out=work)
-        torch.rsqrt(work, out=slope)  # faster than the root
-        u.addcmul_(work, slope, value=2**0.5).log1p_()
+        _apply_link(u, slope, work, logits.link)
     _hide(u, logits, rows, cols)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #81ab1072
@@ -197,13 +209,13 @@ def _tile_slopes(
     d_scale = sums.rows.new_zeros(())
     sums = _Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative
     weight = float(-logits.scale * logits.gain)
-    weight *= 2**-0.5 if logits.curved else 1.0
+    weight *= _SLOPES[logits.link]
     for i, j in _tiles(logits):
         tile, top = _made_again(logits, i, j)
         share = tile.share
         _weigh(tile, top, logits.scale, _at(sums, i, j), _at(slopes, i, j))
         d_scale -= torch.mul(share, tile.u, out=tile.work).sum(1).sum(dtype=sums.rows.dtype)
-        if logits.curved:
+        if logits.link != 'identity':
             share.mul_(tile.slope)
         d_left[i].addmm_(share, logits.right[j], alpha=weight)
         d_right[j].addmm_(share.T, logits.left[i], alpha=weight)
@@ -278,15 +290,15 @@ class _Batch(NamedTuple):
     left: Tensor
     right: Tensor
     gain: Tensor
-    curved: bool
+    link: str
     positive: Tensor  # links of this process's pairs
     counts: list[int] | None  # pairs of each process; None: there is one
     own: slice  # where this process's are among all
 
 
 def _alone(geometry, x, y, curv):
-    left, right, gain, positive, curved = geometry.pairing(x, y, curv, common_centre(x, y))
-    return _Batch(left, right, gain, curved, positive, None, slice(0, len(x)))
+    left, right, gain, positive, link = geometry.pairing(x, y, curv, common_centre(x, y))
+    return _Batch(left, right, gain, link, positive, None, slice(0, len(x)))
 
 # %% ../../nbs/losses/13_pairwise.ipynb #9f14cc29
 def _together(geometry, x, y, curv):
@@ -294,11 +306,11 @@ def _together(geometry, x, y, curv):
     centres = gather_rows(common_centre(x, y)[None], [1] * world())
     shortest = centres.square().sum(1).argmin()
     shared = centres[shortest]  # any centre would do that all share
-    left, right, gain, positive, curved = geometry.pairing(x, y, curv, shared)
+    left, right, gain, positive, link = geometry.pairing(x, y, curv, shared)
     right = _Gather.apply(right, counts)
     first = first_row(counts)
     own = slice(first, first + len(x))
-    return _Batch(left, right, gain, curved, positive, counts, own)
+    return _Batch(left, right, gain, link, positive, counts, own)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #f49d8282
 def _of_all(own, batch):
@@ -337,7 +349,7 @@ def _negative_sums(batch, scale, text_ids, hard_beta):
     alone = batch.counts is None
     text_ids = text_ids if alone or text_ids is None else gather_rows(text_ids, batch.counts)
     ids, negatives = _count_negatives(text_ids, len(batch.right))
-    logits = _Logits(batch.left, batch.right, batch.gain, scale, batch.curved, _floor(batch), batch.own.start, ids)
+    logits = _Logits(batch.left, batch.right, batch.gain, scale, batch.link, _floor(batch), batch.own.start, ids)
 
     def sums(power):
         return _pair_sums(logits._replace(scale=power * scale), (lambda cols: cols) if alone else _join_sums)
@@ -388,7 +400,7 @@ def contrastive_loss(
     with torch.autocast(x.device.type, enabled=False):
         many = all_processes and world() > 1
         batch = (_together if many else _alone)(geometry, x, y, curv)
-        scale = scale / curv.sqrt() if batch.curved else scale
+        scale = scale / curv.sqrt() if geometry.has_curv else scale
         own = -scale * batch.positive - margin
         negatives = _negative_sums(batch, scale, text_ids, hard_beta)
         return _mean_nats(own, negatives, batch).to(dtype)

@@ -44,22 +44,36 @@ def _products(A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.
 def _sinh(z):  # sinh u = sqrt(δ(δ+2)); two roots, as a tiny δ has a tinier square
     return tl.sqrt(z) * tl.sqrt(z + 2.0)
 
+
+_KINDS = dict(identity=0, acosh=1, sqrt=2)  # what kernels call the links
+
 # %% ../../nbs/losses/12_triton_kernels.ipynb #49f1b27f
 @_jit
-def _clamped(z, floor, CURVED: tl.constexpr):  # no root of a negative, no overflow of the square
-    if CURVED:
+def _clamped(z, floor, LINK: tl.constexpr):  # no root of a negative, no overflow of the square
+    if LINK != 0:
         z = tl.minimum(tl.maximum(z, floor), 1e18)
     return z
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #5b1f99b2
 @_jit
-def _links(z, CURVED: tl.constexpr):  # acosh(1 + δ)/ln 2, or z/ln 2
-    if CURVED:
+def _links(z, LINK: tl.constexpr):  # acosh(1 + δ), √z or z, over ln 2
+    if LINK == 1:
         e = z + _sinh(z)
         u = tl.where(e > 1e-3, tl.log2(1.0 + e), (e - e * e / 2 + e * e * e / 3) * 1.4426950408889634)
+    elif LINK == 2:
+        u = tl.sqrt(z) * 1.4426950408889634
     else:
         u = z * 1.4426950408889634
     return u
+
+
+@_jit
+def _by_slope(share, z, LINK: tl.constexpr):  # times du/dz
+    if LINK == 1:
+        share = share / _sinh(z)
+    elif LINK == 2:
+        share = share / (2.0 * tl.sqrt(z))
+    return share
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #fe14e222
 @_jit
@@ -86,7 +100,7 @@ def _sums_kernel(
     rows_each,
     cols_each,
     K: tl.constexpr,
-    CURVED: tl.constexpr,
+    LINK: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -99,9 +113,9 @@ def _sums_kernel(
         for i in range(0, rows_each, BM):
             rows = g * rows_each + i + tl.arange(0, BM)
             ida = tl.load(IDA + rows, mask=rows < n, other=0)
-            z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, CURVED)
+            z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, LINK)
             negative = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
-            l = tl.where(negative, slope * _links(z, CURVED), -1e30)
+            l = tl.where(negative, slope * _links(z, LINK), -1e30)
             col_top, col_sum = _with_tile(col_top, col_sum, l, negative, 0)
             at = h * n + rows
             top = tl.load(RM + at, mask=rows < n, other=-1e30)
@@ -141,7 +155,7 @@ def _slots(like, slots, n):
 def _shape(left, logits, block):
     "What a kernel is compiled for."
     high, wide, deep = block
-    return dict(K=left.shape[1], CURVED=logits.curved, BM=high, BN=wide, BK=deep)
+    return dict(K=left.shape[1], LINK=_KINDS[logits.link], BM=high, BN=wide, BK=deep)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1f166d52
 def _share_of(n, parts, block):
@@ -187,7 +201,7 @@ def _shares_kernel(
     slope,
     floor,
     K: tl.constexpr,
-    CURVED: tl.constexpr,
+    LINK: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -197,14 +211,13 @@ def _shares_kernel(
     ida, idb = tl.load(IDA + rows, mask=rows < n, other=0), tl.load(IDB + cols, mask=cols < m, other=0)
     r, c = tl.load(R + rows, mask=rows < n, other=0.0), tl.load(C + cols, mask=cols < m, other=0.0)
     rs, cs = tl.load(RS + rows, mask=rows < n, other=0.0), tl.load(CS + cols, mask=cols < m, other=0.0)
-    z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, CURVED)
-    u = _links(z, CURVED)
+    z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, LINK)
+    u = _links(z, LINK)
     negative = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
     by_row, by_col = tl.exp2(slope * u - r[:, None]), tl.exp2(slope * u - c[None, :])
     share = tl.where(negative, rs[:, None] * by_row + cs[None, :] * by_col, 0.0)
     tl.store(GAP + h * n + rows, tl.sum(share * u, 1), mask=rows < n)
-    if CURVED:
-        share = share / _sinh(z)
+    share = _by_slope(share, z, LINK)
     tl.store(W + rows[:, None] * m + cols[None, :], share, mask=(rows[:, None] < n) & (cols[None, :] < m))
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb

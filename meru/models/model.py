@@ -124,10 +124,10 @@ class _Scalars(nn.Module):
     ):
         super().__init__()
         self.cfg, self.geometry = cfg, get_geometry(cfg.geometry)
-        has_curv, has_radius = self.geometry.has_curv, self.geometry.has_radius
+        has_curv, has_length = self.geometry.has_curv, self.geometry.has_length
         self._scalar('log_curv', cfg.curv_init if has_curv else 1.0, learn=has_curv and cfg.learn_curv)
         for name in ('log_image_alpha', 'log_text_alpha'):
-            self._scalar(name, cfg.embed_dim**-0.5 if has_radius else 1.0, has_radius and cfg.learn_alpha)
+            self._scalar(name, cfg.embed_dim**-0.5 if has_length else 1.0, has_length and cfg.learn_alpha)
         self._scalar('log_logit_scale', cfg.logit_scale_init, cfg.learn_logit_scale)
 
     def _scalar(self, name, value, learn=True):
@@ -199,7 +199,7 @@ class Model(_Scalars):
 
     def _lift(self, v, alpha):
         v = _widen(v)
-        if self.geometry.has_radius:
+        if self.geometry.has_length:
             v = normalise_tangent(v, alpha, self.cfg.tangent, self.cfg.tangent_radius)
         return self.geometry.exp_map0(v, self.curv)
 
