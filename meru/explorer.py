@@ -281,8 +281,8 @@ def _example(
     thing, depth = items.titles[-1], len(items.titles)
     pictures = items.levels == depth - 1
     if depth < 3 or not pictures.any():
-        many = f'A text that fits many {thing}s has to stay close to them all'
-        return f'{many}, and only the middle, the root, is close to all. One that fits a single {thing} can move out to it.'
+        many = f'A text that fits many {thing}s has to stay close to them all, and only the middle, the root, is close'
+        return f'{many} to all. One that fits a single {thing} can move out to it.'
     tops = items.groups()
     top = int(tops[pictures].bincount().argmax())
     below = (pictures & (tops == top)).nonzero().flatten()
@@ -337,7 +337,7 @@ def _taught(
     order = ', and that a text is more general than its picture. ' if kappa < 1 else '. '
     rest = 'Whatever else is to be seen came of that.'
     if len(items.titles) > 2:
-        rest = 'It never saw the catalogue’s tree: how much of it came out all the same is what the bars and the cones show.'
+        rest = 'It never saw the catalogue’s tree: how much of it came out is what the bars and the cones show.'
     return 'What was the network told?', f'Only which texts belong to which pictures{order}{rest}'
 
 # %% ../nbs/70_explorer.ipynb #2cb5a569

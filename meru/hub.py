@@ -34,7 +34,9 @@ _template = """---
 ---
 # {{ name }}
 
-Images and texts as points of one space: {{ space }}. Trained with meru, notebooks for hyperbolic image-text representations in the manner of [MERU](https://arxiv.org/abs/2304.09172).
+Images and texts as points of one space: {{ space }}.
+Trained with meru, notebooks for hyperbolic image-text representations in the manner of
+[MERU](https://arxiv.org/abs/2304.09172).
 
 ```python
 import meru

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WINGS = 'geometry plots parallel core losses data models training search evaluation explorer hub image_index benchmarks'.split()
+WINGS = 'geometry plots parallel core losses data models training search evaluation explorer hub image_index'.split()
+WINGS.append('benchmarks')
 HEAD = re.compile(r'^#\|\s*export', re.M)
 
 

@@ -1,4 +1,4 @@
-"""The checker of `--jaxtyping-packages=meru,shapes.check`: types and shapes at run time, an int where a float is meant."""
+"""The checker of `--jaxtyping-packages=meru,shapes.check`: types and shapes at run time; an int may be a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -103,7 +103,8 @@ def trained(papermill, tmp_path_factory):
     "Two presets, two seeds, two steps each, trained by the notebook."
     home = tmp_path_factory.mktemp('compare')
     (home / 'compare.yaml').write_text(
-        f'presets: smoke smoke_clip\nseeds: 2\nsteps: 2\nfolder: {home / "runs"}\nout: {home / "out"}\ndata: {home / "hues"}\n'
+        f'presets: smoke smoke_clip\nseeds: 2\nsteps: 2\n'
+        f'folder: {home / "runs"}\nout: {home / "out"}\ndata: {home / "hues"}\n'
     )
     from PIL import Image
 

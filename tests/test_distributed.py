@@ -500,13 +500,8 @@ def different():  # what each process sees
 
 
 def test_processes_that_see_different_things(team):
-    assert (
-        team.run(2, different)
-        == [
-            'process 1 of 2 has config.seed = 1, step = 5, but process 0 has 0, 0: all must run the same code on the same folders'
-        ]
-        * 2
-    )
+    message = 'process 1 of 2 has config.seed = 1, step = 5, but process 0 has 0, 0'
+    assert team.run(2, different) == [f'{message}: all must run the same code on the same folders'] * 2
 
 
 # as a person runs it

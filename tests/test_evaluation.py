@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 
 class Oracle(torch.nn.Module):
-    "Knows every colour and every word: images at radius 3 in the direction of their name, texts of a level at their own radius."
+    "Knows every colour and word: images at radius 3 in the direction of their name, texts at their level's radius."
 
     def __init__(self, geometry):
         super().__init__()

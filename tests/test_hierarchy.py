@@ -252,7 +252,8 @@ def test_walk_on_the_sphere_goes_to_the_mean():
 
 @pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
 def test_path_precision_and_recall_by_hand(name):
-    "One picture at radius 4 to the east, texts at 1, 2, 3 east and one north: met are the three; two of them its own, one own is never met."
+    """One picture at radius 4 to the east, texts at 1, 2, 3 east and one north.
+    The three are met, two of them its own; one of its own is never met."""
     g, c2 = get_geometry(name), torch.tensor(2.0)
     lift = lambda v: g.exp_map0(torch.tensor(v), c2)
     texts = lift([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 3.0]])
@@ -284,7 +285,8 @@ def test_path_refuses_nan():
 
 @pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
 def test_word_tree_by_hand(name):
-    "A chain of four words straight out from a root word that is no cone's wrong side: all outward, all inside; then two of them swapped."
+    """A chain of four words straight out from a root word that is no cone's wrong side.
+    All lead outward and lie inside; then two of them are swapped."""
     g, c2 = get_geometry(name), torch.tensor(2.0)
     points = g.exp_map0(torch.tensor([[0.05, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), c2)
     above = torch.tensor([-1, 0, 1, 2])

@@ -89,8 +89,11 @@ def test_a_gallery_on_disk_that_is_broken_is_named(tmp_path):
 def test_a_million_points_fit_into_two_gigabytes():
     "In a process of its own, whose highest memory counts."
     code = (
-        'import torch\nfrom meru.search.exact import exact_search\nfrom meru.geometry import Lorentz\ntorch.set_num_threads(1)\n'
-        'y = torch.randn(1_000_000, 64, generator=torch.Generator().manual_seed(0))\nassert exact_search(Lorentz(), y[:8], y, torch.tensor(1.)).row[:, 0].tolist() == list(range(8))\n'
+        'import torch\nfrom meru.search.exact import exact_search\nfrom meru.geometry import Lorentz\n'
+        'torch.set_num_threads(1)\n'
+        'y = torch.randn(1_000_000, 64, generator=torch.Generator().manual_seed(0))\n'
+        'hits = exact_search(Lorentz(), y[:8], y, torch.tensor(1.))\n'
+        'assert hits.row[:, 0].tolist() == list(range(8))\n'
         "print(next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The loader's promises: one order, resumable, damage counted, shards that do not match named; and the embedded data."""
+"""The loader's promises: one order, resumable, damage counted, foreign shards named; and the embedded data."""
 
 import io
 import itertools
@@ -232,7 +232,7 @@ BOMB = picture(0)[:12] + HEADER + zlib.crc32(HEADER).to_bytes(4, 'big') + pictur
 
 
 def tar_of(path, rows):
-    "A tar like a downloader's, whatever its rows hold: (key, {extension: bytes}), with pax headers as img2dataset has them."
+    "A tar like a downloader's, whatever its rows (key, {extension: bytes}) hold, with img2dataset's pax headers."
     with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
         for key, members in rows:
             for ext, data in members.items():

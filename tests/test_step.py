@@ -170,7 +170,7 @@ class Unplugged(Run):
 
 @pytest.mark.filterwarnings('ignore')  # torch.compile's, about its own ways
 def test_all_fast_paths_at_once_survive_a_kill(tmp_path, monkeypatch):
-    "Compiled blocks, parts, patch dropout, recomputation, device augmentation, bfloat16, deferred checks: the same bits after a kill."
+    "Compiled blocks, parts, patch dropout, recomputation, bfloat16 and so on, together: the same bits after a kill."
     monkeypatch.setattr(T, '_waits', lambda device: True)
     monkeypatch.setattr(T, 'compile_blocks', lambda model: compile_blocks(model, 'aot_eager'))
     cfg = replace(

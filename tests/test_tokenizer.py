@@ -96,7 +96,8 @@ def test_text_ids_are_stable_and_fit_64_bits():
 
 def test_training_starts_without_what_it_does_not_need():
     "Seconds of every start: all of open_clip for its tokenizer, torchvision for its version."
-    script = "import sys, meru.training.trainer; heavy = {'open_clip', 'torchvision', 'timm', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    heavy = {'open_clip', 'torchvision', 'timm', 'transformers'}
+    script = f'import sys, meru.training.trainer; heavy = {heavy} & set(sys.modules); assert not heavy, heavy'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
 

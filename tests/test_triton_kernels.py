@@ -21,15 +21,19 @@ pairwise._engine = lambda left: (sums, slopes) if left.dtype == torch.float32 el
 def plain_loss(geometry, x, y, curv, scale, *how): return matrix_loss(scale*geometry.scores(x, y, curv), *how)
 def outcome(loss, name, dtype, b, d, curv, scale, *how):
     g = torch.Generator().manual_seed(b)
-    leaves = [o.to(dtype).requires_grad_() for o in (*(.7*torch.randn(2, b, d, generator=g).double()), torch.tensor(curv), torch.tensor(scale))]
+    u, v = .7*torch.randn(2, b, d, generator=g).double()
+    leaves = [o.to(dtype).requires_grad_() for o in (u, v, torch.tensor(curv), torch.tensor(scale))]
     u, v, c, s = leaves
     value = loss(get_geometry(name), *(get_geometry(name).exp_map0(o, c) for o in (u, v)), c, s, *how)
     return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
 ids = lambda b: torch.arange(b)//2
+cases = (37, 5, .7, 14.), (33, 18, 2., 30., ids(33), .3), (18, 3, 1., 9., ids(18), 0., .5), (1, 4, 1., 5.)
+cases += (6, 4, 1., 5., 0*ids(6), 0., 1.),
 worst, count = 0., 0
 for name in geometries:
-    for b, d, curv, scale, *how in ((37, 5, .7, 14.), (33, 18, 2., 30., ids(33), .3), (18, 3, 1., 9., ids(18), 0., .5), (1, 4, 1., 5.), (6, 4, 1., 5., 0*ids(6), 0., 1.)):
-        got, want = (outcome(f, name, t, b, d, curv, scale, *how) for f, t in ((contrastive_loss, torch.float32), (plain_loss, torch.float64)))
+    for b, d, curv, scale, *how in cases:
+        got = outcome(contrastive_loss, name, torch.float32, b, d, curv, scale, *how)
+        want = outcome(plain_loss, name, torch.float64, b, d, curv, scale, *how)
         error = max(((g - w).norm()/(w.norm() + 1e-2)).item() for g, w in zip(got, want))
         assert error < 1e-4, (name, b, d, error, [(float(g.norm()), float(w.norm())) for g, w in zip(got, want)])
         worst, count = max(worst, error), count + 1
@@ -52,7 +56,10 @@ def test_in_the_interpreter():
 
 
 def test_without_triton_the_rest_works():
-    code = "import sys; sys.modules['triton'] = None; from meru.losses import triton_kernels, pairwise; assert triton_kernels.triton is None and callable(pairwise.contrastive_loss)"
+    code = """import sys
+sys.modules['triton'] = None
+from meru.losses import triton_kernels, pairwise
+assert triton_kernels.triton is None and callable(pairwise.contrastive_loss)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -937,16 +937,21 @@ def read_data(
                 raise
     if fits is None:
         raise ValueError(
-            f"{path} has no layout that is known here: expected class folders, captions.jsonl, COCO's or Flickr's lists, or shards"
+            f'{path} has no layout that is known here: '
+            "expected class folders, captions.jsonl, COCO's or Flickr's lists, or shards"
         )
     return fits(path, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #fc36532b
 captions_from = {
-    'COCO val2017': 'val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, unpacked into FOLDER/coco',
-    "COCO, Karpathy's test split": 'dataset_coco.json (caption_datasets.zip, Karpathy and Fei-Fei) and the pictures of val2014 into FOLDER/coco_karpathy',
-    'Flickr30k': 'pictures and results_20130124.token by request from https://shannon.cs.illinois.edu/DenotationGraph, or dataset_flickr30k.json and the pictures, into FOLDER/flickr30k',
-    'HierarCaps': 'the test part from its authors (Alper and Averbuch-Elor 2024), as lines of file and hierarchy, into FOLDER/hierarcaps',
+    'COCO val2017': 'val2017.zip and annotations_trainval2017.zip from https://cocodataset.org, '
+    'unpacked into FOLDER/coco',
+    "COCO, Karpathy's test split": 'dataset_coco.json (caption_datasets.zip, Karpathy and Fei-Fei) '
+    'and the pictures of val2014 into FOLDER/coco_karpathy',
+    'Flickr30k': 'pictures and results_20130124.token by request from https://shannon.cs.illinois.edu/DenotationGraph, '
+    'or dataset_flickr30k.json and the pictures, into FOLDER/flickr30k',
+    'HierarCaps': 'the test part from its authors (Alper and Averbuch-Elor 2024), '
+    'as lines of file and hierarchy, into FOLDER/hierarcaps',
 }  # sets that are not for classification: how to get them
 
 

@@ -53,7 +53,7 @@ def hard_cross_entropy(
     logits: Float[Tensor, 'b b'],  # positives on the diagonal; -inf: neither positive nor negative
     beta: float,  # concentration, > 0
 ) -> Float[Tensor, '']:  # nats
-    "Cross entropy of rows whose negatives weigh by their hardness (Robinson et al. 2021, equation 4, without debiasing)."
+    "Cross entropy of rows whose negatives weigh by hardness (Robinson et al. 2021, equation 4, without debiasing)."
     positive = logits.diagonal()
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     hidden = own | logits.isneginf()
