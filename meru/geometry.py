@@ -434,7 +434,7 @@ def readings(
     if geometry.has_length:
         ways['direction'] = geometry.direction
     if geometry.has_cones:
-        ways['cone angle'] = geometry.cone_angle
+        ways['cone_angle'] = geometry.cone_angle
     return ways
 
 # %% ../nbs/00_geometry.ipynb #54066c42

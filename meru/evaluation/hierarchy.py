@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['chain_tau', 'cone_margins', 'cone_metrics', 'ancestor_overlap', 'tree_mistakes', 'tree_metrics', 'gromov_delta',
-           'all_distances', 'ranking_agreement', 'containment_metrics', 'hierarchy_metrics', 'paths_to_root',
-           'path_metrics', 'word_tree_metrics']
+           'all_distances', 'ranking_agreement', 'containment_metrics', 'hierarchy_metrics', 'texts_above',
+           'average_precision', 'nearest_is_own', 'own_come_first', 'kin_recall', 'below_precision', 'shuffled_parents',
+           'radius_order', 'radius_error_auc', 'paths_to_root', 'path_values', 'path_metrics', 'chain_values',
+           'chain_chances', 'passes_common', 'word_tree_metrics']
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #97c6a9ab
 import math
@@ -15,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import kendalltau
 from torch import Tensor
 from typing import NamedTuple
-from ..geometry import get_geometry
+from ..geometry import get_geometry, readings
 from ..core import check_finite
 from ..search.exact import nearest
 from .measures import Measure, Measures
@@ -363,6 +365,132 @@ def hierarchy_metrics(
     measures += containment_metrics(geometry, image_points, text_points, image_texts, curv, level_names, min_radius)
     return measures
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #b888e50b
+def _depths(
+    above: Int64[Tensor, ' n'],  # row of the word above each; -1 at a root
+) -> Int64[Tensor, ' n']:
+    "How many words stand above each."
+    depth, up = torch.zeros_like(above), above.clone()
+    while (up >= 0).any():
+        depth += up >= 0
+        if depth.max() > len(above):
+            raise ValueError('the words above each other go round in a circle')
+        up = torch.where(up >= 0, above[up.clamp_min(0)], up)
+    return depth
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #df735945
+def texts_above(
+    parents: Int64[Tensor, ' t'],  # row of the text above each; -1 at a root
+) -> Bool[Tensor, 't t']:  # is the column's text above the row's?
+    "All ancestors of every text, itself left out."
+    deepest = int(_depths(parents).max())
+    rows = torch.arange(len(parents), device=parents.device)
+    above = torch.zeros(len(rows), len(rows), dtype=torch.bool, device=parents.device)
+    up = parents
+    for _ in range(deepest):
+        below = up >= 0
+        above[rows[below], up[below]] = True
+        up = torch.where(below, parents[up.clamp_min(0)], up)
+    return above
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #e9ce7552
+def average_precision(
+    scores: Float[Tensor, 'q n'],  # larger comes first; -inf: not a candidate
+    own: Bool[Tensor, 'q n'],  # the right answers
+) -> Float[Tensor, ' q']:  # NaN for a query without right answers
+    "Mean over right answers of the share of right ones up to there; of equal scores the wrong ones come first."
+    wrong_first = own.int().argsort(dim=1, stable=True)
+    order = scores.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True)
+    hits = own.gather(1, wrong_first.gather(1, order)).double()
+    place = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    precision = hits.cumsum(1) / place
+    return (precision * hits).sum(1) / hits.sum(1)
+
+
+def _chance_precision(own, candidates):
+    "The mean over queries of what a random order is expected to reach: [H + (r − 1)/(n − 1)·(n − H)]/n."
+    right, n = own.sum(1).double(), float(candidates)
+    harmonic = (1 / torch.arange(1, candidates + 1, dtype=torch.float64)).sum()
+    each = (harmonic + (right - 1) / max(n - 1, 1) * (n - harmonic)) / n
+    return each[right > 0].mean().item()
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #dddbdc63
+def nearest_is_own(
+    scores: Float[Tensor, 'q n'],  # larger comes first
+    own: Bool[Tensor, 'q n'],  # the right answers
+) -> Bool[Tensor, ' q']:
+    "Is the first of all candidates a right one?"
+    best_own = scores.masked_fill(~own, -torch.inf).amax(1)
+    return best_own > scores.masked_fill(own, -torch.inf).amax(1)
+
+
+def own_come_first(
+    scores: Float[Tensor, 'q n'],  # larger comes first
+    own: Bool[Tensor, 'q n'],  # the right answers
+) -> Bool[Tensor, ' q']:
+    "Do all right answers come before anything else?"
+    last_own = scores.masked_fill(~own, torch.inf).amin(1)
+    return last_own > scores.masked_fill(own, -torch.inf).amax(1)
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #143cd71c
+def kin_recall(
+    scores: Float[Tensor, 'n n'],  # among things of one kind; larger is nearer
+    kin: Int64[Tensor, ' n'],  # parent or grandparent of each
+    k: int = 5,  # neighbours looked at
+) -> Float[Tensor, ' n']:  # NaN where there are no relatives
+    "Share of the nearest that are relatives, of `k` or of as many as there are."
+    relatives = (kin[:, None] == kin).fill_diagonal_(False)
+    order = scores.clone().fill_diagonal_(-torch.inf).topk(min(k, len(kin) - 1)).indices
+    met = relatives.gather(1, order).sum(1).double()
+    return met / relatives.sum(1).clamp_max(order.shape[1])
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #d031434b
+def below_precision(
+    geometry,  # any of `meru.geometry`
+    text_points: Float[Tensor, 't d'],
+    above: Bool[Tensor, 't t'],  # is the column's text above the row's? From `texts_above`
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> dict[str, Float[Tensor, ' g']]:  # by reading; of the texts with something below, in order
+    "Average precision of all that lies below a text among all other texts."
+    general = above.any(0).nonzero().flatten()
+    found = {}
+    for name, far in readings(geometry).items():
+        near = -far(text_points, text_points[general], curv).T
+        near[torch.arange(len(general)), general] = -torch.inf  # itself
+        found[name] = average_precision(near, above.T[general])
+    return found
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #870aa2cf
+def shuffled_parents(
+    parents: Int64[Tensor, ' t'],  # row of the text above each; -1 at a root
+) -> Int64[Tensor, ' t']:
+    "The control: parents rolled by half a level among the texts of each depth."
+    depth, rolled = _depths(parents), parents.clone()
+    for level in range(1, int(depth.max()) + 1):
+        rows = (depth == level).nonzero().flatten()
+        rolled[rows] = parents[rows].roll(len(rows) // 2)
+    return rolled
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #a4c52dc4
+def radius_order(
+    image_radii: Float[Tensor, ' i'],
+    text_radii: Float[Tensor, ' t'],
+    chains: Int64[Tensor, 'i l'],  # the texts above each image, general to special
+) -> dict[str, Bool[Tensor, ' i']]:
+    "Is the chain wholly in order of radius, and does the image lie outside of its last text?"
+    radii = text_radii[chains]
+    return dict(chain_in_order=(radii.diff(dim=1) > 0).all(1), image_outside=image_radii > radii[:, -1])
+
+
+def radius_error_auc(
+    radii: Float[Tensor, ' i'],  # of images
+    right: Bool[Tensor, ' i'],  # is the answer right?
+) -> float | None:  # None where all answers are alike
+    "Probability that a wrongly named image lies nearer to the root than a rightly named one."
+    if right.all() or not right.any():
+        return None
+    return _auc(radii[~right], radii[right])
+
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d5184480
 def paths_to_root(
     geometry,  # any of `meru.geometry`
@@ -396,6 +524,27 @@ def _texts_met(
     return met
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #a2416e4f
+def path_values(
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'q d'],  # where the paths begin
+    text_points: Float[Tensor, 't d'],  # each text once
+    own: Bool[Tensor, 'q t'],  # the texts that belong to each
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    steps: int = 50,  # of each path
+) -> dict[str, Float[Tensor, ' q']]:
+    "Precision, recall and F1 of the texts nearest to the path to the root; are all own ones met, and how many in all?"
+    met = _texts_met(geometry, points, text_points, curv, steps)
+    count, wanted = met.sum(1).double(), own.sum(1).double()
+    both = (met & own).sum(1).double()
+    return dict(
+        path_precision=both / count,
+        path_recall=both / wanted,
+        path_f1=2 * both / (count + wanted),
+        path_whole=(both == wanted).double(),
+        path_met=count,
+    )
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #77700f39
 def path_metrics(
     geometry,  # any of `meru.geometry`
     image_points: Float[Tensor, 'i d'],
@@ -404,29 +553,77 @@ def path_metrics(
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     steps: int = 50,  # of each path
 ) -> Measures:
-    "Precision and recall of the texts nearest to the path to the root, means over images."
-    met = _texts_met(geometry, image_points, text_points, curv, steps)
-    own = torch.zeros_like(met).scatter(1, image_texts, True)
-    count = met.sum(1).double()
-    both = (met & own).sum(1).double()
-    precision, recall = both / count, both / own.sum(1)
-    measures = Measures()
-    for name, values in dict(path_precision=precision, path_recall=recall, path_met=count).items():
-        measures.append(Measure('', name, values.mean().item()))
-    return measures
+    "Means over images of `path_values`."
+    own = torch.zeros(len(image_points), len(text_points), dtype=torch.bool, device=image_points.device)
+    values = path_values(geometry, image_points, text_points, own.scatter(1, image_texts, True), curv, steps)
+    shown = ('path_precision', 'path_recall', 'path_met')
+    return Measures(Measure('', name, values[name].mean().item()) for name in shown)
 
-# %% ../../nbs/evaluation/63_hierarchy.ipynb #b888e50b
-def _depths(
-    above: Int64[Tensor, ' n'],  # row of the word above each; -1 at a root
-) -> Int64[Tensor, ' n']:
-    "How many words stand above each."
-    depth, up = torch.zeros_like(above), above.clone()
-    while (up >= 0).any():
-        depth += up >= 0
-        if depth.max() > len(above):
-            raise ValueError('the words above each other go round in a circle')
-        up = torch.where(up >= 0, above[up.clamp_min(0)], up)
-    return depth
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
+def chain_values(
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'q d'],  # queries: pictures, or texts
+    text_points: Float[Tensor, 't d'],  # of all levels
+    own: Bool[Tensor, 'q t'],  # the texts above each query
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    itself: Int64[Tensor, ' q'] | None = None,  # row of each query among the texts; None: it is none of them
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[str, Float[Tensor, ' q']]:
+    "Own chain among all texts: average precision by distance and by cones; is the nearest true, the whole chain first?"
+    hidden = torch.zeros_like(own)
+    if itself is not None:
+        hidden.scatter_(1, itself[:, None], True)
+    near = (-geometry.cdist(points, text_points, curv)).masked_fill(hidden, -torch.inf)
+    values = dict(
+        chain_ap=average_precision(near, own),
+        nearest_true=nearest_is_own(near, own).double(),
+        chain_first=own_come_first(near, own).double(),
+    )
+    if geometry.has_cones:
+        aperture = geometry.half_aperture(text_points, curv, min_radius)
+        inside = aperture - geometry.cone_angle(points, text_points, curv)
+        values['cone_ap'] = average_precision(inside.masked_fill(hidden, -torch.inf), own)
+    return values
+
+
+def chain_chances(
+    own: Bool[Tensor, 'q t'],  # the texts above each query
+    candidates: int,  # texts in each ranking
+) -> dict[str, float]:  # by name, as in `chain_values`
+    "What random orders of the texts reach."
+    ap, counts = _chance_precision(own, candidates), own.sum(1).tolist()
+    first = sum(1 / math.comb(candidates, count) for count in counts) / len(counts)
+    return dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first, cone_ap=ap)
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #1bcf609b
+def _drawn_pairs(common, pairs, seed):
+    "Two rows of queries that share some text, but not all."
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.randint(len(common), (2, 20 * pairs), generator=generator)
+    shared = (common[first] & common[second]).sum(1)
+    fit = (shared > 0) & (shared < common[first].sum(1))
+    return first[fit][:pairs], second[fit][:pairs]
+
+
+def passes_common(
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'q d'],  # pictures
+    text_points: Float[Tensor, 't d'],
+    own: Bool[Tensor, 'q t'],  # the texts above each picture
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    pairs: int = 400,  # drawn at most
+    steps: int = 20,  # stops of each way
+    seed: int = 0,  # of the draw
+) -> Float[Tensor, ' p']:
+    "Is the lowest common text of two pictures the nearest somewhere on the geodesic between them?"
+    first, second = _drawn_pairs(own, pairs, seed)
+    depth = own.sum(0)  # the fewer pictures below, the lower the text
+    common = own[first] & own[second]
+    lowest = depth.expand_as(common).masked_fill(~common, own.numel()).argmin(1)
+    share = torch.linspace(0, 1, steps, dtype=points.dtype)[:, None]
+    stops = geometry.between(points[first][:, None], points[second][:, None], share, curv)
+    met = nearest(geometry, stops.flatten(0, 1), text_points, curv, 1).view(-1, steps)
+    return (met == lowest[:, None]).any(1).double()
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #6a6ef5d4
 def word_tree_metrics(
