@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
+from simplejpeg import decode_jpeg_header
 from meru.data.images import (
     ImageAugment,
     ImageError,
@@ -169,6 +170,33 @@ def test_a_progressive_jpeg_cut_between_two_scans_is_damaged():
     assert len(tables) > 5
     for at in tables[2:]:
         assert reason(whole[:at] + b'\xff\xd9') == 'truncated', at
+
+
+def odd_sampling(restarts=0):
+    "Four inks, the last twice as fine as the others across: 5 blocks where there were 8, so 64 pixels for 40."
+    noise = np.random.default_rng(0).integers(0, 255, (48, 40, 4), dtype=np.uint8)
+    data = save(Image.fromarray(noise, 'CMYK'), 'JPEG', restart_marker_blocks=restarts)
+    at = data.index(b'\xff\xc0')
+    frame = bytearray(data[at : at + 22])
+    frame[7:9], frame[20] = struct.pack('>H', 64), 0x21
+    data = data[:at] + bytes(frame) + data[at + 22 :]
+    interval = b'\xff\xdd\x00\x04' + struct.pack('>H', restarts)
+    return data.replace(interval, interval[:4] + struct.pack('>H', restarts * 4 // 5))
+
+
+def test_a_sampling_that_one_reader_does_not_know_is_a_picture():
+    assert decode_jpeg_header(save(PHOTO.convert('CMYK'), 'JPEG'))[2] == 'CMYK'
+    with pytest.raises(ValueError, match='subsampling'):
+        decode_jpeg_header(odd_sampling())
+    assert decode_image(odd_sampling()).shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize('restarts', [0, 20])
+def test_such_a_jpeg_cut_anywhere_is_damaged(restarts):
+    whole = odd_sampling(restarts)
+    for at in np.linspace(700, len(whole) - 3, 40).astype(int):
+        assert reason(whole[:at] + b'\xff\xd9') == 'truncated', at
+    assert reason(whole[:-2]) == 'truncated'
 
 
 def test_a_jpeg_with_two_frame_headers_is_damaged():

@@ -7,6 +7,7 @@ __all__ = ['reasons', 'max_scans', 'n_draws', 'ImageError', 'to_rgb', 'decode_im
            'random_boxes', 'ImageAugment', 'augment_images', 'augment_params', 'augment_batch']
 
 # %% ../../nbs/data/21_images.ipynb #00d43793
+import hashlib
 import io
 import numpy as np
 import re
@@ -280,19 +281,48 @@ def _judged(
             raise
         return decode_jpeg(data, 'RGB', **least, strict=False)
 
+# %% ../../nbs/data/21_images.ipynb #6ffdd341
+def _filler() -> bytes:
+    "Bits of chance, and every restart marker, for a decoder that waits for one."
+    pieces = (
+        hashlib.sha512(bytes([i])).digest().replace(b'\xff', b'') + bytes([0xFF, 0xD0 + i % 8]) for i in range(16)
+    )
+    return b''.join(pieces)
+
+
+def _lengthened(
+    data: bytes,  # a JPEG without notes
+) -> bytes:
+    "The same with more bytes in its last scan."
+    last = max(end for marker, _, end in _segments(data) if marker == 0xDA)
+    end = _jpeg_marker.search(data, last).start()
+    return data[:end] + _filler() + data[end:]
+
+
+def _drafted(
+    data: bytes,  # a JPEG without notes
+    scale: int,  # 1, 2, 4 or 8: how many pixels of a side become one
+) -> UInt8[np.ndarray, 'h w 3']:
+    "Pillow's pixels."
+    im = Image.open(io.BytesIO(data), formats=['JPEG'])
+    im.draft(None, (im.width // scale, im.height // scale))
+    return np.array(to_rgb(im))
+
 # %% ../../nbs/data/21_images.ipynb #9a03bd6a
 def _decode_jpeg(
     opened: _Opened,  # a JPEG
     scale: int,  # 1, 2, 4 or 8: how many pixels of a side become one
 ) -> UInt8[np.ndarray, 'h w 3']:
     "Its pixels; a ValueError or an `ImageError` where a byte is missing or wrong."
-    im = opened.im
-    _check_scans(opened.data, im.width * im.height)
-    pixels = _judged(opened.data, im.size, scale)
-    if pixels is not None and im.mode in ('RGB', 'L'):
-        return pixels
-    im.draft(None, (im.width // scale, im.height // scale))
-    return np.array(to_rgb(im))  # four colours: libjpeg knows nothing of inks
+    im, data = opened.im, opened.data
+    _check_scans(data, im.width * im.height)
+    judged = _judged(data, im.size, scale)
+    if judged is not None and im.mode in ('RGB', 'L'):
+        return judged
+    pixels = _drafted(data, scale)  # four colours: libjpeg knows nothing of inks
+    if judged is None and (pixels != _drafted(_lengthened(data), scale)).any():
+        raise ImageError('truncated', f'JPEG, {len(data)} bytes: its last scan ends early')
+    return pixels
 
 # %% ../../nbs/data/21_images.ipynb #d9736ebf
 class _Decoded(NamedTuple):
