@@ -433,7 +433,7 @@ def test_flips_come_at_their_rate():
 def test_a_flip_is_a_mirror_image_and_nothing_else():
     u = np.random.default_rng(5).random((40, n_draws))
     left, right = u.copy(), u.copy()
-    left[:, 4], right[:, 4] = 0.49, 0.51
+    left[:, 22], right[:, 22] = 0.49, 0.51
     aug = ImageAugment(flip=0.5, brightness=0.3)
     assert torch.equal(augment_images(IMAGES, 16, left, aug).flip(-1), augment_images(IMAGES, 16, right, aug))
 
@@ -465,7 +465,7 @@ def test_hue_turns_the_colour_circle():
 
 def test_crops_keep_to_area_and_shape():
     boxes = random_boxes(
-        np.random.default_rng(4).random((2000, 4)), np.full((2000, 2), 1000), (0.25, 0.36), (0.8, 1.25)
+        np.random.default_rng(4).random((2000, 22)), np.full((2000, 2), 1000), (0.25, 0.36), (0.8, 1.25)
     )
     area, shape = boxes[:, 2] * boxes[:, 3] / 1e6, boxes[:, 3] / boxes[:, 2]
     assert (
@@ -475,6 +475,35 @@ def test_crops_keep_to_area_and_shape():
         and 1.24 < shape.max() < 1.26
     )
     assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 1000).all()
+
+
+@pytest.mark.parametrize('hw', [(224, 224), (400, 500), (300, 900), (600, 200), (32, 31)])
+def test_crops_follow_torchvisions_law(hw):
+    from scipy.stats import ks_2samp
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(1)
+    n, scale, ratio = 20_000, (0.5, 1.0), (3 / 4, 4 / 3)
+    photo = torch.zeros(1, 1, 1).expand(1, *hw)
+    theirs = np.array([RandomResizedCrop.get_params(photo, scale, ratio) for _ in range(n)])
+    ours = random_boxes(np.random.default_rng(2).random((n, 22)), np.full((n, 2), hw), scale, ratio)
+    laws = dict(
+        area=lambda box: box[:, 2] * box[:, 3],
+        shape=lambda box: box[:, 3] / box[:, 2],
+        top=lambda box: box[:, 0],
+        left=lambda box: box[:, 1],
+        middle=lambda box: box[:, 0] + box[:, 2] / 2,
+        full_side=lambda box: (box[:, 2:] == hw).any(1),
+    )
+    for name, law in laws.items():
+        assert ks_2samp(law(ours), law(theirs)).pvalue > 1e-3, name
+
+
+def test_a_crop_that_never_fits_is_the_central_one():
+    u = np.random.default_rng(3).random((3, 22))
+    sides = np.array([[8, 640], [640, 8], [1, 1]])
+    boxes = random_boxes(u, sides, (0.5, 1.0), (3 / 4, 4 / 3))
+    assert boxes.tolist() == [[0, 314, 8, 11], [314, 0, 11, 8], [0, 0, 1, 1]]
 
 
 def test_colours_agree_with_torchvision():
@@ -514,7 +543,7 @@ def test_impossible_settings_are_refused(bad):
         (ImageAugment(flip=0.5), 1),
         (ImageAugment(crop_scale=(0.1, 0.2)), 2),
         (ImageAugment(degrees=20, shear=5, translate=0.1), 3),
-        (ImageAugment(flip=0.5, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1, grey=0.2), 3),
+        (ImageAugment(flip=0.5, brightness=0.3, contrast=0.3, saturation=0.4, hue=0.1, grey=0.2), 4),
     ],
 )
 def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):

@@ -152,10 +152,10 @@ def test_words_follow_seed_epoch_and_index_alone(loader, folder):
     assert said(whole[:1]) != said(whole[1:2]) != said(whole[2:]) and said(whole[:1]) != said(
         take(loader(batch_size=23, **kw | dict(seed=9)), 1)
     )
-    for epoch in range(3):  # the words' draws come after the 15 for level and picture, whatever those are used for
+    for epoch in range(3):  # the words' draws come after the 33 for level and picture, whatever those are used for
         for i, o in enumerate(Shards(folder)):
             rng = sample_rng(3, epoch, i)
-            rng.random(15)
+            rng.random(33)
             assert said(whole[epoch : epoch + 1])[o.key] == TOK.decode(TOK([words(o.meta['levels'][3], rng)])[0])
 
 

@@ -389,20 +389,20 @@ def resize_image(
     return crop_resize(img, ((h - s) // 2, (w - s) // 2, s, s), size)
 
 # %% ../../nbs/data/21_images.ipynb #1d170342
-n_draws = 14  # uniform numbers an augmented picture consumes
+n_draws = 32  # uniform numbers an augmented picture consumes
 
 
 class _Draws(NamedTuple):
     "What the numbers of each picture are for."
 
-    box: Float64[np.ndarray, 'b 4']  # area, shape, top, left
+    box: Float64[np.ndarray, 'b 22']  # area and shape, ten times; top, left
     mirror: Float64[np.ndarray, ' b']
     motion: Float64[np.ndarray, 'b 4']  # angle, shear, shift in x, shift in y
     colours: Float64[np.ndarray, 'b 5']  # brightness, contrast, saturation, hue, grey
 
 
-def _split_draws(u: Float64[np.ndarray, 'b 14']) -> _Draws:
-    box, mirror, motion, colours = np.split(u, (4, 5, 9), 1)
+def _split_draws(u: Float64[np.ndarray, 'b 32']) -> _Draws:
+    box, mirror, motion, colours = np.split(u, (22, 23, 27), 1)
     return _Draws(box, mirror[:, 0], motion, colours)
 
 # %% ../../nbs/data/21_images.ipynb #4c4ab708
@@ -411,22 +411,43 @@ def _between(draws: Float64[np.ndarray, ' b'], low: float, high: float) -> Float
     return low + draws * (high - low)
 
 # %% ../../nbs/data/21_images.ipynb #c23b67e6
+def _crop_sizes(
+    u: Float64[np.ndarray, 'b t 2'],  # uniform draws: area, shape; t tries a picture
+    hw: Int64[np.ndarray, 'b 2'],  # height and width of each picture, pixels
+    scale: tuple[float, float],  # range of the area, as a share of the picture's
+    ratio: tuple[float, float],  # range of width / height, drawn on a log scale
+) -> Float64[np.ndarray, 'b t 2']:  # height, width, whole pixels
+    "Crops of random area and shape; some are larger than the picture."
+    area = hw.prod(1)[:, None] * _between(u[..., 0], *scale)
+    shape = np.exp(_between(u[..., 1], *np.log(ratio)))
+    height = np.sqrt(area / shape)
+    width = np.sqrt(area * shape)
+    return np.rint(np.stack([height, width], 2))
+
+
+def _central_size(hw: Int64[np.ndarray, 'b 2'], ratio: tuple[float, float]) -> Float64[np.ndarray, 'b 2']:
+    "The largest crop whose width / height is within `ratio`."
+    height, width = hw.T
+    narrowest, widest = ratio
+    height = np.minimum(height, width / narrowest)
+    width = np.minimum(width, hw[:, 0] * widest)
+    return np.rint(np.stack([height, width], 1)).clip(1)
+
+# %% ../../nbs/data/21_images.ipynb #cb5b4ecf
 def random_boxes(
-    u: Float64[np.ndarray, 'b 4'],  # uniform draws: area, shape, top, left
+    u: Float64[np.ndarray, 'b 22'],  # uniform draws: ten times area and shape, then top and left
     hw: Int64[np.ndarray, 'b 2'],  # height and width of each picture, pixels
     scale: tuple[float, float],  # range of the area, as a share of the picture's
     ratio: tuple[float, float],  # range of width / height, drawn on a log scale
 ) -> Int64[np.ndarray, 'b 4']:  # top, left, height, width, pixels
-    "Crops of random area and shape (Inception's; Szegedy 2015), cut to the picture."
-    area_draw, shape_draw, *_ = u.T
-    area = hw.prod(1) * _between(area_draw, *scale)
-    shape = np.exp(_between(shape_draw, *np.log(ratio)))
-    height = np.sqrt(area / shape)
-    width = np.sqrt(area * shape)
-    size = np.stack([height, width], 1)
-    size = np.rint(size).clip(1, hw)
-    free = hw - size + 1
-    corner = np.floor(u[:, 2:] * free)
+    "Crops of random area and shape (Szegedy et al. 2015), by the law of torchvision's `RandomResizedCrop`."
+    sizes = _crop_sizes(u[:, :-2].reshape(len(u), -1, 2), hw, scale, ratio)
+    fits = ((sizes > 0) & (sizes <= hw[:, None])).all(2)
+    first = sizes[np.arange(len(u)), fits.argmax(1)]
+    some_fit = fits.any(1, keepdims=True)
+    size = np.where(some_fit, first, _central_size(hw, ratio))
+    free = hw - size
+    corner = np.where(some_fit, np.floor(u[:, -2:] * (free + 1)), free // 2)
     return np.concatenate([corner, size], 1).astype(np.int64)
 
 # %% ../../nbs/data/21_images.ipynb #c10c8e99
@@ -547,7 +568,7 @@ class ImageAugment:
         self,
         img: UInt8[Tensor, '3 h w'],  # a picture
         size: int,  # side of the result, pixels
-        rng: np.random.Generator,  # source of the 14 draws
+        rng: np.random.Generator,  # source of the 32 draws
     ) -> UInt8[Tensor, '3 s s']:
         "Augment one picture."
         return augment_images([img], size, rng.random((1, n_draws)), self)[0]
@@ -588,13 +609,11 @@ def _finish(
 def _augment_chunk(
     images: list,  # of UInt8[3 h w], any sizes
     size: int,  # side of the result, pixels
-    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    boxes: Int64[np.ndarray, 'b 4'],  # from `random_boxes`
+    draws: _Draws,  # of these pictures
     aug: ImageAugment,  # the settings
 ) -> UInt8[Tensor, 'b 3 s s']:
     "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
-    draws = _split_draws(u)
-    sizes = np.array([o.shape[1:] for o in images])
-    boxes = random_boxes(draws.box, sizes, aug.crop_scale, aug.crop_ratio)
     side = aug.read_size(size)
     out = torch.stack([crop_resize(*o, side) for o in zip(images, boxes.tolist())])
     mirrored = torch.from_numpy(draws.mirror < aug.flip)
@@ -608,16 +627,21 @@ def _augment_chunk(
 def augment_images(
     images: list,  # of UInt8[3 h w], any sizes
     size: int,  # side of the result, pixels
-    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    u: Float64[np.ndarray, 'b 32'],  # uniform draws, one row a picture
     aug: ImageAugment,  # the settings
 ) -> UInt8[Tensor, 'b 3 s s']:
     "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
-    starts = range(0, len(images), 32)
-    return torch.cat([_augment_chunk(images[at : at + 32], size, u[at : at + 32], aug) for at in starts])
+    sizes = np.array([o.shape[1:] for o in images])
+    boxes = random_boxes(_split_draws(u).box, sizes, aug.crop_scale, aug.crop_ratio)
+    done = []
+    for at in range(0, len(images), 32):
+        part = slice(at, at + 32)
+        done.append(_augment_chunk(images[part], size, boxes[part], _split_draws(u[part]), aug))
+    return torch.cat(done)
 
 # %% ../../nbs/data/21_images.ipynb #03de0002
 def augment_params(
-    u: Float64[np.ndarray, 'b 14'],  # uniform draws, one row a picture
+    u: Float64[np.ndarray, 'b 32'],  # uniform draws, one row a picture
     hw: Int64[np.ndarray, 'b 2'],  # height and width of each picture, pixels
     aug: ImageAugment,  # the settings
 ) -> Float32[Tensor, 'b 21']:  # crop as shares of the picture, mirrored?, warp, colours

@@ -228,7 +228,7 @@ class _Drawn(NamedTuple):
     samples: list[Sample]
     texts: list[str]  # one of each sample's
     augmented: list[str]  # as the model reads them
-    u: np.ndarray  # [b 14], uniform draws for the pictures
+    u: np.ndarray  # [b 32], uniform draws for the pictures
 
 # %% ../../nbs/data/24_loader.ipynb #7fd93b32
 def _draw_batch(
