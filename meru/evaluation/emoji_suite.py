@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['levels', 'splits', 'questions', 'EmojiTestSet', 'read_test_set', 'classification_tasks', 'encode_test_set',
-           'untrained', 'model_metrics', 'evaluate_emoji', 'emoji_table', 'remarks', 'spread_rows', 'predicted_names',
-           'level_radii', 'path_between']
+           'untrained', 'text_tree_values', 'text_tree_metrics', 'model_metrics', 'evaluate_emoji', 'emoji_table',
+           'remarks', 'spread_rows', 'predicted_names', 'level_radii', 'path_between']
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #7dcd5e15
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from pathlib import Path
 from torch import nn, Tensor
 from typing import NamedTuple
@@ -20,7 +20,24 @@ from ..models.model import build_model, encode_images, encode_texts, ModelConfig
 from .measures import _flat_key, Measure, Measures
 from .zeroshot import classification_metrics
 from .retrieval import _pixel_scores, retrieval_metrics
-from .hierarchy import hierarchy_metrics, tree_metrics
+from .statistics import interval
+from meru.evaluation.hierarchy import (
+    below_precision,
+    chain_chances,
+    chain_values,
+    _chance_precision,
+    hierarchy_metrics,
+    _kin_chance,
+    kin_recall,
+    nearest_is_own,
+    passes_common,
+    path_values,
+    radius_error_auc,
+    radius_order,
+    shuffled_parents,
+    texts_above,
+    tree_metrics,
+)
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #8b294378
 levels = ('group', 'subgroup', 'name', 'detail')
@@ -71,6 +88,21 @@ class EmojiTestSet(NamedTuple):
     def names(self) -> Int64[Tensor, ' k']:
         "Rows of the texts that are names: the classes."
         return (self.levels == 2).nonzero().flatten()
+
+    @property
+    def depth(self) -> int:
+        "Levels that are compared: without a last one whose texts repeat those above them one by one."
+        counts = torch.bincount(self.levels).tolist()
+        while len(counts) > 1 and counts[-1] == counts[-2]:
+            counts.pop()
+        return len(counts)
+
+    @property
+    def parents(self) -> Int64[Tensor, ' p']:
+        "Of the texts of these levels, which come first: the row of the text above; -1 at a group."
+        rows = (self.levels < self.depth).nonzero().flatten()
+        up = self.levels[rows, None] - 1
+        return self.above[rows].gather(1, up.clamp_min(0)).flatten().masked_fill(up.flatten() < 0, -1)
 
     @property
     def name_overlap(self) -> Int64[Tensor, 'k k']:
@@ -229,6 +261,183 @@ def _name_scores(
     names = emb.text_points[test_set.names]
     return {split: geometry.scores(points, names, emb.curv) for split, points in emb.image_points.items()}
 
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #9ded0634
+class _TextTree(NamedTuple):
+    "The texts that are compared, as points, and what lies above each."
+
+    points: Float[Tensor, 't d']  # float64
+    above: Bool[Tensor, 't t']  # is the column's text above the row's?
+    levels: Int64[Tensor, ' t']
+    curv: Float[Tensor, '']  # float64
+    min_radius: float  # cone constant K
+
+    def of_level(self, level: int) -> Int64[Tensor, ' r']:
+        "Rows of one level."
+        return (self.levels == level).nonzero().flatten()
+
+
+def _text_tree(test_set, emb, min_radius=0.1, shuffled=False):
+    "The tree of a test set, or the one with wrong parents."
+    parents = test_set.parents
+    above = texts_above(shuffled_parents(parents) if shuffled else parents)
+    count = len(parents)
+    points, curv = emb.text_points[:count].double(), emb.curv.double()
+    return _TextTree(points, above, test_set.levels[:count], curv, min_radius)
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #5d457971
+class _ItemValues(NamedTuple):
+    "What every item contributes to a measure."
+
+    each: Float[Tensor, ' n']  # NaN: an item without an answer
+    chance: float | None = None  # mean that guessing reaches, where that is known
+
+    def measure(self, dataset: str, name: str) -> Measure:
+        "Their mean, with its interval."
+        known = self.each[~self.each.isnan()]
+        return Measure(dataset, name, known.mean().item(), self.chance, *interval(known))
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #060a047d
+def _any_rank(geometry, tree, points, own):
+    "Mean over levels: is the nearest text of the level the right one?"
+    near, hits, chances = -geometry.cdist(points, tree.points, tree.curv), [], []
+    for level in tree.levels.unique():
+        rows = tree.of_level(level)
+        hits.append(nearest_is_own(near[:, rows], own[:, rows]).double())
+        chances.append(1 / len(rows))
+    return _ItemValues(torch.stack(hits).mean(0), sum(chances) / len(chances))
+
+
+def _kin_values(geometry, points, chains, curv, names=('sibling_recall', 'cousin_recall')):
+    "Relatives of the last text among things of one kind; `chains` are the texts above each."
+    near = -geometry.cdist(points, points, curv)
+    kin = chains.flip(1)[:, 1:3].T.contiguous()  # parents, then grandparents
+    return {name: _ItemValues(kin_recall(near, family), _kin_chance(family)) for name, family in zip(names, kin)}
+
+
+def _drawing_tree_values(geometry, test_set, emb, tree, split):
+    "Of the drawings of a split, by name of the measure."
+    points, chains = emb.image_points[split], test_set.chains[split][:, : test_set.depth]
+    texts, wide = tree.points.to(points), points.double()
+    own = torch.zeros(len(points), len(texts), dtype=torch.bool).scatter(1, chains, True)
+    each = chain_values(geometry, wide, tree.points, own, tree.curv, min_radius=tree.min_radius)
+    chances = chain_chances(own, len(texts))
+    values = {name: _ItemValues(each[name], chances[name]) for name in each if name != 'chain_first'}
+    values['any_rank'] = _any_rank(geometry, tree, wide, own)
+    values |= _kin_values(geometry, wide, chains, tree.curv)
+    path = path_values(geometry, points, texts, own, emb.curv)
+    values |= {name: _ItemValues(path[name]) for name in ('path_f1', 'path_whole')}
+    if split == 'test_style':  # one drawing a name; in pairs of its own, so not among the concepts' groups
+        values['common_passed'] = _ItemValues(passes_common(geometry, points, texts, own, emb.curv))
+    if geometry.has_radius:
+        order = radius_order(*(geometry.radius(x, tree.curv) for x in (wide, tree.points)), chains)
+        values |= {name: _ItemValues(rises.double()) for name, rises in order.items()}
+    return values
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #f0b62499
+_text_names = dict(
+    chain_ap='text_chain_ap',
+    nearest_true='text_nearest_true',
+    chain_first='whole_chain_first',
+    cone_ap='text_cone_ap',
+)
+
+
+def _chain_items(tree, rows, each):
+    "Values of some texts with others above them, and their chances, by name of the measure."
+    chances = chain_chances(tree.above[rows], len(tree.points) - 1)
+    return {_text_names[name]: _ItemValues(each[name], chances[name]) for name in each}
+
+
+def _upward_values(geometry, tree, rows):
+    "Of some texts with others above them, by name of the measure."
+    own, points = tree.above[rows], tree.points[rows]
+    each = chain_values(geometry, points, tree.points, own, tree.curv, rows, tree.min_radius)
+    itself = torch.zeros_like(own).scatter(1, rows[:, None], True)
+    path = path_values(geometry, points.float(), tree.points.float(), own | itself, tree.curv.float())
+    return _chain_items(tree, rows, each) | dict(text_path_whole=_ItemValues(path['path_whole']))
+
+
+def _some_texts(tree, values, rows, chosen):
+    "The same of the chosen of these texts."
+    chances = chain_chances(tree.above[rows[chosen]], len(tree.points) - 1)
+    by_name = {name: chances[key] for key, name in _text_names.items()}
+    return {name: _ItemValues(v.each[chosen], by_name.get(name)) for name, v in values.items()}
+
+
+def _name_kin_values(geometry, test_set, tree, rows):
+    "Of some names among each other."
+    chains = test_set.above[rows, : test_set.depth]
+    return _kin_values(geometry, tree.points[rows], chains, tree.curv, ('name_siblings', 'name_cousins'))
+
+
+def _below_values(geometry, tree):
+    "All that lies below a text: by the best reading, and by each."
+    each = below_precision(geometry, tree.points, tree.above, tree.curv)
+    best = max(each.values(), key=lambda precision: precision.mean().item())
+    chance = _chance_precision(tree.above.T, len(tree.points) - 1)
+    values = {'below_map': best} | {f'below_map_{name}': precision for name, precision in each.items()}
+    return {name: _ItemValues(precision, chance) for name, precision in values.items()}
+
+
+def _best_reading(values):
+    "Which reading it was."
+    best = values['', 'below_map'].each
+    names = [name for _, name in values if name.startswith('below_map_')]
+    return next(name.removeprefix('below_map_') for name in names if values['', name].each is best)
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #4e18690e
+def _shuffled_values(geometry, tree, rows):
+    "The control: how near texts are to those above them under wrong parents."
+    each = chain_values(geometry, tree.points[rows], tree.points, tree.above[rows], tree.curv, rows)
+    return _chain_items(tree, rows, {name: each[name] for name in ('chain_ap', 'chain_first')})
+
+
+def text_tree_values(
+    geometry,  # of the model
+    test_set: EmojiTestSet,
+    emb: _Embeddings,
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[tuple[str, str], _ItemValues]:  # by dataset and name
+    "What each drawing and each text contributes to the measures of the tree."
+    tree, by_dataset = _text_tree(test_set, emb, min_radius), {}
+    for dataset in ('style', 'concept'):
+        by_dataset[dataset] = _drawing_tree_values(geometry, test_set, emb, tree, f'test_{dataset}')
+    rows = tree.above.any(1).nonzero().flatten()
+    seen = torch.isin(rows, test_set.chains['train'])
+    upwards = _upward_values(geometry, tree, rows)
+    for dataset, chosen in {'seen': seen, 'unseen': ~seen}.items():
+        if chosen.any():
+            by_dataset[dataset] = _some_texts(tree, upwards, rows, chosen)
+    names = tree.of_level(test_set.depth - 1)
+    by_dataset[''] = upwards | _name_kin_values(geometry, test_set, tree, names) | _below_values(geometry, tree)
+    by_dataset['shuffled'] = _shuffled_values(geometry, _text_tree(test_set, emb, min_radius, shuffled=True), rows)
+    return {(dataset, name): v for dataset, values in by_dataset.items() for name, v in values.items()}
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #d57d121f
+def _radius_errors(geometry, test_set, emb):
+    "Does the radius of a drawing tell that its name is wrong?"
+    tasks, measures = classification_tasks(test_set, _name_scores(geometry, test_set, emb)), Measures()
+    for dataset in ('style', 'concept'):
+        auc = None
+        if geometry.has_radius:
+            radii = geometry.radius(emb.image_points[f'test_{dataset}'], emb.curv)
+            auc = radius_error_auc(radii, tasks[dataset].scores.argmax(1) == tasks[dataset].targets)
+        measures.append(Measure(dataset, 'radius_error_auc', auc, 0.5))
+    return measures
+
+
+def text_tree_metrics(
+    geometry,  # of the model
+    test_set: EmojiTestSet,
+    emb: _Embeddings,
+    min_radius: float = 0.1,  # cone constant K
+) -> Measures:
+    "Whole chains, relatives, walks and all that lies below, of drawings and texts."
+    values = text_tree_values(geometry, test_set, emb, min_radius)
+    measures = Measures(v.measure(*key) for key, v in values.items())
+    measures.append(Measure('', 'below_by', _best_reading(values)))
+    return measures + _radius_errors(geometry, test_set, emb)
+
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #7d06d151
 def model_metrics(
     geometry,  # of the model
@@ -236,14 +445,14 @@ def model_metrics(
     emb: _Embeddings,
     min_radius: float = 0.1,  # cone constant K
 ) -> Measures:
-    "Classification, retrieval of names and drawings of the unseen style, and the hierarchy of its texts."
+    "Classification, retrieval of names and drawings of the unseen style, its hierarchy, and the tree of all texts."
     measures = _classify(test_set, _name_scores(geometry, test_set, emb))
     style = _unseen_style(test_set, emb)
     names, each = style.named()
     name_points = style.texts[each]
     measures += retrieval_metrics(geometry, style.images, name_points, names, each, emb.curv)
     hierarchy = hierarchy_metrics(geometry, *style, emb.curv, list(levels), min_radius)
-    return measures + hierarchy
+    return measures + hierarchy + text_tree_metrics(geometry, test_set, emb, min_radius)
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #ef769cdc
 def evaluate_emoji(
@@ -293,6 +502,30 @@ questions = [
     _Question("own image in the text's cone", 'cone_own'),
     _Question("another image in the text's cone", 'cone_other'),
     _Question('cone margin, AUC', 'cone_auc'),
+    _Question('unseen style, own chain among all texts, AP', 'chain_ap', 'style'),
+    _Question('unseen style, nearest text true', 'nearest_true', 'style'),
+    _Question('unseen style, right at each level, mean', 'any_rank', 'style'),
+    _Question('unseen style, own chain by cones, AP', 'cone_ap', 'style'),
+    _Question('unseen style, path to the root, F1', 'path_f1', 'style'),
+    _Question('unseen style, siblings among the nearest five', 'sibling_recall', 'style'),
+    _Question('unseen style, siblings and cousins among the nearest five', 'cousin_recall', 'style'),
+    _Question('unseen style, geodesic passes what two have in common', 'common_passed', 'style'),
+    _Question('unseen style, chains wholly in order of radius', 'chain_in_order', 'style'),
+    _Question('unseen style, drawing outside of its name', 'image_outside', 'style'),
+    _Question('unseen style, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'style'),
+    _Question('unseen concept, own chain among all texts, AP', 'chain_ap', 'concept'),
+    _Question('unseen concept, nearest text true', 'nearest_true', 'concept'),
+    _Question('unseen concept, path to the root, F1', 'path_f1', 'concept'),
+    _Question('unseen concept, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'concept'),
+    _Question('text, own chain among all texts, AP', 'text_chain_ap'),
+    _Question('the same, texts seen in training', 'text_chain_ap', 'seen'),
+    _Question('the same, unseen texts', 'text_chain_ap', 'unseen'),
+    _Question('the same, under wrong parents', 'text_chain_ap', 'shuffled'),
+    _Question('text, whole chain first', 'whole_chain_first'),
+    _Question('the same, unseen texts', 'whole_chain_first', 'unseen'),
+    _Question('text, walk to the root through its whole chain', 'text_path_whole'),
+    _Question('name, siblings among the nearest five names', 'name_siblings'),
+    _Question('all texts below a text by the best reading, mAP', 'below_map'),
 ]
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #b787314b

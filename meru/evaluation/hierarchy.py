@@ -394,17 +394,27 @@ def texts_above(
     return above
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #e9ce7552
+def _wrong_before(rivals, row, score):
+    "How many of a row's wrong answers come no later than a score; `rivals` is -inf where an answer is right."
+    parts = zip(row.split(1024), score.split(1024))
+    return torch.cat([(rivals[r] >= s[:, None]).sum(1) for r, s in parts])
+
+
 def average_precision(
     scores: Float[Tensor, 'q n'],  # larger comes first; -inf: not a candidate
     own: Bool[Tensor, 'q n'],  # the right answers
 ) -> Float[Tensor, ' q']:  # NaN for a query without right answers
     "Mean over right answers of the share of right ones up to there; of equal scores the wrong ones come first."
-    wrong_first = own.int().argsort(dim=1, stable=True)
-    order = scores.gather(1, wrong_first).argsort(dim=1, descending=True, stable=True)
-    hits = own.gather(1, wrong_first.gather(1, order)).double()
-    place = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    precision = hits.cumsum(1) / place
-    return (precision * hits).sum(1) / hits.sum(1)
+    counts = own.sum(1)
+    row = own.nonzero()[:, 0]
+    score, order = scores[own].sort(descending=True, stable=True)
+    row, by_row = row[order].sort(stable=True)
+    score = score[by_row]
+    first = counts.cumsum(0) - counts
+    right = torch.arange(1, len(row) + 1, device=row.device) - first[row]  # among the right ones
+    wrong = _wrong_before(scores.masked_fill(own, -torch.inf), row, score)
+    precision = right.double() / (right + wrong)
+    return torch.zeros(len(own), dtype=torch.float64, device=row.device).index_add(0, row, precision) / counts
 
 
 def _chance_precision(own, candidates):
@@ -443,6 +453,15 @@ def kin_recall(
     order = scores.clone().fill_diagonal_(-torch.inf).topk(min(k, len(kin) - 1)).indices
     met = relatives.gather(1, order).sum(1).double()
     return met / relatives.sum(1).clamp_max(order.shape[1])
+
+
+def _kin_chance(kin, k=5):
+    "What random neighbours reach."
+    relatives = torch.bincount(kin)[kin] - 1
+    others = len(kin) - 1
+    looked_at = min(k, others)
+    each = looked_at * relatives / others / relatives.clamp_max(looked_at)
+    return each[relatives > 0].mean().item()
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d031434b
 def below_precision(
@@ -517,9 +536,10 @@ def _texts_met(
     mean = torch.cat([image_points, text_points]).mean(0)
     shape = len(image_points), len(text_points)
     met = torch.zeros(shape, dtype=torch.bool, device=image_points.device)
+    gallery = geometry.gallery_vectors(text_points.double(), curv.double())
     for starts, rows in zip(image_points.split(16), met.split(16)):
         path = paths_to_root(geometry, starts, mean, curv, steps).flatten(0, 1)
-        texts = nearest(geometry, path, text_points, curv, 1)
+        texts = (geometry.query_vectors(path.double(), curv.double()) @ gallery.T).argmax(1)
         rows.scatter_(1, texts.view(len(starts), -1), True)
     return met
 

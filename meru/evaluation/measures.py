@@ -78,6 +78,27 @@ quantities = {
     'cone_own': _Quantity("own picture in the text's cone"),
     'cone_other': _Quantity("another picture in the text's cone", better=-1),
     'cone_auc': _Quantity('cone margin, AUC', chance=0.5),
+    'chain_ap': _Quantity('own chain among texts of all levels, AP'),
+    'nearest_true': _Quantity('nearest text of any level is true'),
+    'chain_first': _Quantity('whole chain first'),
+    'any_rank': _Quantity('right text among those of each level, mean'),
+    'cone_ap': _Quantity('own chain by cone margin, AP'),
+    'sibling_recall': _Quantity('siblings among the nearest 5'),
+    'cousin_recall': _Quantity('siblings and cousins among the nearest 5'),
+    'path_f1': _Quantity('path to the root, F1'),
+    'path_whole': _Quantity('path to the root passes the whole chain'),
+    'common_passed': _Quantity('geodesic between two passes their common text'),
+    'chain_in_order': _Quantity('chain wholly in order of radius'),
+    'image_outside': _Quantity('picture outside of its last text'),
+    'radius_error_auc': _Quantity('wrong answers lie nearer to the root, AUC', chance=0.5),
+    'text_chain_ap': _Quantity("text's chain among texts of all levels, AP"),
+    'text_nearest_true': _Quantity('nearest other text is true'),
+    'whole_chain_first': _Quantity("text's whole chain first"),
+    'text_cone_ap': _Quantity("text's chain by cone margin, AP"),
+    'text_path_whole': _Quantity("text's path to the root passes its whole chain"),
+    'name_siblings': _Quantity('siblings among the nearest 5 names'),
+    'name_cousins': _Quantity('siblings and cousins among the nearest 5 names'),
+    'below_map': _Quantity('all texts below a text, mAP'),
     'gromov_delta': _Quantity('Gromov delta, 0 = a tree', better=-1),
     'depth_tau': _Quantity('Kendall tau of depth and radius', chance=0.0),
     'edge_outward': _Quantity('special word farther out'),
@@ -122,7 +143,7 @@ def _flatten(
 _facts = (
     'id images classes prompts probe_images probe_per_class lca_height jaccard hier_precision hier_recall '
     'image_to_text_queries image_to_text_candidates text_to_image_queries text_to_image_candidates '
-    'edges level_tau_best saturated path_met cone_reason radius_reason'
+    'edges level_tau_best saturated path_met cone_reason radius_reason below_by'
 ).split()
 
 # %% ../../nbs/evaluation/59_measures.ipynb #70f94898
@@ -130,7 +151,7 @@ def _parse_key(
     key: str,  # of `metrics.json`, without a closing `_low`, `_high` or `_chance`
 ) -> Measure:  # without a value
     "Whose number it is, of which data, and what."
-    by_level = [r'cone_(?:own|other|auc)_\w+', r'radius_\w+_q\d\d']
+    by_level = [r'cone_(?:own|other|auc)_\w+', r'radius_\w+_q\d\d', r'below_map_\w+']
     names = '|'.join([*quantities, *_facts, *by_level])
     found = re.fullmatch(rf'(?:(untrained|pixel)_)?(?:(.+?)_)??({names})', key)
     if found is None:
