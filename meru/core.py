@@ -484,8 +484,8 @@ def _changes(
 ) -> dict[str, tuple]:  # field -> there, asked
     "What differs; a field that the folder has never heard of is at its default."
     defaults = {f.name: f.default for f in fields(config) if f.default is not dataclasses.MISSING}
-    there, asked = _plain(defaults) | there, _plain(asdict(config))
-    pairs = {name: (there.get(name), asked.get(name)) for name in sorted(there.keys() | asked.keys())}
+    there, wanted = _plain(defaults) | there, _plain(asdict(config))
+    pairs = {name: (there.get(name), wanted.get(name)) for name in sorted(there.keys() | wanted.keys())}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 # %% ../nbs/03_core.ipynb #c0f01d02

@@ -96,10 +96,10 @@ def gather_objects(
     "What every process says."
     if world() == 1:
         return [value]
-    said = [None] * world()
+    gathered = [None] * world()
     with _together():
-        dist.all_gather_object(said, value)
-    return said
+        dist.all_gather_object(gathered, value)
+    return gathered
 
 # %% ../nbs/02_parallel.ipynb #8af6457f
 def row_counts(

@@ -65,8 +65,8 @@ def papermill(fork, tmp_path_factory):
         cmd = _command(notebook, out, args)
         folder = tmp_path_factory.mktemp('papermill')
         status, _ = fork(run_papermill, cmd, cwd, folder, seconds=900)
-        said, err = ((folder / name).read_text() if (folder / name).exists() else '' for name in ('out', 'err'))
-        return subprocess.CompletedProcess(cmd, status, said, err if isinstance(status, int) else status)
+        printed, err = ((folder / name).read_text() if (folder / name).exists() else '' for name in ('out', 'err'))
+        return subprocess.CompletedProcess(cmd, status, printed, err if isinstance(status, int) else status)
 
     return run
 
@@ -77,7 +77,7 @@ def _cells(notebook, given, pipe):
 
     os.chdir(ROOT)
     shell, error = InteractiveShell(), ''
-    with redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as printed:
         for cell in json.loads((ROOT / 'nbs' / f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']:
             if cell['cell_type'] != 'code':
                 continue
@@ -87,7 +87,7 @@ def _cells(notebook, given, pipe):
             if not done.success:
                 error = str(done.error_in_exec or done.error_before_exec)
                 break
-    pipe.send((error, said.getvalue()))
+    pipe.send((error, printed.getvalue()))
 
 
 @pytest.fixture(scope='session')

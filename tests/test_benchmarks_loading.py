@@ -82,16 +82,16 @@ def test_committed_results_keep_the_promises():
 
 def test_processes_are_timed_by_turns(monkeypatch):
     "Two counts, two rounds: launched as asked, the start left out, ratios by round."
-    asked, speed = [], {1: 100.0, 2: 50.0}
+    launched, speed = [], {1: 100.0, 2: 50.0}
 
     def launch(run, n):
-        asked.append((n, run.config.steps))
+        launched.append((n, run.config.steps))
         for i in range(4):
             run.log(dict(step=i + 1, pairs_per_s=speed[n] + (i == 0) * 1e6))
 
     monkeypatch.setattr(T, 'launch', launch)
     found = T._processes_suite('smoke', steps=12, counts=(1, 2))
-    assert asked == [(1, 12), (2, 12)] * 2
+    assert launched == [(1, 12), (2, 12)] * 2
     assert [r['pairs_per_second']['median'] for r in found['rows']] == [100.0, 50.0] and found['rows'][1]['ratio'][
         '1 process'
     ]['median'] == 0.5

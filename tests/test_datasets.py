@@ -95,15 +95,15 @@ def test_damaged_stores_are_named(tmp_path):
 
 
 def test_pictures_decode_only_what_is_asked_for():
-    asked = []
+    decoded = []
 
     def read(key):
-        asked.append(key)
+        decoded.append(key)
         return torch.full((3, 4, 6), key, dtype=torch.uint8)
 
     p = Pictures(range(100), read, 2)
-    assert len(p) == 100 and not asked
-    assert p[10:13][:, 0, 0, 0].tolist() == [10, 11, 12] and sorted(asked) == [10, 11, 12]
+    assert len(p) == 100 and not decoded
+    assert p[10:13][:, 0, 0, 0].tolist() == [10, 11, 12] and sorted(decoded) == [10, 11, 12]
     assert p.take([5, 3])[:][:, 0, 0, 0].tolist() == [5, 3]
 
 
@@ -177,7 +177,7 @@ def test_cifar_has_its_synsets():
     assert list(e['synsets']) == e['labels'] and set(e['synsets'].values()) <= set(_nouns())
 
 
-# --- naming
+# --- class names
 
 
 def test_class_folder(tmp_path):

@@ -118,17 +118,17 @@ def test_every_notation_of_a_forbidden_address_is_refused_untouched(server):
 
 def test_a_name_is_resolved_once_and_redirects_cannot_reach_inside(server, monkeypatch):
     "The name is public when it is checked, and would be private a moment later."
-    asked, visited = [], []
+    resolved, visited = [], []
 
     def lookup(host, port, **kw):
-        asked.append(host)
+        resolved.append(host)
         return [
             (
                 socket.AF_INET,
                 socket.SOCK_STREAM,
                 6,
                 '',
-                ('93.184.216.34' if asked.count(host) == 1 else '127.0.0.1', port),
+                ('93.184.216.34' if resolved.count(host) == 1 else '127.0.0.1', port),
             )
         ]
 
@@ -140,7 +140,7 @@ def test_a_name_is_resolved_once_and_redirects_cannot_reach_inside(server, monke
     monkeypatch.setattr(D.socket, 'getaddrinfo', lookup)
     monkeypatch.setattr(D.socket, 'socket', Sock)
     assert fate('http://pictures.example/picture/1', config()) == 'success'
-    assert asked == ['pictures.example'] and visited == ['93.184.216.34']
+    assert resolved == ['pictures.example'] and visited == ['93.184.216.34']
     assert (
         fate('http://second.example/to/picture', config()) == 'forbidden_address'
     )  # the second answer of the same name

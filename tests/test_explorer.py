@@ -84,11 +84,11 @@ class Browser:
 
     def call(self, method, path, data=None):
         body = None if data is None else json.dumps(data).encode()
-        asked = urllib.request.Request(
+        request = urllib.request.Request(
             self.base + self.session + path, body, {'Content-Type': 'application/json'}, method=method
         )
         try:
-            with urllib.request.urlopen(asked, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.load(answer)['value']
         except urllib.error.HTTPError as e:
             raise AssertionError(json.load(e)['value']['message']) from None
@@ -198,13 +198,13 @@ def test_distances_and_cones_are_those_of_the_full_space(walked, k):
     if not g.has_cones:
         return
     margins = cone_margins(g, x[:8], x, c, space.min_radius)
-    held = walked.js('return [0, 1, 2, 3, 4, 5, 6, 7].map(i => meru.inside(i))')
+    inside_of = walked.js('return [0, 1, 2, 3, 4, 5, 6, 7].map(i => meru.inside(i))')
     for i in range(8):
         inside = torch.zeros(40, dtype=bool)
-        inside[held[i]] = True
+        inside[inside_of[i]] = True
         clear = (margins[i].abs() > 2e-3) & (torch.arange(40) != i)
         assert ((margins[i] <= 0) == inside)[clear].all()
-    assert 0 < sum(map(len, held)) < 8 * 39
+    assert 0 < sum(map(len, inside_of)) < 8 * 39
 
 
 def python_walk(space, i, texts):

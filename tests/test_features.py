@@ -278,13 +278,13 @@ def test_a_wrong_or_damaged_cache_is_refused(photos, tmp_path):
     with pytest.raises(ValueError, match='damaged or was edited'):
         open_cache(cache.folder)
     (cache.folder / 'cache.json').write_text(about)
-    held = bytearray((cache.folder / 'features.safetensors').read_bytes())
-    for at in (3, len(held) // 2, len(held) - 1):
-        held[at] ^= 1
-        (cache.folder / 'features.safetensors').write_bytes(held)
+    stored = bytearray((cache.folder / 'features.safetensors').read_bytes())
+    for at in (3, len(stored) // 2, len(stored) - 1):
+        stored[at] ^= 1
+        (cache.folder / 'features.safetensors').write_bytes(stored)
         with pytest.raises(ValueError, match='does not have the sha256'):
             open_cache(cache.folder)
-        held[at] ^= 1
+        stored[at] ^= 1
 
 
 def test_towers_that_overflow_are_noticed(photos, tmp_path):

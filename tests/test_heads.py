@@ -66,8 +66,8 @@ def test_embed_as_a_person_runs_it(features, run_cells):
         and cache.info['damaged'] == dict(missing_file=1)
     )
     assert cache.info['towers'].startswith('lite2+minilm#') and (features / 'similarity.png').stat().st_size > 3000
-    said, own = torch.nn.functional.normalize(cache.text[:480, 0].float(), dim=-1), cache.text_image[:480]
-    found = own[(said @ said.T).fill_diagonal_(-2).argmax(1)] == own
+    texts, own = torch.nn.functional.normalize(cache.text[:480, 0].float(), dim=-1), cache.text_image[:480]
+    found = own[(texts @ texts.T).fill_diagonal_(-2).argmax(1)] == own
     assert (
         found.float().mean() > 0.7
     )  # of 96 photos: real sentence features, the nearest caption mostly tells of the same photo

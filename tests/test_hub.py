@@ -103,7 +103,7 @@ def test_the_card_says_what_the_record_says(tmp_path):
         PublishConfig(str(tmp_path / 'run'), str(tmp_path / 'out'), licence='mit', note='Drawings under CC-BY-4.0.')
     )
     card = (tmp_path / 'out' / 'README.md').read_text()
-    for said in (
+    for line in (
         'license: mit',
         'id-of-the-pairs',
         '0123abcd',
@@ -112,7 +112,7 @@ def test_the_card_says_what_the_record_says(tmp_path):
         'CC-BY-4.0',
         'library_name: meru',
     ):
-        assert said in card, said
+        assert line in card, line
     assert 'untrained_photos_top1' not in card
     publish(PublishConfig(str(tmp_path / 'run'), str(tmp_path / 'out'), licence='apache-2.0'))
     assert 'license: apache-2.0' in (tmp_path / 'out' / 'README.md').read_text()
@@ -129,9 +129,11 @@ def test_a_run_brings_the_numbers_of_its_own_checkpoint_only(tmp_path, capsys):
     ).items():
         (run.folder / f'{name}.json').write_text(json.dumps(values))
     assert {'a'} == set(_from_run(run.folder).metrics) - {'checkpoint_sha256'}
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        'Left out: metrics_photos.json' in said and 'Left out: metrics_old.json' in said and 'metrics.json' not in said
+        'Left out: metrics_photos.json' in printed
+        and 'Left out: metrics_old.json' in printed
+        and 'metrics.json' not in printed
     )
     assert {'b'} == set(_from_run(run.folder, 'best').metrics) - {'checkpoint_sha256'}
 
@@ -348,8 +350,10 @@ def test_an_unfinished_run_says_so_everywhere(tmp_path, capsys):
     save_checkpoint(run.last, tiny(), step=3)
     run.record(commit='0123')
     model = publish(PublishConfig(str(run.folder), str(tmp_path / 'out')))
-    said = f'3 of {tiny().cfg.steps:,}: not finished'
+    steps = f'3 of {tiny().cfg.steps:,}: not finished'
     assert (
-        said in capsys.readouterr().out and said in (tmp_path / 'out' / 'README.md').read_text() and said in repr(model)
+        steps in capsys.readouterr().out
+        and steps in (tmp_path / 'out' / 'README.md').read_text()
+        and steps in repr(model)
     )
     assert json.loads((tmp_path / 'out' / 'run.json').read_text())['steps_made'] == 3

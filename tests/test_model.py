@@ -85,7 +85,7 @@ def test_forward_is_its_parts(name):
         out['text_points'], model.lift_text(model.project_text(TOKENS))
     )
     assert torch.allclose(out['loss'], out['contrastive'] + model.cfg.entail_weight * out['entailment'])
-    assert model(IMAGES, TOKENS)['contrastive'] > out['contrastive']  # without ids, the equal texts are rivals
+    assert model(IMAGES, TOKENS)['contrastive'] > out['contrastive']  # without ids, the equal texts are negatives
 
 
 @pytest.mark.parametrize('name', NAMES)

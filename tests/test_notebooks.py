@@ -58,8 +58,8 @@ def test_evaluate_writes_metrics_and_figures(smoke, papermill):
 
 def test_the_same_command_again_changes_nothing(smoke, run_cells):
     before = (smoke / 'last.safetensors').read_bytes(), (smoke / 'run.json').read_text()
-    error, said = run_cells('train', preset='smoke', out=smoke)
-    assert not error and 'is finished' in said
+    error, printed = run_cells('train', preset='smoke', out=smoke)
+    assert not error and 'is finished' in printed
     assert before == ((smoke / 'last.safetensors').read_bytes(), (smoke / 'run.json').read_text())
 
 

@@ -16,8 +16,8 @@ def test_page_runs_and_prints_what_is_stored(path, page):
     error, changed = page(path)
     assert not error, error
     if path.stem not in VARYING:
-        told = [f'--- stored\n{was}\n--- now\n{now}' for was, now in changed]
-        assert not told, 'run the page again and commit its outputs:\n' + '\n'.join(told)
+        differences = [f'--- stored\n{was}\n--- now\n{now}' for was, now in changed]
+        assert not differences, 'run the page again and commit its outputs:\n' + '\n'.join(differences)
 
 
 @pytest.mark.parametrize(

@@ -162,17 +162,17 @@ def test_under_autocast_it_is_float32():
 
 def test_memory_between_the_passes_grows_with_the_pairs():
     def kept(b):
-        held = {}
+        storages = {}
 
         def pack(t):
-            held[t.untyped_storage().data_ptr()] = t.untyped_storage()
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
             return t
 
         u, v = tangents(b, 16, 0, torch.float32)
         points = [o.requires_grad_() for o in (u, v, torch.tensor(1.0), torch.tensor(10.0))]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             alive = contrastive_loss(get_geometry('lorentz'), *points)
-        return sum(s.nbytes() for s in held.values())
+        return sum(s.nbytes() for s in storages.values())
 
     assert 400 * 16 * 4 < kept(400) < 12 * 400 * 16 * 4 and kept(400) < 2.1 * kept(200)
 
@@ -278,11 +278,11 @@ def test_a_model_in_training_asks_for_the_batch_of_all_processes(monkeypatch):
     from meru.models import model
     from meru.training.config import presets
 
-    head, asked = model.build_model(presets['head_poincare']), []
-    monkeypatch.setattr(model, 'contrastive_loss', lambda *args, **kw: asked.append(kw) or torch.zeros(()))
+    head, calls = model.build_model(presets['head_poincare']), []
+    monkeypatch.setattr(model, 'contrastive_loss', lambda *args, **kw: calls.append(kw) or torch.zeros(()))
     for training in (True, False):
         head.train(training).contrastive(torch.rand(3, 4), torch.rand(3, 4))
-    assert asked == [dict(all_processes=True), dict(all_processes=False)]
+    assert calls == [dict(all_processes=True), dict(all_processes=False)]
 
 
 # a fifth geometry is one class

@@ -109,9 +109,9 @@ def test_rewind_drops_a_torn_line(tmp_path):
 def test_a_younger_field_at_its_default_does_not_refuse_an_older_run(tmp_path):
     run = R.Run(tmp_path / 'old', make_config('smoke'))
     run.log(dict(step=1))
-    held = run.read('config.json')
-    del held['margin']
-    write_json(run.folder / 'config.json', held)
+    config = run.read('config.json')
+    del config['margin']
+    write_json(run.folder / 'config.json', config)
     R.Run(run.folder, make_config('smoke'))
     with pytest.raises(ValueError, match=r'margin \(there 0.0, asked 0.5\)'):
         R.Run(run.folder, make_config('smoke', margin=0.5))

@@ -136,7 +136,7 @@ def test_what_happens_to_a_sample_does_not_depend_on_its_place(loader):
             assert torch.equal(image, images[k]) and i == ids[k]
 
 
-def said(batches):
+def texts_of(batches):
     return {k: TOK.decode(t) for b in batches for k, t in zip(b.keys, b.tokens)}
 
 
@@ -145,18 +145,18 @@ def test_words_follow_seed_epoch_and_index_alone(loader, folder):
     kw = dict(level_probs=(0.0, 0.0, 0.0, 1.0), augment_text=words, drop_last=False)
     whole = take(loader(batch_size=23, **kw), 3)
     assert (
-        said(whole[:1])
-        == said(take(loader(batch_size=4, **kw), 6))
-        == said(take(loader(batch_size=3, workers=2, augment=None, **kw), 8))
+        texts_of(whole[:1])
+        == texts_of(take(loader(batch_size=4, **kw), 6))
+        == texts_of(take(loader(batch_size=3, workers=2, augment=None, **kw), 8))
     )
-    assert said(whole[:1]) != said(whole[1:2]) != said(whole[2:]) and said(whole[:1]) != said(
+    assert texts_of(whole[:1]) != texts_of(whole[1:2]) != texts_of(whole[2:]) and texts_of(whole[:1]) != texts_of(
         take(loader(batch_size=23, **kw | dict(seed=9)), 1)
     )
     for epoch in range(3):  # the words' draws come after the 33 for level and picture, whatever those are used for
         for i, o in enumerate(Shards(folder)):
             rng = sample_rng(3, epoch, i)
             rng.random(33)
-            assert said(whole[epoch : epoch + 1])[o.key] == TOK.decode(TOK([words(o.meta['levels'][3], rng)])[0])
+            assert texts_of(whole[epoch : epoch + 1])[o.key] == TOK.decode(TOK([words(o.meta['levels'][3], rng)])[0])
 
 
 def test_threads_do_not_matter(loader):

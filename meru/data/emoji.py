@@ -78,7 +78,7 @@ persons = set('man men woman women person people boy boys girl girls adult child
 def _without_person(
     name: str,  # a concept
 ) -> str:
-    "The name without the words for who is drawn; equal results are near twins."
+    "The name without the words for who is drawn; equal results differ in nothing else."
     return ' '.join(o for o in name.replace(':', ' ').replace(',', ' ').split() if o not in persons)
 
 # %% ../../nbs/data/23_emoji.ipynb #f70c8ef9

@@ -210,7 +210,7 @@ bases = {
 }  # what the others of a group are compared with
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #75e8cdf9
-_asked_first = (
+_shown_first = (
     'text_to_image_r1',
     'text_to_image_r10',
     'image_to_text_r1',
@@ -234,7 +234,7 @@ def ablation_means(
 
 
 def _mean_line(group, name, metrics):
-    means = {key: _mean_over_seeds(metrics, key) for key in _asked_first}
+    means = {key: _mean_over_seeds(metrics, key) for key in _shown_first}
     return dict(group=group, name=name, runs=len(metrics)) | means
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #b1a6bfb0

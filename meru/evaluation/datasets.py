@@ -320,8 +320,8 @@ def _make_classification(
     "Give the classes names and prompts."
     known = _zeroshot_sets().get(_set_id(name), {})
     classes = _readable(keys, known)
-    if twins := [c for c in classes if classes.count(c) > 1]:
-        raise ValueError(f'{name} has {classes.count(twins[0])} classes called {twins[0]!r}')
+    if repeated := [c for c in classes if classes.count(c) > 1]:
+        raise ValueError(f'{name} has {classes.count(repeated[0])} classes called {repeated[0]!r}')
     used = 'its own prompts' if prompts else 'data/zeroshot/sets.json' if known else 'general prompts'
     return Classification(
         name,
@@ -591,8 +591,8 @@ def _numbered(
     captions: list[list[str]],  # of each picture
 ) -> Captions:
     "All captions in a row, each with the number of its picture."
-    texts = [text for said in captions for text in said]
-    owner = torch.tensor([i for i, said in enumerate(captions) for _ in said])
+    texts = [text for own in captions for text in own]
+    owner = torch.tensor([i for i, own in enumerate(captions) for _ in own])
     return Captions(name, pictures, texts, owner)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #f1b11b75
@@ -674,11 +674,11 @@ def _read_table(
     return _make_captions(store, listing, test or table.captions, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #339098cc
-def _coco_captions(held: dict) -> dict[str, list[str]]:  # by file name
+def _coco_captions(listed: dict) -> dict[str, list[str]]:  # by file name
     "The captions of COCO's two lists; a ValueError says what is wrong with them."
     try:
-        names = {o['id']: o['file_name'] for o in held['images']}
-        pairs = [(o['image_id'], o['caption']) for o in held['annotations']]
+        names = {o['id']: o['file_name'] for o in listed['images']}
+        pairs = [(o['image_id'], o['caption']) for o in listed['annotations']]
     except (KeyError, TypeError) as e:
         raise ValueError(f'is not one of COCO: it lacks {e}') from None
     captions = defaultdict(list)

@@ -71,12 +71,12 @@ class _Report:
     ):
         "Add what `measure` gives, or note why it gives nothing."
         try:
-            found = measure()
+            result = measure()
         except (ValueError, KeyError, OSError, RuntimeError, ImportError) as e:
             message = str(e.args[0] if isinstance(e, KeyError) and e.args else e).strip()
             self.skipped[f'{dataset}: {what}'] = message.splitlines()[0] if message else type(e).__name__
         else:
-            self.measures += Measures(found or []).labelled(dataset=dataset)
+            self.measures += Measures(result or []).labelled(dataset=dataset)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b552ab67
 class _ProbeData(NamedTuple):
@@ -129,7 +129,7 @@ def _examine_classes(
         overlap = ancestor_overlap(task.synsets(), _noun_parents())
         return tree_metrics(scores.argmax(1), task.targets, overlap)
 
-    report.attempt(task.name, 'naming', lambda: classification_metrics(scores, task.targets) + [note])
+    report.attempt(task.name, 'zero-shot', lambda: classification_metrics(scores, task.targets) + [note])
     report.attempt(task.name, 'WordNet measures', mistakes)
     report.attempt(task.name, 'linear probe', lambda: _probe(_probe_data(model, task, points), len(task.classes)))
 
@@ -227,7 +227,7 @@ def _check_measured(
     if any(dataset != 'wordnet' for dataset in report.measures.datasets()):
         return
     reasons = [
-        why for what, why in report.skipped.items() if what.split(': ')[-1] in ('everything', 'naming', 'retrieval')
+        why for what, why in report.skipped.items() if what.split(': ')[-1] in ('everything', 'zero-shot', 'retrieval')
     ]
     layouts = 'one folder per class, a captions.jsonl or table beside the pictures, or shards'
     why = '; '.join(reasons) or 'it holds no dataset'
@@ -244,13 +244,13 @@ def evaluate_folder(
     "Every measure whose data lie in a folder; all others listed with the way to get them."
     report, folder = _Report(), Path(folder)
     cached = (folder / 'cache.json').exists()
-    found, absent = ([folder], {}) if cached else survey(folder)
+    present, absent = ([folder], {}) if cached else survey(folder)
 
     def examine(path):
         task = _cached_pairs(open_cache(path), limit) if cached else read_data(path, image_size).some(limit)
         _examiners[type(task)](model, tokenizer, task, report)
 
-    for path in found:
+    for path in present:
         report.attempt(path.stem, 'everything', lambda: examine(path))
     _check_measured(report, folder)
     if model.cfg.text_tower != 'features':

@@ -180,13 +180,13 @@ class _FileVectors:
             size = int.from_bytes(f.read(8), 'little')
             if size > self.path.stat().st_size:
                 raise ValueError('it is not a safetensors file')
-            told = json.loads(f.read(size))
-        if name not in told:
-            raise ValueError(f'it has no tensor {name!r}; it has {", ".join(k for k in told if k != "__metadata__")}')
+            header = json.loads(f.read(size))
+        if name not in header:
+            raise ValueError(f'it has no tensor {name!r}; it has {", ".join(k for k in header if k != "__metadata__")}')
         return (
-            np.dtype({'F16': 'f2', 'F32': 'f4', 'F64': 'f8'}[told[name]['dtype']]),
-            tuple(told[name]['shape']),
-            8 + size + told[name]['data_offsets'][0],
+            np.dtype({'F16': 'f2', 'F32': 'f4', 'F64': 'f8'}[header[name]['dtype']]),
+            tuple(header[name]['shape']),
+            8 + size + header[name]['data_offsets'][0],
         )
 
     def __len__(self):

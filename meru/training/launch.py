@@ -65,16 +65,16 @@ def _follow(
 
 # %% ../../nbs/training/45_launch.ipynb #1a500010
 def _what_happened(
-    said: str,  # everything that torchrun and the processes wrote
+    log: str,  # everything that torchrun and the processes wrote
 ) -> str:
     "The sentence that matters."
-    own = re.findall(r'^(process \d+: .*)$', said, re.M)
+    own = re.findall(r'^(process \d+: .*)$', log, re.M)
     if first := [o for o in own if 'has gone' not in o and 'another has ended' not in o]:
         return first[0]
-    killed = re.search(r'Root Cause.*?rank\s*: (\d+).*?Signal \d+ \((\w+)\)', said, re.S)
+    killed = re.search(r'Root Cause.*?rank\s*: (\d+).*?Signal \d+ \((\w+)\)', log, re.S)
     if killed:
         return f'process {killed[1]} was ended by {killed[2]}'
-    return own[0] if own else '\n'.join(said.strip().splitlines()[-12:])
+    return own[0] if own else '\n'.join(log.strip().splitlines()[-12:])
 
 # %% ../../nbs/training/45_launch.ipynb #1a500014
 def _end(
