@@ -19,6 +19,7 @@ from ..geometry import geometries, get_geometry
 from ..parallel import mean_of_all
 from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
 from ..losses.entailment import entailment_loss
+from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
 from ..losses.pairwise import contrastive_loss
 from ..data.tokenizer import Tokenizer
 from .towers import _build_image_tower, _build_text_tower, image_towers
@@ -47,6 +48,11 @@ class _SpaceConfig:
     temperature: Literal['free', 'curvature'] = 'free'  # free (MERU), or curvature: logits are multiplied by sqrt(c)
     margin: Annotated[float, AtLeast(0)] = 0.0  # by which a pair must win the softmax, nats
     hard_beta: Annotated[float, AtLeast(0)] = 0.0  # concentration on hard negatives (Robinson 2021); 0: none
+    contrastive_weight: Annotated[float, AtLeast(0)] = 1.0  # of the contrastive loss of pairs
+    chain_weight: Annotated[float, AtLeast(0)] = 0.0  # of the loss over chains of texts, mean of three directions
+    chain_scale: Annotated[float, Above(0, max_logit_scale)] = 8.0  # its inverse temperature, fixed: a free one flattens
+    order_weight: Annotated[float, AtLeast(0)] = 0.0  # of the radial order of chains, length to nats; 0 without radii
+    order_margin: Annotated[float, AtLeast(0)] = 0.1  # by which a special text should lie farther out than a general one
     entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
     min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
     shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
@@ -57,6 +63,8 @@ class _SpaceConfig:
             raise ValueError(
                 f'geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}'
             )
+        if self.order_weight and not get_geometry(self.geometry).has_radius:
+            raise ValueError(f'geometry {self.geometry!r} has no radii: set order_weight=0, not {self.order_weight}')
 
 # %% ../../nbs/models/32_model.ipynb #22983348
 paper_sizes = dict(
@@ -228,23 +236,66 @@ class Model(_Scalars):
         images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]
         tokens: Int[Tensor, 'b l'],  # row i describes image i
         text_ids: Int[Tensor, ' b'] | None = None,  # equal ids mark equal texts
+        chains=None,  # `meru.data.loader.Chains`: more general texts of the images; None: there are none
     ) -> dict[str, Tensor]:  # losses (total, nats, radians) and points
-        return self.losses(self.encode_image(images), self.encode_text(tokens), text_ids)
+        x = self.encode_image(images)
+        if chains is None:
+            return self.losses(x, self.encode_text(tokens), text_ids)
+        t, general = self.encode_text(_stack_tokens(tokens, chains.tokens)).split([len(tokens), len(chains.tokens)])
+        return self.losses(x, t, text_ids, general, chains)
 
     def losses(
-        self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
+        self,
+        x: Float[Tensor, 'b d'],  # lifted images
+        t: Float[Tensor, 'b d'],  # lifted texts, row i describing image i
+        text_ids: Int[Tensor, ' b'] | None = None,  # as `forward`
+        general: Float[Tensor, 'n d'] | None = None,  # lifted texts of the chains
+        chains=None,  # as `forward`
     ) -> dict[str, Tensor]:  # as `forward`
-        "What lifted pairs lose."
-        contrastive = self.contrastive(x, t, text_ids)
-        entailment = (
-            entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius)
-            if self.geometry.has_cones
-            else torch.zeros_like(contrastive)
-        )
-        if self.training:
-            entailment = mean_of_all(entailment, len(x))
-        loss = contrastive + self.cfg.entail_weight * entailment
-        return dict(loss=loss, contrastive=contrastive, entailment=entailment, image_points=x, text_points=t)
+        "What lifted pairs lose, and what their chains add."
+        out = dict(contrastive=self.contrastive(x, t, text_ids))
+        if chains is None:
+            out['entailment'] = self._entailment(x, t)
+        else:
+            out |= self._chain_losses(x, t, text_ids, general, chains)
+        loss = sum(getattr(self.cfg, f'{weight}_weight') * out[name] for name, weight in _weighted.items() if name in out)
+        return dict(loss=loss, **out, image_points=x, text_points=t)
+
+    def _entailment(self, x, t):
+        "Of pairs; over those of all processes in training."
+        if not self.geometry.has_cones:
+            return x.new_zeros(())
+        entailment = entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius)
+        return mean_of_all(entailment, len(x)) if self.training else entailment
+
+    def _chain_losses(self, x, t, text_ids, general, chains):
+        "Over the graph of pictures and distinct texts."
+        places = torch.cat([text_ids, chains.text_ids])
+        ids, first = _first_of_each(places)
+        texts, graph = torch.cat([t, general])[first], text_graph(ids, chains.of_images)
+        terms = chain_terms(self.geometry, x, texts, graph, self.curv, self.cfg.chain_scale)
+        found = dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
+        nothing = x.new_zeros(())
+        space = self.geometry, x, texts, graph, self.curv
+        found['entailment'] = edge_entailment(*space, Cones(self.cfg.min_radius)) if self.geometry.has_cones else nothing
+        found['order'] = radial_order(*space, self.cfg.order_margin) if self.geometry.has_radius else nothing
+        return found
+
+
+_weighted = dict(contrastive='contrastive', chain='chain', order='order', entailment='entail')  # term to weight
+
+
+def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[Tensor, 'm j']:
+    "Two batches of texts as one, padded to the longer."
+    longest = max(first.shape[1], second.shape[1])
+    return torch.cat([nn.functional.pad(o, (0, longest - o.shape[1])) for o in (first, second)])
+
+
+def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tensor, ' k']]:
+    "The different ids, and where each occurs first."
+    unique, inverse = ids.unique(return_inverse=True)
+    first = torch.full_like(unique, len(ids)).scatter_reduce(0, inverse, torch.arange(len(ids), device=ids.device), 'amin')
+    return unique, first
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def _projection(
