@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'PeerLost', 'processes', 'total', 'gather_objects', 'row_counts', 'first_row', 'gather_rows',
-           'scatter_sum', 'mean_of_all', 'sum_gradients', 'sync_batch_norms', 'agree', 'checksum']
+           'scatter_sum', 'gather_own', 'mean_of_all', 'sum_gradients', 'sync_batch_norms', 'agree', 'checksum']
 
 # %% ../nbs/02_parallel.ipynb #7da258d3
 import os
@@ -153,6 +153,19 @@ def scatter_sum(
     with _together():
         dist.reduce_scatter_tensor(out, x.contiguous())
     return out[: counts[rank()]]
+
+# %% ../nbs/02_parallel.ipynb #e9245486
+def gather_own(
+    x: Tensor,  # this process's rows
+    counts: list[int] | None = None,  # rows of each process, 0 allowed; None: ask them, and refuse an idle one
+) -> Tensor:  # all rows, in the order of the processes
+    "The rows of all processes; only this process's own have a gradient."
+    if world() == 1:
+        return x
+    counts = counts or row_counts(x)
+    rows = gather_rows(x.detach(), counts)
+    start = sum(counts[: rank()])
+    return torch.cat([rows[:start], x, rows[start + len(x) :]])
 
 # %% ../nbs/02_parallel.ipynb #d1500022
 class _Share(torch.autograd.Function):

@@ -30,7 +30,7 @@ from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
-from meru.data.loader import Loader, part_of
+from meru.data.loader import Chains, Loader, part_of
 from meru.training.trainer import _Part, _check_processes, main, make_loader, open_data, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -187,7 +187,15 @@ def test_the_comparison_catches(compared, mutant, n):
 # the model
 
 
-def model_gradients(preset):
+def chains_of(ids):
+    "Chains for texts 1 to 7: above each an even or odd one, 11 or 10, above those 12."
+    general = torch.tensor(sorted({10 + i % 2 for i in ids.tolist()} | {12}))
+    tokens = torch.zeros(len(general), 4, dtype=torch.int64)
+    tokens[:, 0], tokens[:, 1] = general, 200  # the highest id ends a text
+    return Chains(tokens, general, torch.stack([torch.full_like(ids, 12), 10 + ids % 2, ids], 1))
+
+
+def model_gradients(preset, given):
     "Loss and all gradients of a whole model in float64, batch norm included, in slices and in one."
 
     def of(parts):
@@ -195,7 +203,10 @@ def model_gradients(preset):
         model = (
             build_model(
                 make_config(
-                    preset, dropout=0.0, **({} if 'clip' in preset or 'euclid' in preset else dict(learn_curv=True))
+                    preset,
+                    dropout=0.0,
+                    **({} if 'clip' in preset or 'euclid' in preset else dict(learn_curv=True)),
+                    **given,
                 )
             )
             .double()
@@ -209,7 +220,10 @@ def model_gradients(preset):
         tokens[:, 9] = tokens.max() + 1
         if world() > 1:
             parallel.sync_batch_norms(model)
-        out = model(images[parts], tokens[parts], (torch.arange(B) % 7)[parts])
+        ids = torch.arange(B) % 7 + 1
+        out = model(
+            images[parts], tokens[parts], ids[parts], chains_of(ids[parts]) if 'chain_weight' in given else None
+        )
         out['loss'].backward()
         sum_gradients(model, bucket=50_000)
         return [
@@ -225,7 +239,15 @@ def model_gradients(preset):
 
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
 def test_a_whole_model_has_the_same_gradients(team, preset):
-    for told in team.run(2, model_gradients, preset):
+    for told in team.run(2, model_gradients, preset, {}):
+        assert max(told) < 1e-10 and told[0] < 1e-12, told
+
+
+@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('preset', ['smoke', 'smoke_clip'])
+def test_chains_reach_across_processes(team, preset, n):
+    terms = dict(chains='levels', chain_weight=1.0, **({} if 'clip' in preset else dict(order_weight=0.5)))
+    for told in team.run(n, model_gradients, preset, terms):
         assert max(told) < 1e-10 and told[0] < 1e-12, told
 
 

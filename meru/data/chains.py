@@ -14,17 +14,17 @@ from ..core import root
 # %% ../../nbs/data/16_chains.ipynb #ad66a47f
 def level_chain(
     key: str,  # of the sample, for the message
-    caption: str,  # unused: the levels hold it
+    caption: str,  # its text; the most special one where the levels do not hold it
     meta: dict,  # the sample's json; `levels` is a list of texts, general to special
 ) -> list[str]:
-    "The texts of `meta['levels']`."
+    "The texts of `meta['levels']`, and the caption."
     levels = meta.get('levels')
     if not isinstance(levels, list) or not all(isinstance(o, str) and o.strip() for o in levels) or not levels:
         raise ValueError(
             f"sample {key} brings no 'levels' in its json, a list of texts from general to special: "
             "choose chains='folders', 'words' or 'nouns', which need none"
         )
-    return levels
+    return levels if caption in levels else [*levels, caption]
 
 # %% ../../nbs/data/16_chains.ipynb #e1411936
 def folder_chain(

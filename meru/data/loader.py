@@ -311,7 +311,9 @@ class Loader(_Walks):
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
     pre_resize: int = 0  # side of squares to which whole pictures are resized for the device; 0: augment here
-    chain: Callable | None = None  # (key, caption, meta) to the texts of a picture, see meru.data.chains; None: one text
+    chain: Callable | None = (
+        None  # (key, caption, meta) to the texts of a picture, see meru.data.chains; None: one text
+    )
 
     def __post_init__(self):
         count, probs = len(self.shards), self.level_probs

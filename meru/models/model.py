@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import nn, Tensor
 from typing import Annotated, Literal
 from ..geometry import geometries, get_geometry
-from ..parallel import mean_of_all
+from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
 from ..losses.entailment import entailment_loss
 from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
@@ -50,9 +50,13 @@ class _SpaceConfig:
     hard_beta: Annotated[float, AtLeast(0)] = 0.0  # concentration on hard negatives (Robinson 2021); 0: none
     contrastive_weight: Annotated[float, AtLeast(0)] = 1.0  # of the contrastive loss of pairs
     chain_weight: Annotated[float, AtLeast(0)] = 0.0  # of the loss over chains of texts, mean of three directions
-    chain_scale: Annotated[float, Above(0, max_logit_scale)] = 8.0  # its inverse temperature, fixed: a free one flattens
+    chain_scale: Annotated[float, Above(0, max_logit_scale)] = (
+        8.0  # its inverse temperature, fixed: a free one flattens
+    )
     order_weight: Annotated[float, AtLeast(0)] = 0.0  # of the radial order of chains, length to nats; 0 without radii
-    order_margin: Annotated[float, AtLeast(0)] = 0.1  # by which a special text should lie farther out than a general one
+    order_margin: Annotated[float, AtLeast(0)] = (
+        0.1  # by which a special text should lie farther out than a general one
+    )
     entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
     min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
     shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
@@ -258,7 +262,9 @@ class Model(_Scalars):
             out['entailment'] = self._entailment(x, t)
         else:
             out |= self._chain_losses(x, t, text_ids, general, chains)
-        loss = sum(getattr(self.cfg, f'{weight}_weight') * out[name] for name, weight in _weighted.items() if name in out)
+        loss = sum(
+            getattr(self.cfg, f'{weight}_weight') * out[name] for name, weight in _weighted.items() if name in out
+        )
         return dict(loss=loss, **out, image_points=x, text_points=t)
 
     def _entailment(self, x, t):
@@ -270,14 +276,17 @@ class Model(_Scalars):
 
     def _chain_losses(self, x, t, text_ids, general, chains):
         "Over the graph of pictures and distinct texts."
-        places = torch.cat([text_ids, chains.text_ids])
-        ids, first = _first_of_each(places)
-        texts, graph = torch.cat([t, general])[first], text_graph(ids, chains.of_images)
-        terms = chain_terms(self.geometry, x, texts, graph, self.curv, self.cfg.chain_scale)
+        x, texts, text_ids, of_images = _chains_of_all(x, t, text_ids, general, chains, self.training)
+        ids, first = _first_of_each(text_ids)
+        texts, graph = texts[first], text_graph(ids, of_images)
+        curv = self.curv.detach() if self.training and rank() else self.curv  # one process tells it the whole gradient
+        terms = chain_terms(self.geometry, x, texts, graph, curv, self.cfg.chain_scale)
         found = dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         nothing = x.new_zeros(())
-        space = self.geometry, x, texts, graph, self.curv
-        found['entailment'] = edge_entailment(*space, Cones(self.cfg.min_radius)) if self.geometry.has_cones else nothing
+        space = self.geometry, x, texts, graph, curv
+        found['entailment'] = (
+            edge_entailment(*space, Cones(self.cfg.min_radius)) if self.geometry.has_cones else nothing
+        )
         found['order'] = radial_order(*space, self.cfg.order_margin) if self.geometry.has_radius else nothing
         return found
 
@@ -294,8 +303,21 @@ def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[
 def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tensor, ' k']]:
     "The different ids, and where each occurs first."
     unique, inverse = ids.unique(return_inverse=True)
-    first = torch.full_like(unique, len(ids)).scatter_reduce(0, inverse, torch.arange(len(ids), device=ids.device), 'amin')
+    first = torch.full_like(unique, len(ids)).scatter_reduce(
+        0, inverse, torch.arange(len(ids), device=ids.device), 'amin'
+    )
     return unique, first
+
+
+def _chains_of_all(x, t, text_ids, general, chains, together):
+    "Images, texts, the texts' ids and the images' chains; in training those of all processes, in the order of one."
+    if not together or world() == 1:
+        return x, torch.cat([t, general]), torch.cat([text_ids, chains.text_ids]), chains.of_images
+    counts, widths = gather_objects(len(general)), gather_objects(chains.of_images.shape[1])
+    of_images = nn.functional.pad(chains.of_images, (max(widths) - chains.of_images.shape[1], 0))
+    texts = torch.cat([gather_own(t), gather_own(general, counts)])
+    ids = torch.cat([gather_rows(text_ids), gather_rows(chains.text_ids, counts)])
+    return gather_own(x), texts, ids, gather_rows(of_images)
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def _projection(

@@ -67,7 +67,7 @@ def gradients(
     if cfg.micro_batch:
         return _by_parts(model, batch, cfg.micro_batch, precise)
     with precise():
-        out = model(batch.images, batch.tokens, batch.text_ids)
+        out = model(batch.images, batch.tokens, batch.text_ids, batch.chains)
     out['loss'].backward()
     return out
 
@@ -114,6 +114,12 @@ def compile_blocks(
             block.compile(backend=backend, dynamic=False)
 
 # %% ../../nbs/training/43_step.ipynb #10a5e041
+def _moved(fields, device):
+    "A NamedTuple whose tensors are on the device, or on their way."
+    moved: list[Any] = [o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in fields]
+    return type(fields)(*moved)
+
+
 def to_device(
     batch: Batch,  # from a loader
     cfg: TrainConfig,  # compiled or not, and which text tower
@@ -122,8 +128,9 @@ def to_device(
     "Move a batch without waiting for it; augment what is not yet augmented."
     if compiles(cfg, device) and cfg.text_tower == 'transformer':
         batch = batch._replace(tokens=cut_texts(batch.tokens, 16, cfg.context_length))
-    moved: list[Any] = [o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in batch]
-    batch = Batch(*moved)
+    batch = _moved(batch, device)
+    if batch.chains:
+        batch = batch._replace(chains=_moved(batch.chains, device))
     return (
         batch
         if batch.augment_params is None

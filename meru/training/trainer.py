@@ -35,6 +35,7 @@ from meru.parallel import (
     world,
 )
 from ..core import file_sha256, locked, machine, project_path, session_fields, write_file
+from ..data.chains import chain_kinds
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
 from ..data.shards import Shards
@@ -190,6 +191,7 @@ def make_loader(
         cache=cfg.cache,
         share=(rank(), world()),
         pre_resize=cfg.image_size * 3 // 2 if cfg.augment_on == 'device' else 0,
+        chain=chain_kinds.get(cfg.chains),
     )
     return Loader(shards, tokenizer_of(cfg), **kw | changes)
 
@@ -241,6 +243,9 @@ def update(
     return out | dict(lr=lr, grad_norm=norm, bad=bad)
 
 # %% ../../nbs/training/44_trainer.ipynb #ea0c2d6a
+_terms = 'contrastive', 'chain', 'chain_up', 'chain_texts', 'chain_back', 'order', 'entailment'
+
+
 @torch.no_grad()
 def _describe(
     model: Model,  # for its geometry and scalars
@@ -249,7 +254,7 @@ def _describe(
     "Losses in nats and radians, curvature, scale, and where images and texts lie."
     geometry, curv = model.geometry, model.curv
     points = {k: gather_rows(out[f'{k}_points']) for k in ('image', 'text')}
-    row = {k: float(out[k]) for k in ('loss', 'contrastive', 'entailment', 'lr', 'grad_norm')}
+    row = {k: float(out[k]) for k in ('loss', *_terms, 'lr', 'grad_norm') if k in out}
     row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)), logit_scale=float(model.logit_scale))
     if geometry.has_radius:
         row |= {f'{k}_radius': _quantiles(geometry.radius(x, curv)) for k, x in points.items()}
