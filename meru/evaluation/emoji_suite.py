@@ -340,6 +340,7 @@ _text_names = dict(
     chain_first='whole_chain_first',
     cone_ap='text_cone_ap',
 )
+_over_texts = {*_text_names.values(), 'text_path_whole', 'name_siblings', 'name_cousins', 'below_map'}
 
 
 def _chain_items(tree, rows, each):

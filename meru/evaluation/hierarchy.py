@@ -533,6 +533,8 @@ def _texts_met(
     steps: int,  # of each path
 ) -> Bool[Tensor, 'i t']:
     "Which texts are the nearest somewhere on each image's path to the root."
+    check_finite(image_points, what='points')
+    check_finite(text_points, what='text points')
     mean = torch.cat([image_points, text_points]).mean(0)
     shape = len(image_points), len(text_points)
     met = torch.zeros(shape, dtype=torch.bool, device=image_points.device)
