@@ -41,10 +41,12 @@ from meru.evaluation.emoji_suite import (
     encode_test_set,
     model_metrics,
     _name_scores,
+    _over_texts,
     _pixel_metrics,
     _Question,
     questions,
     read_test_set,
+    text_tree_values,
     _unseen_style,
     untrained,
 )
@@ -74,8 +76,9 @@ def _drawing_values(
     geometry,  # of the model
     test_set: EmojiTestSet,
     emb: _Embeddings,
+    min_radius: float = 0.1,  # cone constant K
 ) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name; their means are those of `model_metrics`
-    "What each drawing, or each name, contributes to a measure."
+    "What each drawing, or each text, contributes to a measure."
     scores, values = _name_scores(geometry, test_set, emb), {}
     for dataset, task in classification_tasks(test_set, scores).items():
         for name, hits in _classification_hits(*task).items():
@@ -88,6 +91,8 @@ def _drawing_values(
         style = _unseen_style(test_set, emb)
         radii = geometry.radius(style.texts, emb.curv)
         values['', 'chain_tau'] = chain_tau(radii[style.chains]).double()
+    tree = text_tree_values(geometry, test_set, emb, min_radius)
+    values |= {key: items.each for key, items in tree.items()}
     return values | _direction_values(geometry, test_set, emb)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00051
@@ -150,6 +155,11 @@ _more_questions = [
     _Question('unseen style, tree-induced error', 'tree_error', 'style'),
     _Question('drawing to name, median rank', 'image_to_text_median_rank'),
     _Question('name to drawing, median rank', 'text_to_image_median_rank'),
+    _Question('unseen style, path to the root through the whole chain', 'path_whole', 'style'),
+    _Question('unseen concept, right at each level, mean', 'any_rank', 'concept'),
+    _Question('unseen concept, own chain by cones, AP', 'cone_ap', 'concept'),
+    _Question('text, own chain by cones, AP', 'text_cone_ap'),
+    _Question('name, siblings and cousins among the nearest five names', 'name_cousins'),
     _Question('Gromov delta of the drawings, 0 = a tree', 'gromov_delta'),
     _Question('nearest ten shared by cosine and geodesic', 'cosine_agreement'),
 ]
@@ -162,7 +172,7 @@ class _Difference(NamedTuple):
     low: float  # ends of the 95 % interval over seeds
     high: float
     p: float  # two-sided
-    over: str  # what was tested: 'drawings' or 'seeds'
+    over: str  # what was tested: 'drawings', 'texts' or 'seeds'
     p_holm: float | None = None  # p among all of the table; None: not tested, neither is better
     significant: bool = False
 
@@ -192,14 +202,14 @@ def _p_value(
     question: _Question,
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> tuple[float, str]:  # p, and what it was tested over
-    "Over drawings, their values averaged over seeds, where they are known; else over seeds."
+    "Over drawings or texts, their values averaged over seeds, where they are known; else over seeds."
     name, dataset = question.name, question.dataset
     pairs = list(zip(base, other))
     key = dataset, name
     if all(key in run.values for run in base + other):
         each_seed = [one.values[key] - two.values[key] for one, two in pairs]
-        mean = torch.stack(each_seed).mean(0)
-        return flip_test(mean, groups), 'drawings'
+        mean = torch.stack(each_seed).mean(0).nan_to_num(0.0)  # NaN: an item that has no answer in any run
+        return flip_test(mean, groups), 'texts' if name in _over_texts else 'drawings'
     value = lambda run: run.measures.value(name, dataset)
     differences = [value(one) - value(two) for one, two in pairs]
     return t_test(differences), 'seeds'
@@ -342,6 +352,12 @@ _drawn = [
     ('', 'cone_own'),
     ('', 'cone_other'),
     ('', 'cone_auc'),
+    ('style', 'chain_ap'),
+    ('concept', 'chain_ap'),
+    ('style', 'nearest_true'),
+    ('', 'text_chain_ap'),
+    ('', 'whole_chain_first'),
+    ('', 'below_map'),
     ('', 'gromov_delta'),
 ]  # dataset and name, where they are in the table
 
@@ -470,7 +486,7 @@ def _measure_run(
     else:
         emb = encode_test_set(model, tokenizer, test_set)
         measures = model_metrics(geometry, test_set, emb, config.min_radius)
-        values = _drawing_values(geometry, test_set, emb)
+        values = _drawing_values(geometry, test_set, emb, config.min_radius)
     name, asked = re.sub(r'_s\d+$', '', folder.name), json.loads(json.dumps(asdict(config)))
     return _MeasuredRun(name, config.seed, asked, run.read('run.json'), measures, values)
 
@@ -488,7 +504,10 @@ def _write_run(
     about: dict,  # what it was measured on
 ):
     "Keep a measured run."
-    values = {_flat_key(Measure(*key, None)): each.contiguous() for key, each in run.values.items()}
+    values = {
+        _flat_key(Measure(*key, None)): each.clone(memory_format=torch.contiguous_format)
+        for key, each in run.values.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path.with_suffix('.safetensors'), partial(save_file, values))
     write_json(path, dict(about=about, measured=_run_record(run)))
@@ -522,6 +541,8 @@ def _measure_once(
     "`_measure_run`, once for each checkpoint and data: the answers are kept in the results' folder."
     checkpoints = Run(folder, load_config(folder)).read('run.json').get('checkpoints')
     about = dict(checkpoint=checkpoints, data=cfg.data, limit=cfg.limit)
+    if test_set:  # what was measured by an older list of measures is measured anew
+        about['measures'] = sorted({question.name for question in questions + _more_questions})
     path = project_path(cfg.out) / 'measured' / f'{folder.name}{"_untrained" if control else ""}.json'
     kept = _read_run(path, about)
     if kept:
