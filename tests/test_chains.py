@@ -1,4 +1,4 @@
-"Chains of texts, from the data that bring them to the loss that sees them, against definitions written out by hand."
+"TextChains of texts, from the data that bring them to the loss that sees them, against definitions written out by hand."
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import torch
 from dataclasses import replace
 from hypothesis import given, settings, strategies as st
 from meru.core import file_sha256
-from meru.data.chains import chain_kinds, folder_chain, level_chain, noun_chain, word_chain
+from meru.data.chains import chain_kinds, _folder_chain, _level_chain, _noun_chain, _word_chain
 from meru.data.emoji import embedded_data
 from meru.data.loader import Loader
 from meru.data.shards import Shards, write_shards
@@ -108,21 +108,21 @@ def test_each_kind_of_chain_ends_with_the_caption():
     for kind in chain_kinds.values():
         chain = kind('dogs/indoors/7', caption, dict(levels=['animal', 'dog']))
         assert chain[-1] == caption and len(set(chain)) == len(chain)
-    assert folder_chain('dogs/in_doors/7', caption, {})[:2] == ['dogs', 'in doors']
-    assert word_chain('', caption, {})[0] == 'Two retrievers sleep'
-    assert noun_chain('', caption, {})[-3:] == ['sporting dog', 'retriever', caption]
+    assert _folder_chain('dogs/in_doors/7', caption, {})[:2] == ['dogs', 'in doors']
+    assert _word_chain('', caption, {})[0] == 'Two retrievers sleep'
+    assert _noun_chain('', caption, {})[-3:] == ['sporting dog', 'retriever', caption]
     with pytest.raises(ValueError, match="brings no 'levels'.*chains='folders'"):
-        level_chain('7', caption, {})
+        _level_chain('7', caption, {})
 
 
 def test_chains_do_not_move_the_pairs_and_do_not_depend_on_workers():
     shards = Shards(embedded_data() / 'val')
     how = dict(image_size=16, batch_size=24, level_probs=(0.1, 0.2, 0.5, 0.2))
     plain = Loader(shards, Tokenizer(4096, 16), **how).batch_at(3)
-    loader = Loader(shards, Tokenizer(4096, 16), **how, chain=level_chain)
+    loader = Loader(shards, Tokenizer(4096, 16), **how, chain=_level_chain)
     batch = loader.batch_at(3)
     assert all(torch.equal(a, b) for a, b in zip(plain[:3], batch[:3]))
-    with_workers = next(Loader(shards, Tokenizer(4096, 16), **how, chain=level_chain, workers=1).batches(3))
+    with_workers = next(Loader(shards, Tokenizer(4096, 16), **how, chain=_level_chain, workers=1).batches(3))
     assert all(torch.equal(a, b) for a, b in zip(batch.chains, with_workers.chains))
     in_batch = set(batch.text_ids.tolist()) | set(batch.chains.text_ids.tolist())
     for drawn, chain in zip(batch.text_ids.tolist(), batch.chains.of_images.tolist()):

@@ -30,7 +30,7 @@ from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
-from meru.data.loader import Chains, Loader, part_of
+from meru.data.loader import TextChains, Loader, part_of
 from meru.training.trainer import _Part, _check_processes, main, make_loader, open_data, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -188,11 +188,11 @@ def test_the_comparison_catches(compared, mutant, n):
 
 
 def chains_of(ids):
-    "Chains for texts 1 to 7: above each an even or odd one, 11 or 10, above those 12."
+    "TextChains for texts 1 to 7: above each an even or odd one, 11 or 10, above those 12."
     general = torch.tensor(sorted({10 + i % 2 for i in ids.tolist()} | {12}))
     tokens = torch.zeros(len(general), 4, dtype=torch.int64)
     tokens[:, 0], tokens[:, 1] = general, 200  # the highest id ends a text
-    return Chains(tokens, general, torch.stack([torch.full_like(ids, 12), 10 + ids % 2, ids], 1))
+    return TextChains(tokens, general, torch.stack([torch.full_like(ids, 12), 10 + ids % 2, ids], 1))
 
 
 def model_gradients(preset, given):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import nn, Tensor
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 from ..geometry import geometries, get_geometry
 from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
@@ -181,6 +181,45 @@ def normalise_tangent(
         v = v * (radius / v.square().sum(-1, keepdim=True).clamp_min(radius**2).sqrt())
     return v
 
+# %% ../../nbs/models/32_model.ipynb #ad6943d5
+_weighted = dict(contrastive='contrastive', chain='chain', order='order', entailment='entail')  # term to weight
+
+
+def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[Tensor, 'm j']:
+    "Two batches of texts as one, padded to the longer."
+    longest = max(first.shape[1], second.shape[1])
+    return torch.cat([nn.functional.pad(o, (0, longest - o.shape[1])) for o in (first, second)])
+
+
+def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tensor, ' k']]:
+    "The different ids, and where each occurs first."
+    unique, inverse = ids.unique(return_inverse=True)
+    first = torch.full_like(unique, len(ids)).scatter_reduce(
+        0, inverse, torch.arange(len(ids), device=ids.device), 'amin'
+    )
+    return unique, first
+
+# %% ../../nbs/models/32_model.ipynb #b127d1bf
+class _ChainBatch(NamedTuple):
+    "What the losses over chains read."
+
+    images: Float[Tensor, 'b d']  # points
+    texts: Float[Tensor, 'n d']  # points, the pairs' own before the more general
+    text_ids: Int[Tensor, ' n']
+    of_images: Int[Tensor, 'b c']  # ids of each image's texts, general to special; 0: no text
+
+
+def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
+    "The same of all processes, in the order in which one would have it; only one's own rows have a gradient."
+    if world() == 1:
+        return own
+    counts = gather_objects(len(own.texts) - pairs)
+    longest = max(gather_objects(own.of_images.shape[1]))
+    chains = nn.functional.pad(own.of_images, (longest - own.of_images.shape[1], 0))
+    texts = [gather_own(own.texts[:pairs]), gather_own(own.texts[pairs:], counts)]
+    ids = [gather_rows(own.text_ids[:pairs]), gather_rows(own.text_ids[pairs:], counts)]
+    return _ChainBatch(gather_own(own.images), torch.cat(texts), torch.cat(ids), gather_rows(chains))
+
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
 class Model(_Scalars):
     "Images and texts as points of one space (MERU; CLIP is its case on the sphere)."
@@ -240,7 +279,7 @@ class Model(_Scalars):
         images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]
         tokens: Int[Tensor, 'b l'],  # row i describes image i
         text_ids: Int[Tensor, ' b'] | None = None,  # equal ids mark equal texts
-        chains=None,  # `meru.data.loader.Chains`: more general texts of the images; None: there are none
+        chains=None,  # `meru.data.loader.TextChains`: more general texts of the images; None: there are none
     ) -> dict[str, Tensor]:  # losses (total, nats, radians) and points
         x = self.encode_image(images)
         if chains is None:
@@ -276,10 +315,13 @@ class Model(_Scalars):
 
     def _chain_losses(self, x, t, text_ids, general, chains):
         "Over the graph of pictures and distinct texts."
-        x, texts, text_ids, of_images = _chains_of_all(x, t, text_ids, general, chains, self.training)
-        ids, first = _first_of_each(text_ids)
-        texts, graph = texts[first], text_graph(ids, of_images)
-        curv = self.curv.detach() if self.training and rank() else self.curv  # one process tells it the whole gradient
+        ids = torch.cat([text_ids, chains.text_ids])
+        batch, curv = _ChainBatch(x, torch.cat([t, general]), ids, chains.of_images), self.curv
+        if self.training:
+            batch = _of_all_processes(batch, len(t))
+            curv = curv.detach() if rank() else curv  # one process tells it the whole gradient
+        ids, first = _first_of_each(batch.text_ids)
+        x, texts, graph = batch.images, batch.texts[first], text_graph(ids, batch.of_images)
         terms = chain_terms(self.geometry, x, texts, graph, curv, self.cfg.chain_scale)
         found = dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         nothing = x.new_zeros(())
@@ -289,35 +331,6 @@ class Model(_Scalars):
         )
         found['order'] = radial_order(*space, self.cfg.order_margin) if self.geometry.has_radius else nothing
         return found
-
-
-_weighted = dict(contrastive='contrastive', chain='chain', order='order', entailment='entail')  # term to weight
-
-
-def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[Tensor, 'm j']:
-    "Two batches of texts as one, padded to the longer."
-    longest = max(first.shape[1], second.shape[1])
-    return torch.cat([nn.functional.pad(o, (0, longest - o.shape[1])) for o in (first, second)])
-
-
-def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tensor, ' k']]:
-    "The different ids, and where each occurs first."
-    unique, inverse = ids.unique(return_inverse=True)
-    first = torch.full_like(unique, len(ids)).scatter_reduce(
-        0, inverse, torch.arange(len(ids), device=ids.device), 'amin'
-    )
-    return unique, first
-
-
-def _chains_of_all(x, t, text_ids, general, chains, together):
-    "Images, texts, the texts' ids and the images' chains; in training those of all processes, in the order of one."
-    if not together or world() == 1:
-        return x, torch.cat([t, general]), torch.cat([text_ids, chains.text_ids]), chains.of_images
-    counts, widths = gather_objects(len(general)), gather_objects(chains.of_images.shape[1])
-    of_images = nn.functional.pad(chains.of_images, (max(widths) - chains.of_images.shape[1], 0))
-    texts = torch.cat([gather_own(t), gather_own(general, counts)])
-    ids = torch.cat([gather_rows(text_ids), gather_rows(chains.text_ids, counts)])
-    return gather_own(x), texts, ids, gather_rows(of_images)
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def _projection(

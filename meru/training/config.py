@@ -85,13 +85,9 @@ class TrainConfig(ModelConfig, ImageAugment):
                 f"set chains='levels' where the data bring them, or 'folders', 'words' or 'nouns'"
             )
         if self.chains != 'off' and self.text_tower == 'features':
-            raise ValueError(
-                f'chains is {self.chains!r}, but cached features hold one text a pair: train from pictures, or set chains=off'
-            )
+            raise ValueError(f'chains is {self.chains!r}, but cached features hold one text a pair: set chains=off')
         if self.chains != 'off' and self.micro_batch:
-            raise ValueError(
-                f'micro_batch is {self.micro_batch}, but a chain reaches across a batch: set micro_batch=0, or recompute=True'
-            )
+            raise ValueError(f'micro_batch is {self.micro_batch}, but chains reach across a batch: set micro_batch=0')
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f'micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}')
         if self.micro_batch and self.image_tower == 'conv':
@@ -221,7 +217,7 @@ def controls(
 
 
 def _tree_controls() -> dict[str, TrainConfig]:
-    "The chain loss in five geometries, each at a temperature of its own; the sphere and the inner product have one dimension more."
+    "The chain loss in five geometries, each at a temperature of its own."
     return dict(
         tree=tree,
         tree_poincare=replace(tree, geometry='poincare'),
