@@ -316,3 +316,98 @@ def test_word_tree_depth_does_not_ask_for_an_order_of_rows():
 def test_word_tree_refuses_a_circle():
     with pytest.raises(ValueError, match='circle'):
         word_tree_metrics(L, torch.ones(3, 2), torch.tensor([1, 2, 0]), c)
+
+
+# --- whole chains
+
+
+def slow_precision(scores, own):
+    "By the definition, one list after the other; of equal scores the wrong answers first."
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], own[i]))
+    hits, found = 0, []
+    for place, i in enumerate(order, 1):
+        if own[i]:
+            hits += 1
+            found.append(hits / place)
+    return sum(found) / len(found) if found else math.nan
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 8), st.integers(0, 10**6))
+def test_average_precision_is_the_slow_one(q, n, values, seed):
+    gen = torch.Generator().manual_seed(seed)
+    scores = torch.randint(values, (q, n), generator=gen).double()  # many ties
+    own = torch.rand(q, n, generator=gen) < 0.3
+    want = torch.tensor([slow_precision(s, o) for s, o in zip(scores.tolist(), own.tolist())], dtype=torch.float64)
+    torch.testing.assert_close(average_precision(scores, own), want, equal_nan=True, rtol=1e-12, atol=0)
+    near, first = nearest_is_own(scores, own), own_come_first(scores, own)
+    for i in range(q):
+        mine, others = scores[i][own[i]].tolist(), scores[i][~own[i]].tolist()
+        assert near[i].item() == (bool(mine) and (not others or max(mine) > max(others)))
+        if mine:
+            assert first[i].item() == (not others or min(mine) > max(others))
+
+
+def test_texts_above_follows_every_parent():
+    parents = torch.tensor([-1, 0, 1, 2, -1, 4, 1])
+    above = texts_above(parents)
+    for i, row in enumerate(above):
+        want, up = set(), parents[i].item()
+        while up >= 0:
+            want.add(up)
+            up = parents[up].item()
+        assert set(row.nonzero().flatten().tolist()) == want
+    with pytest.raises(ValueError, match='circle'):
+        texts_above(torch.tensor([1, 0]))
+
+
+def test_wrong_parents_keep_family_sizes_and_levels():
+    parents = torch.cat([torch.full((3,), -1), torch.arange(12) % 3, 3 + torch.arange(60) // 5])
+    wrong = shuffled_parents(parents)
+    assert (wrong[:3] == -1).all() and not (wrong == parents)[15:].any()
+    assert torch.equal(torch.bincount(wrong[3:]), torch.bincount(parents[3:]))
+    assert torch.equal(texts_above(wrong).sum(1), texts_above(parents).sum(1))
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_a_text_is_no_answer_to_itself(name):
+    g = get_geometry(name)
+    texts = g.exp_map0(torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), c)
+    above = texts_above(torch.cat([torch.tensor([-1, -1]), torch.arange(18) % 2]))
+    rows = torch.arange(2, 20)
+    got = chain_values(g, texts[rows], texts, above[rows], c, itself=rows)
+    scores = -g.cdist(texts, texts, c.double())
+    for place, row in enumerate(rows.tolist()):
+        others = [i for i in range(20) if i != row]
+        want = slow_precision([scores[row, i].item() for i in others], [above[row, i].item() for i in others])
+        assert got['chain_ap'][place].item() == pytest.approx(want, abs=1e-12)
+    down = below_precision(g, texts, above, c)
+    first = next(iter(down))  # by distance or score
+    for place, row in enumerate((0, 1)):
+        others = [i for i in range(20) if i != row]
+        want = slow_precision([scores[i, row].item() for i in others], [above[i, row].item() for i in others])
+        assert down[first][place].item() == pytest.approx(want, abs=1e-12)
+
+
+def test_relatives_by_hand():
+    "Four in a row: neighbours 0, 1 and 2, 3 are siblings; the cousins are all."
+    near = -(torch.arange(4.0)[:, None] - torch.arange(4.0)).abs() - torch.tensor([0.0, 0, 0.1, 0.2])
+    assert kin_recall(near, torch.tensor([0, 0, 1, 1]), k=1).tolist() == [1, 1, 0, 1]
+    assert kin_recall(near, torch.tensor([5, 5, 5, 5]), k=3).tolist() == [1, 1, 1, 1]
+    assert kin_recall(near, torch.tensor([0, 1, 2, 3]), k=2).isnan().all()
+
+
+def test_radius_tells_errors():
+    radii, right = torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.tensor([False, False, True, True])
+    assert radius_error_auc(radii, right) == 1 and radius_error_auc(-radii, right) == 0
+    assert radius_error_auc(torch.ones(4), right) == 0.5 and radius_error_auc(radii, right | True) is None
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_the_common_text_is_passed_where_the_way_ends_at_it(name):
+    "Two pictures on either side of their common text, far from all others."
+    g = get_geometry(name)
+    v = torch.tensor([[3.0, 0.6, 0], [3.0, -0.6, 0], [3.0, 0, 0], [0, 0, 3.0], [0, 0.2, -3.0]], dtype=torch.float64)
+    points, texts = g.exp_map0(v[:2] / 3, c), g.exp_map0(v[2:] / 3, c)
+    own = torch.tensor([[True, True, False], [True, False, True]])
+    assert passes_common(g, points, texts, own, c.double()).unique().tolist() == [1.0]

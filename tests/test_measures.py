@@ -73,3 +73,28 @@ def test_a_measure_is_found_by_all_of_its_names():
     assert measures.value('top1', 'a') == 0.1 and measures.value('top1', 'a', 'pixel') == 0.2
     assert measures.find('top1').value is None and measures.find('top1', 'b') is None
     assert (measures + [Measure('b', 'top1', 0.3)]).labelled(dataset='c').datasets() == ['c']
+
+
+def test_names_of_the_tree_are_read_back():
+    "Whose, of which texts, and what; and files of before, which have none of them, are read as ever."
+    from meru.evaluation.measures import _flatten, _unflatten, Measure, Measures
+
+    taken = Measures(
+        [
+            Measure('style', 'chain_ap', 0.5, 0.005, 0.4, 0.6),
+            Measure('unseen', 'text_chain_ap', 0.4, 0.004),
+            Measure('', 'text_chain_ap', 0.3, 0.004, model='untrained'),
+            Measure('shuffled', 'whole_chain_first', 0.0, 1e-5),
+            Measure('', 'below_map', 0.9, 0.02),
+            Measure('', 'below_map_cone_angle', 0.8, 0.02),
+            Measure('', 'below_by', 'detour'),
+            Measure('concept', 'radius_error_auc', None, 0.5),
+        ]
+    )
+    assert _unflatten(_flatten(taken)) == taken
+    old = dict(style_top1=0.5, style_chance=0.01, chain_tau=0.7, untrained_cone_auc=0.5)
+    assert [(m.dataset, m.name, m.model) for m in _unflatten(old)] == [
+        ('style', 'top1', ''),
+        ('', 'chain_tau', ''),
+        ('', 'cone_auc', 'untrained'),
+    ]
