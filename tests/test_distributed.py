@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 from contextlib import redirect_stderr
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 import pytest
@@ -19,7 +21,7 @@ from meru.losses import pairwise
 from meru.losses.contrastive import _matrix_loss
 from meru.losses.entailment import entailment_loss
 from meru.training import trainer
-from meru.parallel import PeerLost, gather_rows, processes, rank, sum_gradients, total, world
+from meru.parallel import make_backward, PeerLost, gather_rows, processes, rank, total, world
 from meru.models.feature_cache import open_cache
 from meru.models.mining import FeatureBatches
 from meru.geometry import geometries, get_geometry
@@ -29,8 +31,9 @@ from meru.training.launch import launch, _start, _what_happened
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
+from meru.training.step import gradients
 from meru.core import file_sha256
-from meru.data.loader import TextChains, Loader, part_of
+from meru.data.loader import Batch, Loader, part_of, TextChains
 from meru.training.trainer import _Part, _check_processes, main, make_loader, open_data, _validate
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -221,11 +224,9 @@ def model_gradients(preset, given):
         if world() > 1:
             parallel.sync_batch_norms(model)
         ids = torch.arange(B) % 7 + 1
-        out = model(
-            images[parts], tokens[parts], ids[parts], chains_of(ids[parts]) if 'chain_weight' in given else None
-        )
-        out['loss'].backward()
-        sum_gradients(model, bucket=50_000)
+        chains = chains_of(ids[parts]) if 'chain_weight' in given else None
+        out = model(images[parts], tokens[parts], ids[parts], chains)
+        make_backward(model, bucket_mb=0.2)(out['loss'])
         return [
             out['loss'].detach(),
             *(p.grad for p in model.parameters()),
@@ -394,6 +395,98 @@ def stop_at(folder, step):
 
     Run.log = log
     train(folder)
+
+
+def train_in_buckets(folder, stop=None, mb=0.5):
+    "Train with buckets so small that a model has several."
+    trainer.make_backward = partial(make_backward, bucket_mb=mb)
+    train(folder) if stop is None else stop_at(folder, stop)
+
+
+def test_three_processes_resume_with_the_same_bits(team, tmp_path):
+    "From three on, the order in which numbers are added decides their last bits."
+    config = make_config('smoke_clip', **SMOKE | dict(steps=5, val_every=5))
+    whole, broken = Run(tmp_path / 'whole', config), Run(tmp_path / 'broken', config)
+    team.run(3, train_in_buckets, whole.folder)
+    team.start(3, train_in_buckets, broken.folder, 2)
+    team.end()
+    assert 2 <= broken.step < 5
+    team.run(3, train_in_buckets, broken.folder)
+    assert numbered(whole) == numbered(broken)
+    for name in ('last', 'best'):
+        assert file_sha256(whole.folder / f'{name}.safetensors') == file_sha256(broken.folder / f'{name}.safetensors')
+
+
+def exchanges(mb):
+    "Gradients of a whole batch and by parts, and how many numbers each exchange of theirs carried."
+    cfg = make_config(
+        'smoke', image_tower='vit', image_width=32, image_depth=1, image_heads=4, patch_size=8, dropout=0.0
+    )
+    cfg = replace(cfg, learn_curv=True)
+    g = torch.Generator().manual_seed(1)
+    images, tokens = torch.rand(8, 3, 32, 32, generator=g), torch.randint(1, 99, (8, 16), generator=g)
+    tokens[:, 9] = tokens.max() + 1
+    real = parallel._sum_bucket
+
+    def of(micro_batch, part, sizes):
+        def count(sent, bucket):
+            sizes.append(bucket.buffer().numel())
+            return real(sent, bucket)
+
+        torch.manual_seed(0)
+        model = build_model(cfg).double().train()
+        with patch.object(parallel, '_sum_bucket', count):
+            backward = make_backward(model, mb)
+        sizes.clear()
+        batch = Batch(images[part].double(), tokens[part], torch.arange(8)[part], list(range(8))[part], None)
+        gradients(model, batch, replace(cfg, micro_batch=micro_batch), backward)
+        return [p.grad for p in model.parameters()]
+
+    want = of(0, slice(None), [])
+    with processes('cpu'):
+        results = []
+        for micro_batch in (0, 1):
+            sizes = []
+            grads = of(micro_batch, part_of(8, (rank(), world())), sizes)
+            results.append((max(errors(grads, want)), sizes, sum(o.numel() for o in want)))
+        return results
+
+
+@pytest.mark.parametrize('n', [1, 2, 4])
+def test_gradients_travel_once_a_step_in_buckets(team, n):
+    for results in team.run(n, exchanges, 0.2):
+        for error, sizes, most in results:
+            assert error < 1e-12
+            assert sizes == [] if n == 1 else len(sizes) > 2 and sum(sizes) == most, (sizes, most)
+    for results in team.run(n, exchanges, 25):
+        assert all(len(sizes) == (n > 1) for _, sizes, _ in results)
+
+
+def loses_a_peer(late):
+    "What the others say when one goes amid a step, and when one's own way back fails."
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 300))
+    with processes('cpu'):
+        backward = make_backward(model, 0.2)
+        if late and rank() == 1:
+            os._exit(0)
+        loss = model(torch.ones(2, 300)).sum()
+        if not late:
+            loss.register_hook(lambda g: torch.ones(3) @ torch.ones(4))
+        try:
+            backward(loss)
+        except (PeerLost, RuntimeError) as error:
+            return type(error).__name__, str(error)
+
+
+def test_a_peer_that_goes_amid_a_step_is_told_from_other_faults(team):
+    team.start(3, loses_a_peer, True)
+    results, errs = team.end()
+    for r in (0, 2):
+        name, message = results[r]
+        assert name == 'PeerLost' and message.startswith('another process of the run has gone ('), results
+    for name, message in team.run(2, loses_a_peer, False):
+        assert name == 'RuntimeError' and 'has gone' not in message
 
 
 def test_not_a_number_in_one_process_stops_all(team, tmp_path):
