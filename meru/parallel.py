@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'PeerLost', 'processes', 'total', 'gather_objects', 'row_counts', 'first_row', 'gather_rows',
-           'scatter_sum', 'gather_own', 'mean_of_all', 'sum_gradients', 'sync_batch_norms', 'agree', 'checksum']
+           'scatter_sum', 'gather_own', 'mean_of_all', 'make_backward', 'sync_batch_norms', 'agree', 'checksum']
 
 # %% ../nbs/02_parallel.ipynb #7da258d3
 import os
 import torch
 import torch.distributed as dist
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from jaxtyping import Float
 from torch import nn, Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 # %% ../nbs/02_parallel.ipynb #d1500006
 def world() -> int:  # processes of this run
@@ -189,27 +190,57 @@ def mean_of_all(
         return mean
     return _Share.apply(mean * (n / total(torch.tensor(float(n), device=mean.device)).item()))
 
+# %% ../nbs/02_parallel.ipynb #d1500a31
+class _Parameters(nn.Module):
+    "What of a model is trained, for DistributedDataParallel to watch; its call only says that sums come next."
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+
+    def forward(self):
+        pass
+
+
+def _sum_bucket(
+    sent: list,  # exchanges under way
+    bucket,  # a dist.GradBucket: gradients that are ready
+) -> torch.futures.Future[torch.Tensor]:  # their sums over the processes
+    "DistributedDataParallel's own exchange, without its division."
+    with _together():
+        sent.append(dist.all_reduce(bucket.buffer(), async_op=True))
+    return sent[-1].get_future().then(lambda _: bucket.buffer())
+
 # %% ../nbs/02_parallel.ipynb #d1500031
-def sum_gradients(
-    model: nn.Module,  # its gradients become the sums over the processes
-    bucket: int = 2**25,  # numbers that travel at a time
-):
-    "Add up the processes' gradients."
+def make_backward(
+    model: nn.Module,  # the same in every process; each of its trained parameters has a part in the loss
+    bucket_mb: float = 25,  # megabytes of gradients that travel at a time
+) -> Callable:  # is called as torch.autograd.backward
+    "The way back that ends with the sums, over the processes, of this and all passes since gradients were cleared."
     if world() == 1:
-        return
-    grads, room = [[]], bucket
-    for g in (p.grad for p in model.parameters() if p.grad is not None):
-        if g.numel() > room and grads[-1]:
-            grads.append([])
-            room = bucket
-        grads[-1].append(g)
-        room -= g.numel()
-    for some in grads:
-        if not some:
-            continue
-        flat = total(torch.cat([g.flatten() for g in some]))
-        for g, o in zip(some, flat.split([g.numel() for g in some])):
-            g.copy_(o.view_as(g))
+        return torch.autograd.backward
+    sent = []
+    with _together():
+        ddp = DistributedDataParallel(
+            _Parameters(model), bucket_cap_mb=bucket_mb, init_sync=False, gradient_as_bucket_view=True
+        )
+    ddp.register_comm_hook(sent, _sum_bucket)
+
+    def backward(tensors, grad_tensors=None):
+        sent.clear()
+        ddp()
+        torch.autograd.backward(tensors, grad_tensors)
+        with _together():
+            for exchange in sent:
+                exchange.wait()
+
+    # DistributedDataParallel makes its buckets anew at its second pass; were that one of the training's,
+    # a resumed run would add in another order than one that was never stopped
+    with _together():
+        for _ in range(2):
+            backward(sum(p.sum() for p in ddp.parameters()))
+    model.zero_grad()
+    return backward
 
 # %% ../nbs/02_parallel.ipynb #d1500034
 class _Total(torch.autograd.Function):

@@ -61,37 +61,39 @@ def gradients(
     model: Model,  # its gradients are added to
     batch: Batch,  # pairs, on the model's device
     cfg: TrainConfig,  # precision, and how many pairs at once
+    backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
 ) -> dict:  # what the model returns
     "Loss and gradients of a batch; the same whether `micro_batch` is set or not."
     precise = partial(torch.autocast, batch.images.device.type, torch.bfloat16, enabled=cfg.amp == 'bf16')
     if cfg.micro_batch:
-        return _by_parts(model, batch, cfg.micro_batch, precise)
+        return _by_parts(model, batch, cfg.micro_batch, precise, backward)
     with precise():
         out = model(batch.images, batch.tokens, batch.text_ids, batch.chains)
-    out['loss'].backward()
+    backward(out['loss'])
     return out
 
 # %% ../../nbs/training/43_step.ipynb #19577985
-def _by_parts(model, batch, n, precise):
+def _by_parts(model, batch, n, precise, backward):
     parts = list(zip(batch.images.split(n), batch.tokens.split(n)))
     seeds = torch.randint(2**62, (len(parts),)).tolist()
+    scalars = [p for p in model.parameters(recurse=False) if p.requires_grad]
 
     def project(part, seed):
         torch.manual_seed(seed)
-        with precise():
-            return model.project_image(part[0]), model.project_text(
-                part[1]
-            )  # autocast's copies of weights end here, or they would come back without gradients
+        with precise():  # ends here, with its copies of weights, or they would come back without gradients
+            return model.project_image(part[0]), model.project_text(part[1])
 
     with torch.no_grad():
-        found = list(map(project, parts, seeds))
-    u, v = (torch.cat(o).requires_grad_() for o in zip(*found))
+        features = list(map(project, parts, seeds))
+    u, v = (torch.cat(o).requires_grad_() for o in zip(*features))
     with precise():
         out = model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids)
-    out['loss'].backward()
-    assert u.grad is not None and v.grad is not None
-    for part, seed, *grads in zip(parts, seeds, u.grad.split(n), v.grad.split(n)):
+    u_grad, v_grad, *scalar_grads = torch.autograd.grad(out['loss'], [u, v, *scalars])
+    *others, last = zip(parts, seeds, u_grad.split(n), v_grad.split(n))
+    for part, seed, *grads in others:
         torch.autograd.backward(project(part, seed), grads)
+    part, seed, *grads = last
+    backward([*project(part, seed), *scalars], [*grads, *scalar_grads])  # all gradients travel with the last part's
     return out
 
 # %% ../../nbs/training/43_step.ipynb #10a5e031

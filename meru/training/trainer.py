@@ -16,6 +16,7 @@ import threading
 import time
 import torch
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import partial
@@ -27,11 +28,11 @@ from meru.parallel import (
     checksum,
     gather_objects,
     gather_rows,
+    make_backward,
     PeerLost,
     processes,
     rank,
     sync_batch_norms,
-    sum_gradients,
     world,
 )
 from ..core import file_sha256, locked, machine, project_path, session_fields, write_file
@@ -220,6 +221,7 @@ def update(
     batch: Batch,  # pairs, on the model's device
     cfg: TrainConfig,  # learning rate, precision, clipping
     step: int,  # updates made so far
+    backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
 ) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
     "One step: forward, backward, and the update if everything is finite."
     torch.manual_seed(cfg.seed * 1_000_003 + step + rank() * 2**40)
@@ -228,8 +230,7 @@ def update(
         group['lr'] = lr
     model.train()
     opt.zero_grad()
-    out = gradients(model, batch, cfg)
-    sum_gradients(model)
+    out = gradients(model, batch, cfg, backward)
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if cfg.grad_clip:
         nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norm)
@@ -335,12 +336,13 @@ def fit(
         cfg, device = run.config, pick_device(run.config.device)
         model, opt, state = _begin(run, device)
         loader, val_loader = _open_session(run, model, state['step'], device)
+        backward = make_backward(model)
         clock, watch, bar = _Clock(run), _Watch(), _bar(run, state['step'], quiet)
         batches = loader.batches(state['step'])
         for step, batch in zip(range(state['step'], cfg.total_steps), batches):
             done = step + 1
             try:
-                out = update(model, opt, to_device(batch, cfg, device), cfg, step)
+                out = update(model, opt, to_device(batch, cfg, device), cfg, step, backward)
                 watch.see(out['bad'], step, read=any(_due(cfg, done, o) for o in ('log', 'val', 'save')))
             except NonFinite as error:
                 raise _with_batch(run, error, loader) from None
