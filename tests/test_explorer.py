@@ -644,3 +644,21 @@ def test_thirty_frames_a_second(chrome, tmp_path):
 
 def test_the_same_page_every_time():
     assert _make_page(toy(), spaces(), 'toy') == _make_page(toy(), spaces(), 'toy')
+
+
+def test_a_placed_tree_is_its_picture(chrome, tmp_path):
+    "Far out in the plane every digit counts: the page's distances and radii are those of the points."
+    parents = torch.tensor([-1, -1] + [0, 1] * 3 + [2 + i % 6 for i in range(40)])
+    texts, lorentz, c = [f'word {i}' for i in range(len(parents))], geometries['lorentz'], torch.tensor(1.0)
+    turn = torch.arange(len(parents)).double() * 1e-4 + parents.clamp_min(0)
+    radius = torch.tensor([3.0, 8, 14])[torch.tensor([0] * 2 + [1] * 6 + [2] * 40)].double()
+    points = lorentz.exp_map0(torch.stack([radius * turn.cos(), radius * turn.sin()], 1), c)
+    page = explorer.explore_tree(texts, parents, points, 'lorentz', ['group', 'subgroup', 'name'], tmp_path / 't.html')
+    chrome.open(page.path, page.path.read_text(encoding='utf-8'))
+    space = json.loads(chrome.js('return JSON.stringify(meru.data.spaces[0])'))
+    vectors = np.frombuffer(base64.b64decode(space['vectors'])).reshape(-1, 2)
+    drawn = np.frombuffer(base64.b64decode(space['places'][0]['at'])).reshape(-1, 2)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), radius, rtol=1e-9)
+    np.testing.assert_allclose(2 * np.arctanh(np.linalg.norm(drawn, axis=1)), radius, rtol=1e-6)
+    assert len(space['places']) == 1 and not space['cones']
+    assert abs(chrome.js('return meru.distance(8, 14)') - float(lorentz.dist(points[8], points[14], c))) < 1e-6

@@ -14,18 +14,18 @@ function half(h) {
   return s * (e ? 2 ** (e - 15) * (1 + m / 1024) : 2 ** -14 * m / 1024)
 }
 const halves = s => Float64Array.from(new Uint16Array(bytes(s).buffer), half)
-const floats = s => new Float32Array(bytes(s).buffer)
+const floats = s => new Float32Array(bytes(s).buffer), doubles = s => new Float64Array(bytes(s).buffer)
 const clamp = (x, a, b) => Math.min(b, Math.max(a, x))
 
 // ---------- the full space: vectors v, one row an item; tangent vectors at the root, or unit vectors on the sphere ----------
 const dot = (v, i, w, j, d) => { let s = 0; for (let k = 0, a = i * d, b = j * d; k < d; k++) s += v[a + k] * w[b + k]; return s }
 function unpack(space) {
-  const v = space.v = halves(space.vectors), d = space.dim = v.length / n
+  const numbers = space.bits === 64 ? doubles : halves, v = space.v = numbers(space.vectors), d = space.dim = v.length / n
   const norm = space.norm = Float64Array.from({ length: n }, (_, i) => Math.sqrt(dot(v, i, v, i, d)))
-  space.root = space.kappa === 1 ? halves(space.centre) : null
+  space.root = space.kappa === 1 ? numbers(space.centre) : null
   const root = i => Math.acos(clamp(dot(v, i, space.root, 0, d) / norm[i] / Math.sqrt(dot(space.root, 0, space.root, 0, d)), -1, 1))
   space.radius = space.root ? Float64Array.from({ length: n }, (_, i) => root(i)) : norm
-  space.places.forEach(p => p.xy = floats(p.at))
+  space.places.forEach(p => p.xy = (space.bits === 64 ? doubles : floats)(p.at))
   return space
 }
 const cosine = (s, i, j) => s.norm[i] && s.norm[j] ? clamp(dot(s.v, i, s.v, j, s.dim) / (s.norm[i] * s.norm[j]), -1, 1) : 1
@@ -115,7 +115,7 @@ let space = unpack(spaces[0]), place = space.places[0]
 let view = still(), zoom = 1, selected = -1, hovered = -1, group = -1, path = [], lit = null, close = [], coned = false
 const shown = levels.map((_, l) => data.visible[l])
 const X = new Float64Array(n), Y = new Float64Array(n), F = new Float64Array(n), size = new Float32Array(n)
-const imageAlpha = new Float32Array(n), labelAlpha = new Float32Array(n), at = new Float32Array(2 * n)
+const imageAlpha = new Float32Array(n), labelAlpha = new Float32Array(n), at = new Float64Array(2 * n)
 const kids = items.text.map(() => [])
 items.parent.forEach((p, i) => { if (p >= 0) kids[p].push(i) })
 const below = i => kids[i].flatMap(j => [j, ...below(j)])
@@ -193,7 +193,7 @@ function line(points) { ctx.beginPath(); points.forEach((p, i) => { const s = sc
 const here = i => i < 0 ? move(space.kappa, view, 0, 0) : move(space.kappa, view, at[2 * i], at[2 * i + 1])
 function arc(i, j) {
   const p = here(i), q = here(j), long = hyp(p[0] - q[0], p[1] - q[1]) * S * zoom
-  line(geodesic(space.kappa, p, q, clamp(Math.round(long / 14), 2, 28))); ctx.stroke()
+  line(geodesic(space.kappa, p, q, clamp(Math.round(long / 6), 4, 48))); ctx.stroke()
 }
 function drawCone(i) {
   const k = space.kappa, x = at[2 * i], y = at[2 * i + 1], r = hyp(x, y)
@@ -510,7 +510,7 @@ function guide() {
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
     ...space.story.more.map(([title, words]) => fold(title, el('p', {}, words))),
     fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click anything. Keys: ', ...keys())),
-    fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at 16 bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, `${data.shown} ${data.credits}`))]
+    fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at ${space.bits || 16} bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, `${data.shown} ${data.credits}`))]
 }
 // how curved the space is where the points are
 function bend() {
@@ -526,7 +526,7 @@ function pathList() {
     ...path.map(i => li(i, row(i, fixed(space.radius[i])))), li(-1, el('button', { class: 'row', onclick: home }, el('span', {}, 'the root'), el('span', { class: 'num' }, '0.00'))))
 }
 function coneReport() {
-  if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, 'This space has no cones: it can say “near”, but not “more general”.')]
+  if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, space.kappa < 0 ? 'No cones were asked for here: the nearest to a point is what lies above it.' : 'This space has no cones: it can say “near”, but not “more general”.')]
   const held = [...lit].filter(i => levelOf[i] === IMAGE), mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), right = held.filter(i => mine.has(i))
   const all = byLevel[IMAGE].length, first = [...right, ...held.filter(i => !mine.has(i))].slice(0, 28)
   const share = all ? `Its cone holds ${held.length} of ${all} ${thing}s` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.') + (held.length ? '' : ` It is narrow, and ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : `There are no ${thing}s here.`

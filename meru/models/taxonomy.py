@@ -69,9 +69,10 @@ def _sunburst(
     "Every node in the middle of its arc, the narrower the arc the farther out, in the first two dimensions."
     middle, width = _arcs(parents, depth.argsort(stable=True).tolist())
     radius = 1.4 * (4 / width).log().clamp_min(0) + 0.3 * depth
-    v = 0.1 * torch.randn(len(parents), dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    v[:, :2] = torch.stack([radius * middle.cos(), radius * middle.sin()], 1)
-    return v
+    across = torch.stack([middle.cos(), middle.sin()], 1)
+    generator = torch.Generator().manual_seed(0)
+    rest = 0.1 * torch.randn(len(parents), dim - 2, generator=generator, dtype=torch.float64)
+    return torch.cat([radius[:, None] * across, rest], 1)
 
 # %% ../../nbs/models/37_taxonomy.ipynb #f69bccee
 def _divide_across(
@@ -116,10 +117,21 @@ def _batch(
     inner = above.any(0)
     nodes = _draw(above.any(1).nonzero().flatten(), size, generator)
     own = above[nodes].any(0).nonzero().flatten()
-    others = [_draw(kind.nonzero().flatten(), count, generator) for kind, count in ((inner, 250), (~inner, 300))]
-    return nodes, torch.cat([own, *others]).unique()
+    some_inner = _draw(inner.nonzero().flatten(), 250, generator)
+    leaves = _draw((~inner).nonzero().flatten(), 300, generator)
+    return nodes, torch.cat([own, some_inner, leaves]).unique()
 
 # %% ../../nbs/models/37_taxonomy.ipynb #d4922f66
+def _random_start(geometry, n, dim, generator):
+    "Near the root; of any length where length does not count."
+    v = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+    return v * (0.1 if geometry.has_length else 1)
+
+
+def _warm_cosine(step, steps):
+    return min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
 def place(
     parents: Int64[Tensor, ' n'],  # the row above each node; -1 for a top
     geometry: Geometry,  # scores are distances; of `flat`, not `euclidean`, in flat space
@@ -132,17 +144,22 @@ def place(
     above, generator = ancestors(parents), torch.Generator().manual_seed(seed)
     if not above.any() or dim < 2:
         raise ValueError(f'a taxonomy needs a parent and two dimensions; got {int(above.sum())} and {dim}')
-    curv, narrow = torch.tensor(1.0, dtype=torch.float64), geometry.has_curv and dim < 4
-    v = torch.randn(len(parents), dim, generator=generator, dtype=torch.float64)
-    v = _sunburst(parents, above.sum(1), dim) if narrow else v * (0.1 if geometry.has_length else 1)
+    curv = torch.tensor(1.0, dtype=torch.float64)
+    narrow = geometry.has_curv and dim < 4
+    v = _random_start(geometry, len(parents), dim, generator)
+    if narrow:
+        v = _sunburst(parents, above.sum(1), dim)
     optimiser = torch.optim.Adam([v.requires_grad_()], betas=(0.9, 0.98))
     for step in range(steps):
-        warm, cool = min(1, (step + 1) / 50), (1 + math.cos(math.pi * step / steps)) / 2
-        optimiser.param_groups[0]['lr'] = (0.1 if narrow else 0.2) * warm * cool
+        optimiser.param_groups[0]['lr'] = (0.1 if narrow else 0.2) * _warm_cosine(step, steps)
         nodes, others = _batch(above, generator)
-        scores = geometry.scores(geometry.exp_map0(v[nodes], curv), geometry.exp_map0(v[others], curv), curv)
-        loss = _chain_loss(scale * scores, above[nodes][:, others], nodes[:, None] == others)
+        x, y = geometry.exp_map0(v[nodes], curv), geometry.exp_map0(v[others], curv)
+        scores = scale * geometry.scores(x, y, curv)
+        loss = _chain_loss(scores, above[nodes][:, others], nodes[:, None] == others)
         optimiser.zero_grad()
         loss.backward()
-        _local_step(v, optimiser) if narrow else optimiser.step()
+        if narrow:
+            _local_step(v, optimiser)
+        else:
+            optimiser.step()
     return geometry.exp_map0(v.detach(), curv)
