@@ -24,6 +24,8 @@ from meru.core import (
     Seed,
     write_json,
 )
+
+# %% ../../nbs/evaluation/66_suites.ipynb #9b1f6c2e
 from ..models.model import encode_images, encode_texts, tokenizer_of
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
