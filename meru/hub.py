@@ -13,7 +13,7 @@ import torch
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from jaxtyping import Bool, Float, UInt8
 from pathlib import Path
@@ -238,7 +238,7 @@ _one_picture = (str, Path, bytes, bytearray, memoryview, Image.Image)
 # %% ../nbs/71_hub.ipynb #fca264f2
 def _read_pictures(
     images,  # one picture or many, in any form
-    side: int,  # of the result, pixels
+    resize: Callable,  # a decoded picture -> UInt8[3 s s]
 ) -> tuple[UInt8[Tensor, 'n 3 s s'], list[str]]:  # and a name for each
     "Decode and resize, one after the other; an error names the file or the place in the list."
     pictures, names = [], []
@@ -246,7 +246,7 @@ def _read_pictures(
         parts = _several(item, _one_picture) if torch.is_tensor(item) or isinstance(item, np.ndarray) else [item]
         name = str(item) if isinstance(item, (str, Path)) else f'images[{i}]'
         try:
-            pictures += [resize_image(_picture(part), side) for part in parts]
+            pictures += [resize(_picture(part)) for part in parts]
         except ImageError as e:
             raise ImageError(e.reason, f'{name}: {e.detail}') from None
         names += [name] * len(parts)
@@ -269,7 +269,7 @@ class _Inputs(NamedTuple):
 
     model: Model  # takes pixels and token ids
     tokenizer: Callable  # list of texts -> ids, padded
-    image_size: int  # side of a picture, pixels
+    resize: Callable  # a decoded picture -> UInt8[3 s s]
 
 # %% ../nbs/71_hub.ipynb #751e626f
 class _Embedder:
@@ -283,12 +283,14 @@ class _Embedder:
         "The model with its towers; those of a head are loaded now and follow its device and dtype."
         cfg = self.model.cfg
         if cfg.text_tower == 'transformer':
-            return _Inputs(self.model, Tokenizer(cfg.vocab_size, cfg.context_length), cfg.image_size)
+            resize = partial(resize_image, size=cfg.image_size)
+            return _Inputs(self.model, Tokenizer(cfg.vocab_size, cfg.context_length), resize)
         if cfg.text_tower == 'backbone':
-            return _Inputs(self.model, load_towers(cfg.backbone).tokenizer, cfg.image_size)
+            towers = load_towers(cfg.backbone)
+            return _Inputs(self.model, towers.tokenizer, towers.resize)
         weight = self.model.image_proj.weight
         model, towers = attach_backbone(deepcopy(self.model))
-        return _Inputs(model.to(weight.device, weight.dtype).eval(), towers.tokenizer, towers.image_size)
+        return _Inputs(model.to(weight.device, weight.dtype).eval(), towers.tokenizer, towers.resize)
 
     def to(self, *args, **kwargs):  # itself
         "Move the weights, those of the towers too, to a device or a dtype, as torch's `Module.to` takes them."
@@ -299,7 +301,7 @@ class _Embedder:
 
     def embed_images(self, images) -> Float[Tensor, 'n d']:
         "Points of pictures: one path, bytes, file, PIL image, array [h w 3] or tensor [3 h w]; a batch, or a list."
-        return encode_images(self.inputs.model, *_read_pictures(images, self.inputs.image_size))
+        return encode_images(self.inputs.model, *_read_pictures(images, self.inputs.resize))
 
     def embed_texts(self, texts: str | list[str]) -> Float[Tensor, 'n d']:
         "Points of one text or many."

@@ -148,7 +148,7 @@ class ImageIndex:
         path = project_path(query) if query.lower().endswith(picture_suffixes) else None
         if path is None or not path.is_file():
             return self.text_points([query])
-        pixels = resize_image(decode_image(path.read_bytes()), self.towers.image_size)[None]
+        pixels = self.towers.resize(decode_image(path.read_bytes()))[None]
         with torch.no_grad():
             return self.model.encode_image(pixels)
 

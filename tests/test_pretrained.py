@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from meru.data.images import resize_image
 from meru.models import pretrained
-from meru.models.pretrained import _tag_weights, load_towers
+from meru.models.embedding import embed, EmbedConfig
+from meru.models.pretrained import _tag_weights, load_towers, weights_id
 from meru.training.config import make_config
 from meru.training.run import Run, load_run
 from meru.training.trainer import fit
@@ -124,3 +128,111 @@ def test_wheels_give_sentence_features_that_do_not_depend_on_padding():
     x = torch.rand(1, 3, 224, 224)
     before = towers.image_tower(x)
     assert torch.equal(before, towers.image_tower.train()(x)) and not before.requires_grad and before.shape == (1, 1280)
+
+
+TEXT = dict(context_length=16, vocab_size=49408, width=32, heads=2, layers=2)
+VIT = dict(layers=2, width=32, head_width=16, patch_size=8)
+TIMM = dict(timm_model_pretrained=False, timm_proj='linear')
+FAMILIES = dict(
+    vit=(dict(image_size=32, **VIT), {}, {}),
+    vit_not_square=(dict(image_size=[32, 48], **VIT), {}, {}),
+    vit_longest=(dict(image_size=32, **VIT), dict(resize_mode='longest', fill_color=90), {}),
+    resnet=(dict(image_size=64, layers=[1, 1, 1, 1], width=16, patch_size=None), {}, {}),
+    convnext=(dict(image_size=64, timm_model_name='convnext_atto', timm_pool='', **TIMM), {}, {}),
+    eva=(dict(image_size=224, timm_model_name='eva02_tiny_patch14_224', timm_pool='token', **TIMM), {}, {}),
+    siglip=(
+        dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_pool='map', timm_proj='none'),
+        dict(resize_mode='squash', mean=[0.5] * 3, std=[0.5] * 3),
+        dict(embed_dim=192),
+    ),
+    bilinear=(dict(image_size=32, **VIT), dict(interpolation='bilinear'), {}),
+    coca=(
+        dict(image_size=32, attentional_pool=True, attn_pooler_heads=2, output_tokens=True, **VIT),
+        {},
+        dict(
+            text_cfg=TEXT | dict(context_length=15, embed_cls=True, output_tokens=True),
+            multimodal_cfg=TEXT | dict(mlp_ratio=2, dim_head=16, n_queries=4, attn_pooler_heads=2),
+            custom_text=True,
+        ),
+    ),
+)
+
+
+def family_folder(name, folder):
+    "A small open_clip model with random weights, in open_clip's own layout."
+    vision, preprocess, more = FAMILIES[name]
+    model_cfg = dict(embed_dim=32, vision_cfg=vision, text_cfg=TEXT) | more
+    config = dict(model_cfg=model_cfg, preprocess_cfg=dict(mean=[0.4] * 3, std=[0.3] * 3) | preprocess)
+    (folder / 'open_clip_config.json').write_text(json.dumps(config))
+    torch.manual_seed(0)
+    classes = dict(coca=open_clip.CoCa)
+    build = classes.get(name, open_clip.CustomTextCLIP)
+    torch.save(
+        build(**{k: v for k, v in model_cfg.items() if k != 'custom_text'}).state_dict(),
+        folder / 'open_clip_pytorch_model.bin',
+    )
+    return f'local-dir:{folder}'
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_each_family_sees_what_open_clip_shows_it(name, tmp_path):
+    backbone = family_folder(name, tmp_path)
+    towers = load_towers(backbone)
+    model, _, transform = open_clip.create_model_and_transforms(backbone, force_custom_text=True)
+    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    for size in ((90, 60), (50, 70), (64, 64)):
+        picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        pixels = towers.resize(torch.from_numpy(np.array(picture)).permute(2, 0, 1))[None]
+        with torch.no_grad():
+            theirs = model.eval().encode_image(transform(picture)[None], normalize=False)
+            whole = F.normalize(theirs, dim=1)
+        ours = towers.image_tower(towers.normalise(pixels))
+        if name == 'coca':  # has its features normalised as it hands them out
+            ours, theirs = F.normalize(ours, dim=1), whole
+        assert (ours - theirs).abs().max() <= 2**-11 * theirs.abs().max(), size
+    texts = towers.tokenizer(['a cat', 'two dogs'])
+    assert torch.allclose(towers.text_tower(texts), model.encode_text(texts, normalize=False), atol=1e-5)
+
+
+def test_a_squashing_tower_is_wrong_about_central_squares(tmp_path):
+    towers = load_towers(family_folder('siglip', tmp_path))
+    picture = (torch.arange(90) * 2).byte().expand(3, 40, 90)
+    assert (towers.resize(picture).float() - resize_image(picture, 224).float()).abs().max() > 30
+
+
+def test_an_id_covers_the_preprocessing(folder):
+    was = load_towers(f'local-dir:{folder}')
+    former = f'local-dir:{folder}#{weights_id(was.image_tower, was.text_tower)}'
+    assert load_towers(former).id == former != was.id
+    path = folder / 'open_clip_config.json'
+    config = json.loads(path.read_text())
+    config['preprocess_cfg']['resize_mode'] = 'squash'
+    path.write_text(json.dumps(config))
+    assert load_towers(f'local-dir:{folder}').id != was.id
+    for pinned in (was.id, former):
+        with pytest.raises(ValueError, match='the weights found are'):
+            load_towers(pinned)
+
+
+def test_a_cache_holds_what_open_clip_says(tmp_path):
+    (tmp_path / 'towers').mkdir()
+    (tmp_path / 'pictures').mkdir()
+    backbone = family_folder('siglip', tmp_path / 'towers')
+    noise = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((90, 60))
+    picture.save(tmp_path / 'pictures' / 'a.png')
+    (tmp_path / 'pictures' / 'a.txt').write_text('a cat')
+    cfg = EmbedConfig(data=str(tmp_path / 'pictures'), towers=backbone, out=str(tmp_path / 'cache'))
+    model, _, transform = open_clip.create_model_and_transforms(backbone, force_custom_text=True)
+    with torch.no_grad():
+        theirs = model.eval().encode_image(transform(picture)[None], normalize=False)[0]
+    ours = embed(cfg).image.float().flatten()
+    assert (ours - theirs).abs().max() <= 2**-11 * theirs.abs().max()
+
+
+def test_siglips_own_tokenizer():
+    import os
+
+    if not os.environ.get('MERU_NETWORK'):
+        pytest.skip("SigLIP's tokenizer lies on the hub: set MERU_NETWORK=1 to get it")
+    assert open_clip.get_tokenizer('ViT-B-16-SigLIP')(['a cat']).shape == (1, 64)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
 from ..core import Between, Given, locked, project_path, Seed, Share, write_json
 from ..data.tokenizer import augment_caption
-from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws, resize_image
+from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws
 from ..data.loader import sample_rng
 from ..data.tables import table_suffixes
 from ..data.image_text import FileRows, PairRow, read_folder, read_table, ShardRows
@@ -123,12 +123,20 @@ def _read_block(
 def _image_views(
     picture: UInt8[Tensor, '3 h w'],  # as decoded
     number: int,  # of its row
-    size: int,  # side that the towers want, pixels
+    towers: Towers,  # how they want pictures
     cfg: EmbedConfig,  # views and augmentation
-) -> UInt8[Tensor, 'v 3 s s']:
+) -> UInt8[Tensor, 'v 3 y x']:
     "A picture as the towers see it: plain, then augmented."
-    draws = [sample_rng(cfg.seed, view, number).random((1, n_draws)) for view in range(1, cfg.views)]
-    return torch.cat([resize_image(picture, size)[None], *(augment_images([picture], size, u, cfg) for u in draws)])
+    size = towers.image_size
+    views = [towers.resize(picture)[None]]
+    if cfg.views > 1 and not isinstance(size, int):
+        raise ValueError(
+            f'views is {cfg.views}, but augmented views are squares and {towers.id} takes {size}: views=1.'
+        )
+    for view in range(1, cfg.views):
+        draws = sample_rng(cfg.seed, view, number).random((1, n_draws))
+        views.append(augment_images([picture], size, draws, cfg))
+    return torch.cat(views)
 
 # %% ../../nbs/models/35_embedding.ipynb #93ef268d
 def _text_views(block: _ReadBlock, cfg: EmbedConfig) -> list[list[str]]:
@@ -159,7 +167,7 @@ def _encode_block(
     device: str = 'cpu',  # where the towers are
 ) -> tuple[dict, dict]:  # tensors as in `FeatureCache`; keys, splits, captions, damaged
     "Features of one block of rows."
-    block = _read_block(rows, numbers, partial(_image_views, size=towers.image_size, cfg=cfg))
+    block = _read_block(rows, numbers, partial(_image_views, towers=towers, cfg=cfg))
     texts = _text_views(block, cfg)
     about = dict(
         keys=[o.key for o in block.rows],

@@ -8,15 +8,19 @@ __all__ = ['Towers', 'weights_id', 'from_hub', 'load_towers']
 # %% ../../nbs/models/31_pretrained.ipynb #be2da2fd
 import difflib
 import hashlib
+import json
+import numpy as np
 import re
 import torch
 from collections.abc import Callable
 from functools import partial
 from jaxtyping import Float, Int, UInt8
 from pathlib import Path
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn, Tensor
 from typing import NamedTuple
+from ..data.images import resize_image
 
 # %% ../../nbs/models/31_pretrained.ipynb #980360e1
 class _Tower(nn.Module):
@@ -47,9 +51,36 @@ class _Tower(nn.Module):
 
     def forward(self, x: Float[Tensor, 'b ...']) -> Float[Tensor, 'b w']:
         if not self.frozen:
-            return self.net(x)
+            return _features(self.net(x))
         with torch.no_grad():
-            return self.net(x)
+            return _features(self.net(x))
+
+
+def _features(result: Tensor | tuple) -> Float[Tensor, 'b w']:
+    "What a net says of the whole; CoCa's nets add features of each patch and token."
+    return result[0] if isinstance(result, tuple) else result
+
+# %% ../../nbs/models/31_pretrained.ipynb #a10f751d
+def _no_sliver(picture: UInt8[Tensor, '3 h w'], longest: int = 32) -> UInt8[Tensor, '3 y x']:
+    "The middle of a picture that is more than `longest` times as long as wide: it would grow without bound."
+    h, w = picture.shape[1:]
+    y, x = min(h, longest * w), min(w, longest * h)
+    top, left = (h - y) // 2, (w - x) // 2
+    return picture[:, top : top + y, left : left + x]
+
+
+def _open_clip_pixels(
+    picture: UInt8[Tensor, '3 h w'],  # as decoded
+    preprocess: dict,  # fields of open_clip's `PreprocessCfg`
+) -> UInt8[Tensor, '3 y x']:
+    "open_clip's own transform for evaluation, up to the pixels."
+    from open_clip.transform import image_transform_v2, PreprocessCfg
+
+    steps = image_transform_v2(PreprocessCfg(**preprocess), is_train=False).transforms
+    im = Image.fromarray(_no_sliver(picture).permute(1, 2, 0).contiguous().numpy())
+    for step in steps[:-3]:  # without: three colours, a tensor, the mean and deviation
+        im = step(im)
+    return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
 # %% ../../nbs/models/31_pretrained.ipynb #f4dabede
 class Towers(NamedTuple):
@@ -58,10 +89,17 @@ class Towers(NamedTuple):
     image_tower: _Tower  # normalised pixels [b 3 s s] to features
     text_tower: _Tower  # token ids [b l] to features
     tokenizer: Callable  # a list of texts to ids, padded
-    image_size: int  # side of a picture, pixels
+    image_size: int | tuple  # side of a picture, pixels; height and width of one that is not square
     mean: tuple  # of red, green and blue, to be taken from pixels in 0 to 1
     std: tuple  # by which they are then divided
-    id: str  # the name that `load_towers` takes, with a hash of the weights
+    id: str  # the name that `load_towers` takes, with a hash of the weights and of `preprocess`
+    preprocess: dict | None = None  # fields of open_clip's `PreprocessCfg`; None: the central square, bicubic
+
+    def resize(self, picture: UInt8[Tensor, '3 h w']) -> UInt8[Tensor, '3 y x']:
+        "A decoded picture, as large and in the way that the image tower knows."
+        if self.preprocess is None:
+            return resize_image(picture, self.image_size)
+        return _open_clip_pixels(picture, self.preprocess)
 
     def normalise(self, pixels: UInt8[Tensor, 'b 3 s s']) -> Float[Tensor, 'b 3 s s']:
         "Pixels as the image tower expects them."
@@ -71,9 +109,10 @@ class Towers(NamedTuple):
 # %% ../../nbs/models/31_pretrained.ipynb #9603ee76
 def weights_id(
     *nets: nn.Module,  # whose weights count
+    also: str = '',  # a text that counts too
 ) -> str:  # 12 hexadecimal digits
     "A hash of every weight."
-    h = hashlib.sha256()
+    h = hashlib.sha256(also.encode())
     for net in nets:
         for name, o in sorted(net.state_dict().items()):
             h.update(name.encode() + o.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -176,17 +215,25 @@ def _open_clip_towers(
 ) -> Towers:
     "The towers of an open_clip model."
     model, tokenizer = _open_clip_model(backbone)
-    text_width = model.text(tokenizer(['a'])).shape[1]
+    text_width = _features(model.text(tokenizer(['a']))).shape[1]
     sides = [_clip_side(net, text_width, train_blocks) for net in (model.visual, model.text)]
-    colours, size = model.visual.preprocess_cfg, model.visual.image_size
-    return Towers(
-        *sides,
-        tokenizer,
-        size if isinstance(size, int) else size[0],
-        tuple(colours['mean']),
-        tuple(colours['std']),
-        f'{backbone}#{weights_id(*sides)}',
-    )
+    preprocess = model.visual.preprocess_cfg
+    size, mean, std = (preprocess[o] for o in ('size', 'mean', 'std'))
+    if not isinstance(size, int):
+        size = size[0] if size[0] == size[1] else tuple(size)
+    preprocess = preprocess | dict(size=size)
+    name = f'{backbone}#{weights_id(*sides, also=json.dumps(preprocess, sort_keys=True))}'
+    return Towers(*sides, tokenizer, size, tuple(mean), tuple(std), name, preprocess)
+
+
+def _former_id(towers: Towers) -> str:  # empty: their pictures were not as they should be
+    "The id that towers had while it was of their weights alone, and pictures were the central square."
+    preprocess = towers.preprocess
+    if not preprocess or isinstance(towers.image_size, tuple):
+        return ''
+    as_before = preprocess['resize_mode'] == 'shortest' and preprocess['interpolation'] == 'bicubic'
+    name = towers.id.rpartition('#')[0]
+    return f'{name}#{weights_id(towers.image_tower, towers.text_tower)}' if as_before else ''
 
 # %% ../../nbs/models/31_pretrained.ipynb #eab8320a
 def _open_clip_model(backbone):  # and its tokenizer
@@ -328,6 +375,8 @@ def load_towers(
         towers = _open_clip_towers(name, train_blocks)
     else:
         raise ValueError(f'backbone {backbone!r} is not of the form {_backbones}')
+    if pinned and towers.id != backbone and _former_id(towers) == backbone:
+        return towers._replace(id=backbone)
     if pinned and towers.id != backbone:
         raise ValueError(
             f'{backbone} was asked for, but the weights found are {towers.id}: '
