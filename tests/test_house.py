@@ -16,8 +16,8 @@ STILL = dict(
     wide_lines=10,
     dense_functions=25,
     nested_comprehensions=1,
-    long_cells=5,
-    long_prose=3,
+    long_cells=6,
+    long_prose=1,
 )
 MOST_PUBLIC = 400  # goal 300
 LEAST_SHOWN = 0.8
