@@ -418,11 +418,14 @@ def _crop_sizes(
     ratio: tuple[float, float],  # range of width / height, drawn on a log scale
 ) -> Float64[np.ndarray, 'b t 2']:  # height, width, whole pixels
     "Crops of random area and shape; some are larger than the picture."
-    area = hw.prod(1)[:, None] * _between(u[..., 0], *scale)
-    shape = np.exp(_between(u[..., 1], *np.log(ratio)))
+    whole = hw.prod(1, keepdims=True)
+    area = whole * _between(u[..., 0], *scale)
+    log_shape = _between(u[..., 1], *np.log(ratio))
+    shape = np.exp(log_shape)
     height = np.sqrt(area / shape)
     width = np.sqrt(area * shape)
-    return np.rint(np.stack([height, width], 2))
+    sizes = np.stack([height, width], 2)
+    return np.rint(sizes)
 
 
 def _central_size(hw: Int64[np.ndarray, 'b 2'], ratio: tuple[float, float]) -> Float64[np.ndarray, 'b 2']:
@@ -441,13 +444,19 @@ def random_boxes(
     ratio: tuple[float, float],  # range of width / height, drawn on a log scale
 ) -> Int64[np.ndarray, 'b 4']:  # top, left, height, width, pixels
     "Crops of random area and shape (Szegedy et al. 2015), by the law of torchvision's `RandomResizedCrop`."
-    sizes = _crop_sizes(u[:, :-2].reshape(len(u), -1, 2), hw, scale, ratio)
-    fits = ((sizes > 0) & (sizes <= hw[:, None])).all(2)
-    first = sizes[np.arange(len(u)), fits.argmax(1)]
+    tries, places = u[:, :-2], u[:, -2:]
+    tries = tries.reshape(len(u), -1, 2)
+    sizes = _crop_sizes(tries, hw, scale, ratio)
+    room = hw[:, None]
+    fits = (sizes > 0) & (sizes <= room)
+    fits = fits.all(2)
+    which = fits.argmax(1)
+    first = sizes[np.arange(len(u)), which]
     some_fit = fits.any(1, keepdims=True)
     size = np.where(some_fit, first, _central_size(hw, ratio))
     free = hw - size
-    corner = np.where(some_fit, np.floor(u[:, -2:] * (free + 1)), free // 2)
+    anywhere = np.floor(places * (free + 1))
+    corner = np.where(some_fit, anywhere, free // 2)
     return np.concatenate([corner, size], 1).astype(np.int64)
 
 # %% ../../nbs/data/21_images.ipynb #c10c8e99
