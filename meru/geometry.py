@@ -202,19 +202,37 @@ def _lorentz_exterior_angle(
     return _angle(across, curv.sqrt() * along)
 
 # %% ../nbs/00_geometry.ipynb #8c44a5ed
+_matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
+def _set_precision(
+    old: str | None,  # of torch's older switch; None: it is left alone
+    new: list[str],  # of the newer ones, for CUDA and the CPU
+):
+    "Set all of torch's switches for products of float32."
+    if old:
+        torch.set_float32_matmul_precision(old)
+    for backend, precision in zip(_matmuls, new):
+        backend.fp32_precision = precision
+
+
 @contextmanager
 def _full_float32(device):
-    "No autocast, and no TF32 or bfloat16 shortcuts in float32 products."
-    before = torch.get_float32_matmul_precision()
-    if before == 'highest' and not torch.is_autocast_enabled(device):
+    "No autocast, and no TF32 or bfloat16 shortcuts in float32 products, whichever switch asked for them."
+    before = [o.fp32_precision for o in _matmuls]
+    if {'none', 'ieee'}.issuperset(before) and not torch.is_autocast_enabled(device):
         yield
         return
-    torch.set_float32_matmul_precision('highest')
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer switches were used
+        old = None
+    _set_precision(old and 'highest', ['ieee', 'ieee'])
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _set_precision(old, before)
 
 # %% ../nbs/00_geometry.ipynb #39414921
 class _Products(torch.autograd.Function):

@@ -1,6 +1,8 @@
 "Geometry: parity with 50-digit values, theorems, and hostile points over dtype, curvature and radius."
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import mpmath
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+
+from conftest import ROOT
 
 from meru.geometry import (
     acosh1p,
@@ -215,6 +219,45 @@ def test_matmul_shortcuts_are_put_back(precision):
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision('highest')
+
+
+SWITCHES = """
+import os, sys, torch
+from meru.geometry import get_geometry, _matmuls
+from meru.losses.pairwise import contrastive_loss
+torch.manual_seed(0)
+space, curv, scale = get_geometry('lorentz'), torch.tensor(1.0), torch.tensor(10.0)
+x, y = (space.exp_map0(torch.randn(64, 256) / 16, curv) for _ in range(2))
+def values():
+    rows = x.clone().requires_grad_()
+    loss = contrastive_loss(space, rows, y, curv, scale)
+    return [space.scores(x, y, curv), loss.detach(), *torch.autograd.grad(loss, rows)]
+truth = values()
+for switch in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(switch)
+        before = [o.fp32_precision for o in _matmuls]
+        same = all(map(torch.equal, values(), truth))
+        kept = before == [o.fp32_precision for o in _matmuls]
+        print(switch, same, kept, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_no_switch_of_torch_makes_scores_or_losses_coarse():
+    switches = [
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.mkldnn.fp32_precision = 'bf16'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        'torch.backends.cuda.matmul.allow_tf32 = True',
+        "torch.backends.cudnn.fp32_precision = 'tf32'",
+    ]
+    command = [sys.executable, '-W', 'ignore', '-c', SWITCHES, *switches]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines() == [f'{o} True True' for o in switches], done.stdout + done.stderr[-2000:]
 
 
 def gradient_inputs(g, seed=3):

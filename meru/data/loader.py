@@ -132,11 +132,12 @@ class Batch(NamedTuple):
 def _choose_text(
     sample: Sample,  # a pair
     u: float,  # a uniform draw
-    probs: tuple | None,  # chance of each level; None: the caption
+    probs: tuple | None,  # chance of each level; None: any of its captions
 ) -> str:
     "One of the sample's texts."
     if probs is None:
-        return sample.caption
+        texts = caption_texts(sample.meta.get('captions')) or [sample.caption]
+        return texts[int(u * len(texts))]
     level = bisect(list(itertools.accumulate(probs)), u)
     return sample.meta['levels'][min(level, len(probs) - 1)]
 
