@@ -202,7 +202,7 @@ def _lorentz_exterior_angle(
     return _angle(across, curv.sqrt() * along)
 
 # %% ../nbs/00_geometry.ipynb #8c44a5ed
-_matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+_matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def _set_precision(
@@ -409,6 +409,10 @@ class _Scores:
 class _Readings(_Scores):
     "How what lies below a text is read off the points: `x` may lie below `y`."
 
+    has_radius: bool
+    radius: Callable
+    log_map0: Callable
+
     @_at_least(torch.float64)
     def cdist(self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b n']:
         "Distances of all pairs."
@@ -434,12 +438,14 @@ class _Readings(_Scores):
         self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']
     ) -> Float[Tensor, 'b n']:
         "`exterior_angle` at `y` of `x` for all pairs, from the two sides and the angle at the root."
-        turn, below, above = self.direction(x, y, curv), self.radius(x, curv)[:, None], self.radius(y, curv)
+        turn = self.direction(x, y, curv)
+        below, above = self.radius(x, curv)[:, None], self.radius(y, curv)
         if not self.has_curv:
             return _angle(below * turn.sin(), below * turn.cos() - above)
         below, above = curv.sqrt() * below, curv.sqrt() * above
-        along = above.cosh() * below.sinh() * turn.cos() - above.sinh() * below.cosh()
-        return _angle(below.sinh() * turn.sin(), along)
+        outwards = above.cosh() * below.sinh() * turn.cos()
+        inwards = above.sinh() * below.cosh()
+        return _angle(below.sinh() * turn.sin(), outwards - inwards)
 
 # %% ../nbs/00_geometry.ipynb #d37a0002
 def readings(

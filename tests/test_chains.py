@@ -1,4 +1,4 @@
-"TextChains of texts, from the data that bring them to the loss that sees them, against definitions written out by hand."
+"Chains of texts, from the data to the loss, against definitions written out by hand."
 
 import itertools
 import math

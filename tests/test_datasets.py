@@ -24,7 +24,7 @@ from meru.evaluation.datasets import (
     _set_id,
     _zeroshot_sets,
 )
-from meru.evaluation.hierarchy import ancestor_overlap, tree_metrics
+from meru.evaluation.hierarchy import _ancestor_overlap, tree_metrics
 from meru.data.shards import Sample, write_shards
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -116,15 +116,15 @@ def test_nouns_are_one_tree():
     assert len(_imagenet_ids()) == 1000 == len(set(_imagenet_ids())) and _imagenet_ids() == sorted(_imagenet_ids())
     names = _noun_names(_imagenet_ids())
     assert len(set(names)) == 1000 and names[0] == 'tench'
-    ancestor_overlap(_imagenet_ids(), up)  # raises at a cycle or a gap
+    _ancestor_overlap(_imagenet_ids(), up)  # raises at a cycle or a gap
 
 
 def test_wordnet_measures_by_hand():
     "cat for dog: dog < canine < carnivore > feline > cat, four edges; carnivore and 11 above it in common."
-    cat, dog = find_nouns(['cat', 'dog'])
+    cat, dog = _find_nouns(['cat', 'dog'])
     depth = lambda i: 1 + (depth(_nouns()[i].up) if _nouns()[i].up else 0)
     up = depth('n02075296')
-    got = tree_metrics(torch.tensor([0]), torch.tensor([1]), ancestor_overlap([cat, dog], _noun_parents()))
+    got = tree_metrics(torch.tensor([0]), torch.tensor([1]), _ancestor_overlap([cat, dog], _noun_parents()))
     assert {m.name: m.value for m in got} == dict(
         tree_error=4,
         lca_height=2,
@@ -136,12 +136,12 @@ def test_wordnet_measures_by_hand():
 
 def test_unknown_and_ambiguous_names():
     with pytest.raises(KeyError, match="1 of 2 .*'gryphon'"):
-        find_nouns(['dog', 'gryphon'])
+        _find_nouns(['dog', 'gryphon'])
     with pytest.raises(ValueError, match="'crane' stands for 2 synsets"):
-        find_nouns(['crane'])
+        _find_nouns(['crane'])
     with pytest.raises(KeyError, match='n00000000'):
         _noun_names(['n00000000'])
-    assert find_nouns(['TENCH']) == ['n01440764']
+    assert _find_nouns(['TENCH']) == ['n01440764']
 
 
 # --- the table of sets

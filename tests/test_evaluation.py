@@ -177,7 +177,8 @@ def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
     blind = Measures(m._replace(value=None) if (m.name, m.model) == ('cone_auc', '') else m for m in res)
     rows = emoji_table(blind).splitlines()
     assert rows[0] == '|  | model | untrained | pixels | chance |' and len(rows) == len(questions) + 2
-    auc = rows[-1].split(' | ')
+    row = [question.name for question in questions].index('cone_auc')
+    auc = rows[2 + row].split(' | ')
     assert auc[1] == '–' and auc[3] == '–' and auc[4] == '0.500 |'
     chance = lambda name, dataset='': res.find(name, dataset).chance
     assert chance('top5', 'concept') == 1 and chance('top5', 'style') == pytest.approx(5 / 12)

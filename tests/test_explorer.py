@@ -17,7 +17,7 @@ from conftest import ROOT
 from meru import explorer
 from meru.explorer import _Items, _Space, _make_page
 from meru.geometry import geometries, get_geometry, unit
-from meru.evaluation.hierarchy import cone_margins
+from meru.evaluation.hierarchy import _cone_margins
 
 CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
 
@@ -197,7 +197,7 @@ def test_distances_and_cones_are_those_of_the_full_space(walked, k):
     torch.testing.assert_close(found, torch.stack([g.dist(x[i][None], x, c) for i in (0, 5, 20)]), rtol=2e-3, atol=2e-3)
     if not g.has_cones:
         return
-    margins = cone_margins(g, x[:8], x, c, space.min_radius)
+    margins = _cone_margins(g, x[:8], x, c, space.min_radius)
     inside_of = walked.js('return [0, 1, 2, 3, 4, 5, 6, 7].map(i => meru.inside(i))')
     for i in range(8):
         inside = torch.zeros(40, dtype=bool)

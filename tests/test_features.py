@@ -21,8 +21,8 @@ from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
     FeatureBatches,
     _clashes,
-    hard_order,
-    near_duplicates,
+    _hard_order,
+    _near_duplicates,
     _neighbours,
     _pair_ids,
     summary,
@@ -317,8 +317,8 @@ def test_faiss_finds_nearly_the_same():
         and (r1 != torch.arange(2000)[:, None]).all()
         and torch.allclose(c0[:, 0], c1[:, 0], atol=0.05)
     )
-    assert len(near_duplicates(x, 0.7, exact=100).unique()) < 200
-    assert near_duplicates(x, 1.1, exact=100).unique().numel() == 2000
+    assert len(_near_duplicates(x, 0.7, exact=100).unique()) < 200
+    assert _near_duplicates(x, 1.1, exact=100).unique().numel() == 2000
 
 
 def test_without_faiss_it_says_so(monkeypatch):
@@ -334,7 +334,7 @@ def test_near_duplicates_are_the_connected_components(n, threshold, seed):
     reach = F.cosine_similarity(x[:, None], x[None], dim=-1) >= threshold
     for _ in range(6):
         reach = (reach.float() @ reach.float()) > 0
-    ids = near_duplicates(x, threshold)
+    ids = _near_duplicates(x, threshold)
     assert torch.equal(ids[:, None] == ids, reach)
 
 
@@ -343,9 +343,9 @@ def test_near_duplicates_are_the_connected_components(n, threshold, seed):
 def test_mining_keeps_equal_ids_apart(n, batch_size, kinds, seed):
     rng = np.random.default_rng(seed)
     ids, near = torch.from_numpy(rng.integers(0, kinds, n)), torch.from_numpy(rng.integers(0, n, (n, 4)))
-    order = hard_order(near, ids, batch_size, seed, 3)
+    order = _hard_order(near, ids, batch_size, seed, 3)
     assert sorted(order.tolist()) == list(range(n)) and np.array_equal(
-        order, hard_order(near, ids, batch_size, seed, 3)
+        order, _hard_order(near, ids, batch_size, seed, 3)
     )
     for start in range(0, n, batch_size):  # they meet only where no other id is left
         batch, rest = ids[order[start : start + batch_size]], ids[order[start:]]
@@ -354,7 +354,7 @@ def test_mining_keeps_equal_ids_apart(n, batch_size, kinds, seed):
 
 def test_neighbours_come_together():
     near = torch.arange(40).view(20, 2).flip(1).reshape(40, 1)  # 0 with 1, 2 with 3, ...
-    order = hard_order(near, torch.arange(40), 8, 0, 0).reshape(-1, 8)
+    order = _hard_order(near, torch.arange(40), 8, 0, 0).reshape(-1, 8)
     assert all({o ^ 1 for o in row} == set(row) for row in order.tolist())
     assert _clashes(torch.tensor([1, 1, 1, 2]), 2) == 1 and _clashes(torch.tensor([1, 1, 1, 2]), 4) == 2
 

@@ -8,8 +8,18 @@ from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
 from meru.evaluation.measures import _flatten
+from meru.models.taxonomy import ancestors
 from meru.evaluation.hierarchy import (
     _ConeRates,
+    _all_distances,
+    _ancestor_overlap,
+    _chain_values,
+    _kin_recall,
+    _nearest_is_own,
+    _passes_common,
+    _radius_error_auc,
+    _ranking_agreement,
+    _shuffled_parents,
     _auc,
     _best_tau,
     _cones_at_level,
@@ -163,7 +173,7 @@ WORDS = dict(cat='mammal', dog='mammal', mammal='animal', owl='animal', rose='pl
 
 
 def test_tree_measures_by_hand():
-    overlap = ancestor_overlap(['cat', 'dog', 'owl', 'rose'], WORDS)
+    overlap = _ancestor_overlap(['cat', 'dog', 'owl', 'rose'], WORDS)
     each = lambda p, t: _flatten(tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
     assert each(1, 1) == dict(tree_error=0, lca_height=0, jaccard=1, hier_precision=1, hier_recall=1)
     assert each(2, 0) == pytest.approx(
@@ -176,7 +186,7 @@ def test_tree_measures_by_hand():
 
 def test_tree_error_is_the_shortest_path():
     names = list(WORDS) + ['thing']
-    overlap = ancestor_overlap(names, WORDS)
+    overlap = _ancestor_overlap(names, WORDS)
     edges = {(a, b) for a, b in WORDS.items()} | {(b, a) for a, b in WORDS.items()}
     for i, start in enumerate(names):
         far, front = {start: 0}, [start]
@@ -191,9 +201,9 @@ def test_tree_error_is_the_shortest_path():
 
 def test_bad_trees():
     with pytest.raises(KeyError, match="1 of 2 .*'wasp'"):
-        ancestor_overlap(['cat', 'wasp'], WORDS)
+        _ancestor_overlap(['cat', 'wasp'], WORDS)
     with pytest.raises(ValueError, match='cycle'):
-        ancestor_overlap(['a'], dict(a='b', b='c', c='a'))
+        _ancestor_overlap(['a'], dict(a='b', b='c', c='a'))
 
 
 def test_delta():
@@ -212,7 +222,7 @@ def test_hyperbolic_delta_is_bounded():
     g = torch.Generator().manual_seed(0)
     v = torch.randn(60, 2, generator=g).double()
     for size in (1.0, 3.0, 9.0):
-        d = all_distances(L, L.exp_map0(size * v / v.norm(dim=-1, keepdim=True), c.double()), c.double())
+        d = _all_distances(L, L.exp_map0(size * v / v.norm(dim=-1, keepdim=True), c.double()), c.double())
         assert gromov_delta(d) * d.max() / 2 <= math.log(2) + 1e-9
 
 
@@ -220,9 +230,9 @@ def test_agreement():
     g = torch.Generator().manual_seed(0)
     v = torch.nn.functional.normalize(torch.randn(200, 8, generator=g), dim=-1)
     shell, thick = L.exp_map0(v, c), L.exp_map0(v * (0.5 + 2 * torch.rand(200, 1, generator=g)), c)
-    assert ranking_agreement(L, shell[:50], shell[50:], c) > 0.999
-    assert ranking_agreement(L, thick[:50], thick[50:], c) < 0.8
-    assert ranking_agreement(get_geometry('sphere'), v[:50], v[50:], c) == 1
+    assert _ranking_agreement(L, shell[:50], shell[50:], c) > 0.999
+    assert _ranking_agreement(L, thick[:50], thick[50:], c) < 0.8
+    assert _ranking_agreement(get_geometry('sphere'), v[:50], v[50:], c) == 1
 
 
 # --- the walk to the root
@@ -340,7 +350,7 @@ def test_average_precision_is_the_slow_one(q, n, values, seed):
     own = torch.rand(q, n, generator=gen) < 0.3
     want = torch.tensor([slow_precision(s, o) for s, o in zip(scores.tolist(), own.tolist())], dtype=torch.float64)
     torch.testing.assert_close(average_precision(scores, own), want, equal_nan=True, rtol=1e-12, atol=0)
-    near, first = nearest_is_own(scores, own), own_come_first(scores, own)
+    near, first = _nearest_is_own(scores, own), own_come_first(scores, own)
     for i in range(q):
         mine, others = scores[i][own[i]].tolist(), scores[i][~own[i]].tolist()
         assert near[i].item() == (bool(mine) and (not others or max(mine) > max(others)))
@@ -348,9 +358,9 @@ def test_average_precision_is_the_slow_one(q, n, values, seed):
             assert first[i].item() == (not others or min(mine) > max(others))
 
 
-def test_texts_above_follows_every_parent():
+def test_ancestors_follow_every_parent():
     parents = torch.tensor([-1, 0, 1, 2, -1, 4, 1])
-    above = texts_above(parents)
+    above = ancestors(parents)
     for i, row in enumerate(above):
         want, up = set(), parents[i].item()
         while up >= 0:
@@ -358,24 +368,24 @@ def test_texts_above_follows_every_parent():
             up = parents[up].item()
         assert set(row.nonzero().flatten().tolist()) == want
     with pytest.raises(ValueError, match='circle'):
-        texts_above(torch.tensor([1, 0]))
+        ancestors(torch.tensor([1, 0]))
 
 
 def test_wrong_parents_keep_family_sizes_and_levels():
     parents = torch.cat([torch.full((3,), -1), torch.arange(12) % 3, 3 + torch.arange(60) // 5])
-    wrong = shuffled_parents(parents)
+    wrong = _shuffled_parents(parents)
     assert (wrong[:3] == -1).all() and not (wrong == parents)[15:].any()
     assert torch.equal(torch.bincount(wrong[3:]), torch.bincount(parents[3:]))
-    assert torch.equal(texts_above(wrong).sum(1), texts_above(parents).sum(1))
+    assert torch.equal(ancestors(wrong).sum(1), ancestors(parents).sum(1))
 
 
 @pytest.mark.parametrize('name', geometries)
 def test_a_text_is_no_answer_to_itself(name):
     g = get_geometry(name)
     texts = g.exp_map0(torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), c)
-    above = texts_above(torch.cat([torch.tensor([-1, -1]), torch.arange(18) % 2]))
+    above = ancestors(torch.cat([torch.tensor([-1, -1]), torch.arange(18) % 2]))
     rows = torch.arange(2, 20)
-    got = chain_values(g, texts[rows], texts, above[rows], c, itself=rows)
+    got = _chain_values(g, texts[rows], texts, above[rows], c, itself=rows)
     scores = -g.cdist(texts, texts, c.double())
     for place, row in enumerate(rows.tolist()):
         others = [i for i in range(20) if i != row]
@@ -392,15 +402,15 @@ def test_a_text_is_no_answer_to_itself(name):
 def test_relatives_by_hand():
     "Four in a row: neighbours 0, 1 and 2, 3 are siblings; the cousins are all."
     near = -(torch.arange(4.0)[:, None] - torch.arange(4.0)).abs() - torch.tensor([0.0, 0, 0.1, 0.2])
-    assert kin_recall(near, torch.tensor([0, 0, 1, 1]), k=1).tolist() == [1, 1, 0, 1]
-    assert kin_recall(near, torch.tensor([5, 5, 5, 5]), k=3).tolist() == [1, 1, 1, 1]
-    assert kin_recall(near, torch.tensor([0, 1, 2, 3]), k=2).isnan().all()
+    assert _kin_recall(near, torch.tensor([0, 0, 1, 1]), k=1).tolist() == [1, 1, 0, 1]
+    assert _kin_recall(near, torch.tensor([5, 5, 5, 5]), k=3).tolist() == [1, 1, 1, 1]
+    assert _kin_recall(near, torch.tensor([0, 1, 2, 3]), k=2).isnan().all()
 
 
 def test_radius_tells_errors():
     radii, right = torch.tensor([1.0, 2.0, 3.0, 3.0]), torch.tensor([False, False, True, True])
-    assert radius_error_auc(radii, right) == 1 and radius_error_auc(-radii, right) == 0
-    assert radius_error_auc(torch.ones(4), right) == 0.5 and radius_error_auc(radii, right | True) is None
+    assert _radius_error_auc(radii, right) == 1 and _radius_error_auc(-radii, right) == 0
+    assert _radius_error_auc(torch.ones(4), right) == 0.5 and _radius_error_auc(radii, right | True) is None
 
 
 @pytest.mark.parametrize('name', geometries)
@@ -410,4 +420,4 @@ def test_the_common_text_is_passed_where_the_way_ends_at_it(name):
     v = torch.tensor([[3.0, 0.6, 0], [3.0, -0.6, 0], [3.0, 0, 0], [0, 0, 3.0], [0, 0.2, -3.0]], dtype=torch.float64)
     points, texts = g.exp_map0(v[:2] / 3, c), g.exp_map0(v[2:] / 3, c)
     own = torch.tensor([[True, True, False], [True, False, True]])
-    assert passes_common(g, points, texts, own, c.double()).unique().tolist() == [1.0]
+    assert _passes_common(g, points, texts, own, c.double()).unique().tolist() == [1.0]

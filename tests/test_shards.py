@@ -20,7 +20,7 @@ from PIL import Image
 from conftest import ROOT
 from meru.data.images import ImageAugment
 from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_shards
-from meru.data.emoji import embedded_data, emoji_rows, emoji_splits, _without_person
+from meru.data.emoji import embedded_data, emoji_rows, _emoji_splits, _without_person
 from meru.data.loader import Loader, _epoch_order, sample_rng
 from meru.data.tokenizer import Tokenizer, augment_caption
 
@@ -529,7 +529,7 @@ def rows():
 
 
 def test_the_splits_keep_their_promises(rows):
-    splits = emoji_splits(rows)
+    splits = _emoji_splits(rows)
     names = {k: {o['name'] for o in v} for k, v in splits.items()}
     assert {k: len(v) for k, v in splits.items()} == dict(train=7050, val=294, test_style=957, test_concept=874)
     assert (

@@ -83,7 +83,7 @@ def test_encoders_name_the_text_that_breaks():
     model = Fake('lorentz')
     with torch.no_grad():
         model.table[tokenizer(['dog'])[0, 0]] = math.nan
-    for f in (encode_texts, lambda m, t, x: class_points(m, t, x, ['{}'])):
+    for f in (encode_texts, lambda m, t, x: _class_points(m, t, x, ['{}'])):
         with pytest.raises(ValueError, match='1 of 3 .*dog'):
             f(model, tokenizer, ['cat', 'dog', 'owl'])
 
@@ -135,7 +135,7 @@ def test_prompts():
 @pytest.mark.parametrize('name', geometries)
 def test_ensemble_is_averaged_before_the_lift(name):
     model, prompts = Fake(name), ['{}', 'a {}', '{}!']
-    got = class_points(model, tokenizer, ['cat', 'dog'], prompts)
+    got = _class_points(model, tokenizer, ['cat', 'dog'], prompts)
     with torch.no_grad():
         for row, word in zip(got, ['cat', 'dog']):
             v = model.table[tokenizer([p.format(word) for p in prompts])[:, 0]]

@@ -184,11 +184,13 @@ def _gather_chains(
     tokenizer: Callable,  # texts to ids
 ) -> TextChains:
     "The texts above the pairs' own, and every picture's chain."
-    own, general = set(texts), {}
+    above: dict[str, None] = {}
     for chain, text in zip(chains, texts):
-        general |= dict.fromkeys(o for o in chain[: chain.index(text)] if o not in own)
-    tokens = tokenizer(list(general)) if general else torch.zeros(0, 1, dtype=torch.int64)
-    return TextChains(tokens, _ids_of(list(general)), _padded_ids(chains))
+        above |= dict.fromkeys(chain[: chain.index(text)])
+    own = set(texts)
+    general = [o for o in above if o not in own]
+    tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)
+    return TextChains(tokens, _ids_of(general), _padded_ids(chains))
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):

@@ -7,7 +7,6 @@ __all__ = ['table_suffixes']
 
 # %% ../../nbs/data/18_tables.ipynb #7aed4a80
 import csv
-import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice

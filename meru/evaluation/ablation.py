@@ -26,7 +26,7 @@ from ..training.trainer import fit
 from .statistics import t_interval
 from .measures import _flatten
 from .retrieval import retrieval_metrics
-from .hierarchy import all_distances, cone_margins, cone_metrics, gromov_delta, ranking_agreement
+from .hierarchy import _all_distances, _cone_margins, cone_metrics, gromov_delta, _ranking_agreement
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #03b0dfda
 _design = dict(steps=1410, warmup=90, image_views=False, text_views=False)  # 15 epochs of 6,000 pairs in batches of 64
@@ -168,8 +168,8 @@ def _head_metrics(
     some = points.images[:200]
     ids = torch.arange(len(points.images))
     metrics = _flatten(retrieval_metrics(geometry, points.images, points.texts, ids, points.owner, curv))
-    metrics['gromov_delta'] = gromov_delta(all_distances(geometry, some, curv))
-    metrics['cosine_agreement'] = ranking_agreement(geometry, some, points.texts, curv)
+    metrics['gromov_delta'] = gromov_delta(_all_distances(geometry, some, curv))
+    metrics['cosine_agreement'] = _ranking_agreement(geometry, some, points.texts, curv)
     metrics['curv'] = curv.item()
     return metrics | _cone_looks(geometry, points, curv, model.cfg.min_radius)
 
@@ -177,7 +177,7 @@ def _head_metrics(
 def _cone_looks(geometry, points, curv, min_radius):  # no cones: None
     if not geometry.has_cones:
         return dict(cone_auc=None, text_below=None)
-    margins = cone_margins(geometry, points.texts[::5], points.images, curv, min_radius)
+    margins = _cone_margins(geometry, points.texts[::5], points.images, curv, min_radius)
     own = points.owner[::5, None] == torch.arange(len(points.images))
     auc = cone_metrics(margins, own).auc
     text_radius = geometry.radius(points.texts, curv)

@@ -33,9 +33,9 @@ from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, quanti
 from .statistics import compare_rows, flip_test, holm, _Interval, plot_rows, _RowMean, t_test
 from .zeroshot import _classification_hits
 from .retrieval import retrieval_ranks
-from .hierarchy import chain_tau, tree_mistakes
+from .hierarchy import chain_tau, _tree_mistakes
 from meru.evaluation.emoji_suite import (
-    classification_tasks,
+    _classification_tasks,
     _Embeddings,
     EmojiTestSet,
     encode_test_set,
@@ -46,7 +46,7 @@ from meru.evaluation.emoji_suite import (
     _Question,
     questions,
     read_test_set,
-    text_tree_values,
+    _text_tree_values,
     _unseen_style,
     untrained,
 )
@@ -80,18 +80,18 @@ def _drawing_values(
 ) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name; their means are those of `model_metrics`
     "What each drawing, or each text, contributes to a measure."
     scores, values = _name_scores(geometry, test_set, emb), {}
-    for dataset, task in classification_tasks(test_set, scores).items():
+    for dataset, task in _classification_tasks(test_set, scores).items():
         for name, hits in _classification_hits(*task).items():
             values[dataset, name] = hits
     answers = scores['test_style'].argmax(1)
-    mistakes = tree_mistakes(answers, test_set.targets('test_style'), test_set.name_overlap)
+    mistakes = _tree_mistakes(answers, test_set.targets('test_style'), test_set.name_overlap)
     for name, each in mistakes.items():
         values['style', name] = each
     if geometry.has_radius:
         style = _unseen_style(test_set, emb)
         radii = geometry.radius(style.texts, emb.curv)
         values['', 'chain_tau'] = chain_tau(radii[style.chains]).double()
-    tree = text_tree_values(geometry, test_set, emb, min_radius)
+    tree = _text_tree_values(geometry, test_set, emb, min_radius)
     values |= {key: items.each for key, items in tree.items()}
     return values | _direction_values(geometry, test_set, emb)
 

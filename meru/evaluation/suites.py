@@ -31,16 +31,16 @@ from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import load_run
 from .measures import _flatten, Measure, Measures, quantities
-from .zeroshot import class_points, classification_metrics, linear_probe, _probe_metrics, _split_halves
+from .zeroshot import _class_points, classification_metrics, linear_probe, _probe_metrics, _split_halves
 from .retrieval import retrieval_metrics
 from meru.evaluation.hierarchy import (
-    all_distances,
-    ancestor_overlap,
+    _all_distances,
+    _ancestor_overlap,
     containment_metrics,
     gromov_delta,
     hierarchy_metrics,
     path_metrics,
-    ranking_agreement,
+    _ranking_agreement,
     tree_metrics,
     word_tree_metrics,
 )
@@ -123,12 +123,12 @@ def _examine_classes(
 ):
     "Accuracy, WordNet measures and linear probe of one set."
     points = encode_images(model, task.pictures, task.pictures.keys).cpu()
-    classes = class_points(model, tokenizer, task.classes, task.prompts).cpu()
+    classes = _class_points(model, tokenizer, task.classes, task.prompts).cpu()
     scores = model.geometry.scores(points, classes, model.curv.detach().cpu())
     note = Measure('', 'prompts', task.used)
 
     def mistakes():
-        overlap = ancestor_overlap(task.synsets(), _noun_parents())
+        overlap = _ancestor_overlap(task.synsets(), _noun_parents())
         return tree_metrics(scores.argmax(1), task.targets, overlap)
 
     report.attempt(task.name, 'zero-shot', lambda: classification_metrics(scores, task.targets) + [note])
@@ -157,10 +157,10 @@ def _examine_captions(
         return containment_metrics(geometry, images, texts, first_caption, curv, ['caption'], model.cfg.min_radius)
 
     def delta():
-        return [Measure('', 'gromov_delta', gromov_delta(all_distances(geometry, some, curv), seed=seed))]
+        return [Measure('', 'gromov_delta', gromov_delta(_all_distances(geometry, some, curv), seed=seed))]
 
     def agreement():
-        return [Measure('', 'cosine_agreement', ranking_agreement(geometry, some, texts, curv))]
+        return [Measure('', 'cosine_agreement', _ranking_agreement(geometry, some, texts, curv))]
 
     tries = {'retrieval': retrieval, 'cones': cones, 'delta-hyperbolicity': delta}
     for what, measure in (tries | {'cosine and geodesic ranking': agreement}).items():

@@ -26,7 +26,7 @@ from ..data.image_text import picture_suffixes, read_texts, walk_files
 from ..models.model import encode_images, encode_texts, evaluating
 from ..models.released import read_released
 from ..training.trainer import make_loader, open_data
-from .hierarchy import cone_margins, paths_to_root
+from .hierarchy import _cone_margins, paths_to_root
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00031
 class _Stop(NamedTuple):
@@ -56,7 +56,7 @@ class _TextPool:
         candidates = torch.cat([self.root[None], self.points])
         scores = geometry.scores(path, candidates, self.curv)
         if self.cones and geometry.has_cones:
-            margins = cone_margins(geometry, self.points, path, self.curv, self.min_radius)
+            margins = _cone_margins(geometry, self.points, path, self.curv, self.min_radius)
             scores[:, 1:].masked_fill_(margins.T > 0, -torch.inf)
         return scores.argmax(1) - 1
 

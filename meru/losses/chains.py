@@ -29,10 +29,11 @@ def text_graph(
     places = chains[:, :, None] == text_ids
     above = torch.zeros(len(text_ids), len(text_ids), dtype=torch.bool, device=chains.device)
     for level in range(1, chains.shape[1]):
-        general = places[:, :level].any(1)
-        # an or of products, as counts: float32 is exact up to 16 million pictures
-        above |= (places[:, level].float().T @ general.float()) > 0
-    return _TextGraph(places.any(1), above & ~torch.eye(len(above), dtype=torch.bool, device=above.device))
+        special, general = places[:, level].float(), places[:, :level].any(1).float()
+        together = special.T @ general  # in how many chains; float32 is exact up to 16 million
+        above |= together > 0
+    above.fill_diagonal_(False)
+    return _TextGraph(places.any(1), above)
 
 # %% ../../nbs/losses/14_chains.ipynb #bc5171e0
 def chain_loss(

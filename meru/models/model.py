@@ -213,12 +213,18 @@ def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
     "The same of all processes, in the order in which one would have it; only one's own rows have a gradient."
     if world() == 1:
         return own
-    counts = gather_objects(len(own.texts) - pairs)
-    longest = max(gather_objects(own.of_images.shape[1]))
-    chains = nn.functional.pad(own.of_images, (longest - own.of_images.shape[1], 0))
-    texts = [gather_own(own.texts[:pairs]), gather_own(own.texts[pairs:], counts)]
-    ids = [gather_rows(own.text_ids[:pairs]), gather_rows(own.text_ids[pairs:], counts)]
-    return _ChainBatch(gather_own(own.images), torch.cat(texts), torch.cat(ids), gather_rows(chains))
+    more = len(own.texts) - pairs
+    counts = gather_objects(more)
+    texts, general = own.texts.split([pairs, more])
+    ids, general_ids = own.text_ids.split([pairs, more])
+    width = own.of_images.shape[1]
+    chains = nn.functional.pad(own.of_images, (max(gather_objects(width)) - width, 0))
+    return _ChainBatch(
+        images=gather_own(own.images),
+        texts=torch.cat([gather_own(texts), gather_own(general, counts)]),
+        text_ids=torch.cat([gather_rows(ids), gather_rows(general_ids, counts)]),
+        of_images=gather_rows(chains),
+    )
 
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
 class Model(_Scalars):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from ..geometry import Geometry, unit
+from ..losses.chains import chain_loss
 
 # %% ../../nbs/models/37_taxonomy.ipynb #125ee67a
 def ancestors(
@@ -27,17 +28,6 @@ def ancestors(
         above[node, up[node]] = True
         up = torch.where(up >= 0, parents[up], up)
     return above
-
-# %% ../../nbs/models/37_taxonomy.ipynb #82cf94c0
-def _chain_loss(
-    scores: Float[Tensor, 'n m'],  # times the inverse temperature; larger is nearer
-    above: Bool[Tensor, 'n m'],  # which columns lie above which row
-    hidden: Bool[Tensor, 'n m'],  # neither positive nor negative: the row itself
-) -> Float[Tensor, '']:  # nats
-    "Mean over rows and what lies above them of -log(e^pos / (e^pos + sum over the rest))."
-    rest = scores.masked_fill(above | hidden, -torch.inf).logsumexp(1, keepdim=True)
-    each = (torch.logaddexp(scores, rest) - scores).masked_fill(~above, 0)
-    return (each.sum(1) / above.sum(1)).mean()
 
 # %% ../../nbs/models/37_taxonomy.ipynb #d8689409
 def _arcs(
@@ -155,7 +145,7 @@ def place(
         nodes, others = _batch(above, generator)
         x, y = geometry.exp_map0(v[nodes], curv), geometry.exp_map0(v[others], curv)
         scores = scale * geometry.scores(x, y, curv)
-        loss = _chain_loss(scores, above[nodes][:, others], nodes[:, None] == others)
+        loss = chain_loss(scores, above[nodes][:, others], nodes[:, None] == others)
         optimiser.zero_grad()
         loss.backward()
         if narrow:
