@@ -8,12 +8,20 @@ from conftest import ROOT
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 REFERENCE = ROOT / 'outputs' / 'reference'
 RUNS = ('demo', 'demo_poincare', 'demo_euclid', 'demo_clip')
+TREES = ('tree', 'tree_clip')
 ROWS = {  # question in README -> entry of metrics.json
     'Unseen style, right name of 1,919': 'style_top1',
     'Unseen concept, right name of 192': 'concept_top1',
     'Kendall τ of level and radius': 'chain_tau',
     "Own drawing in its text's cone": 'cone_own',
     'Another drawing in that cone': 'cone_other',
+}
+
+
+TREE_ROWS = {
+    'Text: its whole chain before all else': 'whole_chain_first',
+    'Unseen concept: own chain, AP': 'concept_chain_ap',
+    'Right name of the unseen style': 'style_top1',
 }
 
 
@@ -41,6 +49,11 @@ def test_what_the_demo_learns(question):
     key, all_metrics = ROWS[question], [metrics(o) for o in RUNS]
     values = [o.get(key) for o in all_metrics] + [all_metrics[0].get(f'{o}_{key}') for o in ('pixel', 'untrained')]
     assert cells(question) == [shown(o, 'tau' not in key) for o in values]
+
+
+@pytest.mark.parametrize('question', TREE_ROWS)
+def test_what_the_trees_learn(question):
+    assert cells(question) == [shown(metrics(run)[TREE_ROWS[question]], True) for run in TREES]
 
 
 def test_the_demo_took_as_long_as_it_says():
@@ -83,7 +96,7 @@ def test_presets_are_there(preset):
     assert preset in presets
 
 
-@pytest.mark.parametrize('run', RUNS)
+@pytest.mark.parametrize('run', RUNS + TREES)
 def test_reference_runs_are_complete(run):
     "Each cited run has its config, record and figures, was made from a clean tree, and names its commit."
     record = json.loads((REFERENCE / run / 'run.json').read_text())

@@ -322,7 +322,8 @@ class Loader(_Walks):
         count, probs = len(self.shards), self.level_probs
         if not 1 <= self.batch_size <= count:
             raise ValueError(
-                f'batch_size is {self.batch_size}; {self.shards.folder} holds {count} pairs, so it must be 1 to {count}.'
+                f'batch_size is {self.batch_size}; {self.shards.folder} holds {count} pairs, '
+                f'so it must be 1 to {count}.'
             )
         if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ValueError(f'level_probs is {probs}; it must be non-negative and sum to 1.')

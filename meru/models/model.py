@@ -105,7 +105,8 @@ class ModelConfig(_SpaceConfig):
         super().__post_init__()
         if self.patch_dropout and self.image_tower != 'vit':
             raise ValueError(
-                f'patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} has no patches that could be left out'
+                f'patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} '
+                'has no patches that could be left out'
             )
         towers = (self.image_tower, self.text_tower)
         if towers.count('backbone') == 1:
@@ -275,7 +276,7 @@ class Model(_Scalars):
     def contrastive(
         self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
     ) -> Float[Tensor, '']:
-        "The contrastive loss of lifted images and texts, in training of all processes' pairs, with this model's temperature, margin and weights."
+        "The contrastive loss of lifted images and texts, in training of all processes' pairs."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
         how = text_ids, self.cfg.margin, self.cfg.hard_beta
         return contrastive_loss(self.geometry, x, t, self.curv, scale, *how, all_processes=self.training)
@@ -365,7 +366,8 @@ def _projections(
     "The maps from the towers to the shared space."
     if cfg.shared_proj and image_width != text_width:
         raise ValueError(
-            f'shared_proj is True, but the towers are {image_width} and {text_width} wide: one projection needs equal widths'
+            f'shared_proj is True, but the towers are {image_width} and {text_width} wide: '
+            'one projection needs equal widths'
         )
     return _projection(image_width, cfg.embed_dim), None if cfg.shared_proj else _projection(text_width, cfg.embed_dim)
 
@@ -397,7 +399,8 @@ def build_model(
         towers = load_towers(cfg.backbone, cfg.train_blocks)
         if towers.image_size != cfg.image_size:
             raise ValueError(
-                f'image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: set image_size={towers.image_size}'
+                f'image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: '
+                f'set image_size={towers.image_size}'
             )
         return _with_pixels(Model(towers.image_tower, towers.text_tower, cfg), towers)
     image_tower = (
