@@ -12,6 +12,7 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 def clean(notebook):
     "Clean a notebook, a dict, in place."
     _nbdev_clean(notebook)
+    notebook['metadata'].pop('widgets', None)
     for cell in notebook['cells']:
         if 'outputs' in cell:
             cell['outputs'] = [o for o in cell['outputs'] if WIDGET not in o.get('data', {})]

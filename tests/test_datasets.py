@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.datasets import *
-from meru.evaluation.datasets import _noun_names, _noun_parents, _nouns
+from meru.evaluation.datasets import _find_nouns, _noun_names, _noun_parents, _nouns
 from meru.evaluation.datasets import (
     _Store,
     _imagenet_ids,

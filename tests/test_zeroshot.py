@@ -11,7 +11,7 @@ from meru.evaluation.measures import *
 from meru.evaluation.measures import _flatten
 from meru.evaluation.statistics import *
 from meru.evaluation.zeroshot import *
-from meru.evaluation.zeroshot import _best_rank, _probe_metrics, _split_halves
+from meru.evaluation.zeroshot import _best_rank, _class_points, _probe_metrics, _split_halves
 from meru.evaluation.zeroshot import _fill, _mean_per_class, _parent_index
 
 c = torch.tensor(1.0)
