@@ -435,7 +435,7 @@ def _sweep(folder: Path):
     for path in [*folder.glob('.tmp??????'), *folder.glob('*/.tmp??????')]:
         path.unlink(missing_ok=True)
 
-
+# %% ../nbs/03_core.ipynb #4632e4a4
 @contextmanager
 def locked(
     folder: Path,  # that one process at a time may write to; made if it is not there

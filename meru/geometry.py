@@ -204,7 +204,7 @@ def _lorentz_exterior_angle(
 # %% ../nbs/00_geometry.ipynb #8c44a5ed
 _matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
-
+# %% ../nbs/00_geometry.ipynb #b0063bd2
 def _set_precision(
     old: str | None,  # of torch's older switch; None: it is left alone
     new: list[str],  # of the newer ones, for CUDA and the CPU
@@ -215,7 +215,7 @@ def _set_precision(
     for backend, precision in zip(_matmuls, new):
         backend.fp32_precision = precision
 
-
+# %% ../nbs/00_geometry.ipynb #907f9f48
 @contextmanager
 def _full_float32(device):
     "No autocast, and no TF32 or bfloat16 shortcuts in float32 products, whichever switch asked for them."

@@ -24,7 +24,7 @@ from meru.evaluation.datasets import (
     _set_id,
     _zeroshot_sets,
 )
-from meru.evaluation.hierarchy import _ancestor_overlap, tree_metrics
+from meru.evaluation.hierarchy import _ancestor_overlap, _tree_metrics
 from meru.data.shards import Sample, write_shards
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -124,7 +124,7 @@ def test_wordnet_measures_by_hand():
     cat, dog = _find_nouns(['cat', 'dog'])
     depth = lambda i: 1 + (depth(_nouns()[i].up) if _nouns()[i].up else 0)
     up = depth('n02075296')
-    got = tree_metrics(torch.tensor([0]), torch.tensor([1]), _ancestor_overlap([cat, dog], _noun_parents()))
+    got = _tree_metrics(torch.tensor([0]), torch.tensor([1]), _ancestor_overlap([cat, dog], _noun_parents()))
     assert {m.name: m.value for m in got} == dict(
         tree_error=4,
         lca_height=2,

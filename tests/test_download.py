@@ -22,7 +22,7 @@ import meru.data.engine as engine
 from meru.data.shards import Shards
 from meru.data.fetch import (
     fetch,
-    _read_pairs,
+    read_pairs,
 )
 from meru.core import locked
 from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize
@@ -52,7 +52,7 @@ def fate(url, cfg):
     try:
         D._fetch_bytes(url, cfg)
         return 'success'
-    except D._Refused as e:
+    except D.Refused as e:
         return e.reason
 
 
@@ -66,13 +66,13 @@ def fate(url, cfg):
 )
 def test_tsv_keeps_quotes_and_tabs(columns, header, text, tmp_path):
     (tmp_path / 't.tsv').write_text('\ufeff' + text.format(u='http://x/').replace('\n', '\r\n'), newline='')
-    rows = list(_read_pairs(tmp_path / 't.tsv', 'url', 'caption', columns))
+    rows = list(read_pairs(tmp_path / 't.tsv', 'url', 'caption', columns))
     assert rows == [('a "b', 'http://x/1'), ('c" d\te', 'http://x/2')]
 
 
 def test_csv_and_parquet_with_other_names(tmp_path):
     (tmp_path / 't.csv').write_text('link,alt,n\nhttp://x/1,"two\nlines, ""q""",1\nhttp://x/2,,2\nhttp://x/3,c,3,4\n')
-    assert list(_read_pairs(tmp_path / 't.csv', 'link', 'alt', 'caption,url')) == [
+    assert list(read_pairs(tmp_path / 't.csv', 'link', 'alt', 'caption,url')) == [
         ('two\nlines, "q"', 'http://x/1'),
         None,
         None,
@@ -80,11 +80,11 @@ def test_csv_and_parquet_with_other_names(tmp_path):
     pq.write_table(
         pa.table(dict(alt=['a\t"', None], other=[1, 2], link=['http://x/1', 'http://x/2'])), tmp_path / 't.parquet'
     )
-    assert list(_read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
+    assert list(read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
     with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"):
-        list(_read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
+        list(read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
     with pytest.raises(ValueError, match='must end in .csv, .tsv, .jsonl, .json, .parquet'):
-        list(_read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
+        list(read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
 
 
 def test_every_notation_of_a_forbidden_address_is_refused_untouched(server):
@@ -193,7 +193,7 @@ def test_an_address_that_is_not_public_is_not_visited(address, monkeypatch):
     'address', ['93.184.216.34', '168.63.129.15', '2606:2800:220:1::1', '4000::1', '64:ff9b::808:808']
 )
 def test_a_public_address_is_visited(address):
-    assert D._may_visit(address) == (address != '4000::1')  # not handed out yet
+    assert D.may_visit(address) == (address != '4000::1')  # not handed out yet
 
 
 class Endless(io.RawIOBase):
@@ -222,7 +222,7 @@ def test_nothing_is_read_behind_a_packed_body(length):
     sock = Endless(f'HTTP/1.1 200 OK\r\n{length}Content-Encoding: gzip\r\n\r\n'.encode() + gzip.compress(picture))
     answer = http.client.HTTPResponse(sock, method='GET')
     answer.begin()
-    assert D._read_body(answer, 1_000_000) == picture and sock.given < 200_000
+    assert D.read_body(answer, 1_000_000) == picture and sock.given < 200_000
 
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
@@ -232,7 +232,7 @@ def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
     assert _guarded_download((3, 'http://slow.example/'), cfg, tally) == (3, None, 'timeout')
     assert time.monotonic() - began < 5
     monkeypatch.setattr(engine, '_within', lambda seconds, *a: within(0.1, *a))
-    monkeypatch.setattr(engine, '_clean_picture', lambda *a: time.sleep(30))
+    monkeypatch.setattr(engine, 'clean_picture', lambda *a: time.sleep(30))
     stream = io.BytesIO(b'x')
     stream.key = 4
     assert _guarded_resize(stream, None, cfg, tally) == (None, None, None, None, None, 'timeout')
@@ -598,7 +598,7 @@ def test_a_pattern_that_fits_nothing_is_named(hub, tmp_path):
 @pytest.mark.parametrize('kind', ODD)
 def test_what_is_stored_is_what_everything_else_decodes(kind):
     data, turn = ODD[kind]
-    stored, pixels = D._clean_picture(data, 256, 95, 10**8), decode_image(data)
+    stored, pixels = D.clean_picture(data, 256, 95, 10**8), decode_image(data)
     width, height = stored.size
     assert (height, width) == pixels.shape[1:] and stored.original_size == stored.size
     assert (decode_image(stored.jpeg).float() - pixels.float()).abs().mean() < 4
@@ -607,10 +607,10 @@ def test_what_is_stored_is_what_everything_else_decodes(kind):
 def test_half_a_jpeg_with_an_end_marker_is_not_stored():
     data = encoded(PHOTO, 'JPEG')
     with pytest.raises(ImageError, match='cut off or damaged'):
-        D._clean_picture(data[: len(data) // 2] + b'\xff\xd9', 256, 95, 10**8)
+        D.clean_picture(data[: len(data) // 2] + b'\xff\xd9', 256, 95, 10**8)
 
 
 def test_large_photos_are_drafted_and_then_scaled_to_the_size_asked():
     data = encoded(PHOTO.resize((1600, 1200)), 'JPEG')
-    stored = D._clean_picture(data, 256, 95, 10**8)
+    stored = D.clean_picture(data, 256, 95, 10**8)
     assert stored.size == (341, 256) and stored.original_size == (1600, 1200)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from conftest import ROOT
 from meru.evaluation.emoji_suite import *
-from meru.evaluation.emoji_suite import _pixel_metrics, _unseen_style
+from meru.evaluation.emoji_suite import _model_metrics, _pixel_metrics, _unseen_style
 from meru.evaluation.emoji_suite import _read_split
 from meru.evaluation.measures import *
 from meru.evaluation.measures import _flatten, _unflatten
@@ -91,7 +91,7 @@ def test_an_oracle_finds_everything(name, folder):
     model = Oracle(name)
     test_set = read_test_set(folder, 16)
     emb = encode_test_set(model, words, test_set)
-    res = _flatten(model_metrics(model.geometry, test_set, emb))
+    res = _flatten(_model_metrics(model.geometry, test_set, emb))
     for k in (
         'style_top1',
         'style_subgroup',

@@ -11,6 +11,9 @@ from meru.evaluation.measures import _flatten
 from meru.models.taxonomy import ancestors
 from meru.evaluation.hierarchy import (
     _ConeRates,
+    _containment_metrics,
+    _path_metrics,
+    _paths_to_root,
     _all_distances,
     _ancestor_overlap,
     _chain_values,
@@ -22,10 +25,12 @@ from meru.evaluation.hierarchy import (
     _shuffled_parents,
     _auc,
     _best_tau,
+    _cone_metrics,
     _cones_at_level,
     _level_tau,
     _saturated_share,
     _text_levels,
+    _tree_metrics,
 )
 
 c = torch.tensor(1.0)
@@ -138,13 +143,13 @@ def test_auc_counts_pairs(low, high):
 def test_cone_rates_by_hand():
     margins, own = torch.tensor([[-1.0, 0, 1], [1, -1, 1]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
     # own -1, 0, 1 against others 1, -1, 1
-    assert cone_metrics(margins, own) == pytest.approx(_ConeRates(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
+    assert _cone_metrics(margins, own) == pytest.approx(_ConeRates(own=2 / 3, other=1 / 3, auc=(2.5 + 2 + 1) / 9))
 
 
 def test_one_text_for_all_has_no_others():
     images, texts, _ = tree()
-    assert cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == _ConeRates(own=1, other=None, auc=None)
-    res = _flatten(containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
+    assert _cone_metrics(torch.zeros(1, 8), torch.ones(1, 8).bool()) == _ConeRates(own=1, other=None, auc=None)
+    res = _flatten(_containment_metrics(L, images, texts[:1], torch.zeros(8, 1).long(), c, ['all']))
     assert res['cone_auc'] is None and res['cone_own'] == 0.5
 
 
@@ -174,7 +179,7 @@ WORDS = dict(cat='mammal', dog='mammal', mammal='animal', owl='animal', rose='pl
 
 def test_tree_measures_by_hand():
     overlap = _ancestor_overlap(['cat', 'dog', 'owl', 'rose'], WORDS)
-    each = lambda p, t: _flatten(tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
+    each = lambda p, t: _flatten(_tree_metrics(torch.tensor([p]), torch.tensor([t]), overlap))
     assert each(1, 1) == dict(tree_error=0, lca_height=0, jaccard=1, hier_precision=1, hier_recall=1)
     assert each(2, 0) == pytest.approx(
         dict(tree_error=3, lca_height=1, jaccard=2 / 5, hier_precision=2 / 3, hier_recall=2 / 4)
@@ -196,7 +201,7 @@ def test_tree_error_is_the_shortest_path():
                     far[b] = far[node] + 1
                     front.append(b)
         for j, end in enumerate(names):
-            assert tree_metrics(torch.tensor([i]), torch.tensor([j]), overlap).value('tree_error') == far[end]
+            assert _tree_metrics(torch.tensor([i]), torch.tensor([j]), overlap).value('tree_error') == far[end]
 
 
 def test_bad_trees():
@@ -243,7 +248,7 @@ def test_agreement():
 def test_walk_is_straight_and_even(name, c):
     g, curv = get_geometry(name), torch.tensor(c, dtype=torch.float64)
     x = g.exp_map0(torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), curv)
-    walk = paths_to_root(g, x, x.mean(0), curv, 10)
+    walk = _paths_to_root(g, x, x.mean(0), curv, 10)
     assert walk.shape == (5, 10, 4) and torch.allclose(walk[:, 0], x, atol=1e-9)
     if not g.has_radius:
         return
@@ -255,7 +260,7 @@ def test_walk_is_straight_and_even(name, c):
 
 def test_walk_on_the_sphere_goes_to_the_mean():
     g, c2 = get_geometry('sphere'), torch.tensor(2.0)
-    walk = paths_to_root(g, torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 3.0]), c2, 4)
+    walk = _paths_to_root(g, torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 3.0]), c2, 4)
     share = torch.tensor([1, 0.75, 0.5, 0.25])
     assert torch.allclose(walk[0], torch.nn.functional.normalize(torch.stack([share, 1 - share], 1), dim=1), atol=1e-6)
 
@@ -267,9 +272,9 @@ def test_path_precision_and_recall_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     lift = lambda v: g.exp_map0(torch.tensor(v), c2)
     texts = lift([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 3.0]])
-    got = _flatten(path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2))
+    got = _flatten(_path_metrics(g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 1, 3]]), c2))
     assert got == dict(path_precision=pytest.approx(2 / 3), path_recall=pytest.approx(2 / 3), path_met=3.0)
-    twice = path_metrics(
+    twice = _path_metrics(
         g, lift([[4.0, 0.0]]), texts, torch.tensor([[0, 0, 1]]), c2
     )  # a text named at two levels is one text
     assert twice.value('path_recall') == 1 and twice.value('path_precision') == pytest.approx(2 / 3)
@@ -279,15 +284,15 @@ def test_path_of_many_pictures_is_the_mean_of_each():
     g, c2, rng = get_geometry('lorentz'), torch.tensor(2.0), torch.Generator().manual_seed(1)
     x, t = (g.exp_map0(torch.randn(n, 3, generator=rng), c2) for n in (37, 20))
     own = torch.randint(20, (37, 4), generator=rng)
-    each = [_flatten(path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2)) for i in range(37)]
-    for k, v in _flatten(path_metrics(g, x, t, own, c2)).items():
+    each = [_flatten(_path_metrics(g, x[i : i + 1], t, own[i : i + 1], c2)) for i in range(37)]
+    for k, v in _flatten(_path_metrics(g, x, t, own, c2)).items():
         assert v == pytest.approx(sum(e[k] for e in each) / 37)
 
 
 def test_path_refuses_nan():
     g, c2 = get_geometry('lorentz'), torch.tensor(2.0)
     with pytest.raises(ValueError, match='finite'):
-        path_metrics(g, torch.full((1, 2), math.nan), torch.ones(3, 2), torch.tensor([[0]]), c2)
+        _path_metrics(g, torch.full((1, 2), math.nan), torch.ones(3, 2), torch.tensor([[0]]), c2)
 
 
 # --- words alone

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
-from meru.losses.contrastive import hard_cross_entropy
+from meru.losses.contrastive import _hard_cross_entropy
 from meru.losses.pairwise import contrastive_loss
 from meru.losses.entailment import entailment_loss
 
@@ -217,7 +217,7 @@ def test_margin_and_hard_negatives_are_the_written_out_sum(name, b, margin, beta
 def test_hard_negatives_pull_as_a_sharper_softmax():
     "The weights are constants to the gradient, so no negative is ever drawn nearer."
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    hard_cross_entropy(logits, 1.5).backward()
+    _hard_cross_entropy(logits, 1.5).backward()
     off = logits.detach().masked_fill(torch.eye(6).bool(), -torch.inf)
     share = logits.grad.masked_fill(torch.eye(6).bool(), 0.0)
     assert torch.allclose(share / share.sum(1, keepdim=True), (2.5 * off).softmax(1)) and (share >= 0).all()

@@ -4,7 +4,7 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 from meru.evaluation.measures import *
-from meru.evaluation.measures import _flatten, _unflatten
+from meru.evaluation.measures import _flatten, _quantities, _unflatten
 from conftest import ROOT
 
 COMMITTED = sorted((ROOT / 'outputs' / 'reference').glob('*/metrics.json'))
@@ -33,7 +33,7 @@ def test_a_committed_run_by_hand():
     assert demo.value('cone_own_name') == saved['cone_own_name'] and demo.value('cone_own_name', 'style') is None
 
 
-names = st.sampled_from(list(quantities))
+names = st.sampled_from(list(_quantities))
 datasets = st.sampled_from(['', 'birds', 'my_photos', 'concept_all', 'a_top', 'cifar10_test_32'])
 models = st.sampled_from(['', 'untrained', 'pixel'])
 numbers = st.floats(0, 1, allow_subnormal=False)
@@ -43,7 +43,7 @@ numbers = st.floats(0, 1, allow_subnormal=False)
 def test_every_record_comes_back(found):
     measures = Measures()
     for dataset, name, value, model in found:
-        quantity = quantities[name]
+        quantity = _quantities[name]
         chance = quantity.chance if quantity.chance is not None else min(1.0, quantity.guesses / 7) or None
         measures.append(Measure(dataset, name, value, chance, value / 2, value, model))
     again = _unflatten(_flatten(measures))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from meru.geometry import geometries
-from meru.models.model import ModelConfig, build_model, paper_sizes
+from meru.models.model import ModelConfig, build_model, _paper_sizes
 from conftest import ROOT
 
 PARITY, NAMES = ROOT / 'tests/parity', list(geometries)
@@ -38,7 +38,7 @@ def small(name='lorentz', **changes):
 @pytest.mark.parametrize('size, n', dict(vit_s=85_290_372, vit_b=149_619_972, vit_l=367_254_020).items())
 def test_paper_sizes(size, n):
     with torch.device('meta'):
-        model = build_model(ModelConfig(**paper_sizes[size]))
+        model = build_model(ModelConfig(**_paper_sizes[size]))
     assert model.param_count + model.image_tower.pos_embed.numel() == n
 
 

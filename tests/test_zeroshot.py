@@ -11,7 +11,7 @@ from meru.evaluation.measures import *
 from meru.evaluation.measures import _flatten
 from meru.evaluation.statistics import *
 from meru.evaluation.zeroshot import *
-from meru.evaluation.zeroshot import _best_rank, _class_points, _probe_metrics, _split_halves
+from meru.evaluation.zeroshot import _best_rank, _class_points, _linear_probe, _probe_metrics, _split_halves
 from meru.evaluation.zeroshot import _fill, _mean_per_class, _parent_index
 
 c = torch.tensor(1.0)
@@ -184,18 +184,18 @@ def test_probe_finds_what_is_there_and_no_more(seed):
     hidden = torch.randn(8, 8, generator=rng) * 50 + 3  # features in no scale that suits anybody
     clear = (torch.nn.functional.one_hot(labels, 8) + 0.05 * torch.randn(300, 8, generator=rng)) @ hidden
     fit, test = _split_halves(labels)
-    assert (linear_probe(clear[fit], labels[fit], clear[test], 5).argmax(1) == labels[test]).all()
+    assert (_linear_probe(clear[fit], labels[fit], clear[test], 5).argmax(1) == labels[test]).all()
     noise = torch.randn(300, 8, generator=rng)
-    hits = (linear_probe(noise[fit], labels[fit], noise[test], 5).argmax(1) == labels[test]).double().mean()
+    hits = (_linear_probe(noise[fit], labels[fit], noise[test], 5).argmax(1) == labels[test]).double().mean()
     assert hits < 0.4
-    again = linear_probe(clear[fit], labels[fit], clear[test], 5)
-    assert torch.equal(again, linear_probe(clear[fit], labels[fit], clear[test], 5)) and again.dtype == torch.float64
+    again = _linear_probe(clear[fit], labels[fit], clear[test], 5)
+    assert torch.equal(again, _linear_probe(clear[fit], labels[fit], clear[test], 5)) and again.dtype == torch.float64
 
 
 def test_probe_by_hand():
     "Two points, one feature: by symmetry the bias is 0 and the rows of W are w and -w."
     x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
-    scores = linear_probe(x, y, x, 2)
+    scores = _linear_probe(x, y, x, 2)
     w = (scores[1, 1] - scores[1, 0]).item() / 2  # w_1 = -w_0 = w
     # d/dw of 2 log(1 + exp(-2 w)) + w² (two classes, each w²/2) = 0
     assert w == pytest.approx(2 / (1 + math.exp(2 * w)), abs=1e-6)
@@ -204,17 +204,17 @@ def test_probe_by_hand():
 
 def test_probe_strength_unseen_classes_and_hostile_input():
     x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2 * 2
-    scores = linear_probe(x, y, x, 4)
+    scores = _linear_probe(x, y, x, 4)
     assert scores[:, [1, 3]].eq(-torch.inf).all() and scores[:, [0, 2]].isfinite().all()
-    weak = linear_probe(x, y, x, 4, strength=1e6)[:, [0, 2]]
+    weak = _linear_probe(x, y, x, 4, strength=1e6)[:, [0, 2]]
     assert (weak[:, 0] - weak[:, 1]).abs().max() < 0.01
     assert (
-        linear_probe(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(2, 3), 2).isfinite().all()
+        _linear_probe(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), torch.ones(2, 3), 2).isfinite().all()
     )  # features that say nothing
     with pytest.raises(ValueError, match='above 0'):
-        linear_probe(x, y, x, 4, strength=0.0)
+        _linear_probe(x, y, x, 4, strength=0.0)
     with pytest.raises(ValueError, match='NaN'):
-        linear_probe(x, y, x.index_fill(0, torch.tensor([3]), math.nan), 4)
+        _linear_probe(x, y, x.index_fill(0, torch.tensor([3]), math.nan), 4)
 
 
 def test_halves_of_each_class():

@@ -28,13 +28,13 @@ class _Taxonomy(NamedTuple):
     texts: list[str]
     parents: Int64[Tensor, ' n']  # the row above each; -1 for a top
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #051784b3
 def _taxonomy(names: dict, up: dict) -> _Taxonomy:
     "From what each key is called, and the key above it."
     row = {key: i for i, key in enumerate(names)}
     return _Taxonomy(list(names.values()), torch.tensor([row.get(up[key], -1) for key in names]))
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #09b2c7b0
 def _emoji_taxonomy() -> _Taxonomy:
     names, up = {}, {}
     for o in emoji_rows(root() / 'data/emoji'):
@@ -43,7 +43,7 @@ def _emoji_taxonomy() -> _Taxonomy:
         up.update({group: None, subgroup: group, name: subgroup})
     return _taxonomy(names, up)
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #ffc33b87
 def _read_taxonomy(
     name: str,  # 'emoji' or 'wordnet'
 ) -> _Taxonomy:
@@ -81,7 +81,7 @@ def _settings(dims, scales):
     "Geometry, dimensions and scale, seeds outermost elsewhere."
     return [(geometry, dim, scale) for dim in dims for geometry, scale in scales.items()]
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #3c8bd055
 def record_taxonomy(
     tree: str,  # 'emoji' or 'wordnet'
     folder: Path,  # for `tree`.json
@@ -103,7 +103,7 @@ def record_taxonomy(
                 write_json(path, result)
     return result
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #60fe4a60
 def _measured(parents, row):
     "Measures of one run, its seconds of processor time, and the code that made it."
     geometry, begun = get_geometry(row['geometry']), time.process_time()

@@ -74,13 +74,13 @@ def _noun_tree() -> dict[str, list[str]]:  # noun, in small letters -> its ances
 
 _abstract = 3  # levels from the root that say little: entity, physical entity, object
 
-
+# %% ../../nbs/data/16_chains.ipynb #f5259b44
 def _singular(word):
     "The word as WordNet lists it."
     forms = (word, re.sub('s$', '', word), re.sub('es$', '', word), re.sub('ies$', 'y', word))
     return next((o for o in forms if o in _noun_tree()), word)
 
-
+# %% ../../nbs/data/16_chains.ipynb #4725fd27
 def _noun_chain(
     key: str,  # unused
     caption: str,  # a sentence

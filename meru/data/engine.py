@@ -28,7 +28,7 @@ from pathlib import Path
 from tqdm import tqdm
 from ..core import checked, write_file, write_json
 from .images import ImageError
-from .download import _clean_picture, _CleanPicture, _fetch_bytes, FetchConfig, _Refused
+from .download import clean_picture, _CleanPicture, _fetch_bytes, FetchConfig, Refused
 from .packing import _done_shards, _seal_shard
 
 # %% ../../nbs/data/28_engine.ipynb #2e32e67e
@@ -126,7 +126,7 @@ def _within(seconds: float, job, *args):
     worker.start()
     worker.join(seconds)
     if not result:
-        raise _Refused('timeout', f'more than {seconds:.0f} seconds')
+        raise Refused('timeout', f'more than {seconds:.0f} seconds')
     value, error = result[0]
     if error:
         raise error
@@ -142,7 +142,7 @@ def _guarded_download(row: tuple, cfg: FetchConfig, tally: _Tally, given_up: fro
             stream = io.BytesIO(_within(1.2 * cfg.timeout + 1, _fetch_bytes, url, cfg))
             stream.key = key
             return key, stream, None
-        except _Refused as e:
+        except Refused as e:
             reason = e.reason
         except Exception as e:
             reason = f'error_{type(e).__name__}'
@@ -158,8 +158,8 @@ def _guarded_resize(stream: io.BytesIO, _: None, cfg: FetchConfig, tally: _Tally
     try:
         with tally.decoding(stream.key):
             limits = cfg.image_size, cfg.quality, cfg.max_pixels
-            picture, reason = _within(cfg.timeout + 10, _clean_picture, stream.read(), *limits), None
-    except (ImageError, _Refused) as e:
+            picture, reason = _within(cfg.timeout + 10, clean_picture, stream.read(), *limits), None
+    except (ImageError, Refused) as e:
         reason = e.reason
     tally.add(reason is None)
     return picture.jpeg, *picture.size, *picture.original_size, reason

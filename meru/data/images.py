@@ -427,7 +427,7 @@ def _crop_sizes(
     sizes = np.stack([height, width], 2)
     return np.rint(sizes)
 
-
+# %% ../../nbs/data/21_images.ipynb #5d6ed22a
 def _central_size(hw: Int64[np.ndarray, 'b 2'], ratio: tuple[float, float]) -> Float64[np.ndarray, 'b 2']:
     "The largest crop whose width / height is within `ratio`."
     height, width = hw.T

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..core import file_sha256, write_file, write_json
 from .images import ImageError
 from .shards import dataset_id, _index_shard
-from .download import _clean_picture, FetchConfig, _Refused
+from .download import clean_picture, FetchConfig, Refused
 
 # %% ../../nbs/data/27_packing.ipynb #7b50154d
 _sizes = ('width', 'height', 'original_width', 'original_height')  # pixels
@@ -106,10 +106,10 @@ def _pack_row(
     row |= dict(status='failed', reason=None)
     try:
         if row.get('problem') or not row['caption'].strip():
-            raise _Refused(row.get('problem') or 'no_caption')
+            raise Refused(row.get('problem') or 'no_caption')
         data = read(row)
-        picture = _clean_picture(data, cfg.image_size, cfg.quality, cfg.max_pixels)
-    except (_Refused, ImageError) as e:
+        picture = clean_picture(data, cfg.image_size, cfg.quality, cfg.max_pixels)
+    except (Refused, ImageError) as e:
         row['reason'] = e.reason
         return None
     sizes = zip(_sizes, picture.size + picture.original_size)

@@ -26,7 +26,7 @@ from ..training.trainer import fit
 from .statistics import t_interval
 from .measures import _flatten
 from .retrieval import retrieval_metrics
-from .hierarchy import _all_distances, _cone_margins, cone_metrics, gromov_delta, _ranking_agreement
+from .hierarchy import _all_distances, _cone_margins, _cone_metrics, gromov_delta, _ranking_agreement
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #03b0dfda
 _design = dict(steps=1410, warmup=90, image_views=False, text_views=False)  # 15 epochs of 6,000 pairs in batches of 64
@@ -179,7 +179,7 @@ def _cone_looks(geometry, points, curv, min_radius):  # no cones: None
         return dict(cone_auc=None, text_below=None)
     margins = _cone_margins(geometry, points.texts[::5], points.images, curv, min_radius)
     own = points.owner[::5, None] == torch.arange(len(points.images))
-    auc = cone_metrics(margins, own).auc
+    auc = _cone_metrics(margins, own).auc
     text_radius = geometry.radius(points.texts, curv)
     image_radius = geometry.radius(points.images, curv)[points.owner]
     below = (text_radius < image_radius).double().mean().item()

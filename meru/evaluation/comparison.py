@@ -29,7 +29,7 @@ from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import load_config, Run
 from ..training.trainer import fit
-from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, quantities, _unflatten
+from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, _quantities, _unflatten
 from .statistics import compare_rows, flip_test, holm, _Interval, plot_rows, _RowMean, t_test
 from .zeroshot import _classification_hits
 from .retrieval import retrieval_ranks
@@ -39,7 +39,7 @@ from meru.evaluation.emoji_suite import (
     _Embeddings,
     EmojiTestSet,
     encode_test_set,
-    model_metrics,
+    _model_metrics,
     _name_scores,
     _over_texts,
     _pixel_metrics,
@@ -77,7 +77,7 @@ def _drawing_values(
     test_set: EmojiTestSet,
     emb: _Embeddings,
     min_radius: float = 0.1,  # cone constant K
-) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name; their means are those of `model_metrics`
+) -> dict[tuple[str, str], Float[Tensor, ' n']]:  # by dataset and name; their means are those of `_model_metrics`
     "What each drawing, or each text, contributes to a measure."
     scores, values = _name_scores(geometry, test_set, emb), {}
     for dataset, task in _classification_tasks(test_set, scores).items():
@@ -192,8 +192,8 @@ def _questions_of(
     "The measures that a table shows, of the drawings or of whatever sets there are."
     if measures.find('top1', 'style'):
         return [q for q in questions + _more_questions if measures.find(q.name, q.dataset)]
-    known = [m for m in measures if m.name in quantities]
-    return [_Question(f'{m.dataset}: {quantities[m.name].text}', m.name, m.dataset) for m in known]
+    known = [m for m in measures if m.name in _quantities]
+    return [_Question(f'{m.dataset}: {_quantities[m.name].text}', m.name, m.dataset) for m in known]
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #feaff862
 def _p_value(
@@ -227,7 +227,7 @@ def _compare_measure(
         for run in own:
             value = run.measures.value(question.name, question.dataset)
             results.append(dict(group='', name=name, seed=run.seed, metrics={'value': value}))
-    line = _Line(question, quantities[question.name].better, {}, {})
+    line = _Line(question, _quantities[question.name].better, {}, {})
     for row in compare_rows(results, 'value', {'': base}):
         line.means[row.name] = _Interval(row.mean, row.low, row.high)
         if row.difference is None:
@@ -485,7 +485,7 @@ def _measure_run(
         measures, values = report.measures, {}
     else:
         emb = encode_test_set(model, tokenizer, test_set)
-        measures = model_metrics(geometry, test_set, emb, config.min_radius)
+        measures = _model_metrics(geometry, test_set, emb, config.min_radius)
         values = _drawing_values(geometry, test_set, emb, config.min_radius)
     name, asked = re.sub(r'_s\d+$', '', folder.name), json.loads(json.dumps(asdict(config)))
     return _MeasuredRun(name, config.seed, asked, run.read('run.json'), measures, values)

@@ -30,18 +30,18 @@ from ..models.model import encode_images, encode_texts, tokenizer_of
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import load_run
-from .measures import _flatten, Measure, Measures, quantities
-from .zeroshot import _class_points, classification_metrics, linear_probe, _probe_metrics, _split_halves
+from .measures import _flatten, Measure, Measures, _quantities
+from .zeroshot import _class_points, classification_metrics, _linear_probe, _probe_metrics, _split_halves
 from .retrieval import retrieval_metrics
 from meru.evaluation.hierarchy import (
     _all_distances,
     _ancestor_overlap,
-    containment_metrics,
+    _containment_metrics,
     gromov_delta,
     hierarchy_metrics,
-    path_metrics,
+    _path_metrics,
     _ranking_agreement,
-    tree_metrics,
+    _tree_metrics,
     word_tree_metrics,
 )
 from meru.evaluation.datasets import (
@@ -112,7 +112,7 @@ def _probe(
     classes: int,
 ) -> Measures:
     "Fit and test."
-    return _probe_metrics(linear_probe(data.train, data.labels, data.test, classes), data.targets)
+    return _probe_metrics(_linear_probe(data.train, data.labels, data.test, classes), data.targets)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #a6fd39cc
 def _examine_classes(
@@ -129,7 +129,7 @@ def _examine_classes(
 
     def mistakes():
         overlap = _ancestor_overlap(task.synsets(), _noun_parents())
-        return tree_metrics(scores.argmax(1), task.targets, overlap)
+        return _tree_metrics(scores.argmax(1), task.targets, overlap)
 
     report.attempt(task.name, 'zero-shot', lambda: classification_metrics(scores, task.targets) + [note])
     report.attempt(task.name, 'WordNet measures', mistakes)
@@ -154,7 +154,7 @@ def _examine_captions(
         return retrieval_metrics(geometry, images, texts, ids, task.owner, curv, seed)
 
     def cones():
-        return containment_metrics(geometry, images, texts, first_caption, curv, ['caption'], model.cfg.min_radius)
+        return _containment_metrics(geometry, images, texts, first_caption, curv, ['caption'], model.cfg.min_radius)
 
     def delta():
         return [Measure('', 'gromov_delta', gromov_delta(_all_distances(geometry, some, curv), seed=seed))]
@@ -186,7 +186,7 @@ def _examine_chains(
         return hierarchy_metrics(geometry, images, points[rows], task.chains, curv, names, min_radius, seed)
 
     report.attempt(task.name, 'hierarchy', hierarchy)
-    path = lambda: path_metrics(geometry, images, points, rows[task.chains], curv)
+    path = lambda: _path_metrics(geometry, images, points, rows[task.chains], curv)
     report.attempt(task.name, 'path to the root', path)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6dff4532
@@ -283,7 +283,7 @@ def photo_summary(
     "A table of the main measures, and below it what was skipped and how to get it."
     measures, rows = report.measures, []
     for dataset in measures.datasets():
-        for name, quantity in quantities.items():
+        for name, quantity in _quantities.items():
             if measure := measures.find(name, dataset):
                 control = measures.value(name, dataset, 'untrained')
                 rows.append([dataset, quantity.text, measure.value, control, measure.chance])

@@ -26,7 +26,7 @@ from ..data.image_text import picture_suffixes, read_texts, walk_files
 from ..models.model import encode_images, encode_texts, evaluating
 from ..models.released import read_released
 from ..training.trainer import make_loader, open_data
-from .hierarchy import _cone_margins, paths_to_root
+from .hierarchy import _cone_margins, _paths_to_root
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00031
 class _Stop(NamedTuple):
@@ -80,7 +80,7 @@ def _path_to_root(
     steps: int = 50,  # equal ones, in the tangent space at the root
 ) -> list[_Stop]:
     "The texts between a point and the root."
-    path = paths_to_root(pool.geometry, start[None], pool.root, pool.curv, steps)[0]
+    path = _paths_to_root(pool.geometry, start[None], pool.root, pool.curv, steps)[0]
     return pool.stops(torch.cat([start[None], path[1:], pool.root[None]]))  # the ends exactly: a text holds itself
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #9eaa78da

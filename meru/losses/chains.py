@@ -61,7 +61,7 @@ class _ChainTerms(NamedTuple):
     def mean(self) -> Float[Tensor, '']:
         return (self.up + self.texts + self.back) / 3
 
-
+# %% ../../nbs/losses/14_chains.ipynb #4cb721cd
 def chain_terms(
     geometry: Geometry,  # gives the scores
     images: Float[Tensor, 'b d'],  # points
@@ -113,7 +113,7 @@ class Cones(NamedTuple):
 
 _meru_cones = Cones()
 
-
+# %% ../../nbs/losses/14_chains.ipynb #b0e4913e
 def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
     "Sum over edges of what misses its cone, and, if asked, mean over the others of what does not."
     special, general = _edges(points, texts, positive)
@@ -127,7 +127,7 @@ def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
     intruding = (cones.away - outside).relu()[others]
     return own + intruding.sum() / max(1, len(intruding))
 
-
+# %% ../../nbs/losses/14_chains.ipynb #1bd0b909
 def edge_entailment(
     geometry: Geometry,  # has cones
     images: Float[Tensor, 'b d'],  # points

@@ -9,7 +9,7 @@ __all__ = ['entailment_loss']
 from jaxtyping import Float
 from torch import Tensor
 from ..geometry import Geometry
-from .contrastive import check_pairs
+from .contrastive import _check_pairs
 
 # %% ../../nbs/losses/11_entailment.ipynb #57d70959
 def entailment_loss(
@@ -22,6 +22,6 @@ def entailment_loss(
     "Mean angle by which images miss the cones of their texts (MERU)."
     if not geometry.has_cones:
         raise ValueError(f'geometry {str(geometry)!r} has no entailment cones: train it with entail_weight=0')
-    check_pairs(image_points, text_points)
+    _check_pairs(image_points, text_points)
     angle = geometry.exterior_angle(text_points, image_points, curv)
     return (angle - geometry.half_aperture(text_points, curv, min_radius)).relu().mean()

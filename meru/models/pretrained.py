@@ -55,7 +55,7 @@ class _Tower(nn.Module):
         with torch.no_grad():
             return _features(self.net(x))
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #121c932f
 def _features(result: Tensor | tuple) -> Float[Tensor, 'b w']:
     "What a net says of the whole; CoCa's nets add features of each patch and token."
     return result[0] if isinstance(result, tuple) else result
@@ -225,7 +225,7 @@ def _open_clip_towers(
     name = f'{backbone}#{weights_id(*sides, also=json.dumps(preprocess, sort_keys=True))}'
     return Towers(*sides, tokenizer, size, tuple(mean), tuple(std), name, preprocess)
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #738b2947
 def _former_id(towers: Towers) -> str:  # empty: their pictures were not as they should be
     "The id that towers had while it was of their weights alone, and pictures were the central square."
     preprocess = towers.preprocess

@@ -11,7 +11,7 @@ import re
 import torch
 from pathlib import Path
 from torch import Tensor
-from .model import build_model, Model, ModelConfig, paper_sizes
+from .model import build_model, Model, ModelConfig, _paper_sizes
 
 # %% ../../nbs/models/33_released.ipynb #b5bf77af
 def read_released(
@@ -90,7 +90,7 @@ def _depth(state, tower):
 
 
 def _paper_heads(image_width):
-    heads = {size['image_width']: size['image_heads'] for size in paper_sizes.values()}
+    heads = {size['image_width']: size['image_heads'] for size in _paper_sizes.values()}
     if image_width not in heads:
         raise ValueError(
             f"an image tower {image_width} wide is none of the paper's {tuple(heads)}: "

@@ -117,11 +117,11 @@ def _random_start(geometry, n, dim, generator):
     v = torch.randn(n, dim, generator=generator, dtype=torch.float64)
     return v * (0.1 if geometry.has_length else 1)
 
-
+# %% ../../nbs/models/37_taxonomy.ipynb #08255af5
 def _warm_cosine(step, steps):
     return min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
 
-
+# %% ../../nbs/models/37_taxonomy.ipynb #118a3a31
 def place(
     parents: Int64[Tensor, ' n'],  # the row above each node; -1 for a top
     geometry: Geometry,  # scores are distances; of `flat`, not `euclidean`, in flat space

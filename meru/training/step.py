@@ -121,7 +121,7 @@ def _moved(fields, device):
     moved: list[Any] = [o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in fields]
     return type(fields)(*moved)
 
-
+# %% ../../nbs/training/43_step.ipynb #f323d127
 def to_device(
     batch: Batch,  # from a loader
     cfg: TrainConfig,  # compiled or not, and which text tower

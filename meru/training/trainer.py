@@ -45,7 +45,7 @@ from ..data.loader import Batch, Loader
 from ..models.model import build_model, curv_range, Model, tokenizer_of
 from ..models.feature_cache import FeatureCache, open_cache
 from ..models.mining import FeatureBatches
-from .optim import lr_at, make_optimizer
+from .optim import _lr_at, make_optimizer
 from .config import TrainConfig
 from .run import load_checkpoint, load_config, _load_weights, Run, save_checkpoint
 from .step import compile_blocks, compiles, gradients, NonFinite, to_device, _waits, _Watch
@@ -211,8 +211,8 @@ def pick_device(
 def _lr_of(cfg: TrainConfig, step: int) -> float:
     "Learning rate of a step; an extension has a schedule of its own (warm restart, Loshchilov and Hutter 2017)."
     if step < cfg.steps:
-        return lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
-    return lr_at(step - cfg.steps, cfg.lr, cfg.warmup * cfg.extend // cfg.steps, cfg.extend)
+        return _lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
+    return _lr_at(step - cfg.steps, cfg.lr, cfg.warmup * cfg.extend // cfg.steps, cfg.extend)
 
 # %% ../../nbs/training/44_trainer.ipynb #ca31e8ef
 def update(
@@ -542,12 +542,12 @@ def main(
     except (ValueError, OSError, ArithmeticError) as e:
         sys.exit(f'process {os.environ.get("RANK", 0)}: {e}')
 
-
+# %% ../../nbs/training/44_trainer.ipynb #b8e57854
 def _end_with_input():  # whoever started this has gone
     sys.stdin.read()
     os._exit(1)
 
-
+# %% ../../nbs/training/44_trainer.ipynb #f84de2be
 def _stop(*_):
     raise PeerLost('torchrun stopped this process, since another has ended')
 
