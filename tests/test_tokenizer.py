@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from open_clip.tokenizer import _SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer
 from meru.data.tokenizer import Tokenizer, augment_caption, _text_id
 
 FULL, SMALL, BYTES = Tokenizer(), Tokenizer(2048, 16), Tokenizer(514, 400)
-CLIP = _SimpleTokenizer()
+CLIP = SimpleTokenizer()
 
 
 @pytest.mark.parametrize(
