@@ -56,7 +56,7 @@ def _epoch_order(
 
 # %% ../../nbs/data/24_loader.ipynb #36a9f43a
 def _has_levels(sample: Sample, count: int) -> bool:
-    "Does its json hold so many texts, each of them one?"
+    "Does `meta['levels']` hold so many texts, none of them blank?"
     texts = sample.meta.get('levels')
     return isinstance(texts, list) and len(texts) == len(caption_texts(texts)) == count
 
@@ -115,7 +115,7 @@ class TextChains(NamedTuple):
 
     tokens: Int64[Tensor, 'n l']  # of texts that no pair has, each once
     text_ids: Int64[Tensor, ' n']  # of the same
-    of_images: Int64[Tensor, 'b c']  # ids of the texts of each picture, general to special; 0: no text
+    of_images: Int64[Tensor, 'b c']  # ids of all that is true of each picture, general to special; 0: no text
 
 
 class Batch(NamedTuple):
@@ -220,7 +220,7 @@ def part_of(
 
 # %% ../../nbs/data/24_loader.ipynb #11896693
 class _Walks:
-    "Two ways through a dataset, for a class that has `source`, `batch_at`, `evaluation` and settings."
+    "Two ways through a dataset: batches of training without end, and one pass of evaluation."
 
     def batches(
         self,
@@ -277,8 +277,8 @@ def _draw_batch(
     rngs = [sample_rng(loader.seed, epoch, i) for i in index]
     u = np.stack([rng.random(1 + n_draws) for rng in rngs])
     texts, augmented = [], []
-    for sample, rng, level in zip(samples, rngs, u[:, 0]):
-        text = _choose_text(sample, level, loader.level_probs)
+    for sample, rng, u_text in zip(samples, rngs, u[:, 0]):
+        text = _choose_text(sample, u_text, loader.level_probs)
         texts.append(text)
         augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
     return _Drawn(samples, texts, augmented, u[:, 1:])
@@ -308,7 +308,7 @@ class Loader(_Walks):
     seed: int = 0  # of order, augmentation and level
     augment: ImageAugment | None = None  # None: the evaluation transform
     augment_text: Callable | None = None  # (text, rng) to text, e.g. partial(augment_caption, drop=.1)
-    level_probs: tuple | None = None  # chance of each of meta['levels']; None: the caption
+    level_probs: tuple | None = None  # chance of each of meta['levels']; None: one of its captions
     workers: int = 0  # processes; 0: this one
     cache: bool = True  # decode everything first and keep it in memory
     drop_last: bool = True  # leave out an epoch's last, smaller batch

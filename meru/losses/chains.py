@@ -68,7 +68,7 @@ def chain_terms(
     texts: Float[Tensor, 'n d'],  # points, all different texts
     graph: _TextGraph,  # their edges
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
-    scale: float | Float[Tensor, ''],  # inverse temperature s > 0; keep it fixed and low
+    scale: float | Float[Tensor, ''],  # inverse temperature s > 0, fixed: the larger, the smaller the radii
 ) -> _ChainTerms:
     "The chain loss in its three directions."
     of_texts = scale * geometry.scores(images, texts, curv)
@@ -115,7 +115,7 @@ _meru_cones = Cones()
 
 # %% ../../nbs/losses/14_chains.ipynb #b0e4913e
 def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
-    "Sum over edges of what misses its cone, and, if asked, mean over the others of what does not."
+    "Of each edge, the angle by which it misses its cone; with `away`, plus the mean intrusion of all that does not belong."
     special, general = _edges(points, texts, positive)
     aperture = geometry.half_aperture(general, curv, cones.min_radius)
     own = (geometry.exterior_angle(general, special, curv) - widening * aperture).relu()

@@ -304,7 +304,7 @@ class Model(_Scalars):
         general: Float[Tensor, 'n d'] | None = None,  # lifted texts of the chains
         chains=None,  # as `forward`
     ) -> dict[str, Tensor]:  # as `forward`
-        "What lifted pairs lose, and what their chains add."
+        "The contrastive loss of pairs and their entailment; or, with chains, the losses over all edges of those."
         out = dict(contrastive=self.contrastive(x, t, text_ids))
         if chains is None:
             out['entailment'] = self._entailment(x, t)
@@ -328,7 +328,7 @@ class Model(_Scalars):
         batch, curv = _ChainBatch(x, torch.cat([t, general]), ids, chains.of_images), self.curv
         if self.training:
             batch = _of_all_processes(batch, len(t))
-            curv = curv.detach() if rank() else curv  # one process tells it the whole gradient
+            curv = curv.detach() if rank() else curv  # all compute this same loss: its gradient is counted once
         ids, first = _first_of_each(batch.text_ids)
         x, texts, graph = batch.images, batch.texts[first], text_graph(ids, batch.of_images)
         terms = chain_terms(self.geometry, x, texts, graph, curv, self.cfg.chain_scale)
