@@ -112,7 +112,11 @@ class Browser:
     def at(self, i):
         script = """const b = document.getElementById('stage').getBoundingClientRect(), w = meru.where(arguments[0])
             return [b.left + w[0], b.top + w[1]]"""
-        x, y = self.js(script, i)
+        for _ in range(50):
+            x, y = self.js(script, i)
+            if None not in (x, y):
+                break
+            time.sleep(0.1)  # the page has no size yet
         return dict(type='pointerMove', x=round(x), y=round(y), duration=0)
 
     def screenshot(self):
@@ -129,7 +133,7 @@ class Browser:
         before = -1
         for _ in range(200):
             now = self.js('return meru.frames')
-            if now == before:
+            if now == before and now > 0:  # a busy machine draws its first frame late
                 return
             before = now
             time.sleep(0.15)

@@ -219,7 +219,7 @@ def test_kept_or_made_again(name, monkeypatch):
     "The same gradients, whether tiles stay or not; with one text twice and hard negatives."
     found = []
     for limit in (0, 10**6):
-        monkeypatch.setattr(pairwise, 'KEPT', limit)
+        monkeypatch.setattr(pairwise, '_KEPT', limit)
         found.append(outcome(contrastive_loss, name, tangents(23, 4, 0), 1.0, 14.0, torch.arange(23) // 2, 0.1, 0.5))
     assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(*found))
 

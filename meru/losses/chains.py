@@ -115,7 +115,7 @@ _meru_cones = Cones()
 
 # %% ../../nbs/losses/14_chains.ipynb #b0e4913e
 def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
-    "Of each edge, the angle by which it misses its cone; with `away`, plus the mean intrusion of all that does not belong."
+    "Of each edge, the angle by which it misses its cone; with `away`, plus the mean intrusion of the others."
     special, general = _edges(points, texts, positive)
     aperture = geometry.half_aperture(general, curv, cones.min_radius)
     own = (geometry.exterior_angle(general, special, curv) - widening * aperture).relu()
