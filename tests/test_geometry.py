@@ -221,20 +221,23 @@ def test_matmul_shortcuts_are_put_back(precision):
         torch.set_float32_matmul_precision('highest')
 
 
+# every child is forked before anything was computed: a process that has threads of OpenMP cannot be forked safely
 SWITCHES = """
 import os, sys, torch
 from meru.geometry import get_geometry, _matmuls
 from meru.losses.pairwise import contrastive_loss
-torch.manual_seed(0)
-space, curv, scale = get_geometry('lorentz'), torch.tensor(1.0), torch.tensor(10.0)
-x, y = (space.exp_map0(torch.randn(64, 256) / 16, curv) for _ in range(2))
+
 def values():
+    torch.manual_seed(0)
+    space, curv, scale = get_geometry('lorentz'), torch.tensor(1.0), torch.tensor(10.0)
+    x, y = (space.exp_map0(torch.randn(64, 256) / 16, curv) for _ in range(2))
     rows = x.clone().requires_grad_()
     loss = contrastive_loss(space, rows, y, curv, scale)
     return [space.scores(x, y, curv), loss.detach(), *torch.autograd.grad(loss, rows)]
-truth = values()
+
 for switch in sys.argv[1:]:
     if os.fork() == 0:
+        truth = values()
         exec(switch)
         before = [o.fp32_precision for o in _matmuls]
         same = all(map(torch.equal, values(), truth))
