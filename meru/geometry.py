@@ -542,8 +542,9 @@ def _lorentz_columns(x, curv, centre):
 def _lorentz_gap(x, y, curv):
     "δ = (c/2)(|x−y|² − (x_t−y_t)²) from three squared lengths a pair."
     wide = curv.to(_wide(x.device))
-    both_times = _wide_time(x, wide) + _wide_time(y, wide)
-    time_gap = (_wide_squares(x) - _wide_squares(y)) / both_times
+    x_square, y_square = _wide_squares(x), _wide_squares(y)
+    both_times = (1 / wide + x_square).sqrt() + (1 / wide + y_square).sqrt()
+    time_gap = (x_square - y_square) / both_times
     return wide / 2 * (_wide_squares(x, y) - time_gap.square())
 
 # %% ../nbs/00_geometry.ipynb #d76ef848

@@ -1,4 +1,4 @@
-"Many processes against one: loss, gradients, data, runs; and what is said when one of them goes."
+"Many processes against one: loss, gradients, data, runs; and the message when one of them goes."
 
 import io
 import json
@@ -76,21 +76,21 @@ class Team:
             w.close()
 
     def end(self, seconds=60):
-        said = []
+        results = []
         for r, _ in self.pipes:
             try:
-                said.append(r.recv() if r.poll(seconds) else 'late')
+                results.append(r.recv() if r.poll(seconds) else 'late')
             except EOFError:
-                said.append(None)
+                results.append(None)
         for o in self.members:
             o.join(seconds)
-        return said, [e.read_text() if e.exists() else '' for e in self.errs]
+        return results, [e.read_text() if e.exists() else '' for e in self.errs]
 
     def run(self, n, job, *args):
         self.start(n, job, *args)
-        said, errs = self.end(120)
+        results, errs = self.end(120)
         assert not any(o.exitcode for o in self.members), errs
-        return said
+        return results
 
 
 @pytest.fixture(scope='module')
@@ -154,14 +154,14 @@ def compare_losses():
         def both(name, how, size=0.7):
             return errors(numbers(name, True, how, size), numbers(name, False, how, size))
 
-        told = dict(
+        results = dict(
             all={(name, way): both(name, how) for name in geometries for way, how in WAYS.items()},
             far={name: both(name, {}, 1.5) for name in geometries if name != 'klein'},  # its coordinates end before
         )
         for mutant, names in MUTANTS.items() if world() > 1 else ():
             with patch.multiple(pairwise, **names):
-                told[mutant] = both('lorentz', {})
-        return told
+                results[mutant] = both('lorentz', {})
+        return results
 
 
 @pytest.fixture(scope='module')
@@ -171,10 +171,10 @@ def compared(team):
 
 @pytest.mark.parametrize('n', [1, 2, 4])
 def test_loss_and_gradients_are_those_of_one_process(compared, n):
-    for told in compared[n]:
-        assert len(told['all']) == 3 * (len(geometries) + 1), told['all'].keys()  # and the Klein model
-        assert max(map(max, told['all'].values())) < 1e-12, told['all']
-        assert max(map(max, told['far'].values())) < 1e-6, told[
+    for results in compared[n]:
+        assert len(results['all']) == 3 * (len(geometries) + 1), results['all'].keys()  # and the Klein model
+        assert max(map(max, results['all'].values())) < 1e-12, results['all']
+        assert max(map(max, results['far'].values())) < 1e-6, results[
             'far'
         ]  # so far out the fused form itself has lost these digits
 
@@ -182,8 +182,8 @@ def test_loss_and_gradients_are_those_of_one_process(compared, n):
 @pytest.mark.parametrize('n', [2, 4])
 @pytest.mark.parametrize('mutant', MUTANTS)
 def test_the_comparison_catches(compared, mutant, n):
-    for told in compared[n]:
-        loss, *gradients = told[mutant]
+    for results in compared[n]:
+        loss, *gradients = results[mutant]
         assert max(gradients) > 1e-2
         assert loss < 1e-12 if mutant == 'gather without gradient' else loss > 1e-4
 
@@ -241,16 +241,16 @@ def model_gradients(preset, given):
 
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip', 'smoke_euclid', 'smoke_poincare'])
 def test_a_whole_model_has_the_same_gradients(team, preset):
-    for told in team.run(2, model_gradients, preset, {}):
-        assert max(told) < 1e-10 and told[0] < 1e-12, told
+    for results in team.run(2, model_gradients, preset, {}):
+        assert max(results) < 1e-10 and results[0] < 1e-12, results
 
 
 @pytest.mark.parametrize('n', [2, 4])
 @pytest.mark.parametrize('preset', ['smoke', 'smoke_clip'])
 def test_chains_reach_across_processes(team, preset, n):
     terms = dict(chains='levels', chain_weight=1.0, **({} if 'clip' in preset else dict(order_weight=0.5)))
-    for told in team.run(n, model_gradients, preset, terms):
-        assert max(told) < 1e-10 and told[0] < 1e-12, told
+    for results in team.run(n, model_gradients, preset, terms):
+        assert max(results) < 1e-10 and results[0] < 1e-12, results
 
 
 def norms():
@@ -258,29 +258,29 @@ def norms():
     x = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0)).double()
 
     def of(kind, part):
-        norm, said = torch.nn.BatchNorm1d(3, **kind).double(), []
+        norm, outputs = torch.nn.BatchNorm1d(3, **kind).double(), []
         if world() > 1:
             parallel.sync_batch_norms(norm)
         for step in (1, 2, 3):
-            said.append(norm(step * x[part] + step))
-        return [*said, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
+            outputs.append(norm(step * x[part] + step))
+        return [*outputs, norm.eval()(x[part]), *(o.double()[None] for o in norm.buffers())]
 
     kinds = [dict(), dict(momentum=None), dict(track_running_stats=False), dict(affine=False)]
     want = [of(kind, slice(None)) for kind in kinds]
     with processes('cpu'):
         part = part_of(7, (rank(), 2))
-        told = [
+        results = [
             errors([o.detach() for o in of(kind, part)], [(o[part] if len(o) == 7 else o).detach() for o in w])
             for kind, w in zip(kinds, want)
         ]
         lonely = parallel._SyncBatchNorm(3)
         lonely(torch.ones(rank(), 3, 1))  # one value a channel in all
-        return told, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
+        return results, [o.isfinite().all().item() for o in (lonely.running_mean, lonely.running_var)]
 
 
 def test_every_kind_of_batch_norm_sees_all_processes(team):
-    for told, finite in team.run(2, norms):
-        assert max(map(max, told)) < 1e-12 and all(finite), (told, finite)
+    for results, finite in team.run(2, norms):
+        assert max(map(max, results)) < 1e-12 and all(finite), (results, finite)
 
 
 # the data
@@ -347,11 +347,11 @@ def test_a_killed_process_ends_the_run_and_the_restart_ends_with_the_same_bits(t
         assert child.wait(60) != 0 and time.time() - killed < 60
         child.stdin.close()
         log.seek(0)
-        said = log.read()
-    assert _what_happened(said) == 'process 1 was ended by SIGKILL'
+        messages = log.read()
+    assert _what_happened(messages) == 'process 1 was ended by SIGKILL'
     assert re.search(
-        r'process 0: .*another.*keeps its checkpoint of step \d+, and the same command goes on from there', said
-    ), said[-2000:]
+        r'process 0: .*another.*keeps its checkpoint of step \d+, and the same command goes on from there', messages
+    ), messages[-2000:]
     assert 4 <= broken.step < 12 and not broken.finished
     team.run(2, train, broken.folder)
     for name in ('last', 'best'):
@@ -624,11 +624,11 @@ def test_processes_that_see_different_things(team):
 
 
 def test_the_notebook_follows_two_processes(run_cells, tmp_path):
-    error, said = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2)
+    error, messages = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2)
     assert not error, error
     record = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert 'finished' in record and record['sessions'][0]['processes'] == 2
-    assert '100%' in said and '384/384' in said
+    assert '100%' in messages and '384/384' in messages
 
 
 def test_on_a_gpu_batch_norms_become_pytorchs_own():

@@ -376,10 +376,10 @@ def _depths(
     return depth
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #e9ce7552
-def _wrong_before(rivals, row, score):
-    "How many of a row's wrong answers come no later than a score; `rivals` is -inf where an answer is right."
+def _wrong_before(negatives, row, score):
+    "How many of a row's wrong answers come no later than a score; `negatives` is -inf where an answer is right."
     parts = zip(row.split(1024), score.split(1024))
-    return torch.cat([(rivals[r] >= s[:, None]).sum(1) for r, s in parts])
+    return torch.cat([(negatives[r] >= s[:, None]).sum(1) for r, s in parts])
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #33fd1e75
 def average_precision(

@@ -155,9 +155,9 @@ def _open_together(
         embedded_data()
     if world() > 1:
         gather_objects(None)  # wait for it
-    found = open_data(cfg)
-    _check_processes(world(), batch_size=cfg.batch_size, val_pairs=len(found[1]))
-    return found
+    data = open_data(cfg)
+    _check_processes(world(), batch_size=cfg.batch_size, val_pairs=len(data[1]))
+    return data
 
 # %% ../../nbs/training/44_trainer.ipynb #ce4f0d19
 def make_loader(
@@ -281,7 +281,7 @@ def _validate(
     model: Model,  # put into evaluation mode
     loader: Loader,  # over the held-out pairs
 ) -> dict:  # `val_loss` in nats, `val_top1` in [0, 1]
-    "Loss and naming accuracy on the held-out pairs."
+    "Loss and zero-shot accuracy on the held-out pairs."
     model.eval()
     device = next(model.parameters()).device
     with torch.compiler.set_stance('force_eager'):  # every length is a shape of its own here
