@@ -9,11 +9,12 @@ from hypothesis import given, settings, strategies as st
 from meru.core import file_sha256
 from meru.data.chains import chain_kinds, _folder_chain, _level_chain, _noun_chain, _word_chain
 from meru.data.emoji import embedded_data
-from meru.data.loader import Loader
+from meru.data.loader import Loader, TextChains
 from meru.data.shards import Shards, write_shards
 from meru.data.tokenizer import Tokenizer
 from meru.geometry import geometries, get_geometry
 from meru.losses.chains import chain_loss, chain_terms, Cones, edge_entailment, radial_order, text_graph
+from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.training.trainer import fit
@@ -144,6 +145,8 @@ def test_data_without_levels_are_refused_with_the_remedy(tmp_path):
     [
         (dict(chain_weight=1.0), 'chains is off'),
         (dict(order_weight=1.0), 'chains is off'),
+        (dict(cone_across=0.7), 'they shape the entailment of chains'),
+        (dict(chains='levels', entail_weight=0.0, cone_away=0.1), 'they shape the entailment of chains'),
         (dict(chains='levels', micro_batch=16), 'set micro_batch=0'),
         (dict(geometry='sphere', entail_weight=0.0, chains='levels', order_weight=1.0), 'has no radii'),
         (dict(chains='tiers'), 'is not one of off, levels'),
@@ -152,6 +155,20 @@ def test_data_without_levels_are_refused_with_the_remedy(tmp_path):
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         make_config('smoke', **{'image_tower': 'vit', 'patch_size': 8, **given})
+
+
+def test_the_cones_of_a_config_are_those_of_the_loss():
+    cfg = make_config('smoke', chains='levels', entail_weight=1.0, cone_across=0.7, cone_within=1.2, cone_away=0.1)
+    model, g = build_model(cfg), torch.Generator().manual_seed(0)
+    x, t, general = (
+        model.geometry.exp_map0(torch.randn(n, cfg.embed_dim, generator=g), ONE.float()) for n in (3, 3, 2)
+    )
+    chains = TextChains(None, torch.tensor([4, 5]), torch.tensor([[5, 4, 1], [5, 4, 2], [5, 3, 0]]))
+    terms = model.losses(x, t, torch.arange(1, 4), general, chains)
+    graph = text_graph(torch.arange(1, 6), chains.of_images)
+    cones = Cones(cfg.min_radius, across=0.7, within=1.2, away=0.1)
+    edges = model.geometry, x, torch.cat([t, general]), graph, model.curv
+    assert terms['entailment'] == edge_entailment(*edges, cones) != edge_entailment(*edges)
 
 
 def test_a_run_with_chains_repeats_and_resumes_to_the_bit(tmp_path):

@@ -59,6 +59,9 @@ class _SpaceConfig:
     )
     entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
     min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
+    cone_across: Annotated[float, Above(0)] = 1.0  # chains: widening of a text's cone for pictures (HyCoCLIP: 0.7)
+    cone_within: Annotated[float, Above(0)] = 1.0  # chains: the same for texts (HyCoCLIP: 1.2)
+    cone_away: Annotated[float, AtLeast(0)] = 0.0  # chains: radians by which others should miss a cone; 0: no such term
     shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
 
     def __post_init__(self):
@@ -335,9 +338,8 @@ class Model(_Scalars):
         found = dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         nothing = x.new_zeros(())
         space = self.geometry, x, texts, graph, curv
-        found['entailment'] = (
-            edge_entailment(*space, Cones(self.cfg.min_radius)) if self.geometry.has_cones else nothing
-        )
+        cones = Cones(self.cfg.min_radius, self.cfg.cone_across, self.cfg.cone_within, self.cfg.cone_away)
+        found['entailment'] = edge_entailment(*space, cones) if self.geometry.has_cones else nothing
         found['order'] = radial_order(*space, self.cfg.order_margin) if self.geometry.has_radius else nothing
         return found
 
