@@ -13,7 +13,7 @@ import meru
 import numpy as np
 import re
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from dataclasses import dataclass, replace
 from html import escape
 from jaxtyping import Float, Int64, UInt8
@@ -26,6 +26,7 @@ from .plots import fit_angles, polar_dist, principal_axes
 from .core import check_finite, project_path, write_file
 from .data.shards import Sample, Shards
 from .data.emoji import embedded_data
+from .data.images import _decode_scaled, ImageError, to_rgb
 from .models.taxonomy import ancestors
 from .models.model import encode_images, encode_texts, tokenizer_of
 from .training.config import TrainConfig
@@ -57,6 +58,7 @@ class _Items(NamedTuple):
     shown: str = ''  # what is shown of the data and what is left out
     drawn: bool = True  # drawings on white, to be cut out; photos are not
     placed: bool = False  # by the tree alone, without a network
+    given: bool = False  # points of any origin: nothing is known of a training
 
     @property
     def words(self) -> str:
@@ -84,13 +86,13 @@ def _cut_out(
     side: int,  # of the result, pixels
     drawn: bool,  # on white, which is made clear
 ) -> Image.Image:  # RGBA
-    "A picture in a square, its white surroundings made clear."
+    "A drawing in a square, its white surroundings made clear; or the middle of a photo."
     picture = Image.open(io.BytesIO(data)).convert('RGBA')
+    if not drawn:
+        return ImageOps.fit(picture, (side, side))
     picture.thumbnail((side, side))
     square = Image.new('RGBA', (side, side), (255, 255, 255, 0))
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    if not drawn:
-        return square
     pixels = np.array(square)
     _clear_border(pixels)
     return Image.fromarray(pixels)
@@ -101,6 +103,7 @@ def _sheet(
     side: int,  # of each, pixels
     columns: int,  # beside each other
     drawn: bool = True,  # on white, which is made clear
+    quality: int = 78,  # of the WebP
 ) -> bytes:  # a WebP, empty without pictures
     "All pictures in one."
     if not pictures:
@@ -111,8 +114,126 @@ def _sheet(
         row, column = divmod(i, columns)
         big.paste(_cut_out(picture, side, drawn), (column * side, row * side))
     out = io.BytesIO()
-    big.save(out, 'webp', quality=78, alpha_quality=70, method=4)
+    big.save(out, 'webp', quality=quality, alpha_quality=70, method=4)
     return out.getvalue()
+
+# %% ../nbs/70_explorer.ipynb #4cf79c67
+def _opened(
+    image,  # a file's path or bytes, a PIL image, or an array [h w 3] or tensor [3 h w] of bytes
+    least: int = 384,  # pixels of the shorter side that are wanted
+) -> Image.Image:  # RGB
+    "A picture in any of the forms that `explore` takes."
+    if isinstance(image, (str, Path)):
+        image = Path(image).expanduser().read_bytes()
+    if isinstance(image, bytes):
+        return Image.fromarray(_decode_scaled(image, least=least).pixels)
+    if torch.is_tensor(image):
+        image = image.permute(1, 2, 0).numpy()
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    return to_rgb(ImageOps.exif_transpose(image))
+
+# %% ../nbs/70_explorer.ipynb #ce68ee32
+def _small(
+    image: Image.Image,  # RGB
+    side: int,  # most pixels of either side
+    quality: int,  # of the file
+    kind: str = 'webp',
+) -> bytes:  # an image file
+    "A smaller copy; none is made larger."
+    image = image.copy()
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.save(out, kind, quality=quality)
+    return out.getvalue()
+
+# %% ../nbs/70_explorer.ipynb #906dec7b
+class _ReadPhotos(NamedTuple):
+    "Photos of any form as files of moderate size."
+
+    files: list  # bytes of a JPEG, or None
+    failed: dict[str, str]  # name -> why it could not be read
+
+
+def _read_photos(
+    images: list,  # of any form; None for a text
+    names: list[str],  # theirs, for messages
+    side: int = 512,  # most pixels of either side
+) -> _ReadPhotos:
+    "A photo that cannot be read stays a point, and is named."
+    files, failed = [], {}
+    for image, name in zip(images, names):
+        try:
+            file = None if image is None else _small(_opened(image), side, 92, 'jpeg')
+        except (ImageError, OSError, TypeError, ValueError) as error:
+            file, failed[name] = None, str(error)
+        files.append(file)
+    return _ReadPhotos(files, failed)
+
+# %% ../nbs/70_explorer.ipynb #eb1ec3da
+class _PhotoSize(NamedTuple):
+    "How large photos are in a page."
+
+    tile: int  # side of a square in the sheet, pixels
+    side: int  # most pixels of either side of the larger copy; 0: there is none
+    quality: int  # of both
+
+
+_photo_sizes = [
+    _PhotoSize(64, 384, 80),
+    _PhotoSize(64, 320, 75),
+    _PhotoSize(64, 256, 70),
+    _PhotoSize(64, 192, 65),
+    _PhotoSize(48, 160, 60),
+    _PhotoSize(48, 128, 55),
+    _PhotoSize(40, 96, 50),
+    _PhotoSize(40, 0, 50),
+    _PhotoSize(32, 0, 40),
+    _PhotoSize(24, 0, 30),
+]
+
+
+class _Prints(NamedTuple):
+    "Photos as a page holds them."
+
+    size: _PhotoSize
+    sheet: bytes  # all squares in one WebP
+    large: list[bytes]  # a WebP each, or none
+
+    @property
+    def bytes(self) -> int:  # in the page, where four characters hold three bytes
+        return 4 * (len(self.sheet) + sum(map(len, self.large))) // 3 + 4 * len(self.large)
+
+# %% ../nbs/70_explorer.ipynb #74ed6928
+def _prints(
+    photos: list[bytes],  # image files
+    size: _PhotoSize,
+    columns: int,  # squares beside each other
+) -> _Prints:
+    "All photos at one size."
+    sheet = _sheet(photos, size.tile, columns, False, size.quality)
+    large = []
+    if size.side:
+        large = [_small(Image.open(io.BytesIO(photo)), size.side, size.quality) for photo in photos]
+    return _Prints(size, sheet, large)
+
+# %% ../nbs/70_explorer.ipynb #785a86f2
+def _fitting_prints(
+    photos: list[bytes],  # image files
+    room: int,  # bytes of the page that are left
+    columns: int = 26,  # squares beside each other
+) -> _Prints:
+    "The largest size at which all photos fit."
+    some = [photos[row] for row in spread(len(photos), 24)]
+    for size in _photo_sizes:
+        last = size == _photo_sizes[-1]
+        likely = _prints(some, size, columns).bytes * len(photos) / max(1, len(some))
+        if likely > room and not last:
+            continue
+        made = _prints(photos, size, columns)
+        if made.bytes <= room or last:
+            return made
+    raise AssertionError('the last size is always taken')
 
 # %% ../nbs/70_explorer.ipynb #1c37b83a
 _labels = dict(
@@ -383,6 +504,8 @@ def _space_data(
     "What the page needs to compute in the full space and to draw."
     seen = _polar(space, items.texts)
     name, title = _labels.get(space.geometry, (space.geometry, f'{space.geometry} geometry'))
+    if items.given:
+        title = title.rpartition(': ')[2].capitalize()
     places, wide = _places(space, seen), seen.vectors.shape[1] == 2  # near the rim of a plane every digit counts
     exact = seen.vectors.double() if wide else seen.vectors.half()
     return dict(
@@ -430,19 +553,29 @@ def _rows_data(
         tile=[number.get(row, -1) for row in range(len(items.texts))],
     )
 
+# %% ../nbs/70_explorer.ipynb #9d0da854
+def _size_note(
+    made: _Prints,
+    items: _Items,
+) -> str:
+    "Whether photos were made smaller than they need be."
+    if made.size == _photo_sizes[0]:
+        return ''
+    wide = made.size.side or made.size.tile
+    how = f'{wide} pixels, quality {made.size.quality}'
+    return f'{items.titles[-1].capitalize()}s are kept at {how}, so that the page stays within 10 MB.'
+
 # %% ../nbs/70_explorer.ipynb #e7166310
 def _page_data(
     items: _Items,
     spaces: list[_Space],
     title: str,
-    side: int = 64,  # of a picture, pixels
 ) -> dict:
-    "Everything in the page."
+    "Everything in the page but its pictures."
     _check_spaces(items, spaces)
-    columns, tree = 26, len(items.titles) > 2
+    tree = len(items.titles) > 2
     shown = [row for row, picture in enumerate(items.pictures) if picture is not None]
     order = {top: i for i, top in enumerate(items.groups().unique().tolist())}
-    sheet = _sheet([items.pictures[row] for row in shown], side, columns, items.drawn)
     return dict(
         title=title,
         items=_rows_data(items, shown, order),
@@ -451,13 +584,30 @@ def _page_data(
         tree=tree,
         drawn=items.drawn,
         visible=[level != 'detail' for level in items.titles],
-        tile=side,
-        columns=columns,
         exact=('Faint lines are the catalogue’s tree. ' if tree else '') + _exact,
         credits=items.credits,
         shown=items.shown,
-        atlas=f'data:image/webp;base64,{_text_of(sheet)}' if shown else '',
         spaces=[_space_data(space, items) for space in spaces],
+    )
+
+# %% ../nbs/70_explorer.ipynb #d2436037
+def _picture_data(
+    items: _Items,
+    room: int,  # bytes of the page that are left
+) -> dict:
+    "A sheet of drawings; or of photos, each larger too."
+    pictures, columns = [picture for picture in items.pictures if picture is not None], 26
+    if items.drawn:
+        made = _Prints(_PhotoSize(64, 0, 78), _sheet(pictures, 64, columns), [])
+    else:
+        made = _fitting_prints(pictures, room, columns)
+    webp = 'data:image/webp;base64,'
+    return dict(
+        tile=made.size.tile,
+        columns=columns,
+        atlas=f'{webp}{_text_of(made.sheet)}' if made.sheet else '',
+        large=[_text_of(photo) for photo in made.large],
+        note=_size_note(made, items) if pictures and not items.drawn else '',
     )
 
 # %% ../nbs/70_explorer.ipynb #bd46b84f
@@ -472,24 +622,41 @@ def _wrap(
     return re.sub(r'\{(title|css|js|data)\}', lambda m: fill[m[1]], html)
 
 # %% ../nbs/70_explorer.ipynb #4afda4f8
+def _as_json(
+    data: dict,
+) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+
+
 def _make_page(
     items: _Items,
     spaces: list[_Space],  # the first is shown first
     title: str,
+    most: int = 9_900_000,  # bytes of the page
 ) -> str:  # one HTML file
     "Put the page together."
-    data = json.dumps(_page_data(items, spaces, title), ensure_ascii=False, allow_nan=False, separators=(',', ':'))
-    return _wrap(data.replace('<', '\\u003c'), title)
+    data = _page_data(items, spaces, title)
+    bare = len(_wrap(_as_json(data), title).encode())
+    data |= _picture_data(items, most - bare)
+    return _wrap(_as_json(data), title)
 
 # %% ../nbs/70_explorer.ipynb #07fa574c
+def _data_of(
+    page: str,  # an explorer
+) -> str:  # JSON
+    "The data of a page."
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    if not found:
+        raise ValueError('this page is no explorer: it has no data')
+    return found[1]
+
+
 def _rewrap(
     page: str,  # an explorer
 ) -> str:  # the same data in the shell of today
     "Renew a page's template, style and script."
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    if not found:
-        raise ValueError('this page is no explorer: it has no data')
-    return _wrap(found[1], json.loads(found[1])['title'])
+    data = _data_of(page)
+    return _wrap(data, json.loads(data)['title'])
 
 # %% ../nbs/70_explorer.ipynb #f77d9633
 def _plain(
@@ -556,9 +723,9 @@ def _drawings_of(
 def _emoji_scene(
     test_set: EmojiTestSet,
     n: int = 2000,  # points at most
-    split: str = 'test_style',  # whose drawings
 ) -> _Scene:
     "Texts of four levels and drawings, at equal steps through the tree."
+    split = 'test_style'
     total = len(test_set.chains[split])
     tops = int((test_set.levels < 2).sum())
     count = max(1, min(total, (n - tops) // 3))
@@ -690,16 +857,154 @@ def _cache_scene(
     pictures = cache.image[some, 0].float()
     return _Scene(items, texts, pictures)
 
+# %% ../nbs/70_explorer.ipynb #34df9145
+def _path_of(
+    label,  # a text, or several from general to special
+) -> tuple[str, ...]:
+    "A label as a path."
+    return (label,) if isinstance(label, str) else tuple(map(str, label))
+
+
+def _parent_among(
+    path: tuple[str, ...],
+    rows: dict[tuple, int],  # path of each text -> its row
+    itself: bool,  # may a text of the very same path be the parent?
+) -> int:  # -1: none
+    "The text of the longest beginning of a path."
+    for length in range(len(path) - (not itself), 0, -1):
+        if path[:length] in rows:
+            return rows[path[:length]]
+    return -1
+
+# %% ../nbs/70_explorer.ipynb #55704704
+def _own_titles(
+    depth: int,  # levels of texts
+) -> list[str]:  # of the levels, the photos' last
+    "What to call texts of each level."
+    if depth < 2:
+        return ['caption', 'photo']
+    return ['general text', *(f'level-{level} text' for level in range(2, depth)), 'caption', 'photo']
+
+
+def _point_items(
+    labels: list,  # texts, or paths of texts; those of texts first
+    files: list,  # bytes of an image file for a photo; None for a text, and for a photo that could not be read
+    texts: int,  # how many are texts
+    shown: str,  # what is shown and what is left out
+) -> _Items:
+    "Texts and photos, each under the text above it."
+    paths = [_path_of(label) for label in labels]
+    rows = {path: row for row, path in reversed(list(enumerate(paths[:texts])))}
+    parents = torch.tensor([_parent_among(path, rows, row >= texts) for row, path in enumerate(paths)])
+    levels = ancestors(parents).sum(1)
+    depth = int(levels[:texts].max()) + 1 if texts else 1
+    levels[texts:] = depth
+    names = [path[-1] for path in paths]
+    return _Items(names, levels, parents, files, _own_titles(depth), shown=shown, drawn=False, given=True)
+
+# %% ../nbs/70_explorer.ipynb #6a5fbc8e
+class _Given(NamedTuple):
+    "Points that a person has, texts before photos."
+
+    points: Float[Tensor, 'n d']
+    labels: list
+    images: list  # None for a text
+
+
+def _given(
+    points,  # tensor or array [n d]
+    labels: list | None,  # of each point; None: pictures go by their file's name
+    images: list | None,  # of any form; None: all points are texts
+) -> _Given:
+    "Put texts first, and refuse what does not fit together."
+    points = torch.as_tensor(points).detach().float().cpu()
+    images = [None] * len(points) if images is None else list(images)
+    if labels is None:
+        labels = [Path(image).stem if isinstance(image, (str, Path)) else f'{i}' for i, image in enumerate(images)]
+    for what, some in dict(labels=labels, images=images).items():
+        if len(some) != len(points):
+            remedy = 'images holds None where a point is a text' if what == 'images' else 'each point has one'
+            raise ValueError(f'{len(points)} points, but {len(some)} {what}: {remedy}')
+    order = sorted(range(len(points)), key=lambda row: images[row] is not None)
+    return _Given(points[order], [labels[row] for row in order], [images[row] for row in order])
+
+# %% ../nbs/70_explorer.ipynb #6b291c3c
+def _some_given(
+    given: _Given,
+    n: int,  # points at most
+) -> _Given:
+    "Photos at equal steps with their texts, then other texts."
+    photos = [row for row, image in enumerate(given.images) if image is not None]
+    texts = len(given.images) - len(photos)
+    if len(given.images) <= n:
+        return given
+    chosen = [photos[step] for step in spread(len(photos), max(1, n // 2))] if photos else []
+    wanted = {_path_of(given.labels[row])[:length] for row in chosen for length in range(1, 9)}
+    first = [row for row in range(texts) if _path_of(given.labels[row]) in wanted]
+    others = [row for row in range(texts) if _path_of(given.labels[row]) not in wanted]
+    kept = first[: n - len(chosen)]
+    room = n - len(chosen) - len(kept)
+    if room and others:
+        kept += [others[step] for step in spread(len(others), room)]
+    rows = sorted(kept) + chosen
+    return _Given(given.points[rows], [given.labels[row] for row in rows], [given.images[row] for row in rows])
+
+# %% ../nbs/70_explorer.ipynb #cadefac9
+def _space_given(
+    points: Float[Tensor, 'n d'],
+    model,  # whose points these are: it knows geometry and curvature; or a geometry's name, curvature 1
+) -> _Space:
+    "The space of points that a person has."
+    if isinstance(model, str):
+        geometry = get_geometry(model)
+        return _Space(model, points if geometry.has_length else unit(points), torch.tensor(1.0))
+    model = getattr(model, 'model', model)
+    return _Space(model.cfg.geometry, points, model.curv.detach().cpu(), model.cfg.min_radius)
+
+# %% ../nbs/70_explorer.ipynb #b3ebf557
+def _given_scene(
+    given: _Given,
+    n: int,  # points at most
+) -> tuple[_Items, Float[Tensor, 'm d']]:  # and their points
+    "Read the photos, and say what is left out."
+    total, some = len(given.points), _some_given(given, n)
+    names = [_path_of(label)[-1] for label in some.labels]
+    photos = _read_photos(some.images, names)
+    shown = f'Shown are {len(some.points):,} of the {total:,} points.'
+    if photos.failed:
+        name, why = next(iter(photos.failed.items()))
+        shown += f' {len(photos.failed)} of the photos could not be read, such as {name}: {why}.'
+    texts = sum(image is None for image in some.images)
+    return _point_items(some.labels, photos.files, texts, shown), some.points
+
 # %% ../nbs/70_explorer.ipynb #2e10dc25
 @dataclass
 class _Page:
     "An explorer on disk; a notebook shows it in place."
 
     path: Path  # of the HTML file
+    note: str = ''  # what had to be left out or made smaller
+
+    def __str__(self):
+        size = f'{self.path}: {self.path.stat().st_size / 1e6:.1f} MB'
+        return f'{size}. {self.note}' if self.note else size
 
     def _repr_html_(self) -> str:
         html = escape(self.path.read_text(encoding='utf-8'))
         return f'<iframe srcdoc="{html}" width="100%" height="680" style="border:0" title="explorer"></iframe>'
+
+# %% ../nbs/70_explorer.ipynb #b774f51a
+def _write_page(
+    page: Path,  # the file
+    items: _Items,
+    spaces: list[_Space],  # the first is shown first
+    title: str,
+) -> _Page:
+    "Put the page together and write it."
+    html = _make_page(items, spaces, title)
+    write_file(page, html)
+    data = json.loads(_data_of(html))
+    return _Page(page, ' '.join(filter(None, [data['shown'], data['note']])))
 
 # %% ../nbs/70_explorer.ipynb #42206bbb
 def _controls_of(
@@ -746,11 +1051,10 @@ def _read_scene(
     cfg: TrainConfig,  # of the run
     data: str,  # 'emoji', or a dataset from the project's root
     n: int,  # points at most
-    split: str,  # of the drawings
 ) -> _Scene:
     "The drawings; or the held-out part of the run's own data; or all of another dataset."
     if data == 'emoji':
-        return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n, split)
+        return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n)
     if not _one_dataset(data):
         inside = survey(project_path(data))[0]
         example = f'{data}/{inside[0].name}'
@@ -763,20 +1067,17 @@ def _read_scene(
     return _cache_scene(part, n) if isinstance(part, CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
 
 # %% ../nbs/70_explorer.ipynb #2ab1c5dc
-def explore(
-    run: str | Path | Run,  # its folder, from the project's root
-    controls: list | None = None,  # folders of runs to compare with; None: those that stand beside it
-    n: int = 2000,  # points at most
-    checkpoint: str = 'last',  # 'last' or 'best'
-    data: str | None = None,  # 'emoji' or a dataset, from the project's root; None: the run's own, held-out part
-    split: str = 'test_style',  # of the drawings
+def _explore_run(
+    run: Path,  # its folder
+    others: list,  # folders of runs to compare with
+    n: int,  # points at most
+    checkpoint: str,  # 'last' or 'best'
+    data: str | None,  # None: the run's own, held-out part
 ) -> _Page:
     "Write `explorer.html` into the run's folder, or `explorer_DATA.html` for other data than its own."
-    run = project_path(run.folder if isinstance(run, Run) else run)
     cfg = load_config(run)
     data = data or cfg.data
-    scene = _read_scene(cfg, data, n, split)
-    others = _controls_of(run) if controls is None else controls
+    scene = _read_scene(cfg, data, n)
     spaces = [_run_space(o, checkpoint, scene) for o in (run, *others)]
     title = f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s'
     page = run / 'explorer.html'
@@ -784,9 +1085,30 @@ def explore(
         name = Path(data).stem
         title = f'{title} of {name}'
         page = run / f'explorer_{name}.html'
-    html = _make_page(scene.items, spaces, title)
-    write_file(page, html)
-    return _Page(page)
+    return _write_page(page, scene.items, spaces, title)
+
+# %% ../nbs/70_explorer.ipynb #5644cacc
+def explore(
+    run: str | Path | Run | None = None,  # a run's folder, from the project's root; with `points` where to write
+    controls: list | None = None,  # folders of runs to compare with; None: those that stand beside it
+    n: int = 2000,  # points at most
+    checkpoint: str = 'last',  # of the run, 'last' or 'best'
+    data: str | None = None,  # 'emoji' or a dataset, from the project's root; None: the run's own, held-out part
+    points: Float[Tensor, 'm d'] | None = None,  # any vectors, in place of a run
+    labels: list | None = None,  # of each point a text, or several from general to special
+    images: list | None = None,  # of each point a picture (path, PIL, array), or None where the point is a text
+    model: object = 'sphere',  # whose points these are, or the name of a geometry
+) -> _Page:
+    "Write `explorer.html` into a folder: a run's drawings and words, or any points with texts and photos."
+    if points is not None:
+        folder = Path.cwd() if run is None else project_path(run)
+        items, kept = _given_scene(_given(points, labels, images), n)
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write_page(folder / 'explorer.html', items, [_space_given(kept, model)], f'{folder.name}: a map')
+    if run is None:
+        raise ValueError('there is nothing to explore: name a run, or give points with their labels and images')
+    run = project_path(run.folder if isinstance(run, Run) else run)
+    return _explore_run(run, _controls_of(run) if controls is None else controls, n, checkpoint, data)
 
 # %% ../nbs/70_explorer.ipynb #c47fb10a
 def explored(
@@ -821,6 +1143,4 @@ def explore_tree(
         raise ValueError(f'the tree has {int(levels.max()) + 1} levels, and there are {len(titles)} titles for them')
     about = dict(credits=credits, shown=f'Shown are all {len(texts):,} texts of the tree.', placed=True)
     items = _Items(texts, levels, parents, pictures or [None] * len(texts), titles, **about)
-    html = _make_page(items, [_Space(geometry, points, torch.tensor(1.0))], f'{page.stem}: a tree placed')
-    write_file(page, html)
-    return _Page(page)
+    return _write_page(page, items, [_Space(geometry, points, torch.tensor(1.0))], f'{page.stem}: a tree placed')
