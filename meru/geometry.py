@@ -344,11 +344,15 @@ class Pairing(NamedTuple):
 
 def _padded(rows):
     "Zeros up to a width of a multiple of eight: products of odd widths are slow."
-    return pad(rows, (0, -rows.shape[1] % 8))
+    missing = -rows.shape[1] % 8
+    return pad(rows, (0, missing)) if missing else rows
 
 
 def _with_columns(points, *columns):
-    return torch.cat([points, torch.stack(columns, 1).to(points.dtype)], 1)
+    "Columns beside points, then zeros as `_padded` would put there, in one copy."
+    beside = torch.stack(columns, 1).to(points.dtype)
+    zeros = points.new_zeros(len(points), -(points.shape[1] + len(columns)) % 8)
+    return torch.cat([points, beside, zeros], 1)
 
 # %% ../nbs/00_geometry.ipynb #ec6d06c6
 class _Scores:

@@ -321,9 +321,14 @@ def _of_all(own, batch):
     return torch.cat((everyone[: batch.own.start], own, everyone[batch.own.stop :]))
 
 # %% ../../nbs/losses/13_pairwise.ipynb #36504fdf
+def _largest(rows):
+    "|number| of each column that is largest."
+    return torch.maximum(rows.amax(0), -rows.amin(0))
+
+
 def _floor(batch):
     "Below this a z is made of rounding errors: one part in 2²³ (float32) of the products' largest terms."
-    sizes = torch.stack([o.detach().abs().amax(0) for o in (batch.left, batch.right)])
+    sizes = torch.stack([_largest(o.detach()) for o in (batch.left, batch.right)])
     sizes = sizes if batch.counts is None else total(sizes, 'MAX')
     largest = (sizes.prod(0).sum() * batch.gain.detach().abs()).item()
     return torch.finfo(sizes.dtype).eps * min(1.0, max(largest, 1e-20))
