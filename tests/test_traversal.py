@@ -2,16 +2,19 @@
 
 import json
 import re
+from functools import partial
 import pytest
 import torch
 from PIL import Image
 from meru.geometry import geometries, get_geometry
 from meru.data.image_text import read_texts
+from meru.data.images import resize_image
 from meru.evaluation.traversal import *
 from meru.evaluation.traversal import _path_between, _path_to_root, _read_starts, _root_of, _Start, _Stop, _TextPool
 from conftest import ROOT
 
 c = torch.tensor(0.8, dtype=torch.float64)
+square = partial(resize_image, size=16)
 
 
 def scattered(name, n=40, seed=0):
@@ -113,23 +116,23 @@ def test_the_root_of_clip(home):
 
 def test_a_folder_with_one_picture(home, tmp_path):
     Image.new('RGB', (20, 30), 'green').save(tmp_path / 'green.PNG')
-    (start,) = _read_starts(str(tmp_path), 16, 8)
+    (start,) = _read_starts(str(tmp_path), square, 8)
     assert start.name == 'green' and start.picture.shape == (3, 16, 16)
-    assert [s.name for s in _read_starts(str(tmp_path / 'green.PNG'), 16, 8)] == ['green']
+    assert [s.name for s in _read_starts(str(tmp_path / 'green.PNG'), square, 8)] == ['green']
 
 
 def test_a_damaged_picture_of_a_folder_is_named_and_left_out(tmp_path, capsys):
     for name in ('a', 'c'):
         Image.new('RGB', (20, 30), 'green').save(tmp_path / f'{name}.png')
     (tmp_path / 'b.png').write_bytes(b'no picture')
-    assert [s.name for s in _read_starts(str(tmp_path), 16, 8)] == ['a', 'c']
+    assert [s.name for s in _read_starts(str(tmp_path), square, 8)] == ['a', 'c']
     assert f'Left out: {tmp_path / "b.png"} cannot be used' in capsys.readouterr().out
     with pytest.raises(ValueError, match='b.png cannot be used'):
-        _read_starts(str(tmp_path / 'b.png'), 16, 8)
+        _read_starts(str(tmp_path / 'b.png'), square, 8)
     for name in ('a', 'c'):
         (tmp_path / f'{name}.png').unlink()
     with pytest.raises(ValueError, match='b.png cannot be used'):
-        _read_starts(str(tmp_path), 16, 8)
+        _read_starts(str(tmp_path), square, 8)
 
 
 def test_dollar_signs_in_names_and_captions_are_no_formula(tmp_path):
