@@ -462,9 +462,9 @@ def from_pretrained(
 class PublishConfig:
     "What `nbs/publish.ipynb` takes."
 
-    run: Given = ''  # folder of a finished run, from the project's root
+    run: Given = ''  # folder of a finished run or of a saved model, from the project's root; or org/name of the hub
     out: Given = ''  # folder of the saved model; its card is written anew
-    checkpoint: Literal['last', 'best'] = 'last'  # which of the run's
+    checkpoint: Literal['last', 'best'] = 'last'  # which of the run's; a saved model has but one
     licence: str = 'other'  # of the weights, as the hub names it, such as apache-2.0
     note: str = 'Not stated.'  # licences of the training data, what the model is for and what not
 
@@ -488,8 +488,10 @@ def _refuse_foreign(
 def publish(
     cfg: PublishConfig,  # run, place, licence
 ) -> Pretrained:  # as it was saved
-    "Save a run's model with its record and card."
-    folder, model = project_path(cfg.out), _from_run(cfg.run, cfg.checkpoint)
+    "Save a model with its record and card: a run's, or one that was saved before."
+    folder, source = project_path(cfg.out), find_model(cfg.run)
+    saved = (source / 'model.safetensors').exists()
+    model = from_pretrained(source) if saved else _from_run(source, cfg.checkpoint)
     _refuse_foreign(folder, cfg.out)
     steps = _progress(model.model.cfg, model.record)
     if 'not finished' in steps:

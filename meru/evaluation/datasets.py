@@ -15,7 +15,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from jaxtyping import Int64, UInt8
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -137,9 +137,10 @@ class Pictures:
         self,
         keys: list,  # what `read` takes, and what messages call the pictures
         read: Callable,  # key -> UInt8[3 h w]
-        size: int,  # side, pixels
+        size: int | Callable,  # side, pixels; or what resizes a picture, as `resize` of a model
     ):
         self.keys, self.read, self.size = list(keys), read, size
+        self.resize = size if callable(size) else partial(resize_image, size=size)
 
     def __len__(self):
         return len(self.keys)
@@ -149,9 +150,9 @@ class Pictures:
             return torch.stack(list(pool.map(self.one, self.keys[rows])))
 
     def one(self, key) -> UInt8[Tensor, '3 s s']:
-        "The central square of one picture, scaled."
+        "One picture, scaled; by a side in pixels its central square."
         try:
-            return resize_image(self.read(key), self.size)
+            return self.resize(self.read(key))
         except ImageError as e:
             raise ValueError(f'picture {key} cannot be used: {e}') from None
 

@@ -455,6 +455,15 @@ def _model_metrics(
     return measures + hierarchy + _text_tree_metrics(geometry, test_set, emb, min_radius)
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #ef769cdc
+def _refuse_head(cfg: ModelConfig):
+    "Drawings of a few pixels tell nothing of towers that know photos."
+    if cfg.image_tower == 'features':
+        raise ValueError(
+            f'a head on {cfg.backbone or "towers"} sees photos, not the drawings: '
+            'name captioned photos, or a cache of their features, with -p data FOLDER'
+        )
+
+
 def evaluate_emoji(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -463,6 +472,7 @@ def evaluate_emoji(
     seed: int = 0,  # of the untrained control
 ) -> tuple[Measures, _Embeddings, EmojiTestSet]:
     "Every measure on the embedded drawings, for the model, an untrained one and the pixels."
+    _refuse_head(model.cfg)
     test_set = read_test_set(folder, image_size)
     measures = Measures(Measure(split, 'id', drawings.id) for split, drawings in test_set.drawings.items())
     damaged = sum(drawings.damaged for drawings in test_set.drawings.values())

@@ -26,10 +26,10 @@ from meru.core import (
 )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #9b1f6c2e
-from ..models.model import encode_images, encode_texts, tokenizer_of
+from ..models.model import attach_backbone, encode_images, encode_texts, tokenizer_of
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
-from ..training.run import load_run
+from ..training.run import _is_saved, load_run, _weights_of
 from .measures import _flatten, Measure, Measures, _quantities
 from .zeroshot import _class_points, classification_metrics, _linear_probe, _probe_metrics, _split_halves
 from .retrieval import retrieval_metrics
@@ -209,9 +209,15 @@ def _cached_pairs(
     limit: int = 0,  # images, at equal steps; 0: all
 ) -> Captions:  # features in place of pictures and texts
     "The test part of a cache, unaugmented."
+    if 'test' not in cache.info['splits']:
+        splits = ', '.join(sorted(set(cache.info['splits'])))
+        remedy = "give the table that was embedded a column 'split' with test in some rows, and embed it again"
+        raise ValueError(f'its pictures are of the split {splits}, and none of test: {remedy}')
     test = cache.rows('test')
     rows = test[spread(len(test), limit)]
     kept = torch.isin(cache.text_image, rows)
+    if not kept.any():
+        raise ValueError('its test pictures have no captions: give the table a column caption, and embed it again')
     owner = torch.searchsorted(rows, cache.text_image[kept])
     images = cache.image[rows, 0].float()
     texts = cache.text[kept, 0].float()
@@ -225,14 +231,14 @@ def _check_measured(
     report: _Report,
     folder: Path,
 ):
-    "Refuse a report in which no dataset has a number."
-    if any(dataset != 'wordnet' for dataset in report.measures.datasets()):
+    "Refuse a report whose table would be empty."
+    if any(m.dataset != 'wordnet' and m.name in _quantities for m in report.measures):
         return
     reasons = [
         why for what, why in report.skipped.items() if what.split(': ')[-1] in ('everything', 'zero-shot', 'retrieval')
     ]
-    layouts = 'one folder per class, a captions.jsonl or table beside the pictures, or shards'
-    why = '; '.join(reasons) or 'it holds no dataset'
+    layouts = 'one folder per class, a captions.jsonl or table beside the pictures, shards, or a cache of features'
+    why = '; '.join(reasons).rstrip('.') or 'it holds no dataset'
     raise ValueError(f'nothing in {_short(folder)} could be measured: {why}. What can be read: {layouts}')
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b8378d43
@@ -240,7 +246,7 @@ def evaluate_folder(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
     folder: str | Path,  # a dataset, a folder of datasets, or a feature cache
-    image_size: int,  # side that the model takes, pixels
+    image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
 ) -> _Report:  # raises ValueError where nothing could be measured
     "Every measure whose data lie in a folder; all others listed with the way to get them."
@@ -255,24 +261,35 @@ def evaluate_folder(
     for path in present:
         report.attempt(path.stem, 'everything', lambda: examine(path))
     _check_measured(report, folder)
-    if model.cfg.text_tower != 'features':
+    if not cached:
         report.attempt('wordnet', 'depth and radius', lambda: _examine_nouns(model, tokenizer))
     report.skipped |= {title: f'not in {_short(folder)}: {how}' for title, how in absent.items()}
     return report
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0d6e24e8
+def _control_of(
+    model: nn.Module,  # of `meru.models`
+    seed: int = 0,  # of the weights
+) -> nn.Module:  # on its device
+    "An untrained model of the same kind; a head stands on the same towers."
+    control = untrained(model.cfg, seed)
+    if model.cfg.image_tower == 'features':
+        for name in ('image_tower', 'text_tower', 'pixel_mean', 'pixel_std', 'resize'):
+            setattr(control, name, getattr(model, name))
+    return control.to(next(model.parameters()).device)
+
+
 def evaluate_with_control(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
     folder: str | Path,  # a dataset, a folder of datasets, or a feature cache
-    image_size: int,  # side that the model takes, pixels
+    image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
     seed: int = 0,  # of the untrained control
 ) -> _Report:
     "`evaluate_folder` for the model, and for an untrained one as its control."
     report = evaluate_folder(model, tokenizer, folder, image_size, limit)
-    control = untrained(model.cfg, seed).to(next(model.parameters()).device)
-    control_report = evaluate_folder(control, tokenizer, folder, image_size, limit)
+    control_report = evaluate_folder(_control_of(model, seed), tokenizer, folder, image_size, limit)
     report.measures += control_report.measures.labelled(model='untrained')
     return report
 
@@ -296,10 +313,10 @@ def photo_summary(
 class EvalConfig:
     "What `nbs/evaluate.ipynb` takes."
 
-    run: str = 'outputs/demo'  # folder of a run, from the project's root
+    run: str = 'outputs/demo'  # folder of a run or of a saved model, from the project's root; or org/name of the hub
     checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: a .pth file
     data: Given = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
-    out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint
+    out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint or a saved model
     limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all
     image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
     seed: Seed = 0  # of the untrained control's weights
@@ -313,14 +330,20 @@ class EvalConfig:
         return Path(self.checkpoint).suffix == '.pth'
 
     @property
+    def name(self) -> str:
+        "Of the model, in figures and folders."
+        return Path(self.checkpoint).stem if self.released else Path(self.run.partition('@')[0]).name
+
+    @property
     def file(self) -> Path:
         "The checkpoint."
-        return project_path(self.checkpoint if self.released else f'{self.run}/{self.checkpoint}.safetensors')
+        return project_path(self.checkpoint) if self.released else _weights_of(self.run, self.checkpoint)
 
     @property
     def folder(self) -> Path:
         "Where the results go."
-        return project_path(self.out or (f'outputs/{self.file.stem}' if self.released else self.run))
+        own = not self.released and not _is_saved(self.run)
+        return project_path(self.out or (self.run if own else f'outputs/{self.name}'))
 
     @property
     def record(self) -> Path:
@@ -328,22 +351,30 @@ class EvalConfig:
         return self.folder / ('metrics.json' if self.data == 'emoji' else f'metrics_{Path(self.data).stem}.json')
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0015c132
+def _with_towers(
+    model: nn.Module,  # perhaps a head
+) -> tuple[nn.Module, Callable]:  # the model, and its tokenizer
+    "A model that takes pictures and texts: a head gets the towers whose features it has learned."
+    if model.cfg.image_tower != 'features':
+        return model, tokenizer_of(model.cfg)
+    model, towers = attach_backbone(model)
+    return model.eval(), towers.tokenizer
+
+
 def load_evaluated(
     cfg: EvalConfig,
-) -> tuple[nn.Module, Callable]:  # the model in evaluation mode, and its tokenizer; features are taken as they are
-    "The model of a run or of a released checkpoint."
+) -> tuple[nn.Module, Callable]:  # the model in evaluation mode, and its tokenizer
+    "The model of a run, a saved model or a released checkpoint; a head takes a cache of features, or pictures."
     if cfg.released and not cfg.file.exists():
         raise FileNotFoundError(f'there is no checkpoint {cfg.checkpoint}: download it by hand')
     heads = cfg.image_heads or None  # 0: those of the paper
     model = load_released(cfg.file, heads).eval() if cfg.released else load_run(cfg.run, cfg.checkpoint)
-    reads_features = 'features' in (model.cfg.image_tower, model.cfg.text_tower)
-    if reads_features and not (project_path(cfg.data) / 'cache.json').exists():
-        remedy = f'name a cache of them with -p data FOLDER, such as {getattr(model.cfg, "data", "")}'
-        raise ValueError(f'{cfg.run} reads features of {model.cfg.backbone}, not pictures: {remedy}')
+    cached = (project_path(cfg.data) / 'cache.json').exists()
+    model, tokenizer = (model, tokenizer_of(model.cfg)) if cached else _with_towers(model)
     cfg.folder.mkdir(parents=True, exist_ok=True)
     if cfg.data != 'emoji' and torch.cuda.is_available():
         model.cuda()  # the drawings take seconds on a CPU
-    return model, tokenizer_of(model.cfg)
+    return model, tokenizer
 
 # %% ../../nbs/evaluation/66_suites.ipynb #00c015a2
 def save_measures(

@@ -9,6 +9,7 @@ __all__ = ['TraverseConfig', 'traverse', 'plot_paths', 'path_table', 'path_recor
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from jaxtyping import Float, Int64, UInt8
@@ -19,14 +20,15 @@ from textwrap import fill
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
 from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path
-from ..data.images import decode_image, ImageError, resize_image
+from ..data.images import decode_image, ImageError
 from ..data.shards import Shards
 from ..data.emoji import embedded_data
 from ..data.image_text import picture_suffixes, read_texts, walk_files
-from ..models.model import encode_images, encode_texts, evaluating
+from ..models.model import encode_images, encode_texts, evaluating, _project
 from ..models.released import read_released
 from ..training.trainer import make_loader, open_data
 from .hierarchy import _cone_margins, _paths_to_root
+from .suites import EvalConfig
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00031
 class _Stop(NamedTuple):
@@ -96,18 +98,34 @@ def _path_between(
     return pool.stops(torch.cat([start[None], path, end[None]]))
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00051
+def _sum_of_points(
+    model: nn.Module,  # of a run; of a head the two maps suffice
+    batch,  # pictures and token ids, or features of both
+) -> Float[Tensor, ' d']:
+    "All images and texts of a batch, added up."
+    device = model.curv.device
+    images, texts = batch.images.to(device), batch.tokens.to(device)
+    if images.ndim == 2:
+        tangents = _project(model.image_proj, images), _project(model.text_proj or model.image_proj, texts)
+        points = model.lift_image(tangents[0]), model.lift_text(tangents[1])
+    else:
+        points = model.encode_image(images), model.encode_text(texts)
+    return points[0].sum(0) + points[1].sum(0)
+
+
 def _training_mean(
     model: nn.Module,  # of a run
     batches: int = 100,  # of training pairs, at most
 ) -> Float[Tensor, ' d']:
     "Mean of the images and captions that the model was trained on."
-    pairs, _ = open_data(model.cfg)
-    loader, device = make_loader(model.cfg, pairs, workers=0, cache=False), next(model.parameters()).device
-    total = 0.0
+    try:
+        pairs, _ = open_data(model.cfg)
+    except (OSError, ValueError) as error:
+        remedy = 'so there is nowhere to walk to; walk to a picture with -p to FILE'
+        raise ValueError(f'a root on the sphere is the mean of the training pairs, and {error}: {remedy}') from None
+    loader = make_loader(model.cfg, pairs, workers=0, cache=False)
     with evaluating(model):
-        for batch in islice(loader.eval_batches(), batches):
-            total = total + model.encode_image(batch.images.to(device)).sum(0)
-            total = total + model.encode_text(batch.tokens.to(device)).sum(0)
+        total = sum(_sum_of_points(model, batch) for batch in islice(loader.eval_batches(), batches))
     return F.normalize(total, dim=-1).cpu()
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #6a42a708
@@ -143,29 +161,29 @@ def _some(
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #8fae1919
 def _drawings(
-    size: int,  # side, pixels
+    resize: Callable,  # of a decoded picture, as of a model
     count: int,  # at most so many
 ) -> list[_Start]:
     "Drawings of the unseen style, at equal steps through their tree."
     shards = Shards(embedded_data() / 'test_style')
     samples = sorted((shards[i] for i in range(len(shards))), key=lambda sample: sample.meta['levels'])
-    return [_Start(sample.caption, resize_image(decode_image(sample.image), size)) for sample in _some(samples, count)]
+    return [_Start(sample.caption, resize(decode_image(sample.image))) for sample in _some(samples, count)]
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #7120be81
 def _picture_of(
     path: Path,  # an image file
-    size: int,  # side, pixels
+    resize: Callable,  # of a decoded picture, as of a model
 ) -> _Start:
-    "The central square of a picture, scaled; a file that is none is named."
+    "A picture as the model takes it; a file that is none is named."
     try:
-        return _Start(path.stem, resize_image(decode_image(path.read_bytes()), size))
+        return _Start(path.stem, resize(decode_image(path.read_bytes())))
     except (ImageError, OSError) as error:
         raise ValueError(f'{path} cannot be used: {error}') from None
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #b6511393
 def _folder_starts(
     folder: Path,
-    size: int,  # side, pixels
+    resize: Callable,  # of a decoded picture, as of a model
     count: int,  # at most so many
 ) -> list[_Start]:
     "Pictures of a folder at equal steps; what cannot be read is named and left out."
@@ -175,7 +193,7 @@ def _folder_starts(
     starts, failures = [], []
     for name in _some(names, count):
         try:
-            starts.append(_picture_of(folder / name, size))
+            starts.append(_picture_of(folder / name, resize))
         except ValueError as error:
             failures.append(str(error))
     if not starts:
@@ -187,27 +205,27 @@ def _folder_starts(
 # %% ../../nbs/evaluation/69_traversal.ipynb #4c215751
 def _read_starts(
     images: str,  # 'emoji', an image file or a folder of them
-    size: int,  # side that the model takes, pixels
+    resize: Callable,  # of a decoded picture, as of a model
     count: int,  # at most so many
 ) -> list[_Start]:
     "Pictures to begin at."
     if images == 'emoji':
-        return _drawings(size, count)
+        return _drawings(resize, count)
     path = project_path(images)
     if not path.exists():
         remedy = "name 'emoji', an image file or a folder of images with -p images"
         raise FileNotFoundError(f'there is no image {images}: {remedy}')
-    return [_picture_of(path, size)] if path.is_file() else _folder_starts(path, size, count)
+    return [_picture_of(path, resize)] if path.is_file() else _folder_starts(path, resize, count)
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00071
 @dataclass(frozen=True)
 class TraverseConfig:
     "What `nbs/traverse.ipynb` takes."
 
-    run: str = 'outputs/demo'  # folder of a run, from the project's root
+    run: str = 'outputs/demo'  # folder of a run or of a saved model, from the project's root; or org/name of the hub
     checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: a .pth file
     image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
-    beside: str = ''  # folder of a second run, drawn below; '' = none
+    beside: str = ''  # a second one, drawn below; '' = none
     images: str = 'emoji'  # where paths begin: 'emoji', an image file, or a folder of images
     text: str = ''  # where they begin instead: texts, with | between them
     to: str = ''  # an image file where they end; '' = at the root
@@ -222,7 +240,7 @@ class TraverseConfig:
 
     @property
     def name(self) -> str:
-        return Path(self.checkpoint if self.checkpoint.endswith('.pth') else self.run).stem  # of the model, in figures
+        return EvalConfig(run=self.run, checkpoint=self.checkpoint).name  # of the model, in figures
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #9817d8e9
 def _point_of(
@@ -257,16 +275,15 @@ def traverse(
     released: Path | None = None,  # the file that the model is from; None: a run
 ) -> tuple[list[_Start], list[list[_Stop]]]:  # and the texts on the path of each
     "The paths of a configuration."
-    size = model.cfg.image_size
     if cfg.text:
         starts = [_Start(text.strip(), None) for text in cfg.text.split('|')]
     else:
-        starts = _read_starts(cfg.images, size, cfg.count)
+        starts = _read_starts(cfg.images, model.resize, cfg.count)
     points = [_point_of(model, tokenizer, start) for start in starts]
     if not cfg.to:
         pool = _make_pool(model, tokenizer, cfg, _root_of(model, released).double())
         return starts, [_path_to_root(pool, point, cfg.steps) for point in points]
-    end = _point_of(model, tokenizer, _read_starts(cfg.to, size, 1)[0])
+    end = _point_of(model, tokenizer, _read_starts(cfg.to, model.resize, 1)[0])
     origin = _root_of(model, released).double() if model.geometry.has_radius else points[0]
     pool = _make_pool(model, tokenizer, cfg, origin)
     return starts, [_path_between(pool, point, end, cfg.steps) for point in points]

@@ -12,6 +12,7 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from jaxtyping import Float, Int
 from torch import nn, Tensor
 from typing import Annotated, Literal, NamedTuple
@@ -21,6 +22,7 @@ from ..core import Above, AtLeast, Between, check_config, check_finite, Count, O
 from ..losses.entailment import entailment_loss
 from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
 from ..losses.pairwise import contrastive_loss
+from ..data.images import resize_image
 from ..data.tokenizer import Tokenizer
 from .towers import _build_image_tower, _build_text_tower, _image_towers
 from .pretrained import load_towers, Towers
@@ -244,6 +246,7 @@ class Model(_Scalars):
     ):
         super().__init__(cfg)
         self.image_tower, self.text_tower = image_tower, text_tower
+        self.resize = partial(resize_image, size=cfg.image_size)  # of a decoded picture; pretrained towers bring theirs
         self.image_proj, self.text_proj = _projections(image_tower.width, text_tower.width, cfg)
         self.register_buffer('pixel_mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # ImageNet's
         self.register_buffer('pixel_std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
@@ -418,7 +421,8 @@ def _with_pixels(
     model: Model,  # changed in place
     towers: Towers,  # whose image tower it holds
 ) -> Model:
-    "The model, normalising pixels as these towers expect."
+    "The model, resizing pictures and normalising pixels as these towers expect."
+    model.resize = towers.resize
     for name in ('mean', 'std'):
         getattr(model, f'pixel_{name}').copy_(torch.tensor(getattr(towers, name)).view(3, 1, 1))
     return model
