@@ -411,9 +411,9 @@ def _owner(lock: Path) -> dict | None:
     "Who holds a lock; None: nobody who is alive."
     try:
         owner = json.loads(lock.read_text())
-        gone = owner['host'] == platform.node() and _birth(owner['pid']) != owner['birth']
-        return None if gone else owner
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        pid, host, birth = owner['pid'], owner['host'], owner['birth']
+        return None if host == platform.node() and _birth(pid) != birth else owner
+    except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 # %% ../nbs/03_core.ipynb #4f21783c

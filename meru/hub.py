@@ -23,7 +23,7 @@ from torch import Tensor
 from typing import Literal, NamedTuple
 from .core import check_config, file_sha256, Given, markdown_table, project_path, write_file, write_json
 from .data.tokenizer import Tokenizer
-from .data.images import decode_image, ImageError, resize_image, to_rgb
+from .data.images import decode_image, ImageError, _read_file, resize_image, to_rgb
 from .models.pretrained import load_towers
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
 from .training.run import checkpoint_state, find_model, load_config, load_run, load_saved
@@ -197,7 +197,7 @@ def _picture(
 ) -> UInt8[Tensor, '3 h w']:
     "Pixels of one picture in any form."
     if isinstance(item, (str, Path)):
-        return decode_image(_located(item).read_bytes())
+        return decode_image(_read_file(_located(item)))
     if hasattr(item, 'read') and not isinstance(item, Image.Image):
         item = item.read()
     if isinstance(item, (bytes, bytearray, memoryview)):

@@ -21,7 +21,7 @@ from torch import Tensor
 from typing import Annotated, Literal
 from .plots import contact_sheet
 from .core import AtLeast, check_config, Count, locked, project_path
-from .data.images import decode_image, ImageError, resize_image
+from .data.images import decode_image, ImageError, _read_file, resize_image
 from .data.image_text import picture_suffixes, read_texts, walk_files
 from .models.pretrained import Towers, weights_id
 from .models.model import attach_backbone, Model, tokenizer_of
@@ -101,7 +101,7 @@ def _why(
 ) -> str:
     "What the decoder says of it."
     try:
-        decode_image(file.read_bytes())
+        decode_image(_read_file(file))
     except (ImageError, OSError) as e:
         return str(e)
     return 'changed while the folder was encoded: search again'
@@ -148,14 +148,14 @@ class ImageIndex:
         path = project_path(query) if query.lower().endswith(picture_suffixes) else None
         if path is None or not path.is_file():
             return self.text_points([query])
-        pixels = self.towers.resize(decode_image(path.read_bytes()))[None]
+        pixels = self.towers.resize(decode_image(_read_file(path)))[None]
         with torch.no_grad():
             return self.model.encode_image(pixels)
 
     def thumbnails(self, rows: list[int], size: int = 96) -> UInt8[Tensor, 'n 3 s s']:
         "Pictures by their row, `size` pixels wide."
         files = [self.folder / self.pictures.columns['file'][i] for i in rows]
-        return torch.stack([resize_image(decode_image(o.read_bytes()), size) for o in files])
+        return torch.stack([resize_image(decode_image(_read_file(o)), size) for o in files])
 
 # %% ../nbs/72_image_index.ipynb #6179f8a5
 def _lifted(

@@ -61,7 +61,7 @@ def test_a_number_that_another_process_was_given_since_is_no_owner(tmp_path):
         pass
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 3}'])
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 3}', '{"host": "a", "birth": "1"}', '[' * 100_000, '\ufeff'])
 def test_a_lock_that_is_none_stops_nobody(tmp_path, text):
     (tmp_path / '.lock').write_text(text)
     with locked(tmp_path):

@@ -94,6 +94,54 @@ def test_damaged_stores_are_named(tmp_path):
         _text(store, 't.txt')
 
 
+RED = {'captions.jsonl': '{"file": "a.png", "caption": "red"}', 'a.png': png()}
+
+
+def zipped(path, files=RED):
+    with zipfile.ZipFile(path, 'w') as z:
+        for name, data in files.items():
+            z.writestr(name, data)
+    return path
+
+
+def flagged(data, local, central, value):
+    "Set a field of every header of a zip."
+    data = bytearray(data)
+    for sign, offset in ((b'PK\3\4', local), (b'PK\1\2', central)):
+        at = data.find(sign)
+        while at >= 0:
+            data[at + offset] = value
+            at = data.find(sign, at + 1)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    'spoil, says',
+    [
+        (lambda d: flagged(d, 6, 8, 1), 'captions.jsonl in .*x.zip cannot be read: .*encrypted'),
+        (lambda d: flagged(d, 8, 10, 99), 'captions.jsonl in .*x.zip cannot be read: .*compression method'),
+        (lambda d: d.replace(b'red', b'rod', 1), 'captions.jsonl in .*x.zip cannot be read: Bad CRC-32'),
+        (lambda d: d.replace(b'IHDR', b'IHDr', 1), 'a.png in .*x.zip cannot be read: Bad CRC-32'),
+        (lambda d: d.replace(b'PK\1\2', b'PK\1\3', 1), 'x.zip cannot be read as a zip file'),
+        (lambda d: d[:-9], 'x.zip is neither a folder nor a zip file'),
+    ],
+)
+def test_a_spoilt_zip_is_named(spoil, says, tmp_path):
+    path = zipped(tmp_path / 'x.zip')
+    assert read_data(path, 4).texts == ['red']
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=says):
+        read_data(path, 4).pictures[:]
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_two_files_of_one_name_in_a_zip_are_refused(tmp_path):
+    with zipfile.ZipFile(zipped(tmp_path / 'x.zip'), 'a') as z:
+        z.writestr('a.png', png('blue'))
+    with pytest.raises(ValueError, match='x.zip holds two files called a.png'):
+        read_data(tmp_path / 'x.zip', 4)
+
+
 def test_pictures_decode_only_what_is_asked_for():
     decoded = []
 
@@ -491,3 +539,20 @@ def test_real_data(name, kind, count, classes):
         assert task.chains.shape == (1000, 4) and crop_letterbox(task.pictures.read(task.pictures.keys[0])).shape[
             1:
         ] < (256, 256)
+
+
+@pytest.mark.parametrize(
+    'images, annotations, says',
+    [
+        ([dict(id=1, file_name=7)], [dict(image_id=1, caption='a')], 'names the image 7, which is no path'),
+        ([dict(id=1, file_name='a.png')], [dict(image_id=[1], caption='a')], 'is not one of COCO: TypeError'),
+        ([dict(id=1, file_name='a.png')], [dict(image_id=2, caption='a')], 'for the unlisted image id 2'),
+        ([dict(id=1, file_name='a.png')] * 2, [dict(image_id=1, caption='a')], 'one image id to two images'),
+        ([dict(id=1, file_name='a.png')], [dict(image_id=1, caption=None)], 'has no caption for a.png'),
+    ],
+)
+def test_a_coco_list_of_another_shape_is_named(images, annotations, says, tmp_path):
+    write(tmp_path / 'a.png', png())
+    write(tmp_path / 'captions_val2017.json', json.dumps(dict(images=images, annotations=annotations)))
+    with pytest.raises(ValueError, match=f'captions_val2017.json of .*{says}'):
+        read_data(tmp_path, 4)

@@ -446,3 +446,12 @@ def test_the_flickr8k_features_as_a_cache(tmp_path):
 )
 def test_embed_says_what_is_wrong(given, says, run_cells):
     assert says in run_cells('embed', **given)[0]
+
+
+@pytest.mark.parametrize('text', ['"x"', '[[]]', 'null', '{', '[' * 100_000], ids=range(5))
+@pytest.mark.parametrize('name', ['cache.json', 'parts/plan.json'])
+def test_a_description_that_is_no_object_is_named(name, text, photos, tmp_path):
+    (tmp_path / 'out/parts').mkdir(parents=True)
+    (tmp_path / 'out' / name).write_text(text)
+    with pytest.raises(ValueError, match=f'{name} (is not JSON|holds no JSON object)'):
+        embed(config(photos, tmp_path), towers())

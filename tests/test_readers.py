@@ -431,3 +431,40 @@ def test_a_name_longer_than_any_file_has_is_a_missing_file(tmp_path):
 def test_a_manifest_of_another_shape_is_named(text, tmp_path):
     with pytest.raises(ValueError, match='manifest.json is no manifest of shards'):
         Shards(fill(tmp_path, {'manifest.json': text}))
+
+
+def test_what_has_no_suffix_is_counted_and_what_is_hidden_is_not(tmp_path):
+    from meru.data.shards import make_manifest
+
+    folder = tarfile.TarInfo('v1.5')
+    folder.type = tarfile.DIRTYPE
+    members = [('a.png', pic()), ('a.txt', b'a'), ('photo', pic()), ('b/._a.png', b'Mac'), ('.DS_Store', b'Mac')]
+    fill(tmp_path, {'00000.tar': folder.tobuf() + tar_bytes(members)})
+    make_manifest(tmp_path)
+    found = Shards(tmp_path)
+    assert len(found) == 2 and found[0].caption == 'a'
+    with pytest.raises(SampleError) as e:
+        found[1]
+    assert e.value.reason == 'no_image'
+
+
+@pytest.mark.parametrize('length', ['-5', '0', '+18', '99', ' 18'])
+def test_a_pax_header_of_an_impossible_length_is_named(length):
+    info = tarfile.TarInfo('x' * 120 + '.png')
+    data = info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+    at = data.index(b' path=')
+    start = data.rindex(b'\0', 0, at) + 1
+    spoilt = data[:start] + length.encode().rjust(at - start, b'0') + data[at:]
+    with pytest.raises(ShardError, match='Shard x.tar is damaged'):
+        list(_tar_members(io.BytesIO(spoilt), 'x.tar'))
+
+
+def test_a_film_called_jpg_is_not_read(tmp_path):
+    fill(tmp_path, {'a.png': pic(), 'a.txt': 'a', 'b.png': pic(), 'b.txt': '', 'film.jpg': b'', 'film.txt': 'a film'})
+    os.truncate(tmp_path / 'film.jpg', 10**12)  # of holes
+    os.truncate(tmp_path / 'b.txt', 10**12)
+    rows = read_folder(tmp_path)
+    assert rows.noted.record() == {'too_large': {'count': 1, 'example': 'b.txt'}}
+    with pytest.raises(ValueError, match='more bytes than any picture has: .*film.jpg, 1,000,000,000,000 bytes') as e:
+        rows[rows.files.index('film.jpg')]
+    assert e.value.reason == 'too_large'

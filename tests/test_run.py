@@ -122,3 +122,22 @@ def test_a_run_killed_while_its_request_was_written_can_begin(tmp_path):
     for name in ('config.json.tmp', '.tmpa1b2c3', '.lock.stale.7'):
         (tmp_path / name).write_text('{"steps"')
     assert R.Run(tmp_path, make_config('smoke')).read('config.json')['steps'] == 12
+
+
+@pytest.mark.parametrize(
+    'line', ['[]', '{"loss": 1}', '{"step": "3"}', '{"step": 1', '\ufeff', '[' * 100_000], ids=range(6)
+)
+def test_a_line_of_the_log_that_is_none_is_named(line, tmp_path):
+    run = R.Run(tmp_path, make_config('smoke'))
+    run.log(dict(step=1))
+    with open(tmp_path / 'metrics.jsonl', 'a') as f:
+        f.write(line + '\n')
+    with pytest.raises(ValueError, match='line 2 of .*metrics.jsonl is no record of a step'):
+        run.rows()
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path):
+    run = R.Run(tmp_path, make_config('smoke'))
+    (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='metrics.jsonl could not be written: .*No space left on device'):
+        run.log(dict(step=1))

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from pathlib import Path
 from tqdm import tqdm
 from typing import BinaryIO
-from ..core import file_sha256, locked, machine, read_json, RunFolder, write_file, write_json
+from ..core import file_sha256, locked, machine, project_path, read_json, root, RunFolder, write_file, write_json
 from .text_files import decode_text
 from .tables import _table_rows, table_suffixes, _TableColumns
 from .tar_samples import open_tar, ShardError, tar_samples, TarSample
@@ -224,7 +224,7 @@ def _read_place(row: dict, file: BinaryIO, limit: int) -> bytes:
 # %% ../../nbs/data/29_fetch.ipynb #794c63da
 def _pack_mirror(number: int, cfg: FetchConfig, folder: Path, work: Path) -> dict:
     "Fetch one shard of the mirror and make it ours."
-    source = json.loads((folder / 'source.json').read_text())
+    source = read_json(folder / 'source.json')
     path = _fetch_mirror_file(cfg, source['files'][number], source['commit'], work)
     with open_tar(path) as file:
         rows = _mirror_rows(file, path.name)
@@ -277,7 +277,7 @@ def _prepare(
 ) -> dict:  # where the pairs come from, and how many
     "Read the source once; refuse one that has changed since."
     saved_path = folder / 'source.json'
-    saved = json.loads(saved_path.read_text()) if saved_path.exists() else None
+    saved = read_json(saved_path) if saved_path.exists() else None
     source = (saved or _hub_files(cfg)) if cfg.mirror else _read_source(cfg, folder, work, base, saved)
     write_json(saved_path, source)
     return source
@@ -346,12 +346,12 @@ def _record_end(run: RunFolder, **more):
 def fetch(
     folder: str | Path,  # where shards and manifest go; made if it is not there
     cfg: FetchConfig,  # from `make_fetch_config`
-    base: Path = Path('.'),  # relative paths in `cfg` begin here
+    base: Path | None = None,  # relative paths in `cfg` begin here; None: in the project
 ) -> dict:  # the manifest
     "From a list, a mirror or one's own files to shards that `train.ipynb` reads; resumed if it was begun."
     engine = ['img2dataset', 'webdataset'] if cfg.url_list else []
     _need('pyarrow', *engine, *(['pyspark'] if cfg.distributor == 'pyspark' else []))
-    folder = Path(folder).expanduser().resolve()
+    folder, base = project_path(folder).resolve(), base or root()
     run, manifest = (
         RunFolder(folder, replace(cfg, **{k: getattr(FetchConfig, k) for k in how})),
         folder / 'manifest.json',
@@ -362,7 +362,7 @@ def fetch(
             if not run.finished:  # its last moment was cut off
                 _record_end(run)
             shutil.rmtree(folder / '_work', ignore_errors=True)
-            return json.loads(manifest.read_text())
+            return read_json(manifest)
         began, work = time.time(), folder / '_work'
         work.mkdir(exist_ok=True)
         (folder / '.gitignore').write_text('*\n')

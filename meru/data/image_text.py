@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from ..core import file_sha256
+from .images import ImageError, _read_file
 from .text_files import caption_texts, decode_text, json_lines, LeftOut, split_lines
 from .tables import _table_rows, table_suffixes, _TableColumns, _TableRow
 from .shards import dataset_id, image_types, SampleError, Shards
@@ -317,7 +318,7 @@ class FileRows:
         if not captions and not self.uncaptioned:
             raise SampleError('no_caption', key)
         try:
-            return PairRow(key, (self.folder / key).read_bytes(), captions, split)
+            return PairRow(key, _read_file(self.folder / key), captions, split)
         except OSError as e:
             raise SampleError('unreadable', f'{key}: {e.strerror}') from None
 
@@ -361,9 +362,11 @@ def _lists_in(files: Iterable[str]) -> list[str]:
 def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
     "The lines of a text file; none, and a note, where it is no text."
     try:
-        text, latin1 = decode_text((folder / file).read_bytes())
+        text, latin1 = decode_text(_read_file(folder / file))
     except OSError as e:
         noted.add('unreadable_text', f'{file}: {e.strerror}')
+    except ImageError:
+        noted.add('too_large', file)
     except ValueError:
         noted.add('bad_text', file)
     else:

@@ -10,6 +10,7 @@ __all__ = ['reasons', 'n_draws', 'ImageError', 'to_rgb', 'decode_image', 'crop_r
 import hashlib
 import io
 import numpy as np
+import os
 import re
 import struct
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 from collections.abc import Iterator
 from dataclasses import dataclass
 from jaxtyping import Float32, Float64, Int64, UInt8
+from pathlib import Path
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from typing import Annotated, NamedTuple
@@ -33,6 +35,7 @@ reasons = dict(  # short name, what it says
     truncated='cut off or damaged',
     no_pixels='no pixels',
     too_many_scans='a JPEG of too many scans',
+    too_large='more bytes than any picture has',
 )
 
 # %% ../../nbs/data/21_images.ipynb #11d6ad13
@@ -49,6 +52,21 @@ class ImageError(ValueError):
 
     def __str__(self):
         return f'{reasons.get(self.reason, self.reason)}: {self.detail}'
+
+# %% ../../nbs/data/21_images.ipynb #5f0c2a71
+_most_bytes = 1 << 29  # of a file: 64 million pixels of 16 bits in four channels
+
+
+def _check_size(name: str | Path, size: int):
+    "Refuse a file of so many bytes before it is read."
+    if size > _most_bytes:
+        raise ImageError('too_large', f'{name}, {size:,} bytes')
+
+
+def _read_file(path: Path) -> bytes:
+    "A file that should be a picture, or a text about one; a film of such a name is not read."
+    _check_size(path, os.stat(path).st_size)
+    return path.read_bytes()
 
 # %% ../../nbs/data/21_images.ipynb #24b5c982
 _magic = {b'\xff\xd8\xff': 'JPEG', b'\x89PNG\r\n\x1a\n': 'PNG', b'GIF8': 'GIF', b'BM': 'BMP'}

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from jaxtyping import Int64
 from pathlib import Path
 from typing import NamedTuple
-from ..core import file_sha256
+from ..core import file_sha256, project_path
 from .images import ImageError, _open_image
 from .tar_samples import _header_name, ShardError, _split_name, tar_samples, TarSample
 from .text_files import decode_text, parse_json
@@ -112,7 +112,7 @@ def make_manifest(
     name: str | None = None,  # of the dataset; None: the folder's name
 ) -> dict:
     "Count and hash every shard of a folder, and write `manifest.json`."
-    folder = Path(folder)
+    folder = project_path(folder)
     paths = _tar_files(folder)
     if not paths:
         raise FileNotFoundError(f'There is no .tar file in {folder}: nothing to make a manifest of.')
@@ -139,7 +139,7 @@ def write_shards(
     name: str | None = None,  # of the dataset; None: the folder's name
 ) -> dict:  # the manifest
     "Write a dataset in img2dataset's layout, whole or not at all."
-    folder = Path(folder)
+    folder = project_path(folder)
     if folder.exists():
         raise FileExistsError(f'{folder} exists already: choose another folder or remove it first.')
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -319,7 +319,7 @@ class Shards:
         verify: str = 'sizes',  # 'sizes': bytes and counts; 'hashes': the sha256 of every shard as well
         damaged: str = 'fail',  # a shard that differs: 'fail' names it; 'quarantine' leaves it out, see `lost`
     ):
-        self.files, self.folder = {}, Path(folder)
+        self.files, self.folder = {}, project_path(folder)
         if verify not in ('sizes', 'hashes'):
             raise ValueError(f"verify is {verify!r}; it must be 'sizes' or 'hashes'.")
         if damaged not in ('fail', 'quarantine'):

@@ -77,9 +77,9 @@ def _pax_fields(data: bytes) -> dict[bytes, tuple[int, bytes]]:
     fields, at = {}, 0
     while at < len(data) and data[at : at + 1] != b'\0':
         length, _, _ = data[at : at + 20].partition(b' ')
-        end = at + int(length)
+        end = at + int(length) if length.isdigit() else at  # no sign, for the way leads onwards
         key, equals, value = data[at + len(length) + 1 : end - 1].partition(b'=')
-        if not equals or end > len(data):
+        if not equals or not at < end <= len(data):
             raise ValueError('damaged PAX header')
         fields[key] = end - 1 - len(value), value
         at = end
@@ -114,7 +114,7 @@ def _tar_members(
     file: BinaryIO,  # an open tar file, uncompressed
     shard: str,  # its name, for messages
 ) -> Iterator[_TarMember]:
-    "Walk the headers; a damaged or truncated archive is an error that names it."
+    "Walk the headers past folders; a damaged or truncated archive is an error that names it."
     end, at, archive, closed, following = file.seek(0, 2), 0, 0, False, _NextMember()
     while at + 512 <= end:
         file.seek(at)
@@ -134,11 +134,12 @@ def _tar_members(
             raise ShardError(
                 'unreadable', f'Shard {shard} is damaged: there is no valid tar header at byte {at} ({e}).'
             ) from None
-        if kind not in b'xgLK':
+        if kind not in b'xgLK5':
             name_at = following.name_at or (at, 0)
             yield _TarMember(
                 name if following.name is None else following.name, at + 512, size, kind == b'0', archive, name_at
             )
+        if kind not in b'xgLK':
             following = _NextMember()
         at += 512 + -(-size // 512) * 512
     if not closed:
@@ -157,11 +158,11 @@ class _MemberName(NamedTuple):
 def _split_name(
     name: bytes,  # of a member
 ) -> _MemberName | None:  # None: it belongs to no sample
-    "Cut a name as webdataset does; bytes that are no UTF-8 are written as \\xe9."
+    "Cut a name as webdataset does; bytes that are no UTF-8 are written as \\xe9. Hidden files belong to none."
     text = name.decode('utf-8', 'backslashreplace').removeprefix('./')
     folder, slash, last = text.rpartition('/')
-    stem, dot, suffix = last.partition('.')
-    return _MemberName(folder + slash + stem, suffix.lower()) if stem and dot else None
+    stem, _, suffix = last.partition('.')
+    return _MemberName(folder + slash + stem, suffix.lower()) if stem else None
 
 # %% ../../nbs/data/19_tar_samples.ipynb #d48e9fe0
 class TarSample(NamedTuple):
@@ -202,7 +203,7 @@ def tar_samples(
         sample = samples.setdefault(mark, TarSample(name.key, member.name_at, {}))
         if name.suffix in sample.members:
             samples[mark] = sample._replace(problem=f'two members are called {name.key}.{name.suffix}')
-        elif not member.plain and name.suffix:
+        elif not member.plain:
             samples[mark] = sample._replace(problem=f'{name.key}.{name.suffix} is no plain file')
         sample.members[name.suffix] = member.first, member.size
     return list(samples.values())

@@ -7,22 +7,27 @@ __all__ = ['Pictures', 'spread', 'Classification', 'Captions', 'shard_pairs', 'C
            'holds_one', 'survey']
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d2366053
+import io
 import json
 import numpy as np
 import re
+import struct
 import torch
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from itertools import pairwise
 from jaxtyping import Int64, UInt8
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from torch import Tensor
 from typing import BinaryIO, NamedTuple
-from ..core import root
-from ..data.images import decode_image, ImageError, resize_image, to_rgb
+from ..core import project_path, root
+from ..data.images import _check_size, decode_image, ImageError, _read_file, resize_image, to_rgb
 from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, read_listing, walk_files
 from ..data.shards import image_types, Shards
 from ..data.tables import table_suffixes
@@ -42,10 +47,35 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
 
 
+_zip_faults = zipfile.BadZipFile, zlib.error, LZMAError, struct.error, RuntimeError, EOFError, OSError, ValueError
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    "A zip file; one whose list of contents is damaged is named."
+    try:
+        return zipfile.ZipFile(path)
+    except _zip_faults as e:
+        raise ValueError(f'{path} cannot be read as a zip file: {e}') from None
+
+
 def _zip_names(file: zipfile.ZipFile) -> tuple[list[str], list[str]]:
-    "Files and folders of a zip that are not hidden."
-    shown = [o for o in file.namelist() if not _is_hidden(o)]
-    return sorted(o for o in shown if not o.endswith('/')), [o.rstrip('/') for o in shown if o.endswith('/')]
+    "Files and folders of a zip that are not hidden; two files of one name are refused."
+    shown = sorted(o for o in file.namelist() if not _is_hidden(o))
+    files = [o for o in shown if not o.endswith('/')]
+    if twice := [a for a, b in pairwise(files) if a == b]:
+        raise ValueError(f'{file.filename} holds two files called {twice[0]}: pack it anew')
+    return files, [o.rstrip('/') for o in shown if o.endswith('/')]
+
+
+def _read_zipped(file: zipfile.ZipFile, name: str) -> bytes:
+    "One file of a zip, whole."
+    try:
+        _check_size(name, file.getinfo(name).file_size)
+        return file.read(name)
+    except ImageError:
+        raise
+    except _zip_faults as e:
+        raise ValueError(f'{name} in {file.filename} cannot be read: {e or "it ends too early"}') from None
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #e37b5002
 def _folder_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -69,7 +99,7 @@ class _Store:
         if self.path.is_dir():
             self.files, self.folders = _folder_names(self.path)
         elif zipfile.is_zipfile(self.path):
-            self.zip = zipfile.ZipFile(self.path)
+            self.zip = _open_zip(self.path)
             self.files, self.folders = _zip_names(self.zip)
         else:
             raise ValueError(f'{self.path} is neither a folder nor a zip file')
@@ -83,10 +113,10 @@ class _Store:
         raise TypeError('a store holds an open file and is not copied: open the path again')
 
     def open(self, name: str) -> BinaryIO:
-        return self.zip.open(name) if self.zip else open(self.path / name, 'rb')
+        return io.BytesIO(self.read(name)) if self.zip else open(self.path / name, 'rb')
 
     def read(self, name: str) -> bytes:
-        return self.zip.read(name) if self.zip else (self.path / name).read_bytes()
+        return _read_zipped(self.zip, name) if self.zip else _read_file(self.path / name)
 
     def find(self, *patterns: str) -> list[str]:
         "Files whose last part matches one of the patterns."
@@ -95,8 +125,9 @@ class _Store:
 # %% ../../nbs/evaluation/64_datasets.ipynb #b264ba6f
 def _text(store: _Store, name: str) -> str:
     "A text file, whole."
+    data = store.read(name)
     try:
-        return decode_text(store.read(name)).text
+        return decode_text(data).text
     except ValueError as e:
         raise ValueError(f'{name} in {store} is not UTF-8 text: {e}') from None
 
@@ -605,6 +636,8 @@ def _find_pictures(
     "Where the pictures of a list lie; one that is not there, or may be several, is an error."
     if not names:
         raise ValueError(f'{listing} of {store} names no picture')
+    if odd := [o for o in names if not isinstance(o, str)]:
+        raise ValueError(f'{listing} of {store} names the image {odd[0]!r}, which is no path')
     found = find_paths(names, PathIndex(store.images))
     if found.ambiguous:
         raise ValueError(f'{listing} of {store} is not clear: {found.ambiguous[0]}')
@@ -677,16 +710,17 @@ def _read_table(
 # %% ../../nbs/evaluation/64_datasets.ipynb #339098cc
 def _coco_captions(listed: dict) -> dict[str, list[str]]:  # by file name
     "The captions of COCO's two lists; a ValueError says what is wrong with them."
+    captions = defaultdict(list)
     try:
         names = {o['id']: o['file_name'] for o in listed['images']}
-        pairs = [(o['image_id'], o['caption']) for o in listed['annotations']]
+        if len(names) < len(listed['images']):
+            raise ValueError('gives one image id to two images')
+        for row in listed['annotations']:
+            if row['image_id'] not in names:
+                raise ValueError(f'has a caption for the unlisted image id {row["image_id"]}')
+            captions[names[row['image_id']]].append(row['caption'])
     except (KeyError, TypeError) as e:
-        raise ValueError(f'is not one of COCO: it lacks {e}') from None
-    captions = defaultdict(list)
-    for number, caption in pairs:
-        if number not in names:
-            raise ValueError(f'has a caption for the unlisted image id {number}')
-        captions[names[number]].append(caption)
+        raise ValueError(f'is not one of COCO: {type(e).__name__} {e}') from None
     return captions
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #6afac297
@@ -789,7 +823,7 @@ def shard_pairs(
     size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Samples as captions; a sample's `captions` in its JSON stand in place of its one caption."
-    samples = [shards[i] for i in range(len(shards))]
+    samples = (shards[i] for i in range(len(shards)))  # not held: they are whole pictures
     captions = [caption_texts(o.meta.get('captions')) or [o.caption] for o in samples]
     turn = Lock()  # threads share the place in an open file
 
@@ -926,7 +960,7 @@ def read_data(
     size: int,  # side of the pictures, pixels
 ) -> Classification | Captions | Chains:
     "Read data of whatever layout."
-    path = Path(path)
+    path = project_path(path)
     known = _zeroshot_sets().get(_set_id(path.stem), {})
     store = _Store(path)
     fits = _layout_of(store)
@@ -993,7 +1027,7 @@ def survey(
     folder: str | Path,  # holds datasets as folders or zips, or is one itself
 ) -> tuple[list[Path], dict[str, str]]:  # what to read, and what is absent with the way to get it
     "List the datasets in a folder, and those that the paper has and the folder has not."
-    folder = Path(folder)
+    folder = project_path(folder)
     if not folder.exists():
         raise FileNotFoundError(f'there is no folder {folder}: put datasets there, or name another with -p data FOLDER')
     found = [folder] if holds_one(folder) else [p for p in sorted(folder.iterdir()) if p.is_dir() or p.suffix == '.zip']

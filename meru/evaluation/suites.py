@@ -250,7 +250,7 @@ def evaluate_folder(
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
 ) -> _Report:  # raises ValueError where nothing could be measured
     "Every measure whose data lie in a folder; all others listed with the way to get them."
-    report, folder = _Report(), Path(folder)
+    report, folder = _Report(), project_path(folder)
     cached = (folder / 'cache.json').exists()
     present, absent = ([folder], {}) if cached else survey(folder)
 

@@ -20,7 +20,7 @@ from textwrap import fill
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
 from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path
-from ..data.images import decode_image, ImageError
+from ..data.images import decode_image, ImageError, _read_file
 from ..data.shards import Shards
 from ..data.emoji import embedded_data
 from ..data.image_text import picture_suffixes, read_texts, walk_files
@@ -176,7 +176,7 @@ def _picture_of(
 ) -> _Start:
     "A picture as the model takes it; a file that is none is named."
     try:
-        return _Start(path.stem, resize(decode_image(path.read_bytes())))
+        return _Start(path.stem, resize(decode_image(_read_file(path))))
     except (ImageError, OSError) as error:
         raise ValueError(f'{path} cannot be used: {error}') from None
 

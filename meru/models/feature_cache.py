@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from typing import NamedTuple
-from ..core import file_sha256, write_file
+from ..core import file_sha256, project_path, read_json, write_file
 
 # %% ../../nbs/models/34_feature_cache.ipynb #14ec92ce
 def _save_part(
@@ -186,7 +186,7 @@ def open_cache(
     towers_id: str | None = None,  # the towers that must have made it; None: any
 ) -> FeatureCache:
     "Map a cache into memory, or say in one sentence why it cannot be used."
-    folder = Path(folder)
+    folder = project_path(folder)
     path, about = folder / 'features.safetensors', folder / 'cache.json'
     if not about.exists() or not path.exists():
         raise FileNotFoundError(f'{folder} holds no finished feature cache: run nbs/embed.ipynb with -p out {folder}.')
@@ -212,7 +212,7 @@ def _same_plan(
     "Refuse a folder that holds something else."
     if not path.exists():
         return False
-    there = json.loads(path.read_text(encoding='utf-8'))
+    there = read_json(path)
     other = [f'{k} (there {there.get(k)!r}, asked {v!r})' for k, v in plan.items() if there.get(k) != v]
     if other:
         raise ValueError(f'{out} holds other features: {"; ".join(other)}. Give another out, or empty that folder.')

@@ -11,6 +11,7 @@ import re
 import torch
 from pathlib import Path
 from torch import Tensor
+from ..core import project_path
 from .model import build_model, Model, ModelConfig, _paper_sizes
 
 # %% ../../nbs/models/33_released.ipynb #b5bf77af
@@ -19,7 +20,7 @@ def read_released(
 ) -> dict:  # model: tensors by name; CLIP's also holds root, the mean direction of its training set
     "The contents of a released checkpoint, opened without running any code that it may contain."
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(project_path(path), map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f'there is no file {path}: download it first') from None
     except Exception:  # whatever a damaged pickle makes of torch's reader

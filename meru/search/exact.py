@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 from typing import NamedTuple
 from ..geometry import Geometry, products
-from ..core import check_finite
+from ..core import check_finite, project_path
 
 # %% ../../nbs/search/50_exact.ipynb #e27a5356
 class _Best(NamedTuple):
@@ -153,7 +153,7 @@ class _FileVectors:
         path: str | Path,  # of the file
         name: str = 'points',  # of the tensor in a safetensors file
     ):
-        self.path = Path(path)
+        self.path = project_path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f'there is no gallery {self.path}')
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..geometry import Geometry, get_geometry, products
-from ..core import check_finite, file_sha256, write_file
+from ..core import check_finite, file_sha256, project_path, write_file
 from ..models.feature_cache import cache_id
 from .exact import exact_search, Hits, _rerank
 
@@ -321,7 +321,7 @@ def save_index(
     folder: str | Path,  # made if it is not there
 ):
     "Write points and lists, then their description."
-    folder = Path(folder)
+    folder = project_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'points.safetensors'
     tensors = dict(points=index.points, centres=index.centres, assignment=index.assignment)
@@ -352,7 +352,8 @@ def load_index(
     model: str | None = None,  # the model that will ask; None: any
 ) -> Index:
     "Read an index, or say in one sentence why it cannot be used."
-    about, path = Path(folder) / 'index.json', Path(folder) / 'points.safetensors'
+    folder = project_path(folder)
+    about, path = folder / 'index.json', folder / 'points.safetensors'
     if not about.exists() or not path.exists():
         raise FileNotFoundError(f'{folder} holds no index: save_index writes {about.name} and {path.name}')
     info = _index_info(about)
@@ -415,7 +416,7 @@ def export_index(
     radius = index.space.radius(index.points, index.c).numpy()
     table = pa.table(index.columns | dict(radius=radius, vector=lifted))
     table = table.replace_schema_metadata(dict(meru=json.dumps(_how_to_ask(index))))
-    write_file(Path(path), lambda tmp: pq.write_table(table, tmp))
+    write_file(project_path(path), lambda tmp: pq.write_table(table, tmp))
 
 # %% ../../nbs/search/51_index.ipynb #21a00081
 def move_along_ray(

@@ -129,6 +129,17 @@ def _load_tensors(
     model.load_state_dict(tensors)
 
 # %% ../../nbs/training/42_run.ipynb #020b9dde
+def _log_row(line: str, where: str) -> dict:
+    "One line of `metrics.jsonl`."
+    try:
+        row = json.loads(line)
+        if type(row['step']) is int:
+            return row
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f'{where} is no record of a step: remove that line')
+
+
 class Run(RunFolder):
     "A folder with `config.json`, `run.json`, `metrics.jsonl` and checkpoints."
 
@@ -151,15 +162,19 @@ class Run(RunFolder):
     def rows(self) -> list[dict]:
         "The lines of `metrics.jsonl`; one that a kill cut short is left out."
         path = self.folder / 'metrics.jsonl'
-        lines = path.read_text(encoding='utf-8').splitlines(True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith('\n')]
+        lines = path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1] if path.exists() else []
+        return [_log_row(line, f'line {i} of {path}') for i, line in enumerate(lines, 1)]
 
     def log(self, row: dict):
         "Append one line to `metrics.jsonl`."
         if rank():
             return
-        with open(self.folder / 'metrics.jsonl', 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
+        path = self.folder / 'metrics.jsonl'
+        try:
+            with open(path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(row) + '\n')
+        except OSError as error:
+            raise OSError(f'{path} could not be written: {error}') from error
 
     def rewind(self, step: int):
         "Drop the lines after `step`: the run goes on from there."
