@@ -173,7 +173,7 @@ def _image_points(
     cache: FeatureCache,  # of its towers
 ) -> tuple[Tensor, dict]:  # points, columns
     "The pictures of a cache."
-    return _lifted(cache.image, model.image_proj, model.lift_image), dict(file=cache.keys)
+    return _lifted(cache.image, model.map_image, model.lift_image), dict(file=cache.keys)
 
 # %% ../nbs/72_image_index.ipynb #f513eb8a
 def _caption_points(
@@ -182,7 +182,7 @@ def _caption_points(
 ) -> tuple[Tensor, dict]:  # points, columns
     "The captions of a cache."
     files = [cache.keys[i] for i in cache.text_image.tolist()]
-    points = _lifted(cache.text, model.text_proj or model.image_proj, model.lift_text)
+    points = _lifted(cache.text, model.map_text, model.lift_text)
     return points, dict(file=files, text=cache.captions)
 
 # %% ../nbs/72_image_index.ipynb #30125597

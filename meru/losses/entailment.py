@@ -18,10 +18,12 @@ def entailment_loss(
     image_points: Float[Tensor, 'b d'],  # what should lie inside, row i in cone i
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     min_radius: float = 0.1,  # K: cones are half-spaces at texts nearer to the root than about 2K/sqrt(c)
+    widening: float = 1.0,  # factor on each cone's opening, > 0; below 1 images must lie deeper inside (HyCoCLIP: 0.7)
 ) -> Float[Tensor, '']:  # radians
     "Mean angle by which images miss the cones of their texts (MERU)."
     if not geometry.has_cones:
         raise ValueError(f'geometry {str(geometry)!r} has no entailment cones: train it with entail_weight=0')
     _check_pairs(image_points, text_points)
     angle = geometry.exterior_angle(text_points, image_points, curv)
-    return (angle - geometry.half_aperture(text_points, curv, min_radius)).relu().mean()
+    aperture = geometry.half_aperture(text_points, curv, min_radius)
+    return (angle - widening * aperture).relu().mean()

@@ -40,7 +40,9 @@ class _SpaceConfig:
 
     geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # lorentz: MERU; sphere: CLIP; the others are controls
     embed_dim: Count = 512  # dimensions of the shared space (MERU, CLIP)
-    tangent: Literal['scale', 'clip', 'rms'] = 'scale'  # scale (MERU), clip at tangent_radius, or rms: of one length
+    tangent: Literal['scale', 'clip', 'rms', 'leaves'] = (
+        'scale'  # scale (MERU), clip at tangent_radius, rms: of one length; leaves: rms for pictures, scale for texts
+    )
     tangent_radius: Annotated[float, Above(0)] = 2.3  # longest tangent vector (clip); 2.3 is Ermolov et al.'s (2022)
     learn_alpha: bool = True  # are the two scales of tangent vectors trained? (MERU)
     curv_init: Annotated[float, Between(*curv_range)] = 1.0  # curvature magnitude c at the start
@@ -61,10 +63,11 @@ class _SpaceConfig:
     )
     entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
     min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
-    cone_across: Annotated[float, Above(0)] = 1.0  # chains: widening of a text's cone for pictures (HyCoCLIP: 0.7)
+    cone_across: Annotated[float, Above(0)] = 1.0  # in training, widening of a text's cone for pictures (HyCoCLIP: 0.7)
     cone_within: Annotated[float, Above(0)] = 1.0  # chains: the same for texts (HyCoCLIP: 1.2)
     cone_away: Annotated[float, AtLeast(0)] = 0.0  # chains: radians by which others should miss a cone; 0: no such term
     shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
+    unit_features: bool = False  # is each feature of a tower first given one length, the root of its width?
 
     def __post_init__(self):
         check_config(self)
@@ -255,25 +258,34 @@ class Model(_Scalars):
 
     def project_image(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
         if images.ndim == 2:
-            return _project(self.image_proj, self.image_tower(images))  # features, encoded beforehand
+            return self.map_image(self.image_tower(images))  # features, encoded beforehand
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         x = ((x - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype)
-        return _project(self.image_proj, self.image_tower(x))
+        return self.map_image(self.image_tower(x))
 
     def project_text(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
-        return _project(self.text_proj or self.image_proj, self.text_tower(tokens))
+        return self.map_text(self.text_tower(tokens))
 
-    def _lift(self, v, alpha):
-        v = _widen(v)
+    def map_image(
+        self, features: Float[Tensor, 'b w']
+    ) -> Float[Tensor, 'b d']:  # of the image tower -> tangent vectors
+        return _project(self.image_proj, features, self.cfg.unit_features)
+
+    def map_text(self, features: Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
+        return _project(self.text_proj or self.image_proj, features, self.cfg.unit_features)
+
+    def _lift(self, v, alpha, leaf):
+        v, kind = _widen(v), self.cfg.tangent
         if self.geometry.has_length:
-            v = _normalise_tangent(v, alpha, self.cfg.tangent, self.cfg.tangent_radius)
+            kind = ('rms' if leaf else 'scale') if kind == 'leaves' else kind
+            v = _normalise_tangent(v, alpha, kind, self.cfg.tangent_radius)
         return self.geometry.exp_map0(v, self.curv)
 
     def lift_image(self, v: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
-        return self._lift(v, self.image_alpha)
+        return self._lift(v, self.image_alpha, leaf=True)
 
     def lift_text(self, v: Float[Tensor, '*b d']) -> Float[Tensor, '*b d']:
-        return self._lift(v, self.text_alpha)
+        return self._lift(v, self.text_alpha, leaf=False)
 
     def encode_image(self, images):
         return self.lift_image(self.project_image(images))
@@ -325,7 +337,8 @@ class Model(_Scalars):
         "Of pairs; over those of all processes in training."
         if not self.geometry.has_cones:
             return x.new_zeros(())
-        entailment = entailment_loss(self.geometry, t, x, self.curv, self.cfg.min_radius)
+        cones = self.cfg.min_radius, self.cfg.cone_across
+        entailment = entailment_loss(self.geometry, t, x, self.curv, *cones)
         return mean_of_all(entailment, len(x)) if self.training else entailment
 
     def _chain_losses(self, x, t, text_ids, general, chains):
@@ -360,9 +373,13 @@ def _projection(
 def _project(
     linear: nn.Linear,  # a projection
     features: Float[Tensor, 'b w'],  # of a tower, in any precision
+    unit: bool = False,  # are they first given one length, the root of their width?
 ) -> Float[Tensor, 'b d']:
     "Features as tangent vectors, in the precision of the weights."
-    return linear(features.to(linear.weight.dtype))
+    features = features.to(linear.weight.dtype)
+    if unit:
+        features = features * features.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    return linear(features)
 
 # %% ../../nbs/models/32_model.ipynb #1f463727
 def _projections(
