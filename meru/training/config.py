@@ -84,10 +84,10 @@ class TrainConfig(ModelConfig, ImageAugment):
                 f'chain_weight is {self.chain_weight} and order_weight {self.order_weight}, but chains is off: '
                 f"set chains='levels' where the data bring them, or 'folders', 'words' or 'nouns'"
             )
-        cones = self.cone_across, self.cone_within, self.cone_away
-        if cones != (1, 1, 0) and (self.chains == 'off' or not self.entail_weight):
+        cones = self.cone_within, self.cone_away
+        if cones != (1, 0) and (self.chains == 'off' or not self.entail_weight):
             raise ValueError(
-                f'cone_across, cone_within, cone_away are {cones}, but they shape the entailment of chains: '
+                f'cone_within, cone_away are {cones}, but they shape the entailment of chains: '
                 f'chains is {self.chains!r} and entail_weight {self.entail_weight}'
             )
         if self.chains != 'off' and self.text_tower == 'features':
