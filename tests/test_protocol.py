@@ -1,0 +1,210 @@
+"Two protocols: what differs is counted by hand, and against scikit-learn where it is the oracle."
+
+import json
+import pytest
+import torch
+from PIL import Image
+from meru.evaluation.datasets import _some_of_each, _zeroshot_sets, Captions, Classification, Pictures, read_data
+from meru.evaluation.emoji_suite import untrained
+from meru.evaluation.protocol import draw_parts, Protocol, protocol_table, read_prompts
+from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, photo_summary, save_measures
+from meru.evaluation.zeroshot import _cost_logits, _macro_accuracy, _paper_probe, _search_cost
+from meru.models.model import ModelConfig
+from meru.data.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.usefixtures('in_root')
+PAPER = Protocol('paper')
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    conv = dict(image_tower='conv', image_size=16, conv_width=8, image_width=32, image_depth=1)
+    text = dict(text_width=64, text_depth=1, text_heads=1, context_length=24, vocab_size=600)
+    return untrained(ModelConfig(embed_dim=16, **conv, **text), seed=3)
+
+
+def paint(path, colour, size=(16, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new('RGB', size, colour)
+    image.putpixel((0, 0), (255, 255, 255))
+    image.save(path)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "A set with all three parts, one without, and captions of broad pictures."
+    home = tmp_path_factory.mktemp('protocol')
+    for part, n in dict(train=10, val=4, test=3).items():
+        for k, animal in enumerate(('dog', 'tench')):
+            for i in range(n):
+                paint(home / 'animals' / part / animal / f'{i}.png', (120 * k + i, 10 * i, 200 - 100 * k))
+    for k, name in enumerate(('AnnualCrop', 'River', 'Forest')):
+        for i in range(10):
+            paint(home / 'eurosat' / name / f'{i}.png', (80 * k + i, 3 * i, 40))
+    for i in range(6):
+        paint(home / 'pairs' / f'{i}.png', (30 * i, 90, 9), (32, 16))
+    lines = [json.dumps(dict(file=f'{i}.png', captions=[f'shade {i}'])) for i in range(6)]
+    (home / 'pairs' / 'captions.jsonl').write_text('\n'.join(lines))
+    return home
+
+
+# --- counting
+
+
+def test_macro_accuracy_is_torchmetrics_definition():
+    "Of the classes with a picture or a prediction, hits over pictures; by hand, and slowly."
+    assert _macro_accuracy(torch.tensor([0, 2, 2]), torch.tensor([0, 0, 2])) == pytest.approx((1 / 2 + 1) / 2)
+    assert _macro_accuracy(torch.tensor([5]), torch.tensor([0])) == 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        predicted, targets = torch.randint(7, (2, 12), generator=generator)
+        each = []
+        for k in range(7):
+            pictures, hits = (targets == k).sum(), ((targets == k) & (predicted == k)).sum()
+            if pictures or (predicted == k).any():
+                each.append((hits / pictures).item() if pictures else 0.0)
+        assert _macro_accuracy(predicted, targets) == pytest.approx(sum(each) / len(each), abs=1e-6)
+
+
+def test_cost_search_takes_the_published_steps():
+    tried = []
+
+    def accuracy(cost):
+        tried.append(cost)
+        return 1.0 if cost == 100.0 else 0.0
+
+    assert _search_cost(accuracy) == 100
+    widths = [10, 10**0.5, 10**0.25, 10**0.125]
+    wanted = [10.0**p for p in range(-6, 7, 2)] + [100 * w for v in widths for w in (1 / v, v)]
+    assert tried == pytest.approx(wanted)  # nothing is fitted twice
+    assert _search_cost(lambda cost: 1.0) == 1e-6
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_probe_is_that_of_scikit_learn(classes):
+    linear_model = pytest.importorskip('sklearn.linear_model')
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.arange(90) % classes
+    x = torch.randn(90, 4, generator=generator) + torch.eye(4)[labels]
+    for cost in (0.01, 1.0):
+        ours = _cost_logits((x[:60], labels[:60]), x[60:], classes, cost).softmax(1)
+        oracle = linear_model.LogisticRegression(C=cost, max_iter=1000, tol=1e-10)
+        theirs = oracle.fit(x[:60].double().numpy(), labels[:60].numpy()).predict_proba(x[60:].double().numpy())
+        assert (ours - torch.as_tensor(theirs)).abs().max() < 1e-4
+
+
+def test_probe_fits_again_on_both_parts():
+    "A class that only the validation part shows can be named in the end."
+    x = torch.eye(3).repeat_interleave(4, 0)
+    y = torch.arange(3).repeat_interleave(4)
+    logits, cost = _paper_probe((x[:8], y[:8]), (x, y), x, 3)
+    assert logits.isfinite().all() and cost > 0
+    assert _cost_logits((x[:8], y[:8]), x, 3, cost)[:, 2].isneginf().all()
+
+
+# --- parts and prompts
+
+
+def test_every_set_has_its_parts():
+    sets = _zeroshot_sets()
+    own = [i for i, e in sets.items() if e['paper'] == {}]
+    assert own == ['aircraft', 'dtd', 'flowers102', 'country211', 'pcam', 'sst2']
+    assert all('val' in sets[i]['torchvision'] for i in own)
+    assert sets['eurosat']['paper'] == dict(train=5000, val=5000, test=5000)
+
+
+def test_drawn_parts_are_disjoint_and_the_same_again():
+    parts = draw_parts(100, [0.1, 0.1, 0.8])
+    assert [len(o) for o in parts] == [10, 10, 80] and torch.cat(parts).unique().numel() == 100
+    assert all(torch.equal(a, b) for a, b in zip(parts, draw_parts(100, [0.1, 0.1, 0.8])))
+    assert [len(o) for o in draw_parts(4, [5000, 5000])] == [2, 2]
+    few, rest = _some_of_each(torch.tensor([0, 1, 0, 1, 0, 0]), 2)
+    assert len(few) == 4 and sorted(torch.cat([few, rest]).tolist()) == list(range(6))
+
+
+def test_parts_of_a_set_that_has_them_are_its_own(photos):
+    task = read_data(photos / 'animals', 16)
+    assert [len(o[1]) for o in (task.train, task.val)] == [20, 8] and len(task.targets) == 6
+    assert task.by(PAPER).val is task.val and task.by(Protocol()) is task
+
+
+def test_parts_that_are_drawn():
+    pictures = Pictures(range(27_000), None, 4)
+    whole = Classification('eurosat', pictures, torch.arange(27_000) % 10, list('abcdefghij'), [], ['{}'], None, '')
+    task = whole.by(PAPER)
+    assert [len(o) for o in (task.targets, task.train[1], task.val[1])] == [5000] * 3
+    keys = [set(o.keys) for o in (task.pictures, task.train[0], task.val[0])]
+    assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+    assert task.targets.tolist() == [key % 10 for key in task.pictures.keys]
+    scenes = whole._replace(name='clevr', train=(pictures, whole.targets)).by(PAPER)
+    assert [len(o) for o in (scenes.train[1], scenes.val[1], scenes.targets)] == [4500, 500, 5000]
+
+
+def test_pictures_of_retrieval_are_squeezed():
+    "A red left end that the central square has cut off."
+    strip = torch.zeros(3, 4, 16, dtype=torch.uint8)
+    strip[0, :, :4] = 255
+    task = Captions('strips', Pictures([0], lambda key: strip, 4), ['red'], torch.tensor([0]))
+    assert task.pictures[:].max() == 0 and task.by(Protocol()) is task
+    squeezed = task.by(PAPER).pictures
+    assert squeezed[:].shape == (1, 3, 4, 4) and squeezed[:][0, 0, :, 0].min() > 200
+    assert squeezed.take([0]).squeezed
+
+
+def test_prompts_of_a_file(photos, tmp_path):
+    (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
+    prompts = read_prompts(tmp_path / 'p.json', _zeroshot_sets())
+    rules = Protocol('paper', prompts, 'p.json')
+    task = read_data(photos / 'eurosat', 16).by(rules)
+    assert task.prompts == ['{}, from above.'] and task.used == 'prompts of p.json'
+    assert read_data(photos / 'animals', 16).by(rules).prompts != task.prompts
+    for bad, says in [({'eurosatt': ['{}']}, "'eurosatt'"), ({'dtd': ['x']}, "'x'"), ({'dtd': 'a {}'}, 'a list')]:
+        (tmp_path / 'p.json').write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match=says):
+            read_prompts(tmp_path / 'p.json', _zeroshot_sets())
+
+
+# --- the whole
+
+
+def test_both_protocols(photos, tiny, tmp_path):
+    tokenizer = Tokenizer(600, 24)
+    (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
+    rules = Protocol('paper', read_prompts(tmp_path / 'p.json', _zeroshot_sets()), 'p.json')
+    ours = evaluate_folder(tiny, tokenizer, photos, 16)
+    paper = evaluate_with_control(tiny, tokenizer, photos, 16, rules=rules)
+    assert ours.rules.name == 'ours' and not {k for k in paper.skipped if k.startswith(('animals', 'pairs'))}
+    value = lambda report, name, dataset='animals': report.measures.value(name, dataset)
+    assert value(paper, 'probe_cost') > 0 and value(ours, 'probe_cost') is None
+    assert value(paper, 'probe_images') == value(ours, 'probe_images') == 6
+    assert value(paper, 'prompts', 'eurosat') == 'prompts of p.json'
+    assert value(paper, 'images', 'eurosat') <= value(ours, 'images', 'eurosat') == 30
+    lines = photo_summary(paper).splitlines()
+    assert any('| animals | top-1 accuracy, mean of classes | paper, our prompts |' in o for o in lines)
+    assert any('| eurosat | top-1 accuracy, mean of classes | paper |' in o for o in lines)
+    assert any('| pairs | picture to caption, recall at 5 | paper |' in o for o in lines)
+    assert any('| pairs | cone margin, AUC | ours |' in o for o in lines)
+    assert '| paper |' not in photo_summary(ours)
+
+
+def test_the_paper_fits_no_probe_on_imagenet(tiny, tmp_path):
+    for synset, colour in dict(n01440764='red', n02084071='blue').items():
+        for i in range(2):
+            paint(tmp_path / 'imagenet' / synset / f'{i}.png', colour)
+    report = evaluate_folder(tiny, Tokenizer(600, 24), tmp_path / 'imagenet', 16, rules=PAPER)
+    assert report.skipped['imagenet: linear probe'] == 'the paper fits no probe on imagenet'
+
+
+def test_which_protocol(tmp_path):
+    released = EvalConfig(checkpoint='x/meru_vit_b.pth', data='data/local')
+    assert released.rules.name == 'paper' and EvalConfig(data='data/local').rules.name == 'ours'
+    assert EvalConfig(checkpoint='x/m.pth', data='data/local', protocol='ours').rules.name == 'ours'
+    assert EvalConfig(checkpoint='x/m.pth').rules.name == 'ours'  # the drawings
+    for bad, says in [(dict(protocol='theirs'), 'one of auto, paper, ours'), (dict(protocol='paper'), 'about photos')]:
+        with pytest.raises(ValueError, match=says):
+            EvalConfig(**bad)
+    (tmp_path / 'last.safetensors').write_bytes(b'x')
+    cfg = EvalConfig(run=str(tmp_path), data='data/local', protocol='paper')
+    save_measures(cfg, [])
+    assert json.loads(cfg.record.read_text())['protocol'] == 'paper'
+    assert 'squeezed' in protocol_table()
