@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -27,11 +28,20 @@ from threading import Lock
 from torch import Tensor
 from typing import BinaryIO, NamedTuple
 from ..core import project_path, root
-from ..data.images import _check_size, decode_image, ImageError, _read_file, resize_image, to_rgb
+from meru.data.images import (
+    _check_size,
+    crop_resize,
+    decode_image,
+    ImageError,
+    _read_file,
+    resize_image,
+    to_rgb,
+)
 from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, read_listing, walk_files
 from ..data.shards import image_types, Shards
 from ..data.tables import table_suffixes
 from ..data.tar_samples import open_tar, ShardError, tar_samples, TarSample
+from .protocol import draw_parts, Protocol
 from ..data.text_files import caption_texts, decode_text, json_lines, parse_json, split_lines
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #1317a16d
@@ -169,8 +179,9 @@ class Pictures:
         keys: list,  # what `read` takes, and what messages call the pictures
         read: Callable,  # key -> UInt8[3 h w]
         size: int | Callable,  # side, pixels; or what resizes a picture, as `resize` of a model
+        squeezed: bool = False,  # is the whole picture made square, not its middle?
     ):
-        self.keys, self.read, self.size = list(keys), read, size
+        self.keys, self.read, self.size, self.squeezed = list(keys), read, size, squeezed
         self.resize = size if callable(size) else partial(resize_image, size=size)
 
     def __len__(self):
@@ -181,15 +192,23 @@ class Pictures:
             return torch.stack(list(pool.map(self.one, self.keys[rows])))
 
     def one(self, key) -> UInt8[Tensor, '3 s s']:
-        "One picture, scaled; by a side in pixels its central square."
+        "One picture, scaled; by a side in pixels its central square; squeezed, the whole of it."
         try:
-            return self.resize(self.read(key))
+            picture = self.read(key)
+            resized = self.resize(picture)
+            if self.squeezed:
+                return crop_resize(picture, (0, 0, *picture.shape[1:]), resized.shape[-1])
+            return resized
         except ImageError as e:
             raise ValueError(f'picture {key} cannot be used: {e}') from None
 
     def take(self, rows: list[int]) -> 'Pictures':
         "Some of them."
-        return Pictures([self.keys[i] for i in rows], self.read, self.size)
+        return Pictures([self.keys[i] for i in rows], self.read, self.size, self.squeezed)
+
+    def whole(self) -> 'Pictures':
+        "The same, squeezed to squares: nothing is cut off."
+        return Pictures(self.keys, self.read, self.size, squeezed=True)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #ee0da8a1
 def _stored(
@@ -322,12 +341,20 @@ class Classification(NamedTuple):
     prompts: list[str]  # templates with one `{}` each
     train: tuple | None  # pictures and targets of a training part
     used: str  # where the prompts come from, and what else a reader should know
+    val: tuple | None = None  # pictures and targets of a validation part
 
     def some(self, limit: int) -> 'Classification':
         "At most so many pictures of each part, at equal steps; 0: all."
         part = lambda pictures, targets: (pictures.take(rows := spread(len(pictures), limit)), targets[rows])
         pictures, targets = part(self.pictures, self.targets)
-        return self._replace(pictures=pictures, targets=targets, train=self.train and part(*self.train))
+        train, val = (parts and part(*parts) for parts in (self.train, self.val))
+        return self._replace(pictures=pictures, targets=targets, train=train, val=val)
+
+    def by(self, rules: Protocol) -> 'Classification':
+        "With the prompts and parts of a protocol."
+        prompts = rules.prompts.get(_set_id(self.name))
+        task = self._replace(prompts=prompts, used=f'prompts of {rules.file}') if prompts else self
+        return _published_parts(task) if rules.is_paper else task
 
     def synsets(self) -> list[str]:
         "The synset of each class: the data's own, the table's, or the one that bears the name."
@@ -338,6 +365,50 @@ class Classification(NamedTuple):
             return _imagenet_ids()
         given = _zeroshot_sets().get(known, {}).get('synsets')
         return [given[c] for c in self.classes] if given else _find_nouns(self.classes)
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #cfa1fc30
+def _take(part: tuple, rows: Int64[Tensor, ' k']) -> tuple:  # pictures and targets
+    "Some rows of a part."
+    return part[0].take(rows.tolist()), part[1][rows]
+
+
+def _some_of_each(targets: Int64[Tensor, ' n'], count: int) -> list[Int64[Tensor, ' k']]:
+    "Rows of so many pictures of each class, drawn; and the others."
+    drawn = torch.zeros(len(targets), dtype=torch.bool)
+    for label in targets.unique():
+        rows = (targets == label).nonzero().flatten()
+        (some,) = draw_parts(len(rows), [count])
+        drawn[rows[some]] = True
+    return [drawn.nonzero().flatten(), (~drawn).nonzero().flatten()]
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #3376bd5f
+def _paper_rule(
+    name: str,  # of a set
+) -> dict:  # empty where the paper says nothing
+    "How MERU's evaluation divides a set."
+    return _zeroshot_sets().get(_set_id(name), {}).get('paper', {})
+
+
+def _published_parts(task: Classification) -> Classification:
+    "Training, validation and test part in the sizes of MERU's evaluation; see `paper` in data/zeroshot/sets.json."
+    rule = _paper_rule(task.name)
+    whole = task.pictures, task.targets
+    if task.train is None and 'each' in rule:
+        train, test = (_take(whole, rows) for rows in _some_of_each(task.targets, rule['each']))
+        task = task._replace(train=train, pictures=test[0], targets=test[1])
+    elif task.train is None and 'train' in rule:
+        sizes = [rule[part] for part in ('train', 'val', 'test')]
+        train, val, test = (_take(whole, rows) for rows in draw_parts(len(task.targets), sizes))
+        return task._replace(train=train, val=val, pictures=test[0], targets=test[1])
+    elif 'test' in rule and len(task.targets) > rule['test'] > 1:
+        pictures, targets = _take(whole, draw_parts(len(task.targets), [rule['test']])[0])
+        task = task._replace(pictures=pictures, targets=targets)
+    if task.train is None or task.val is not None:
+        return task
+    share = rule.get('val', 0.2)
+    sizes = [rule.get('train', 1 - share), share]
+    train, val = (_take(task.train, rows) for rows in draw_parts(len(task.train[1]), sizes))
+    return task._replace(train=train, val=val)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #9381c123
 _general_prompts = ('a photo of a {}.', 'a picture of the {}.', '{}')
@@ -363,6 +434,7 @@ def _make_classification(
         list(prompts or known.get('prompts', _general_prompts)),
         parts.get('train'),
         used,
+        parts.get('val'),
     )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d95277ec
@@ -386,17 +458,23 @@ def _class_parts(
     return parts
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #056bf734
+_val_names = 'val', 'valid', 'validation'
+
+
 def _chosen_parts(store: _Store, parts: dict) -> dict[str, list[tuple[str, str]]]:
-    "Of `test`, `val` and others the first there is, and `train` beside it."
+    "Of `test`, `val` and others the first there is; `train` beside it, and a validation part beside both."
     last = {PurePosixPath(o).name.lower(): o for o in parts}
-    test = next((last[o] for o in ('test', 'val', 'valid', 'validation') if o in last), None)
+    test, *others = [last[o] for o in ('test', *_val_names) if o in last] or [None]
     if test is None and len(parts) > 1:
         raise ValueError(
             f'{store} holds class folders below {len(parts)} folders ({", ".join(sorted(parts)[:3])}, ...) '
             'and none is called test or val'
         )
     chosen = {'test': parts[test or next(iter(parts))]}
-    return chosen | ({'train': parts[last['train']]} if test and 'train' in last else {})
+    if test and 'train' in last:
+        chosen['train'] = parts[last['train']]
+        chosen |= {'val': parts[val] for val in others[:1]}
+    return chosen
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #7e57e0ba
 def _numbers_first(key: str) -> tuple[int, str]:
@@ -443,6 +521,9 @@ def _torchvision_part(
     return Pictures(range(len(dataset)), pixels, size), targets
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #6998d6de
+_absent = FileNotFoundError, RuntimeError  # how torchvision says that a part is not there
+
+
 def _read_torchvision(
     path: str | Path,  # the `root` that torchvision was given
     size: int,  # side of the pictures, pixels
@@ -455,8 +536,10 @@ def _read_torchvision(
     make = getattr(torchvision.datasets, how['name'])
     test = make(path, **how['test'])
     parts = dict(test=_torchvision_part(test, size, known.get('first', 0)))
-    if how['train']:
-        parts['train'] = _torchvision_part(make(path, **how['train']), size, known.get('first', 0))
+    for part in ('train', 'val'):
+        if how.get(part):
+            with suppress(*(_absent if part == 'val' else ())):
+                parts[part] = _torchvision_part(make(path, **how[part]), size, known.get('first', 0))
     keys = (
         getattr(test, 'classes', None)
         or getattr(test, 'categories', None)
@@ -558,10 +641,11 @@ def _read_wds(
     path, parts, store = Path(path), {}, _Store(path)
     classes = _lines(store, 'classnames.txt')
     prompts = [o.replace('{c}', '{}') for o in _lines(store, 'zeroshot_classification_templates.txt')]
-    for part in ('test', 'train'):
+    for part in ('test', 'train', *_val_names):
         if part == 'test' or (path / part).is_dir():
             pictures, answers = _tar_pictures(path / part, 'cls', size)
-            parts[part] = pictures, _class_numbers(answers, len(classes), path / part)
+            kind = 'val' if part in _val_names else part
+            parts[kind] = pictures, _class_numbers(answers, len(classes), path / part)
     return _make_classification(path.name, classes, parts, prompts)._replace(classes=classes)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #26dacbbe
@@ -603,6 +687,10 @@ class Captions(NamedTuple):
     pictures: Pictures
     texts: list[str]  # every caption
     owner: Int64[Tensor, ' t']  # the picture of each caption
+
+    def by(self, rules: Protocol) -> 'Captions':
+        "With the pictures of a protocol: the paper's are squeezed."
+        return self._replace(pictures=self.pictures.whole()) if rules.is_paper else self
 
     def some(self, limit: int) -> 'Captions':
         "At most so many pictures, at equal steps, with their captions; 0: all."
@@ -863,6 +951,10 @@ class Chains(NamedTuple):
     pictures: Pictures
     texts: list[str]  # level after level, each once a level
     chains: Int64[Tensor, 'n l']  # the texts above each picture
+
+    def by(self, rules: Protocol) -> 'Chains':
+        "The same: its benchmark has rules of its own, and they are followed beside ours."
+        return self
 
     def some(self, limit: int) -> 'Chains':
         "At most so many pictures, at equal steps, and the texts above them; 0: all."

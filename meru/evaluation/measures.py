@@ -63,6 +63,7 @@ _quantities = {
     'group': _Quantity('right group'),
     'tree_error': _Quantity('tree-induced error, edges', better=-1),
     'probe_top1': _Quantity('linear probe, top-1 accuracy'),
+    'probe_per_class': _Quantity('linear probe, mean of classes'),
     'image_to_text_r1': _Quantity('picture to caption, recall at 1'),
     'image_to_text_r5': _Quantity('picture to caption, recall at 5'),
     'image_to_text_r10': _Quantity('picture to caption, recall at 10'),
@@ -141,7 +142,7 @@ def _flatten(
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000044
 _facts = (
-    'id images classes prompts probe_images probe_per_class lca_height jaccard hier_precision hier_recall '
+    'id images classes prompts probe_images probe_cost lca_height jaccard hier_precision hier_recall '
     'image_to_text_queries image_to_text_candidates text_to_image_queries text_to_image_candidates '
     'edges level_tau_best saturated path_met cone_reason radius_reason below_by'
 ).split()

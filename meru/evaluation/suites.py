@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from pathlib import Path
 from torch import nn, Tensor
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 from meru.core import (
     AtLeast,
+    check_finite,
     check_config,
     Checkpoint,
     file_sha256,
@@ -26,12 +27,27 @@ from meru.core import (
 )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #9b1f6c2e
-from ..models.model import attach_backbone, encode_images, encode_texts, tokenizer_of
+from meru.models.model import (
+    attach_backbone,
+    encode_images,
+    encode_texts,
+    evaluating,
+    in_batches,
+    tokenizer_of,
+)
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import _is_saved, load_run, _weights_of
+from .protocol import Protocol, read_prompts
 from .measures import _flatten, Measure, Measures, _quantities
-from .zeroshot import _class_points, classification_metrics, _linear_probe, _probe_metrics, _split_halves
+from meru.evaluation.zeroshot import (
+    _class_points,
+    classification_metrics,
+    _linear_probe,
+    _paper_probe,
+    _probe_metrics,
+    _split_halves,
+)
 from .retrieval import retrieval_metrics
 from meru.evaluation.hierarchy import (
     _all_distances,
@@ -51,10 +67,15 @@ from meru.evaluation.datasets import (
     _noun_names,
     _noun_parents,
     _nouns,
+    _paper_rule,
+    _published_parts,
     read_data,
+    _set_id,
     _short,
     spread,
     survey,
+    _take,
+    _zeroshot_sets,
 )
 from .emoji_suite import remarks, untrained
 
@@ -62,8 +83,11 @@ from .emoji_suite import remarks, untrained
 class _Report:
     "What was measured, and beside it what could not be, and why."
 
-    def __init__(self):
-        self.measures, self.skipped = Measures(), {}
+    def __init__(
+        self,
+        rules: Protocol = Protocol(),
+    ):
+        self.measures, self.skipped, self.rules = Measures(), {}, rules
 
     def attempt(
         self,
@@ -95,11 +119,13 @@ def _probe_data(
     task: Classification,
     points: Float[Tensor, 'n d'],  # of its pictures
 ) -> _ProbeData:
-    "The training part and the pictures; without one, two halves of the pictures."
+    "The training part, with the validation part, and the pictures; without one, two halves of the pictures."
     tangent = lambda x: model.geometry.log_map0(x.cpu(), model.curv.detach().cpu())
     if task.train:
-        pictures, labels = task.train
-        return _ProbeData(tangent(encode_images(model, pictures, pictures.keys)), labels, tangent(points), task.targets)
+        parts = [part for part in (task.train, task.val) if part]
+        features = [tangent(encode_images(model, pictures, pictures.keys)) for pictures, _ in parts]
+        labels = torch.cat([targets for _, targets in parts])
+        return _ProbeData(torch.cat(features), labels, tangent(points), task.targets)
     fit, test = _split_halves(task.targets)
     if not len(test):
         raise ValueError(f'{task.name} has one picture per class and no training part: nothing to fit a probe on')
@@ -114,6 +140,45 @@ def _probe(
     "Fit and test."
     return _probe_metrics(_linear_probe(data.train, data.labels, data.test, classes), data.targets)
 
+# %% ../../nbs/evaluation/66_suites.ipynb #49c8f3b3
+def _tower_features(
+    model: nn.Module,  # of `meru.models`
+    pictures,  # sliced
+) -> Float[Tensor, 'n w']:
+    "What the image tower gives, before the projection."
+    device = next(model.parameters()).device
+    with evaluating(model):
+        features = in_batches(lambda x: model.image_features(x.to(device)).float().cpu(), pictures)
+    return check_finite(features, getattr(pictures, 'keys', None), 'image features')
+
+
+def _with_halves(task: Classification) -> Classification:
+    "Two halves of the pictures, where there is no training part."
+    if task.train:
+        return task
+    fit, test = _split_halves(task.targets)
+    if not len(test):
+        raise ValueError(f'{task.name} has one picture per class and no training part: nothing to fit a probe on')
+    pictures, targets = _take((task.pictures, task.targets), test)
+    return _published_parts(
+        task._replace(train=_take((task.pictures, task.targets), fit), pictures=pictures, targets=targets)
+    )
+
+
+def _published_probe(
+    model: nn.Module,  # of `meru.models`
+    task: Classification,
+) -> Measures:
+    "The linear probe of MERU's evaluation."
+    if not _paper_rule(task.name).get('probe', True):
+        raise ValueError(f'the paper fits no probe on {task.name}')
+    task = _with_halves(task)
+    train, val = ((_tower_features(model, pictures), targets) for pictures, targets in (task.train, task.val))
+    test = _tower_features(model, task.pictures)
+    logits, cost = _paper_probe(train, val, test, len(task.classes))
+    measures = _probe_metrics(logits, task.targets, paper=True)
+    return measures + [Measure('', 'probe_cost', cost)]
+
 # %% ../../nbs/evaluation/66_suites.ipynb #a6fd39cc
 def _examine_classes(
     model: nn.Module,  # of `meru.models`
@@ -125,15 +190,22 @@ def _examine_classes(
     points = encode_images(model, task.pictures, task.pictures.keys).cpu()
     classes = _class_points(model, tokenizer, task.classes, task.prompts).cpu()
     scores = model.geometry.scores(points, classes, model.curv.detach().cpu())
-    note = Measure('', 'prompts', task.used)
+    note, paper = Measure('', 'prompts', task.used), report.rules.is_paper
 
     def mistakes():
         overlap = _ancestor_overlap(task.synsets(), _noun_parents())
         return _tree_metrics(scores.argmax(1), task.targets, overlap)
 
-    report.attempt(task.name, 'zero-shot', lambda: classification_metrics(scores, task.targets) + [note])
-    report.attempt(task.name, 'WordNet measures', mistakes)
-    report.attempt(task.name, 'linear probe', lambda: _probe(_probe_data(model, task, points), len(task.classes)))
+    def probe():
+        if paper:
+            return _published_probe(model, task)
+        return _probe(_probe_data(model, task, points), len(task.classes))
+
+    def accuracy():
+        return classification_metrics(scores, task.targets, paper=paper) + [note]
+
+    for what, measure in {'zero-shot': accuracy, 'WordNet measures': mistakes, 'linear probe': probe}.items():
+        report.attempt(task.name, what, measure)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6a64a7f5
 def _examine_captions(
@@ -248,14 +320,15 @@ def evaluate_folder(
     folder: str | Path,  # a dataset, a folder of datasets, or a feature cache
     image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
+    rules: Protocol = Protocol(),  # whose
 ) -> _Report:  # raises ValueError where nothing could be measured
     "Every measure whose data lie in a folder; all others listed with the way to get them."
-    report, folder = _Report(), project_path(folder)
+    report, folder = _Report(rules), project_path(folder)
     cached = (folder / 'cache.json').exists()
     present, absent = ([folder], {}) if cached else survey(folder)
 
     def examine(path):
-        task = _cached_pairs(open_cache(path), limit) if cached else read_data(path, image_size).some(limit)
+        task = _cached_pairs(open_cache(path), limit) if cached else read_data(path, image_size).by(rules).some(limit)
         _examiners[type(task)](model, tokenizer, task, report)
 
     for path in present:
@@ -286,10 +359,11 @@ def evaluate_with_control(
     image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
     seed: int = 0,  # of the untrained control
+    rules: Protocol = Protocol(),  # whose
 ) -> _Report:
     "`evaluate_folder` for the model, and for an untrained one as its control."
-    report = evaluate_folder(model, tokenizer, folder, image_size, limit)
-    control_report = evaluate_folder(_control_of(model, seed), tokenizer, folder, image_size, limit)
+    report = evaluate_folder(model, tokenizer, folder, image_size, limit, rules)
+    control_report = evaluate_folder(_control_of(model, seed), tokenizer, folder, image_size, limit, rules)
     report.measures += control_report.measures.labelled(model='untrained')
     return report
 
@@ -303,8 +377,9 @@ def photo_summary(
         for name, quantity in _quantities.items():
             if measure := measures.find(name, dataset):
                 control = measures.value(name, dataset, 'untrained')
-                rows.append([dataset, quantity.text, measure.value, control, measure.chance])
-    table = markdown_table(['', '', 'model', 'untrained', 'chance'], rows)
+                whose = report.rules.of(name, measures.value('prompts', dataset) or '')
+                rows.append([dataset, quantity.text, whose, measure.value, control, measure.chance])
+    table = markdown_table(['', '', 'protocol', 'model', 'untrained', 'chance'], rows)
     skipped = [f'- **{what}**: {why}' for what, why in report.skipped.items()]
     return '\n'.join([table, '', *remarks(measures), '', f'Skipped, {len(skipped)}:', '', *skipped])
 
@@ -319,10 +394,17 @@ class EvalConfig:
     out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint or a saved model
     limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all
     image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
+    protocol: Literal['auto', 'paper', 'ours'] = (
+        'auto'  # whose rules; auto = paper for a released checkpoint, else ours
+    )
+    prompts: str = ''  # a JSON file of prompts by set, see meru.evaluation.protocol; '' = the project's
     seed: Seed = 0  # of the untrained control's weights
 
     def __post_init__(self):
         check_config(self)
+        asked = 'protocol' if self.protocol == 'paper' else 'prompts' if self.prompts else ''
+        if asked and self.data == 'emoji':
+            raise ValueError(f"{asked} = {getattr(self, asked)!r} is about photos, but data is 'emoji': name a folder")
 
     @property
     def released(self) -> bool:
@@ -333,6 +415,15 @@ class EvalConfig:
     def name(self) -> str:
         "Of the model, in figures and folders."
         return Path(self.checkpoint).stem if self.released else Path(self.run.partition('@')[0]).name
+
+    @property
+    def rules(self) -> Protocol:
+        "Whose rules, and which prompts."
+        released = 'paper' if self.released and self.data != 'emoji' else 'ours'
+        name = released if self.protocol == 'auto' else self.protocol
+        if not self.prompts:
+            return Protocol(name)
+        return Protocol(name, read_prompts(project_path(self.prompts), _zeroshot_sets()), Path(self.prompts).name)
 
     @property
     def file(self) -> Path:
@@ -383,4 +474,4 @@ def save_measures(
 ):
     "Write the numbers, and which checkpoint they are of."
     source = dict(checkpoint=cfg.checkpoint, checkpoint_sha256=file_sha256(cfg.file))
-    write_json(cfg.record, _flatten(measures) | source)
+    write_json(cfg.record, _flatten(measures) | source | dict(protocol=cfg.rules.name, prompt_file=cfg.rules.file))

@@ -7,6 +7,8 @@ __all__ = ['templates', 'classification_metrics']
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #d4332ee1
 import torch
+from collections.abc import Callable
+from functools import cache
 from jaxtyping import Bool, Float, Int64
 from torch import nn, Tensor
 from ..core import check_finite
@@ -93,6 +95,18 @@ def _mean_per_class(
     right = torch.bincount(targets, weights=hits.double())
     return (right / count)[count > 0].mean().item()
 
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #5d2879a2
+def _macro_accuracy(
+    predicted: Int64[Tensor, ' b'],  # answers
+    targets: Int64[Tensor, ' b'],  # class of each image
+) -> float:
+    "The same by torchmetrics, as MERU's evaluation counts: a class that is only predicted counts 0."
+    classes = int(torch.cat([predicted, targets]).max()) + 1
+    right = torch.bincount(targets[predicted == targets], minlength=classes)
+    count = torch.bincount(targets, minlength=classes)
+    predictions = torch.bincount(predicted, minlength=classes)
+    return (right / count.clamp_min(1).double())[(count + predictions) > 0].mean().item()
+
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #c2c49c6e
 def _classification_hits(
     scores: Float[Tensor, 'b n'],  # similarity of each image to each class
@@ -114,16 +128,21 @@ def classification_metrics(
     targets: Int64[Tensor, ' b'],  # right class of each image
     parents: dict[str, Int64[Tensor, ' n']] = {},  # coarser level -> parent of each class
     seed: int = 0,  # of the interval
+    paper: bool = False,  # count as MERU's evaluation does? Ties go to the first, and see `_macro_accuracy`
 ) -> Measures:
     "How well images are classified: top-1, top-5, per class, and one or more levels up, each beside chance."
     hits, classes = _classification_hits(scores, targets, parents), scores.shape[1]
+    per_class = _mean_per_class(hits['top1'], targets)
+    if paper:
+        predicted = scores.argmax(1)
+        hits['top1'], per_class = (predicted == targets).double(), _macro_accuracy(predicted, targets)
     mean = {name: right.mean().item() for name, right in hits.items()}
     low, high = interval(hits['top1'], seed)
     measures = Measures(
         [
             Measure('', 'top1', mean['top1'], 1 / classes, low, high),
             Measure('', 'top5', mean['top5'], min(1.0, 5 * (1 / classes))),
-            Measure('', 'per_class', _mean_per_class(hits['top1'], targets), 1 / classes),
+            Measure('', 'per_class', per_class, 1 / classes),
             Measure('', 'images', len(targets)),
             Measure('', 'classes', classes),
         ]
@@ -165,6 +184,22 @@ def _fit_logistic(
     return weight.detach()
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #f52f7b93
+def _probe_logits(
+    train: Float[Tensor, 'n d'],
+    labels: Int64[Tensor, ' n'],
+    test: Float[Tensor, 'b d'],
+    n_classes: int,
+    strength: float,
+    steps: int,
+) -> Float[Tensor, 'b k']:
+    "Fit, and apply; -inf for a class that was never seen."
+    seen, numbered = labels.unique(return_inverse=True)
+    weight = _fit_logistic(train, numbered, strength, steps)
+    logits = torch.full((len(test), n_classes), -torch.inf, dtype=torch.float64, device=test.device)
+    logits[:, seen] = test @ weight[:-1] + weight[-1]
+    return logits
+
+
 def _linear_probe(
     train: Float[Tensor, 'n d'],  # features of pictures whose class is known
     labels: Int64[Tensor, ' n'],  # their classes
@@ -177,11 +212,7 @@ def _linear_probe(
     if not strength > 0:
         raise ValueError(f'strength is {strength}; it must be above 0')
     train, test = _standardise(check_finite(train, what='features'), check_finite(test, what='features'))
-    seen, numbered = labels.unique(return_inverse=True)
-    weight = _fit_logistic(train, numbered, strength, steps)
-    logits = torch.full((len(test), n_classes), -torch.inf, dtype=torch.float64, device=test.device)
-    logits[:, seen] = test @ weight[:-1] + weight[-1]
-    return logits
+    return _probe_logits(train, labels, test, n_classes, strength, steps)
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #fee53e34
 def _split_halves(
@@ -197,13 +228,58 @@ def _split_halves(
 def _probe_metrics(
     scores: Float[Tensor, 'b k'],  # from `_linear_probe`
     targets: Int64[Tensor, ' b'],  # right class of each picture
+    paper: bool = False,  # mean of classes as `_macro_accuracy`?
 ) -> Measures:
     "Plain and mean per-class accuracy."
-    hits = (scores.argmax(1) == targets).double()
+    predicted = scores.argmax(1)
+    hits = (predicted == targets).double()
+    per_class = _macro_accuracy(predicted, targets) if paper else _mean_per_class(hits, targets)
     return Measures(
         [
             Measure('', 'probe_top1', hits.mean().item()),
-            Measure('', 'probe_per_class', _mean_per_class(hits, targets)),
+            Measure('', 'probe_per_class', per_class),
             Measure('', 'probe_images', len(targets)),
         ]
     )
+
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #2d1d7dd3
+def _cost_logits(
+    fit: tuple[Float[Tensor, 'n d'], Int64[Tensor, ' n']],  # features and classes
+    test: Float[Tensor, 'b d'],
+    n_classes: int,
+    cost: float,  # C of scikit-learn: the weight of the summed cross-entropy beside |W|² / 2
+) -> Float[Tensor, 'b k']:
+    "Logistic regression as scikit-learn has it: of two classes one weight is kept, so the penalty counts it twice."
+    features, labels = fit
+    strength = (2 if len(labels.unique()) == 2 else 1) / cost
+    return _probe_logits(features.double(), labels, test.double(), n_classes, strength, steps=1000)
+
+
+def _search_cost(
+    accuracy: Callable,  # C -> how well the validation part is classified
+) -> float:
+    "The best C: of equal ones the first that was tried."
+    accuracy = cache(accuracy)
+    best, width = max((10.0**power for power in range(-6, 7, 2)), key=accuracy), 10.0
+    for _ in range(4):
+        best = max((best, best / width, best * width), key=accuracy)
+        width **= 0.5
+    return best
+
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #7c91927f
+def _paper_probe(
+    train: tuple[Float[Tensor, 'n d'], Int64[Tensor, ' n']],  # features and classes
+    val: tuple[Float[Tensor, 'm d'], Int64[Tensor, ' m']],  # the same of the validation part
+    test: Float[Tensor, 'b d'],  # features
+    n_classes: int,  # classes, seen or not
+) -> tuple[Float[Tensor, 'b k'], float]:  # logits, and the C that was chosen
+    "MERU's linear probe: C searched on the validation part, then a fit on both parts."
+    for features in (train[0], val[0], test):
+        check_finite(features, what='features')
+
+    def accuracy(cost):
+        return _macro_accuracy(_cost_logits(train, val[0], n_classes, cost).argmax(1), val[1])
+
+    cost = _search_cost(accuracy)
+    both = tuple(map(torch.cat, zip(train, val)))
+    return _cost_logits(both, test, n_classes, cost), cost

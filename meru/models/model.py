@@ -256,12 +256,16 @@ class Model(_Scalars):
 
     param_count = property(lambda self: sum(p.numel() for p in self.parameters()), doc='trainable numbers')
 
-    def project_image(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
+    def image_features(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b w']:
+        "What the tower gives, before the projection."
         if images.ndim == 2:
-            return self.map_image(self.image_tower(images))  # features, encoded beforehand
+            return self.image_tower(images)  # features, encoded beforehand
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         x = ((x - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype)
-        return self.map_image(self.image_tower(x))
+        return self.image_tower(x)
+
+    def project_image(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b d']:
+        return self.map_image(self.image_features(images))
 
     def project_text(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
         return self.map_text(self.text_tower(tokens))
