@@ -6,6 +6,7 @@ import pytest
 import torch
 from dataclasses import replace
 from hypothesis import given, settings, strategies as st
+from torch.func import grad, jacrev, jvp, vmap
 from meru.core import file_sha256
 from meru.data.chains import chain_kinds, _folder_chain, _level_chain, _noun_chain, _word_chain
 from meru.data.emoji import embedded_data
@@ -84,6 +85,32 @@ def test_terms_in_every_geometry(name):
     assert [o.item() for o in terms] == pytest.approx([up, texts, back], rel=1e-9)
     terms.mean.backward()
     assert x.grad.isfinite().all() and t.grad.isfinite().all()
+
+
+LOSSES = dict(
+    terms=lambda *args: chain_terms(*args, 3.0).mean,
+    cones=lambda *args: edge_entailment(*args, Cones(away=0.5)),
+    radii=lambda *args: radial_order(*args, 0.3),
+)
+
+
+@pytest.mark.parametrize('kind', LOSSES)
+@pytest.mark.parametrize('name', ['lorentz', 'poincare', 'euclidean'])
+def test_under_the_transforms_of_torch_func(name, kind):
+    geometry, gen = get_geometry(name), torch.Generator().manual_seed(0)
+    graph = text_graph(torch.arange(1, 6), torch.tensor([[1, 2, 3], [1, 4, 5]]))
+    x, t = (geometry.exp_map0(0.6 * torch.randn(n, 3, generator=gen, dtype=torch.float64), ONE) for n in (2, 5))
+
+    def loss(x, t):
+        return LOSSES[kind](geometry, x, t, graph, ONE)
+
+    leaf, close = t.clone().requires_grad_(), torch.testing.assert_close
+    value = loss(x, leaf)
+    (by_t,) = torch.autograd.grad(value, leaf)
+    close(grad(loss, 1)(x, t), by_t)
+    close(jacrev(loss, 1)(x, t), by_t)
+    close(jvp(lambda o: loss(x, o), (t,), (t,))[1], (by_t * t).sum())
+    close(vmap(loss, (0, None))(torch.stack([x, x]), t), value.detach().expand(2))
 
 
 @pytest.mark.parametrize('name', [n for n, g in geometries.items() if g.has_cones])

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import mpmath
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.func import jacrev, jvp, vmap
 
 from conftest import ROOT
 
@@ -28,6 +30,7 @@ from meru.geometry import (
     _time_component,
     unit,
 )
+from meru.losses.entailment import entailment_loss
 
 mpmath.mp.dps = 50
 lorentz, poincare, euclidean, sphere = (get_geometry(n) for n in ('lorentz', 'poincare', 'euclidean', 'sphere'))
@@ -641,3 +644,35 @@ def test_geoopt_agrees():
         )  # geoopt clamps
         full = [torch.cat([_time_component(t, curv)[:, None], t], -1) for t in (x, y)]
         torch.testing.assert_close(lorentz.dist(x, y, curv), geoopt.Lorentz(k=1 / c).dist(*full), rtol=1e-6, atol=0)
+
+
+measures = dict(scores=geometries.values(), dist=metric, cones=[g for g in metric if g.has_cones])
+
+
+@pytest.mark.parametrize('measure, g', [(name, g) for name, fit in measures.items() for g in fit], ids=str)
+def test_the_transforms_of_torch_func(measure, g):
+    "Row by row under vmap, and derivatives forwards, backwards and by plain autograd, are the same."
+    curv = torch.tensor(1.3, dtype=torch.float64)
+    gen = torch.Generator().manual_seed(0)
+    x, y = (g.exp_map0(torch.randn(5, 3, generator=gen, dtype=torch.float64), curv) for _ in range(2))
+
+    def f(x, y, curv):
+        if measure == 'cones':
+            return entailment_loss(g, x, y, curv)
+        return g.dist(x, y, curv) if measure == 'dist' else g.scores(x, y, curv)
+
+    close = partial(torch.testing.assert_close, atol=1e-10, rtol=1e-8)
+    if measure == 'dist':
+        close(vmap(f, (0, 0, None))(x, y, curv), f(x, y, curv))
+    else:
+        close(vmap(f, (0, None, None))(torch.stack([x, 0.5 * x]), y, curv)[0], f(x, y, curv))
+    leaves = [o.clone().requires_grad_() for o in (x, y, curv)]
+    value = f(*leaves)
+    weight = torch.randn(value.shape, generator=gen, dtype=torch.float64)
+    plain = torch.autograd.grad((value * weight).sum(), leaves, materialize_grads=True, allow_unused=True)
+    for i, by_autograd in enumerate(plain):
+        by_rows = jacrev(f, argnums=i)(x, y, curv)
+        close(torch.tensordot(weight, by_rows, weight.ndim), by_autograd)
+    ways = [torch.randn(o.shape, generator=gen, dtype=torch.float64) for o in (x, y, curv)]
+    along = jvp(f, (x, y, curv), tuple(ways))[1]
+    close((along * weight).sum(), sum((o * way).sum() for o, way in zip(plain, ways)))

@@ -159,6 +159,24 @@ def test_words_follow_seed_epoch_and_index_alone(loader, folder):
             assert texts_of(whole[epoch : epoch + 1])[o.key] == TOK.decode(TOK([words(o.meta['levels'][3], rng)])[0])
 
 
+def test_one_of_several_captions_is_drawn_by_seed_epoch_and_index_alone(tmp_path, folder):
+    several = [
+        o._replace(meta=dict(captions=[f'{word} {i}' for word in ('caption', 'one', 'two')]))
+        for i, o in enumerate(samples(12))
+    ]
+    write_shards(several + samples(23)[12:], tmp_path / 'several')
+    make = partial(Loader, Shards(tmp_path / 'several'), TOK, 8, seed=3, drop_last=False)
+    whole = take(make(23), 30)
+    assert all(texts_of([o]) == texts_of(take(make(5), 5, 5 * i)) for i, o in enumerate(whole[:2]))
+    assert same(whole[:2], take(make(23, workers=2), 2))
+    drawn = [TOK.decode(t) for b in whole for k, t in zip(b.keys, b.tokens) if int(k[-3:]) < 12]
+    shares = [sum(o.startswith(word) for o in drawn) / 360 for word in ('caption', 'one', 'two')]
+    assert min(shares) > 0.26 and sum(shares) == pytest.approx(1)
+    plain = take(Loader(Shards(folder), TOK, 8, 23, seed=3), 1)[0]  # those of one caption are as they were
+    rest = {t for k, t in texts_of(whole[:1]).items() if int(k[-3:]) >= 12}
+    assert len(rest) == 11 and rest < set(texts_of([plain]).values())
+
+
 def test_threads_do_not_matter(loader):
     before, found = torch.get_num_threads(), []
     try:

@@ -43,7 +43,8 @@ def chain_loss(
 ) -> Float[Tensor, '']:  # nats
     "Cross entropy of each positive beside the negatives alone: mean over a row's positives, then over such rows."
     out = positive if hidden is None else positive | hidden
-    negatives = logits.masked_fill(out, -torch.inf).logsumexp(1, keepdim=True)
+    nothing = torch.finfo(logits.dtype).min  # and not -inf: where a row is all positive, its derivative is NaN
+    negatives = logits.masked_fill(out, nothing).logsumexp(1, keepdim=True)
     losses = F.softplus(negatives - logits).masked_fill(~positive, 0.0)
     count = positive.sum(1)
     rows = losses.sum(1) / count.clamp_min(1)
@@ -124,8 +125,8 @@ def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
     angles = geometry.cone_angle(points, texts, curv)
     outside = (angles - geometry.half_aperture(texts, curv, cones.min_radius)).relu()
     others = ~positive & (points[:, None] != texts).any(-1)  # a text is not outside its own cone
-    intruding = (cones.away - outside).relu()[others]
-    return own + intruding.sum() / max(1, len(intruding))
+    intruding = (cones.away - outside).relu().masked_fill(~others, 0.0)
+    return own + intruding.sum() / others.sum().clamp_min(1)
 
 # %% ../../nbs/losses/14_chains.ipynb #1bd0b909
 def edge_entailment(
