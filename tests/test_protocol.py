@@ -4,7 +4,11 @@ import json
 import pytest
 import torch
 from PIL import Image
-from meru.evaluation.datasets import _some_of_each, _zeroshot_sets, Captions, Classification, Pictures, read_data
+from scipy.stats import kendalltau
+from meru.geometry import get_geometry
+from meru.evaluation.datasets import _imagenet_ids, _noun_parents, _some_of_each, _zeroshot_sets
+from meru.evaluation.datasets import Captions, Classification, Pictures, read_data
+from meru.evaluation.hierarchy import _ancestor_overlap, _hyco_metrics, _path_lengths, _threshold_metrics
 from meru.evaluation.emoji_suite import untrained
 from meru.evaluation.protocol import draw_parts, Protocol, protocol_table, read_prompts
 from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, photo_summary, save_measures
@@ -208,3 +212,96 @@ def test_which_protocol(tmp_path):
     save_measures(cfg, [])
     assert json.loads(cfg.record.read_text())['protocol'] == 'paper'
     assert 'squeezed' in protocol_table()
+
+
+# --- HierarCaps
+
+
+@pytest.mark.parametrize('name', ['lorentz', 'sphere', 'euclidean'])
+def test_hierarcaps_is_its_own_loop(name):
+    "Thresholds, nearest text, distinct texts: written out as a loop over pictures and radii."
+    geometry, one = get_geometry(name), torch.tensor(1.3)
+    rng = torch.Generator().manual_seed(4)
+    points = geometry.exp_map0(torch.randn(60, 5, generator=rng), one)
+    images, texts, root = points[:9], points[9:59], points[59]
+    pictures = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 0])  # two of them have two references
+    chains = torch.stack([torch.randperm(50, generator=rng)[:4] for _ in pictures])
+    if name == 'sphere':
+        radii = (texts - root).norm(dim=1)
+    else:
+        radii = geometry.dist(texts, root[None], one)
+    scores = geometry.scores(images, texts, one)
+    precisions, recalls = [], []
+    for i in range(9):
+        met = set()
+        for k in range(50):
+            limit = radii.min().double() + k / 49 * (radii.max().double() - radii.min().double())
+            within = [t for t in range(50) if radii[t].double() <= limit or k == 49]
+            met.add(max(within, key=lambda t: scores[i, t].item()))
+        own = chains[pictures == i]
+        precisions.append(len(met & set(own.flatten().tolist())) / len(met))
+        recalls.append(sum(bool(met & set(level.tolist())) for level in own.T) / 4)
+    got = _threshold_metrics(geometry, images, texts, root, chains, pictures, one)
+    assert got.value('threshold_precision') == pytest.approx(sum(precisions) / 9, abs=1e-6)
+    assert got.value('threshold_recall') == pytest.approx(sum(recalls) / 9, abs=1e-6)
+    tau = [kendalltau(radii[own].argsort().tolist(), [1, 2, 3, 4]).statistic for own in chains]
+    assert got.value('threshold_tau') == pytest.approx(sum(tau) / len(tau), abs=1e-6)
+
+
+def test_hierarcaps_as_published(tmp_path, tiny):
+    rows = ['7,"patch, red => red patch","http://host/val2014/COCO_val2014_000000000001.png"']
+    rows += ['8,patch => a big red patch,http://host/val2014/COCO_val2014_000000000001.png']
+    rows += ['9,patch => blue patch,http://host/val2014/COCO_val2014_000000000002.png']
+    for number, colour in enumerate(('red', 'blue'), 1):
+        paint(tmp_path / 'images' / f'COCO_val2014_00000000000{number}.png', colour)
+    (tmp_path / 'hierarcaps_test.csv').write_text('\n'.join(['id,captions,image_url', *rows]))
+    task = read_data(tmp_path, 16)
+    chains = [[task.texts[i] for i in chain] for chain in task.chains]
+    assert chains == [['patch, red', 'red patch'], ['patch', 'a big red patch'], ['patch', 'blue patch']]
+    assert task.pictures.keys[0] == task.pictures.keys[1] != task.pictures.keys[2]
+    report = evaluate_folder(tiny, Tokenizer(600, 24), tmp_path, 16)
+    got = {m.name: m.value for m in report.measures if m.dataset == tmp_path.stem}
+    assert 0 <= got['threshold_precision'] <= 1 and 0 <= got['path_precision'] <= 1
+    assert not [o for o in report.skipped if o.startswith(tmp_path.stem) and 'hierarchy' not in o]
+    (tmp_path / 'hierarcaps_test.csv').write_text('id,captions,image_url\n1,,http://host/x.png')
+    with pytest.raises(ValueError, match='line 2 of hierarcaps_test.csv'):
+        read_data(tmp_path, 16)
+
+
+# --- trees
+
+EDGES = [('thing', 'animal'), ('thing', 'plant'), ('animal', 'cat'), ('animal', 'dog'), ('plant', 'rose')]
+
+
+def test_hycoclip_measures_by_hand():
+    names = ['cat', 'dog', 'rose']
+    one = lambda p, t: {
+        m.name: m.value for m in _hyco_metrics(torch.tensor([p]), torch.tensor([t]), names, EDGES)
+    }  # ancestors: {animal, thing}, {animal, thing}, {plant, thing}
+    zero = dict(hyco_jaccard=1, hyco_precision=1, hyco_recall=1, hyco_lca=1)
+    assert one(0, 0) == zero | dict(hyco_tie=0) and one(0, 1) == zero | dict(hyco_tie=2)
+    assert one(0, 2) == dict(hyco_tie=4, hyco_lca=2, hyco_jaccard=1 / 3, hyco_precision=1 / 2, hyco_recall=1 / 2)
+
+
+def test_tree_error_agrees_on_our_tree():
+    "Paths that are searched for are as long as ours, which are counted, on all of ImageNet's classes."
+    ids = _imagenet_ids()[::40]
+    edges = [(up, noun) for noun, up in _noun_parents().items()]
+    overlap = _ancestor_overlap(ids, _noun_parents())
+    depth = overlap.diagonal()
+    assert torch.equal(_path_lengths(ids, edges).long(), depth[:, None] + depth - 2 * overlap)
+
+
+def test_a_graph_that_is_brought(photos, tiny, tmp_path):
+    (tmp_path / 'isa.txt').write_text('n00001740 n02084071\nn00001740 n01440764\n')
+    cfg = EvalConfig(data=str(photos), graph=str(tmp_path / 'isa.txt'))
+    report = evaluate_folder(tiny, Tokenizer(600, 24), photos / 'animals', 16, rules=cfg.rules)
+    ours = evaluate_folder(tiny, Tokenizer(600, 24), photos / 'animals', 16)
+    wrong = 1 - report.measures.value('top1', 'animals')
+    assert report.measures.value('hyco_tie', 'animals') == pytest.approx(2 * wrong)
+    assert ours.measures.value('hyco_tie', 'animals') == ours.measures.value('tree_error', 'animals')
+    assert ours.measures.value('hyco_lca', 'animals') >= 1
+    assert any('| HyCoCLIP |' in o for o in photo_summary(report).splitlines())
+    (tmp_path / 'isa.txt').write_text('n00001740 n02084071 n01440764\n')
+    with pytest.raises(ValueError, match='line 1 of .*isa.txt is no edge'):
+        cfg.rules

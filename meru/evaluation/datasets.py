@@ -7,6 +7,7 @@ __all__ = ['Pictures', 'spread', 'Classification', 'Captions', 'shard_pairs', 'C
            'holds_one', 'survey']
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d2366053
+import csv
 import io
 import json
 import numpy as np
@@ -990,14 +991,14 @@ def _number_chains(hierarchies: list[list[str]]) -> tuple[list[str], Int64[Tenso
     return [text for _, text in nodes], torch.tensor(chains)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d1b2025e
-def _read_hierarcaps(
-    path: str | Path,  # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
+def _make_chains(
+    store: _Store,
+    listing: str,  # the file that names the pictures, for messages
+    rows: list[tuple[str, list[str]]],  # file and texts
+    read: Callable,  # file -> picture
     size: int,  # side of the pictures, pixels
 ) -> Chains:
-    "HierarCaps, its white borders cut away."
-    store = _Store(path)
-    listing = store.find('*.jsonl')[0]
-    rows = [_chain_of(o, listing, store) for o in _of_test(_objects(store, listing))]
+    "Find the pictures and number the texts; a picture may stand in several rows."
     depths = sorted({len(texts) for _, texts in rows})
     if len(depths) != 1:
         raise ValueError(
@@ -1005,8 +1006,43 @@ def _read_hierarcaps(
         )
     files = _find_pictures(store, listing, [file for file, _ in rows])
     texts, chains = _number_chains([texts for _, texts in rows])
-    pictures = Pictures(files, lambda f: crop_letterbox(decode_image(store.read(f))), size)
-    return Chains(Path(store.path).stem, pictures, texts, chains)
+    return Chains(Path(store.path).stem, Pictures(files, read, size), texts, chains)
+
+
+def _read_hierarchies(
+    path: str | Path,  # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
+    size: int,  # side of the pictures, pixels
+) -> Chains:
+    "HierarCaps as lines of JSON, the white borders of its pictures cut away."
+    store = _Store(path)
+    listing = store.find('*.jsonl')[0]
+    rows = [_chain_of(o, listing, store) for o in _of_test(_objects(store, listing))]
+    return _make_chains(store, listing, rows, lambda f: crop_letterbox(decode_image(store.read(f))), size)
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #fc213087
+def _hierarcaps_rows(store: _Store, listing: str) -> list[tuple[str, list[str]]]:  # file, texts
+    "The rows of HierarCaps' table; a file that is another table has none."
+    table = csv.DictReader(io.StringIO(_text(store, listing)))
+    if not {'captions', 'image_url'} <= set(table.fieldnames or ()):
+        return []
+    rows = []
+    for row in table:
+        texts = [text.strip() for text in (row['captions'] or '').split('=>')]
+        if not all(texts) or not row['image_url']:
+            raise ValueError(f'line {table.line_num} of {listing} in {store} lacks a caption or the image_url')
+        rows.append((PurePosixPath(row['image_url']).name, texts))
+    return rows
+
+
+def _read_hierarcaps(
+    path: str | Path,  # a folder or zip with hierarcaps_test.csv, and pictures
+    size: int,  # side of the pictures, pixels
+) -> Chains:
+    "HierarCaps as its authors publish it (Alper and Averbuch-Elor 2024)."
+    store = _Store(path)
+    listing = store.find('*hierarcaps*.csv')[0]
+    rows = _hierarcaps_rows(store, listing)
+    return _make_chains(store, listing, rows, lambda f: decode_image(store.read(f)), size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3f35526e
 def _is_synset_file(file: str) -> bool:
@@ -1037,6 +1073,8 @@ def _layout_of(
     if store.find('captions_*.json'):
         return _read_coco
     if any(_is_hierarchy(store, o) for o in store.find('*.jsonl')[:1]):
+        return _read_hierarchies
+    if store.find('*hierarcaps*.csv'):
         return _read_hierarcaps
     if _lists_of(store):
         return _read_table
@@ -1077,8 +1115,7 @@ _captions_from = {
     'and the pictures of val2014 into FOLDER/coco_karpathy',
     'Flickr30k': 'pictures and results_20130124.token by request from https://shannon.cs.illinois.edu/DenotationGraph, '
     'or dataset_flickr30k.json and the pictures, into FOLDER/flickr30k',
-    'HierarCaps': 'the test part from its authors (Alper and Averbuch-Elor 2024), '
-    'as lines of file and hierarchy, into FOLDER/hierarcaps',
+    'HierarCaps': 'hierarcaps_test.csv and its pictures from https://hierarcaps.github.io, into FOLDER/hierarcaps',
 }  # sets that are not for classification: how to get them
 
 
@@ -1100,6 +1137,7 @@ def holds_one(
         'classnames.txt',
         'dataset_type.txt',
         'captions*.*',
+        '*hierarcaps*.csv',
         'dataset_*.json',
         'annotations',
         'results*',

@@ -10,7 +10,12 @@ __all__ = ['chain_tau', 'gromov_delta', 'hierarchy_metrics', 'average_precision'
 import math
 import torch
 import torch.nn.functional as F
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from jaxtyping import Bool, Float, Int64
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
 from scipy.stats import kendalltau
 from torch import Tensor
 from typing import NamedTuple
@@ -180,6 +185,58 @@ def _tree_metrics(
     "Means of `_tree_mistakes`."
     each = _tree_mistakes(predicted, target, overlap)
     return Measures(Measure('', name, values.mean().item()) for name, values in each.items())
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #f1b539c5
+def _all_above(
+    edges: Iterable[tuple[str, str]],  # parent, child
+) -> dict[str, set[str]]:  # of every node, itself left out
+    "Everything above each node of a graph in which a node may have several parents."
+    parents, above = {}, {}
+    for upper, lower in edges:
+        parents.setdefault(upper, []), parents.setdefault(lower, []).append(upper)
+    try:
+        order = list(TopologicalSorter(parents).static_order())
+    except CycleError as error:
+        raise ValueError(f'the graph has a cycle through {error.args[1][0]!r}') from None
+    for node in order:
+        above[node] = set(parents[node]).union(*(above[upper] for upper in parents[node]))
+    return above
+
+
+def _path_lengths(
+    names: list[str],  # nodes
+    edges: list[tuple[str, str]],
+) -> Float[Tensor, 'n n']:  # edges of the shortest path between each two
+    "In a graph whose edges lead both ways."
+    number = {node: i for i, node in enumerate(dict.fromkeys(chain.from_iterable(edges)))}
+    ends = [[number[pair[side]] for pair in edges] for side in (0, 1)]
+    graph = csr_array(([1.0] * len(edges), ends), shape=(len(number), len(number)))
+    rows = [number[name] for name in names]
+    lengths = shortest_path(graph, directed=False, unweighted=True, indices=rows)
+    return torch.from_numpy(lengths)[:, rows]
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #57593aec
+def _hyco_metrics(
+    predicted: Int64[Tensor, ' b'],  # class indices
+    target: Int64[Tensor, ' b'],  # class indices
+    names: list[str],  # nodes of the classes
+    edges: list[tuple[str, str]],  # parent, child
+) -> Measures:
+    "Tree-induced error, LCA, Jaccard, precision and recall as HyCoCLIP takes them, means over answers."
+    above = _all_above(edges)
+    if missing := [name for name in names if name not in above]:
+        raise KeyError(f'{len(missing)} of {len(names)} classes are not in the graph, first: {missing[0]!r}')
+    number = {node: i for i, node in enumerate(above)}
+    member = torch.zeros(len(names), len(number), dtype=torch.float64)
+    for row, name in zip(member, names):
+        row[[number[node] for node in above[name]]] = 1
+    each = _tree_mistakes(predicted, target, (member @ member.T).long())
+    each['tree_error'] = _path_lengths(names, edges)[predicted, target]
+    each['lca_height'] = each['lca_height'] + 1
+    shown = dict(
+        tree_error='tie', lca_height='lca', jaccard='jaccard', hier_precision='precision', hier_recall='recall'
+    )
+    return Measures(Measure('', f'hyco_{short}', each[name].mean().item()) for name, short in shown.items())
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #e6f09ebb
 def gromov_delta(
@@ -562,6 +619,55 @@ def _path_metrics(
     values = _path_values(geometry, image_points, text_points, own.scatter(1, image_texts, True), curv, steps)
     shown = ('path_precision', 'path_recall', 'path_met')
     return Measures(Measure('', name, values[name].mean().item()) for name in shown)
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #bd929566
+def _radii_from(
+    geometry,  # any of `meru.geometry`
+    points: Float[Tensor, 'n d'],
+    root: Float[Tensor, ' d'],  # a point
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Float[Tensor, ' n']:
+    "Distance from a point that stands for the root; the chord where no radius is known."
+    if geometry.has_radius:
+        return geometry.dist(points, root[None], curv)
+    return torch.linalg.vector_norm(points - root, dim=-1)
+
+
+def _nearest_within(
+    scores: Float[Tensor, 'i t'],  # of pictures and texts, larger is nearer
+    radii: Float[Tensor, ' t'],  # of the texts
+    steps: int = 50,  # radii, at equal steps from the smallest to the largest
+) -> Bool[Tensor, 'i t']:
+    "Which texts are, for some radius, the nearest of all within it."
+    rising, order = radii.double().sort()
+    limits = torch.linspace(0, 1, steps, dtype=torch.float64, device=radii.device)
+    limits = rising[0] + limits * (rising[-1] - rising[0])
+    within = torch.searchsorted(rising, limits, right=True).clamp(1, len(rising))
+    best = scores[:, order].cummax(1).indices[:, within - 1]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[best], True)
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #5fa0314a
+def _threshold_metrics(
+    geometry,  # any of `meru.geometry`
+    image_points: Float[Tensor, 'i d'],
+    text_points: Float[Tensor, 't d'],  # each text once
+    root: Float[Tensor, ' d'],  # of the empty text
+    chains: Int64[Tensor, 'n l'],  # texts from general to special: a reference
+    pictures: Int64[Tensor, ' n'],  # row of the picture of each reference
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> Measures:
+    "Precision, recall and Kendall's tau as HierarCaps takes them, means over pictures and references."
+    check_finite(text_points, what='text points')
+    radii = _radii_from(geometry, text_points, root, curv)
+    met = _nearest_within(geometry.scores(image_points, text_points, curv), radii)
+    own = torch.zeros_like(met)
+    own[pictures[:, None], chains] = True
+    precision = (met & own).sum(1) / met.sum(1).double()
+    hits = met[pictures].gather(1, chains).long()
+    levels = torch.zeros(len(met), chains.shape[1], dtype=torch.long, device=met.device)
+    recall = (levels.index_add(0, pictures, hits) > 0).double().mean(1)
+    means = dict(precision=precision, recall=recall, tau=chain_tau(radii[chains]))
+    return Measures(Measure('', f'threshold_{name}', value.mean().item()) for name, value in means.items())
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
 def _chain_values(

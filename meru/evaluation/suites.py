@@ -38,7 +38,7 @@ from meru.models.model import (
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import _is_saved, load_run, _weights_of
-from .protocol import Protocol, read_prompts
+from .protocol import Protocol, read_graph, read_prompts
 from .measures import _flatten, Measure, Measures, _quantities
 from meru.evaluation.zeroshot import (
     _class_points,
@@ -55,8 +55,10 @@ from meru.evaluation.hierarchy import (
     _containment_metrics,
     gromov_delta,
     hierarchy_metrics,
+    _hyco_metrics,
     _path_metrics,
     _ranking_agreement,
+    _threshold_metrics,
     _tree_metrics,
     word_tree_metrics,
 )
@@ -70,7 +72,6 @@ from meru.evaluation.datasets import (
     _paper_rule,
     _published_parts,
     read_data,
-    _set_id,
     _short,
     spread,
     survey,
@@ -196,6 +197,10 @@ def _examine_classes(
         overlap = _ancestor_overlap(task.synsets(), _noun_parents())
         return _tree_metrics(scores.argmax(1), task.targets, overlap)
 
+    def published_mistakes():
+        edges = report.rules.graph or [(up, noun) for noun, up in _noun_parents().items()]
+        return _hyco_metrics(scores.argmax(1), task.targets, task.synsets(), edges)
+
     def probe():
         if paper:
             return _published_probe(model, task)
@@ -204,7 +209,8 @@ def _examine_classes(
     def accuracy():
         return classification_metrics(scores, task.targets, paper=paper) + [note]
 
-    for what, measure in {'zero-shot': accuracy, 'WordNet measures': mistakes, 'linear probe': probe}.items():
+    tries = {'zero-shot': accuracy, 'WordNet measures': mistakes, 'linear probe': probe}
+    for what, measure in (tries | {"HyCoCLIP's WordNet measures": published_mistakes}).items():
         report.attempt(task.name, what, measure)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6a64a7f5
@@ -258,6 +264,17 @@ def _examine_chains(
         return hierarchy_metrics(geometry, images, points[rows], task.chains, curv, names, min_radius, seed)
 
     report.attempt(task.name, 'hierarchy', hierarchy)
+
+    def thresholds():
+        keys = task.pictures.keys
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        number = {key: i for i, key in enumerate(first)}
+        pictures = torch.tensor([number[key] for key in keys])
+        root = encode_texts(model, tokenizer, ['']).cpu()[0]
+        different = images[list(first.values())]
+        return _threshold_metrics(geometry, different, points, root, rows[task.chains], pictures, curv)
+
+    report.attempt(task.name, 'HierarCaps', thresholds)
     path = lambda: _path_metrics(geometry, images, points, rows[task.chains], curv)
     report.attempt(task.name, 'path to the root', path)
 
@@ -398,6 +415,7 @@ class EvalConfig:
         'auto'  # whose rules; auto = paper for a released checkpoint, else ours
     )
     prompts: str = ''  # a JSON file of prompts by set, see meru.evaluation.protocol; '' = the project's
+    graph: str = ''  # a text file of edges between classes, for HyCoCLIP's measures; '' = data/wordnet
     seed: Seed = 0  # of the untrained control's weights
 
     def __post_init__(self):
@@ -421,9 +439,13 @@ class EvalConfig:
         "Whose rules, and which prompts."
         released = 'paper' if self.released and self.data != 'emoji' else 'ours'
         name = released if self.protocol == 'auto' else self.protocol
-        if not self.prompts:
-            return Protocol(name)
-        return Protocol(name, read_prompts(project_path(self.prompts), _zeroshot_sets()), Path(self.prompts).name)
+        rules = Protocol(name)
+        if self.prompts:
+            prompts = read_prompts(project_path(self.prompts), _zeroshot_sets())
+            rules = rules._replace(prompts=prompts, file=Path(self.prompts).name)
+        if self.graph:
+            rules = rules._replace(graph=read_graph(project_path(self.graph)), graph_file=Path(self.graph).name)
+        return rules
 
     @property
     def file(self) -> Path:
@@ -473,5 +495,9 @@ def save_measures(
     measures: Measures,
 ):
     "Write the numbers, and which checkpoint they are of."
+    rules = cfg.rules
     source = dict(checkpoint=cfg.checkpoint, checkpoint_sha256=file_sha256(cfg.file))
-    write_json(cfg.record, _flatten(measures) | source | dict(protocol=cfg.rules.name, prompt_file=cfg.rules.file))
+    write_json(
+        cfg.record,
+        _flatten(measures) | source | dict(protocol=rules.name, prompt_file=rules.file, graph_file=rules.graph_file),
+    )
