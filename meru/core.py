@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Share', 'Count', 'Seed', 'Given', 'Device', 'Checkpoint', 'per_session', 'root', 'project_path', 'file_sha256',
            'field_docs', 'Above', 'AtLeast', 'Between', 'OneOf', 'Matching', 'check_config', 'checked', 'injected',
-           'machine', 'write_file', 'write_json', 'read_json', 'markdown_table', 'check_finite', 'locked',
+           'machine', 'write_file', 'write_json', 'read_json', 'markdown_table', 'closing', 'check_finite', 'locked',
            'session_fields', 'RunFolder']
 
 # %% ../nbs/03_core.ipynb #a87ec65d
@@ -21,6 +21,7 @@ import numpy
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import textwrap
@@ -369,6 +370,17 @@ def markdown_table(
 
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join('| ' + ' | '.join(map(cell, line)) + ' |' for line in lines)
+
+# %% ../nbs/03_core.ipynb #01f2a564
+def closing(
+    result: str,  # the main result: a line or a table
+    folder: Path,  # where all of it lies
+    command: str,  # what may be run next; {folder} in it is the folder, as a shell takes it
+):
+    "Print the last words of a run notebook."
+    inside = folder.is_relative_to(root())
+    shown = folder.relative_to(root()).as_posix() if inside else str(folder)
+    print(f'{result}\nFolder: {shown}\nNext: {command.replace("{folder}", shlex.quote(shown))}')
 
 # %% ../nbs/03_core.ipynb #628fa1db
 def check_finite(

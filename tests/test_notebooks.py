@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import pytest
 from conftest import ROOT
 from meru.core import field_docs
@@ -39,6 +40,8 @@ def test_train_leaves_a_complete_record(smoke):
 def test_evaluate_writes_metrics_and_figures(smoke, papermill):
     done = papermill('evaluate', smoke.parent / 'evaluate.ipynb', '-p', 'run', smoke)
     assert done.returncode == 0, done.stderr[-2000:]
+    printed = (smoke.parent / 'evaluate.ipynb').read_text()
+    assert f'Explorer: {smoke}/explorer.html: ' in printed and 'Next: papermill nbs/traverse.ipynb' in printed
     metrics = json.loads((smoke / 'metrics.json').read_text())
     assert {p.name for p in (smoke / 'figures').iterdir()} >= {
         'curves.png',
@@ -60,6 +63,7 @@ def test_the_same_command_again_changes_nothing(smoke, run_cells):
     before = (smoke / 'last.safetensors').read_bytes(), (smoke / 'run.json').read_text()
     error, printed = run_cells('train', preset='smoke', out=smoke)
     assert not error and 'is finished' in printed
+    assert f'Next: papermill nbs/evaluate.ipynb {smoke}/evaluate.ipynb -p run {smoke}' in printed
     assert before == ((smoke / 'last.safetensors').read_bytes(), (smoke / 'run.json').read_text())
 
 
@@ -135,3 +139,16 @@ def test_no_parameter_bears_the_name_of_something_imported(path):
     trees = [ast.parse(''.join(c['source'])) for c in cells[: at + 1]]
     imported = {a.asname or a.name for t in trees for o in t.body if hasattr(o, 'names') for a in o.names}
     assert not imported & {o.targets[0].id for o in trees[-1].body}
+
+
+def _last_words(path):
+    "The source of the last code cell."
+    return ''.join([c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code'][-1]['source'])
+
+
+@pytest.mark.parametrize('path', RUNS, ids=lambda o: o.stem)
+def test_a_run_ends_with_result_folder_and_a_command_that_is_known(path):
+    words = _last_words(path)
+    assert 'closing(' in words
+    for notebook, given in re.findall(r'papermill nbs/(\w+)\.ipynb([^\n]*)', words):
+        assert set(re.findall(r'-p (\w+)', given)) <= _config_names()[notebook], given
