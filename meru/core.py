@@ -307,6 +307,17 @@ def _processor() -> str:
     return found.group(1) if found else platform.processor() or platform.machine()
 
 # %% ../nbs/03_core.ipynb #7cc00572
+@contextmanager
+def _naming(
+    path: Path,  # what is being written
+):
+    "A disk that is full does not say where: the error names the path."
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f'{path} could not be written: {error}') from error
+
+
 def write_file(
     path: Path,  # the file to write or to replace
     content: str | bytes | Callable[[Path], object],  # or what writes to the path it is given
@@ -316,14 +327,15 @@ def write_file(
         return
     part = path.with_name(path.name + '.tmp')
     try:
-        _fill(part, content)
-        os.chmod(part, 0o644)
-        with open(part, 'rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+        with _naming(path):
+            _fill(part, content)
+            os.chmod(part, 0o644)
+            with open(part, 'rb+') as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except BaseException:
         part.unlink(missing_ok=True)
-        raise OSError(f'{path} could not be written: {error}') from error
+        raise
 
 # %% ../nbs/03_core.ipynb #cf17744a
 def _fill(part: Path, content):
@@ -333,7 +345,7 @@ def _fill(part: Path, content):
     elif isinstance(content, bytes):
         part.write_bytes(content)
     else:
-        part.write_text(content, encoding='utf-8', newline='')
+        part.write_text(content, encoding='utf-8', errors='backslashreplace', newline='')  # half a surrogate pair
 
 # %% ../nbs/03_core.ipynb #370fcfd3
 def write_json(
@@ -432,14 +444,15 @@ def _owner(lock: Path) -> dict | None:
 def _claim(lock: Path, me: dict) -> bool:
     "Make the lock, whole, unless it is there."
     mine = lock.with_name(f'{lock.name}.{me["pid"]}')
-    mine.write_text(json.dumps(me))
     try:
+        with _naming(mine):
+            mine.write_text(json.dumps(me))
         os.link(mine, lock)
         return True
     except FileExistsError:
         return False
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
 
 # %% ../nbs/03_core.ipynb #ef3b6ae2
 def _sweep(folder: Path):

@@ -61,7 +61,9 @@ def test_a_number_that_another_process_was_given_since_is_no_owner(tmp_path):
         pass
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 3}', '{"host": "a", "birth": "1"}', '[' * 100_000, '\ufeff'])
+@pytest.mark.parametrize(
+    'text', ['', '{', '[]', '{"pid": 3}', '{"host": "a", "birth": "1"}', '[' * 100_000, '\ufeff'], ids=range(7)
+)
 def test_a_lock_that_is_none_stops_nobody(tmp_path, text):
     (tmp_path / '.lock').write_text(text)
     with locked(tmp_path):
@@ -102,7 +104,29 @@ def test_a_full_disk_names_the_path_and_leaves_the_old_file(tmp_path):
     assert read_json(tmp_path / 'a.json') == dict(x=1) and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize('text', ['[1]', '"a"', 'null', '3', '{', '', '[' * 100_000])
+def test_whatever_goes_wrong_leaves_no_half_file(tmp_path):
+    def interrupted(part):
+        part.write_text('half')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / 'a', interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_surrogate_pair_is_written_as_json_has_it(tmp_path):
+    write_json(tmp_path / 'a.json', dict(text='red \ud83d, été'))
+    assert read_json(tmp_path / 'a.json') == dict(text='red \ud83d, été')
+
+
+def test_a_lock_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / f'.lock.{os.getpid()}').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='.lock.* could not be written: .*No space left on device'), locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('text', ['[1]', '"a"', 'null', '3', '{', '', '[' * 100_000], ids=range(7))
 def test_a_file_that_is_no_object_is_named(tmp_path, text):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(ValueError, match='config.json (is not JSON|holds no JSON object)'):

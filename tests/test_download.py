@@ -20,12 +20,10 @@ import meru.data.download as D
 import meru.data.engine as engine
 
 from meru.data.shards import Shards
-from meru.data.fetch import (
-    fetch,
-    read_pairs,
-)
+from meru.data.fetch import _write_table, fetch, read_pairs
 from meru.core import locked
-from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize
+from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize, _seal_raw
+from meru.data.text_files import LeftOut
 from meru.data.engine import _within as within
 from meru.data.images import ImageError, decode_image
 from conftest import ROOT
@@ -367,6 +365,33 @@ def test_a_shard_that_img2dataset_left_incomplete_is_refused(damage, tmp_path):
         _check_raw(tmp_path, 0, 5)
     with pytest.raises((ValueError, tarfile.ReadError)):
         _check_raw(raw_shard(tmp_path), 0, 6)
+
+
+def test_a_list_of_addresses_has_several_captions_a_row_and_says_what_it_left_out(tmp_path):
+    rows = [
+        dict(caption=['a', None, 'b'], url='u0'),
+        dict(caption='c', url='u1'),
+        dict(caption=None, url='u2'),
+        dict(caption='d', url=7),
+        dict(caption=['e', 'f'], url='u4'),
+        dict(caption='half \ud800', url='u5'),
+    ]
+    table, left_out = tmp_path / 'list.jsonl', LeftOut()
+    table.write_text('\n'.join(map(json.dumps, rows)) + '\n{')
+    found = list(read_pairs(table, 'url', 'caption', 'caption,url', left_out))
+    assert found == [('a', 'u0', ['a', 'b']), ('c', 'u1'), None, None, ('e', 'u4', ['e', 'f']), None, None]
+    assert left_out.record() == dict(
+        no_caption=dict(count=2, example='line 3 of list.jsonl'),
+        no_url=dict(count=1, example='line 4 of list.jsonl'),
+        bad_json=dict(count=1, example='line 7 of list.jsonl'),
+    )
+    counts = _write_table(found, tmp_path / 'table.parquet')
+    raw = raw_shard(tmp_path / 'raw', 5, 0)
+    _seal_raw(raw, tmp_path, 0, 5)
+    with tarfile.open(tmp_path / '00000.tar') as tar:
+        about = [json.load(tar.extractfile(o)) for o in tar if o.name.endswith('.json')]
+    assert [o.get('captions') for o in about] == [['a', 'b'], None, None, None, ['e', 'f']]
+    assert counts == dict(rows=7, malformed=4, repeated=0) and not list(raw.iterdir())
 
 
 def own_folder(folder, n=24):

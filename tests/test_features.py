@@ -152,12 +152,15 @@ def test_a_second_question_reads_no_file(photos, tmp_path, monkeypatch):
     read = []
     sha256 = image_text.file_sha256
     monkeypatch.setattr(image_text, 'file_sha256', lambda path: read.append(path.name) or sha256(path))
+    opened, whole = [], image_text._read_file
+    monkeypatch.setattr(image_text, '_read_file', lambda path: opened.append(path.suffix) or whole(path))
     cfg = config(photos, tmp_path, views=1, word_drop=0.0, uncaptioned=True)
     first = embed_folder(cfg, towers())
     assert sorted(read) == [f'{i:02d}.png' for i in range(20)]
     read.clear()
+    opened.clear()
     seen = towers()
-    assert embed_folder(cfg, seen).id == first.id and not read
+    assert embed_folder(cfg, seen).id == first.id and not read and opened == ['.txt'] * 20  # captions alone
     os.utime(photos / '07.png', ns=(0, 10**18))
     assert embed_folder(cfg, seen).id == first.id and read == ['07.png']  # another time, the same content
     (photos / '08.png').write_bytes(picture(99))

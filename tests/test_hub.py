@@ -328,7 +328,7 @@ def test_a_flipped_byte_in_the_weights_is_named(tmp_path):
     assert from_pretrained(tmp_path).model.cfg == tiny().cfg
 
 
-@pytest.mark.parametrize('text', ['[]', '3', 'null', '{', '[' * 100_000])
+@pytest.mark.parametrize('text', ['[]', '3', 'null', '{', '[' * 100_000], ids=range(5))
 @pytest.mark.parametrize('name', ['config.json', 'run.json', 'metrics.json', 'weights.json'])
 def test_a_description_that_is_no_object_is_named(name, text, tmp_path):
     Pretrained(tiny(), dict(commit='a'), dict(top1=0.5)).save_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from meru.core import locked, write_json
+from meru.hub import from_pretrained, Pretrained
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
@@ -156,6 +157,18 @@ def test_init_takes_a_saved_model(tmp_path):
     save_file(saved.state_dict(), folder / 'model.safetensors', metadata=dict(format='pt'))
     model, *_ = _begin(Run(tmp_path / 'run', make_config('smoke', seed=5, init=str(folder))), 'cpu')
     assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize('name', ['saved', '~/saved', 'org/saved', 'org/saved@0123'])
+def test_init_takes_what_from_pretrained_takes(name, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    Pretrained(build_model(make_config('smoke'))).save_pretrained(tmp_path / 'saved')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr('meru.training.run.from_hub', lambda repo, patterns, revision, remedy: tmp_path / 'saved')
+    name = str(tmp_path / name) if name == 'saved' else name
+    model, *_ = _begin(Run(tmp_path / 'run', make_config('smoke', seed=5, init=name)), 'cpu')
+    wanted = from_pretrained(name).model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(wanted, model.state_dict().values()))
 
 
 def test_data_that_changed_between_sessions_is_refused(tmp_path):

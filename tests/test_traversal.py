@@ -1,6 +1,7 @@
 """Traversals: which texts lie on a path, against a slow search, and the notebook as a person runs it."""
 
 import json
+import os
 import re
 from functools import partial
 import pytest
@@ -119,6 +120,14 @@ def test_a_folder_with_one_picture(home, tmp_path):
     (start,) = _read_starts(str(tmp_path), square, 8)
     assert start.name == 'green' and start.picture.shape == (3, 16, 16)
     assert [s.name for s in _read_starts(str(tmp_path / 'green.PNG'), square, 8)] == ['green']
+
+
+def test_what_of_a_folder_cannot_be_entered_or_named_is_told(tmp_path, capsys):
+    Image.new('RGB', (20, 30), 'green').save(tmp_path / 'a.png')
+    Image.new('RGB', (20, 30), 'green').save(os.fsencode(tmp_path) + b'/caf\xe9.png')
+    (tmp_path / 'loop').symlink_to(tmp_path)
+    assert [s.name for s in _read_starts(str(tmp_path), square, 8)] == ['a']
+    assert 'Left out: 1 name_not_utf8 (first: caf\\xe9.png), 1 linked_again (first: loop)' in capsys.readouterr().out
 
 
 def test_a_damaged_picture_of_a_folder_is_named_and_left_out(tmp_path, capsys):

@@ -60,6 +60,17 @@ def _check_raw(
     return rows, members
 
 # %% ../../nbs/data/28_engine.ipynb #7a32bc92
+def _several_captions(
+    table: Path,  # that img2dataset was given; it knows one caption a row
+) -> dict[int, list[str]]:  # by row
+    "All captions of the rows that have more than one."
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found = pq.read_table(table, columns=['row', 'captions'], filters=pc.field('captions').is_valid())
+    return dict(zip(found['row'].to_pylist(), found['captions'].to_pylist()))
+
+
 def _seal_raw(
     raw: Path,  # where img2dataset wrote
     folder: Path,  # of finished shards
@@ -68,8 +79,10 @@ def _seal_raw(
 ):
     "Check a shard of img2dataset, write it anew, remove the raw one."
     rows, members = _check_raw(raw, number, expected)
+    captions = _several_captions(raw.parent / 'table.parquet')
     for r in rows:
         r['reason'] = r['error_message'] if r['status'] != 'success' else None
+        r['captions'] = captions.get(r['row'])
     with open(raw / f'{number:05d}.tar', 'rb') as f:
 
         def picture(key):

@@ -13,7 +13,6 @@ import io
 import json
 import multiprocessing
 import numpy as np
-import re
 import shutil
 import sys
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 from typing import BinaryIO
 from ..core import file_sha256, locked, machine, project_path, read_json, root, RunFolder, write_file, write_json
-from .text_files import decode_text
+from .text_files import caption_texts, decode_text, LeftOut
 from .tables import _table_rows, table_suffixes, _TableColumns
 from .tar_samples import open_tar, ShardError, tar_samples, TarSample
 from .shards import image_types, Shards
@@ -45,7 +44,8 @@ def read_pairs(
     url_col: str,  # name of the URL's column
     caption_col: str,  # name of the caption's column
     columns: str,  # names for a table without header, separated by commas
-) -> Iterator[tuple[str, str] | None]:  # caption and URL; None: a malformed row
+    left_out: LeftOut | None = None,  # where malformed rows are counted by reason
+) -> Iterator[tuple | None]:  # caption and URL, and all captions where there are several; None: a malformed row
     "All rows of any table with two such columns."
     if path.suffix.lower() not in table_suffixes:
         raise ValueError(f'{path} is not a table that can be read: its name must end in {", ".join(table_suffixes)}')
@@ -53,15 +53,16 @@ def read_pairs(
     remedy = 'name the columns with url_col and caption_col'
     unnamed = unnamed if {*unnamed} >= {*wanted} else wanted
     table = _TableColumns(((caption_col,), (url_col,)), unnamed, wanted[:1], remedy)
+    left_out = LeftOut() if left_out is None else left_out
     with open(path, 'rb') as stream:
         for row in _table_rows(stream, str(path), table):
-            yield _usable(row.values.get(caption_col), row.values.get(url_col))
-
-# %% ../../nbs/data/29_fetch.ipynb #cea88636
-def _usable(caption: object, url: object) -> tuple[str, str] | None:
-    "Both are there and are text, else None."
-    good = all(isinstance(o, str) and o.strip() and not re.search('[\ud800-\udfff\0]', o) for o in (caption, url))
-    return (caption.strip(), url.strip()) if good else None
+            where = f'line {row.number} of {path.name}'
+            captions, urls = (caption_texts(row.values.get(o)) for o in wanted)
+            if captions and len(urls) == 1:
+                yield captions[0], urls[0], *([captions] if captions[1:] else [])
+            else:
+                left_out.add(row.problem or ('no_url' if captions else 'no_caption'), where)
+                yield None
 
 # %% ../../nbs/data/29_fetch.ipynb #9c26ac8f
 def _distinct(rows: Iterable, count: Counter) -> Iterator[tuple]:  # number, caption, url, perhaps captions
@@ -256,17 +257,21 @@ def _read_source(cfg: FetchConfig, folder: Path, work: Path, base: Path, saved: 
     path = base / Path(cfg.url_list or cfg.pairs).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'there is no {path}')
+    left_out = LeftOut()
     if cfg.pairs:
         rows, sha256 = _own_source(path, cfg)
     else:
-        rows, sha256 = read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns), file_sha256(path)
+        rows, sha256 = read_pairs(path, cfg.url_col, cfg.caption_col, cfg.columns, left_out), file_sha256(path)
     if saved and saved['sha256'] != sha256:
         raise ValueError(
             f'{path} has changed since {folder} was begun: give another folder with -p out, or remove this one.'
         )
     if saved and (work / 'table.parquet').exists():
         return saved
-    return _write_table_whole(rows, work) | dict(sha256=sha256)
+    counts = _write_table_whole(rows, work)
+    if left_out:
+        print(f'left_out: {left_out}')
+    return counts | dict(sha256=sha256)
 
 # %% ../../nbs/data/29_fetch.ipynb #ace6a970
 def _prepare(
@@ -365,7 +370,7 @@ def fetch(
             return read_json(manifest)
         began, work = time.time(), folder / '_work'
         work.mkdir(exist_ok=True)
-        (folder / '.gitignore').write_text('*\n')
+        write_file(folder / '.gitignore', '*\n')
         source = _prepare(cfg, folder, work, base)
         result = _write_manifest(folder, cfg.name, source, _fetch_missing(cfg, folder, work, base, source))
         _record_end(run, seconds=round(time.time() - began))

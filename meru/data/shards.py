@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from jaxtyping import Int64
 from pathlib import Path
 from typing import NamedTuple
-from ..core import file_sha256, project_path
+from ..core import file_sha256, _naming, project_path
 from .images import ImageError, _open_image
 from .tar_samples import _header_name, ShardError, _split_name, tar_samples, TarSample
 from .text_files import decode_text, parse_json
@@ -127,8 +127,9 @@ def make_manifest(
         shards.append(dict(name=path.name, count=count, bytes=size, sha256=file_sha256(path)))
     manifest = dict(name=name or folder.resolve().name, id=dataset_id([o['sha256'] for o in shards]), shards=shards)
     part = folder / f'manifest.json.{os.getpid()}.tmp'
-    part.write_text(json.dumps(manifest, indent=1), encoding='utf-8')
-    os.replace(part, folder / 'manifest.json')
+    with _naming(folder / 'manifest.json'):
+        part.write_text(json.dumps(manifest, indent=1), encoding='utf-8')
+        os.replace(part, folder / 'manifest.json')
     return manifest
 
 # %% ../../nbs/data/22_shards.ipynb #b52e77bf
@@ -150,7 +151,8 @@ def write_shards(
         for number in itertools.count():
             if not (chunk := list(itertools.islice(samples, shard_size))):
                 break
-            _write_shard(chunk, part, number, digits)
+            with _naming(folder):
+                _write_shard(chunk, part, number, digits)
         manifest = make_manifest(part, name)
         os.replace(part, folder)
     return manifest

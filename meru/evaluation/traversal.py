@@ -187,17 +187,18 @@ def _folder_starts(
     count: int,  # at most so many
 ) -> list[_Start]:
     "Pictures of a folder at equal steps; what cannot be read is named and left out."
-    names = [name for name in walk_files(folder).files if name.lower().endswith(picture_suffixes)]
+    walk = walk_files(folder)
+    names = [name for name in walk.files if name.lower().endswith(picture_suffixes)]
     if not names:
         raise ValueError(f'the folder {folder} holds no image; allowed are {" ".join(picture_suffixes)}')
-    starts, failures = [], []
+    starts, failures = [], [str(walk.left_out)] if walk.left_out else []
     for name in _some(names, count):
         try:
             starts.append(_picture_of(folder / name, resize))
         except ValueError as error:
             failures.append(str(error))
     if not starts:
-        raise ValueError(failures[0])
+        raise ValueError(failures[-1])
     for failure in failures:
         print(f'Left out: {failure}')
     return starts

@@ -15,7 +15,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from ..parallel import rank
-from ..core import file_sha256, project_path, read_json, root, RunFolder, write_file
+from ..core import file_sha256, _naming, project_path, read_json, root, RunFolder, write_file
 from ..models.model import build_model, Model
 from ..models.pretrained import from_hub
 from .config import TrainConfig
@@ -170,11 +170,8 @@ class Run(RunFolder):
         if rank():
             return
         path = self.folder / 'metrics.jsonl'
-        try:
-            with open(path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(row) + '\n')
-        except OSError as error:
-            raise OSError(f'{path} could not be written: {error}') from error
+        with _naming(path), open(path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
 
     def rewind(self, step: int):
         "Drop the lines after `step`: the run goes on from there."
