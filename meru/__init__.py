@@ -21,6 +21,7 @@ _public = {
     'hub': 'from_pretrained Pretrained',
     'explorer': 'explore',
     'image_index': 'open_image_index ImageIndex',
+    'pictures': 'open_folder',
     'geometry': 'get_geometry Geometry Lorentz',
     'losses.pairwise': 'contrastive_loss',
     'losses.entailment': 'entailment_loss',
@@ -39,7 +40,7 @@ _public = {
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
 
-_parts = 'core geometry plots parallel losses data models training search evaluation explorer hub image_index'.split()
+_parts = 'core geometry plots parallel losses data models training search evaluation explorer hub image_index pictures'.split()
 
 
 def _unknown(

@@ -1,0 +1,273 @@
+"A person's own pictures in four layouts, without texts, too few, and damaged: one call, one command."
+
+import csv
+import json
+import shutil
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT
+from test_pretrained import family_folder
+
+import meru
+from meru.hub import from_pretrained, Pretrained
+from meru.image_index import search, SearchConfig
+from meru.models.feature_cache import open_cache
+from meru.models.model import build_model
+from meru.pictures import open_folder, PicturesConfig
+from meru.training.config import make_config
+
+TREE = {'dog': 'animals/dogs', 'cat': 'animals/cats', 'bus': 'things/vehicles', 'pizza': 'things/food'}
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "200 photos that may be passed on, and their captions."
+    folder = tmp_path_factory.mktemp('photos')
+    with zipfile.ZipFile(ROOT / 'data/coco_ccby/photos.zip') as z:
+        rows = [json.loads(line) for line in z.read('coco_ccby.jsonl').decode().splitlines()][:200]
+        for row in rows:
+            (folder / row['file']).write_bytes(z.read(f'images/{row["file"]}'))
+    return folder, {row['file']: row['captions'] for row in rows}
+
+
+@pytest.fixture(scope='module')
+def towers(tmp_path_factory):
+    "Small towers of random weights, as open_clip writes them."
+    return family_folder('vit', tmp_path_factory.mktemp('towers'))
+
+
+@pytest.fixture(scope='module')
+def head(tmp_path_factory):
+    "A small model that shows pictures without texts."
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('head')
+    Pretrained(build_model(make_config('smoke')).eval()).save_pretrained(folder)
+    return str(folder)
+
+
+def as_table(source, captions, folder):
+    shutil.copytree(source, folder / 'images')
+    with open(folder / 'captions.csv', 'w', encoding='utf-8', newline='') as file:
+        lines = [(f'images/{name}', text) for name, texts in captions.items() for text in texts]
+        csv.writer(file).writerows([('file', 'caption'), *lines])
+
+
+def as_texts(source, captions, folder):
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    for name, texts in captions.items():
+        (folder / name).with_suffix('.txt').write_text('\n'.join(texts), encoding='utf-8')
+
+
+def _in_folders(source, captions, folder, names):
+    for i, name in enumerate(captions):
+        place = folder / names[i % len(names)]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / name, place)
+
+
+def as_classes(source, captions, folder):
+    _in_folders(source, captions, folder, list(TREE))
+
+
+def as_tree(source, captions, folder):
+    _in_folders(source, captions, folder, list(TREE.values()))
+
+
+LAYOUTS = dict(table=as_table, texts=as_texts, classes=as_classes, tree=as_tree)
+
+
+@pytest.fixture(scope='module', params=LAYOUTS)
+def opened(request, photos, towers, tmp_path_factory):
+    "A folder of each layout, opened."
+    home = tmp_path_factory.mktemp(request.param)
+    (home / 'mine').mkdir()
+    LAYOUTS[request.param](*photos, home / 'mine')
+    given = dict(out=str(home / 'out'), towers=towers, passes=3)
+    return request.param, open_folder(home / 'mine', **given), given
+
+
+def test_each_layout_ends_with_a_model_a_table_and_a_search(opened):
+    layout, mine, _ = opened
+    assert len(mine.index.pictures) == 200 and len(mine.paths) == 200
+    splits = open_cache(mine.place / 'pairs').info['splits']
+    assert splits.count('train') > 120 and splits.count('test') > 20 and splits.count('val') > 8
+    shown = mine.table.splitlines()
+    assert shown[0] == '| on pictures it never saw | head | plain cosine | chance |'
+    rows = {line.split(' | ')[0].strip('| '): line.split(' | ')[1:] for line in shown[2:]}
+    assert len(rows) == 9 and all(0 <= float(cells[0]) <= 1 for cells in rows.values())
+    assert '–' not in rows['caption to picture, recall at 1'], 'towers of one width have a cosine of their own'
+    chance = float(rows['caption to picture, recall at 1'][2].strip('| '))
+    assert (
+        0.1 < chance < 0.5
+        if layout in ('classes', 'tree')
+        else chance == pytest.approx(1 / splits.count('test'), abs=1e-3)
+    )
+    found = mine.search('two cats on a sofa', k=5)
+    assert len(found) == 5 and (mine.index.folder / found[0]['file']).is_file()
+    assert [o['distance'] for o in found] == sorted(o['distance'] for o in found)
+
+
+def test_its_head_loads_as_any_other(opened):
+    layout, mine, _ = opened
+    again = from_pretrained(mine.place / 'model')
+    assert again.model.cfg.tangent == 'leaves' and again.model.cfg.unit_features and again.model.geometry.has_cones
+    file = mine.index.folder / mine.index.pictures.columns['file'][7]
+    assert torch.allclose(again.embed_images(file), mine.index.pictures.points[7:8], atol=2e-3)
+    assert again.metrics['unseen_text_to_image_r1'] == mine.measures.value('text_to_image_r1')
+    assert again.record['passes'] <= 3 and again.record['pairs'] == open_cache(mine.place / 'pairs').info[
+        'splits'
+    ].count('train')
+    radii = again.geometry.radius(mine.index.pictures.points, again.curv)
+    assert radii.max() - radii.min() < 1e-4, 'pictures lie on one shell'
+    assert 'unseen_cone_own' in (mine.place / 'model/README.md').read_text(encoding='utf-8')
+
+
+def test_the_names_of_folders_are_the_tree(opened):
+    layout, mine, _ = opened
+    tops = {path[0] for path in mine.paths}
+    if layout == 'tree':
+        assert set(mine.paths) == {tuple(o.split('/')) for o in TREE.values()}
+    elif layout == 'classes':
+        assert set(mine.paths) == {(o,) for o in TREE}
+    else:
+        assert 2 <= len(tops) <= 24 and all(len(path) == 2 for path in mine.paths)
+    assert tops <= set(mine.pool.texts)
+
+
+def test_it_is_shown(opened):
+    _, mine, _ = opened
+    page, _ = mine.explore(), mine.walks(3)
+    assert page.path == mine.place / 'explorer.html' and 100_000 < page.path.stat().st_size < 10_000_000
+    walks = json.loads((mine.place / 'walks.json').read_text())['walks']
+    assert len(walks) == 3 and all(o['stops'][-1]['text'] == '[root]' for o in walks)
+    assert (mine.place / 'walks.png').stat().st_size > 5000
+
+
+def test_what_is_finished_is_not_made_again(opened, monkeypatch):
+    _, mine, given = opened
+    monkeypatch.setattr('meru.pictures._fit_head', None)
+    monkeypatch.setattr('meru.models.embedding._encode_block', None)
+    again = open_folder(mine.cfg.folder, **given)
+    assert 'The head was finished.' in again.notes and again.table == mine.table
+
+
+def test_a_new_picture_is_encoded_alone_and_learned(photos, towers, tmp_path, monkeypatch):
+    source, captions = photos
+    some = dict(list(captions.items())[:60])
+    as_texts(source, some, tmp_path / 'mine')
+    for name in captions.keys() - some.keys():
+        (tmp_path / 'mine' / name).unlink()
+    given = dict(out=str(tmp_path / 'out'), towers=towers, passes=2)
+    before = open_folder(tmp_path / 'mine', **given)
+    new = next(iter(captions.keys() - some.keys()))
+    shutil.copy(source / new, tmp_path / 'mine')
+    (tmp_path / 'mine' / new).with_suffix('.txt').write_text(captions[new][0])
+    import meru.models.embedding as E
+
+    seen, encode = [], E._encode_block
+    monkeypatch.setattr(E, '_encode_block', lambda rows, numbers, *a: seen.extend(numbers) or encode(rows, numbers, *a))
+    after = open_folder(tmp_path / 'mine', **given)
+    assert len(seen) == 1 and len(after.index.pictures) == len(before.index.pictures) + 1
+    assert 'The head was finished.' not in after.notes
+
+
+def test_without_texts_it_still_searches_groups_and_shows(photos, head, tmp_path):
+    source, captions = photos
+    (tmp_path / 'mine').mkdir()
+    for name in list(captions)[:40]:
+        shutil.copy(source / name, tmp_path / 'mine')
+    mine = open_folder(tmp_path / 'mine', out=str(tmp_path / 'out'), head=head)
+    assert mine.notes[0] == '40 pictures, of which 0 have texts.'
+    assert mine.notes[1].startswith('There is no text to learn from') and f'{head} shows the pictures' in mine.notes[1]
+    assert not mine.table and len({path[0] for path in mine.paths}) > 1 and len(mine.search('a dog', k=3)) == 3
+    assert mine.explore().path.stat().st_size > 50_000 and '-p model ' + head in mine.report()
+    assert not (tmp_path / 'out/model').exists()
+
+
+def test_a_handful_is_not_learned_by_heart(photos, head, towers, tmp_path):
+    source, captions = photos
+    as_texts(source, captions, tmp_path / 'mine')
+    for file in sorted((tmp_path / 'mine').iterdir())[8:]:
+        file.unlink()
+    mine = open_folder(tmp_path / 'mine', out=str(tmp_path / 'out'), head=head)
+    assert mine.notes[1].startswith('4 pictures with texts would be known by heart') and len(mine.index.texts) == 20
+    assert mine.explore().path.exists() and len(mine.search('a dog', k=3)) == 3
+    with pytest.raises(
+        ValueError, match='4 pictures with texts are too few to train a head on local-dir:.*describe 20'
+    ):
+        open_folder(tmp_path / 'mine', out=str(tmp_path / 'other'), head=head, towers=towers)
+
+
+def test_damaged_files_are_counted_and_named(photos, head, tmp_path):
+    source, captions = photos
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    for name in list(captions)[:5]:
+        shutil.copy(source / name, mine)
+    (mine / 'torn.jpg').write_bytes((mine / next(iter(captions))).read_bytes()[:900])
+    (mine / 'empty.png').write_bytes(b'')
+    (mine / 'film.mov').write_bytes(b'film')
+    opened = open_folder(mine, out=str(tmp_path / 'out'), head=head)
+    line = next(o for o in opened.notes if o.startswith('Left out, 3: '))
+    assert 'torn.jpg (' in line and 'empty.png (' in line and '*.mov (1 files that are no pictures)' in line
+    for file in mine.glob('COCO*'):
+        file.unlink()
+    with pytest.raises(ValueError, match='None of the pairs for .* can be used'):
+        open_folder(mine, out=str(tmp_path / 'none'), head=head)
+
+
+def test_clip_without_a_network_is_said_and_replaced(monkeypatch, tmp_path, capsys):
+    import meru.pictures as P
+
+    def load(name):
+        if name.startswith('open_clip'):
+            raise ConnectionError('no network')
+        return name
+
+    monkeypatch.setattr(P, 'load_towers', load)
+    assert P._choose_towers('', tmp_path) == 'lite2+minilm'
+    assert 'CLIP is not on this machine and there is no network; connect once' in capsys.readouterr().out
+    (tmp_path / 'cache.json').write_text(json.dumps(dict(towers='local-dir:there')))
+    assert P._choose_towers('', tmp_path) == 'local-dir:there' and P._choose_towers('mine', tmp_path) == 'mine'
+
+
+def test_the_command(photos, towers, tmp_path, papermill):
+    as_tree(*photos, tmp_path / 'mine')
+    args = [
+        o
+        for pair in dict(folder=tmp_path / 'mine', out=tmp_path / 'out', towers=towers, passes=2).items()
+        for o in ('-p', *pair)
+    ]
+    done = papermill('pictures', tmp_path / 'out.ipynb', *args)
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = (tmp_path / 'out.ipynb').read_text(encoding='utf-8')
+    for text in (
+        '200 pictures, of which 200 are named by their folders',
+        'plain cosine',
+        'explorer.html',
+        'Next: papermill',
+    ):
+        assert text in printed
+    assert {'explorer.html', 'walks.png', 'walks.json', 'model', 'pairs'} <= {
+        o.name for o in (tmp_path / 'out').iterdir()
+    }
+    assert meru.from_pretrained(tmp_path / 'out/model').record['passes'] <= 2
+
+
+@pytest.mark.parametrize(
+    'given, says', [({}, 'folder is empty: give -p folder'), (dict(folder='no/such'), 'there is no folder no/such')]
+)
+def test_bad_parameters_are_named(given, says, run_cells):
+    error, _ = run_cells('pictures', **given)
+    assert says in error
+
+
+def test_three_lines(photos, towers, tmp_path, in_root):
+    as_classes(*photos, tmp_path / 'mine')
+    mine = meru.open_folder(tmp_path / 'mine', out=str(tmp_path / 'out'), towers=towers, passes=1)
+    assert mine.search('a dog')[0]['file'].endswith('.jpg')
+    asked = SearchConfig(str(tmp_path / 'mine'), 'a dog', model=str(mine.place / 'model'), out=str(mine.place))
+    assert search(mine.index, asked).row.shape == (1, 12)
+    assert PicturesConfig(str(tmp_path / 'mine')).place.parent == ROOT / 'outputs/pictures'
