@@ -89,7 +89,9 @@ def test_a_measure_that_is_none_at_some_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(c, '_measure_once', measured)
     monkeypatch.setattr(c, '_pixel_metrics', lambda test_set: Measures())
     monkeypatch.setattr(c, 'read_test_set', lambda *a: None)
-    monkeypatch.setattr(c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32))
+    monkeypatch.setattr(
+        c, 'load_config', lambda f: __import__('types').SimpleNamespace(image_size=32, image_tower='conv')
+    )
     found = compare_runs(CompareConfig(out=str(tmp_path)))
     means = {_flat_key(m): m.value for m in found.controls['untrained']}
     assert means == dict(style_top1=pytest.approx(0.55), cosine_agreement=0.9, chain_tau=0.2)
@@ -200,3 +202,30 @@ def test_the_committed_page_tells_the_committed_numbers():
         and not any(r['record']['dirty'] for r in record['runs'])
         and all(r['config']['steps'] == 1000 for r in record['runs'])
     )
+
+
+def test_two_runs_of_one_seed():
+    "The interval and p are over photos; what is not known photo by photo is a difference alone."
+    hits = dict(good=torch.ones(40), poor=torch.arange(40) % 4 == 0, fair=torch.arange(40) % 2 == 0)
+    runs = []
+    for seed, (name, each) in enumerate(hits.items()):
+        each = each.double()
+        measures = Measures(
+            [Measure('photos', 'text_to_image_r1', float(each.mean())), Measure('photos', 'cone_auc', 0.5)]
+        )
+        runs.append(_MeasuredRun(name, seed, {}, {}, measures, {('photos', 'text_to_image_r1'): each}))
+    recall, cones = compare(runs, 'good')
+    worse = recall.differences['poor']
+    assert (worse.mean, worse.over, worse.significant) == (pytest.approx(0.75), 'photos', True)
+    assert worse.low < 0.75 < worse.high and worse.p < 0.001
+    assert recall.differences['fair'].mean == pytest.approx(0.5)
+    assert cones.differences['poor'].p is None and not cones.differences['poor'].significant
+    assert '| photos: caption to picture, recall at 1 | 1.000 | 0.250 | 0.500 |' in means_table([recall], {})
+    assert '| photos: cone margin, AUC | +0.000 | +0.000 |' in differences_table([recall, cones], 'good')
+    assert 'good against poor**, of 1 measures: significantly better in 1' in conclusion([recall, cones], 'good')
+    json.dumps(comparison_record(_Comparison(runs, 'good', {}, [recall, cones])))
+
+
+def test_a_single_name_is_no_comparison():
+    with pytest.raises(ValueError, match='name at least two'):
+        compare([run('meru', s, 0.5) for s in range(2)], 'meru')

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from kills import _towers
+from meru.evaluation.comparison import compare_runs, CompareConfig, means_table
 from meru.evaluation.emoji_suite import evaluate_emoji
 from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, load_evaluated
 from meru.evaluation.traversal import traverse, TraverseConfig
@@ -111,6 +112,25 @@ def test_all_are_published(kind, home, tmp_path):
     model = publish(PublishConfig(name(home, kind), str(tmp_path / 'out'), licence='mit'))
     assert torch.equal(model.model.image_proj.weight, head().image_proj.weight)
     assert 'license: mit' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def test_a_run_and_two_saved_models_side_by_side(home, tmp_path):
+    runs = f'{home / "run"} {home / "saved"} some/head'
+    found = compare_runs(CompareConfig(runs=runs, data=str(home / 'photos'), out=str(tmp_path)))
+    assert [run.name for run in found.runs] == ['run', 'saved', 'head'] and found.base == 'run'
+    recall = next(line for line in found.table if line.question.name == 'text_to_image_r1')
+    difference = recall.differences['saved']
+    assert (difference.mean, difference.p, difference.over) == (0.0, 1.0, 'photos')  # one model by three names
+    assert 'head' in means_table(found.table, found.controls)
+
+
+def test_runs_of_one_name_are_told_apart(home, tmp_path):
+    import shutil
+
+    shutil.copytree(home / 'run', tmp_path / 'b' / 'run')
+    runs = f'{home / "run"} {tmp_path / "b" / "run"}'
+    found = compare_runs(CompareConfig(runs=runs, data=str(home / 'photos'), out=str(tmp_path / 'out')))
+    assert [run.name for run in found.runs] == [f'{home.name}/run', 'b/run']
 
 
 # never an empty table

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import re
 import torch
+from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from glob import glob
 from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
@@ -24,13 +25,22 @@ from textwrap import fill
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
-from ..core import AtLeast, check_config, markdown_table, project_path, write_file, write_json
+from meru.core import (
+    AtLeast,
+    check_config,
+    file_sha256,
+    markdown_table,
+    project_path,
+    read_json,
+    write_file,
+    write_json,
+)
 from ..data.emoji import embedded_data
 from ..training.config import make_config
-from ..training.run import load_config, Run
+from ..training.run import _is_hub_name, _is_saved, load_config, Run, _weights_of
 from ..training.trainer import fit
 from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, _quantities, _unflatten
-from .statistics import compare_rows, flip_test, holm, _Interval, plot_rows, _RowMean, t_test
+from .statistics import flip_test, holm, _Interval, plot_rows, _RowMean, t_interval, t_test
 from .zeroshot import _classification_hits
 from .retrieval import retrieval_ranks
 from .hierarchy import chain_tau, _tree_mistakes
@@ -46,11 +56,11 @@ from meru.evaluation.emoji_suite import (
     _Question,
     questions,
     read_test_set,
+    _refuse_head,
     _text_tree_values,
     _unseen_style,
-    untrained,
 )
-from .suites import EvalConfig, evaluate_folder, load_evaluated
+from .suites import _control_of, EvalConfig, evaluate_folder, load_evaluated
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00041
 def _direction_values(
@@ -119,36 +129,37 @@ def _check_alike(
             raise ValueError(f'runs of {run.name} differ in {key}: {places}')
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #b570c715
-def _check_seeds(
-    seeds: dict[str, list[int]],  # by name
+def _check_base(
+    names: list[str],  # of the runs, each once
     base: str,  # the name that the others are compared with
 ):
-    "Refuse names that cannot be paired with the base."
-    if base not in seeds:
-        raise ValueError(f'there is no run of {base!r} to compare with; there are {", ".join(seeds)}')
-    expected = sorted(seeds[base])
-    for name, own in seeds.items():
-        if sorted(own) != expected:
-            raise ValueError(f'{base} has seeds {expected}, {name} has {sorted(own)}: pairs need the same')
-    if len(expected) < 2:
-        raise ValueError(f'an interval over seeds needs at least two, got seed {expected[0]} alone')
+    "Refuse a comparison with nothing to compare."
+    if base not in names:
+        raise ValueError(f'there is no run of {base!r} to compare with; there are {", ".join(names)}')
+    if len(names) < 2:
+        raise ValueError(f'all runs are of {base}: name at least two that differ in more than the seed')
+
+
+def _same_seeds(
+    runs: dict[str, list],  # measured runs by name
+) -> bool:
+    "Can they be paired seed by seed: have all names the same seeds, two or more?"
+    seeds = [sorted(run.seed for run in own) for own in runs.values()]
+    return len(seeds[0]) > 1 and all(own == seeds[0] for own in seeds)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #8d3ffa10
 def _check_pairs(
     runs: list[_MeasuredRun],
     base: str,  # the name that the others are compared with
 ):
-    "Refuse what cannot be compared seed by seed."
+    "Refuse what cannot be compared."
     seeds, first = {}, {}
     for run in runs:
         if run.seed in seeds.setdefault(run.name, []):
             raise ValueError(f'two runs of {run.name} have seed {run.seed}')
         seeds[run.name].append(run.seed)
         _check_alike(run, first.setdefault(run.name, run))
-        if run.record['dataset'] != runs[0].record['dataset']:
-            other = f'{runs[0].name}, seed {runs[0].seed}'
-            raise ValueError(f'{run.name}, seed {run.seed}, was trained on other data than {other}')
-    _check_seeds(seeds, base)
+    _check_base(list(seeds), base)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
 _more_questions = [
@@ -169,10 +180,10 @@ class _Difference(NamedTuple):
     "The base minus another, paired."
 
     mean: float
-    low: float  # ends of the 95 % interval over seeds
+    low: float  # ends of the 95 % interval over seeds, or over what was tested
     high: float
-    p: float  # two-sided
-    over: str  # what was tested: 'drawings', 'texts' or 'seeds'
+    p: float | None  # two-sided; None: one run each, and nothing to test over
+    over: str  # what was tested: 'drawings', 'texts', 'photos' or 'seeds'
     p_holm: float | None = None  # p among all of the table; None: not tested, neither is better
     significant: bool = False
 
@@ -196,23 +207,66 @@ def _questions_of(
     return [_Question(f'{m.dataset}: {_quantities[m.name].text}', m.name, m.dataset) for m in known]
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #feaff862
-def _p_value(
+def _items_of(question: _Question) -> str:
+    "What a measure is a mean over."
+    if question.name in _over_texts:
+        return 'texts'
+    return 'drawings' if question.dataset in ('', 'style', 'concept', 'concept_all') else 'photos'
+
+
+def _each_item(
+    base: list[_MeasuredRun],
+    other: list[_MeasuredRun],
+    question: _Question,
+) -> Float[Tensor, ' n'] | None:  # None: the values are not known one by one
+    "The difference of each drawing, text or photo, averaged over the runs of either."
+    key = question.dataset, question.name
+    values = [run.values.get(key) for run in (*base, *other)]
+    shapes = {None if each is None else each.shape for each in values}
+    if None in shapes or len(shapes) > 1:
+        return None
+    mean = torch.stack(values[: len(base)]).mean(0)
+    other_mean = torch.stack(values[len(base) :]).mean(0)
+    return (mean - other_mean).nan_to_num(0.0)  # NaN: an item that has no answer in any run
+
+
+def _value(run: _MeasuredRun, question: _Question) -> float:
+    "What a run gave."
+    return run.measures.value(question.name, question.dataset)
+
+
+def _by_seeds(
     base: list[_MeasuredRun],  # seed by seed
     other: list[_MeasuredRun],  # the same seeds
     question: _Question,
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
-) -> tuple[float, str]:  # p, and what it was tested over
-    "Over drawings or texts, their values averaged over seeds, where they are known; else over seeds."
-    name, dataset = question.name, question.dataset
-    pairs = list(zip(base, other))
-    key = dataset, name
-    if all(key in run.values for run in base + other):
-        each_seed = [one.values[key] - two.values[key] for one, two in pairs]
-        mean = torch.stack(each_seed).mean(0).nan_to_num(0.0)  # NaN: an item that has no answer in any run
-        return flip_test(mean, groups), 'texts' if name in _over_texts else 'drawings'
-    value = lambda run: run.measures.value(name, dataset)
-    differences = [value(one) - value(two) for one, two in pairs]
-    return t_test(differences), 'seeds'
+) -> _Difference:
+    "An interval over seeds; p over drawings, texts or photos where they are known one by one, else over seeds."
+    pairs = zip(base, other)
+    differences = [_value(one, question) - _value(two, question) for one, two in pairs]
+    spread = t_interval(differences)
+    each = _each_item(base, other, question)
+    if each is None:
+        return _Difference(*spread, t_test(differences), 'seeds')
+    return _Difference(*spread, flip_test(each, groups), _items_of(question))
+
+
+def _by_items(
+    base: list[_MeasuredRun],  # any seeds
+    other: list[_MeasuredRun],
+    question: _Question,
+    groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
+) -> _Difference:
+    "Interval and p over drawings, texts or photos; where they are not known one by one, the difference alone."
+    values = [_value(run, question) for run in base]
+    others = [_value(run, question) for run in other]
+    mean = float(np.mean(values) - np.mean(others))
+    each = _each_item(base, other, question)
+    if each is None or len(each) < 2:
+        return _Difference(mean, mean, mean, None, '')
+    spread = t_interval(each.tolist())
+    half = spread.high - spread.mean
+    return _Difference(mean, mean - half, mean + half, flip_test(each, groups), _items_of(question))
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #aad18f82
 def _compare_measure(
@@ -222,19 +276,15 @@ def _compare_measure(
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> _Line:
     "Means and paired differences of one measure."
-    results = []
-    for name, own in runs.items():
-        for run in own:
-            value = run.measures.value(question.name, question.dataset)
-            results.append(dict(group='', name=name, seed=run.seed, metrics={'value': value}))
     line = _Line(question, _quantities[question.name].better, {}, {})
-    for row in compare_rows(results, 'value', {'': base}):
-        line.means[row.name] = _Interval(row.mean, row.low, row.high)
-        if row.difference is None:
-            continue
-        p, over = _p_value(runs[base], runs[row.name], question, groups)
-        mean, low, high = row.difference  # of the other from the base; 0 - x is never -0
-        line.differences[row.name] = _Difference(0 - mean, 0 - high, 0 - low, p, over)
+    for name, own in runs.items():
+        values = [_value(run, question) for run in own]
+        if None not in values:
+            line.means[name] = t_interval(values) if len(values) > 1 else _Interval(*values * 3)
+    difference = _by_seeds if _same_seeds(runs) else _by_items
+    for name in line.means:
+        if name != base and base in line.means:
+            line.differences[name] = difference(runs[base], runs[name], question, groups)
     return line
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #7665215d
@@ -242,8 +292,11 @@ def _adjust(
     table: list[_Line],  # changed in place
 ):
     "Holm's p over the whole table, and what is significant by it."
-    tested = [line.differences for line in table if line.better]
-    places = [(differences, name) for differences in tested for name in differences]
+    places = []
+    for line in table:
+        tested = [name for name, found in line.differences.items() if found.p is not None]
+        if line.better:
+            places += [(line.differences, name) for name in tested]
     adjusted = holm([differences[name].p for differences, name in places])
     for (differences, name), p in zip(places, adjusted):
         found = differences[name]
@@ -272,10 +325,12 @@ def means_table(
     table: list[_Line],
     controls: dict[str, Measures],  # by name of the control
 ) -> str:  # Markdown
-    "Means over seeds ± half of the 95 % interval, and the controls."
+    "Means over seeds ± half of the 95 % interval, and the controls; of one seed the value."
 
     def cell(interval):
-        return interval and f'{interval.mean:.3f} ± {interval.high - interval.mean:.3f}'
+        if interval is None or interval.low == interval.high:
+            return interval and interval.mean
+        return f'{interval.mean:.3f} ± {interval.high - interval.mean:.3f}'
 
     names = list(dict.fromkeys(name for line in table for name in line.means))
     rows = []
@@ -291,11 +346,11 @@ def differences_table(
     table: list[_Line],
     base: str,  # what the others are compared with
 ) -> str:  # Markdown
-    "Base minus other, its interval over seeds, p after Holm and what it was tested over; bold where significant."
+    "Base minus other, its interval, p after Holm and what it was tested over; bold where significant."
 
     def cell(found):
-        if found is None:
-            return None
+        if found is None or found.p is None:
+            return found and f'{found.mean:+.3f}'
         interval = f'{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})'
         if found.p_holm is None:
             return interval
@@ -330,8 +385,9 @@ def conclusion(
     for name in names:
         verdicts = {'significantly better': [], 'significantly worse': [], 'not told apart': []}
         for line in table:
-            if line.better and name in line.differences:
-                verdicts[_verdict(line, line.differences[name])].append(line.question.text)
+            found = line.differences.get(name)
+            if line.better and found and found.p is not None:
+                verdicts[_verdict(line, found)].append(line.question.text)
         parts = []
         for word, texts in verdicts.items():
             parts.append(f'{word} in {len(texts)} ({"; ".join(texts)})' if texts else f'{word} in none')
@@ -410,7 +466,7 @@ def plot_comparison(
 class CompareConfig:
     "What `nbs/compare.ipynb` takes."
 
-    runs: str = ''  # folders from the project's root, spaces between, * allowed; '' = those of presets and seeds
+    runs: str = ''  # runs, heads or saved models, spaces between, * allowed; '' = those of presets and seeds
     presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
     seeds: Annotated[int, AtLeast(2)] = 3  # of each preset: 0, 1, ...
     steps: Annotated[int, AtLeast(0)] = 0  # updates of each run; 0 = the preset's own
@@ -425,21 +481,22 @@ class CompareConfig:
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #e5f0042c
 def _named_runs(
-    patterns: str,  # folders, spaces between them, * allowed
-) -> list[Path]:
-    "The runs that exist."
+    patterns: str,  # folders, * allowed, or names of the hub; spaces between them
+) -> list[str]:
+    "The runs and saved models that exist."
     found = []
     for pattern in patterns.split():
         folders = map(Path, sorted(glob(str(project_path(pattern)))))
-        found += [path for path in folders if (path / 'config.json').exists()]
-    if not found:
-        raise FileNotFoundError(f"no run fits {patterns!r}: name folders, such as 'outputs/compare/*'")
+        here = [str(path) for path in folders if (path / 'config.json').exists()]
+        if not here and ('*' in pattern or not _is_hub_name(pattern)):
+            raise FileNotFoundError(f"no run fits {pattern!r}: name folders, such as 'outputs/compare/*'")
+        found += here or [pattern]
     return found
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #6a1cb5a8
 def _find_runs(
     cfg: CompareConfig,
-) -> list[Path]:  # folders
+) -> list[str]:  # folders, or names of the hub
     "The runs that are named, or those of presets and seeds; the missing ones are trained."
     if cfg.runs:
         return _named_runs(cfg.runs)
@@ -450,45 +507,43 @@ def _find_runs(
             run = Run(folder, make_config(preset, seed=seed, **changes))
             if not run.finished:
                 fit(run, quiet=True)
-            folders.append(run.folder)
+            folders.append(str(run.folder))
     return folders
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #f4433bcb
-def _check_run(
-    run: Run,
-    test_set: EmojiTestSet | None,  # the drawings; None: other data
-):
-    "Refuse a run that is unfinished or reads pictures of another size."
-    if not run.finished:
-        remedy = f'go on with papermill nbs/train.ipynb OUT.ipynb -p out {run.name}, or leave it out'
-        raise ValueError(f'{run.name} is not finished: {remedy}')
-    side = test_set and test_set.drawings['test_style'].images.shape[-1]
-    if side and run.config.image_size != side:
-        raise ValueError(f'{run.name} takes pictures of {run.config.image_size} pixels, the first run of {side}')
+def _record_of(
+    name: str | Path,  # of a run or a saved model
+) -> dict:  # run.json; raises ValueError for a run that is unfinished
+    "What made it."
+    path = _weights_of(name)
+    record = read_json(path.with_name('run.json')) if path.with_name('run.json').exists() else {}
+    if 'finished' not in record and not _is_saved(name):
+        remedy = f'go on with papermill nbs/train.ipynb OUT.ipynb -p out {name}, or leave it out'
+        raise ValueError(f'{name} is not finished: {remedy}')
+    return record
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #1e7c9f0e
 def _measure_run(
-    folder: Path,  # of a finished run
+    folder: str | Path,  # of a finished run or of a saved model, or a name of the hub
     test_set: EmojiTestSet | None,  # the drawings; None: other data
     cfg: CompareConfig,
     control: bool = False,  # an untrained model in its place?
 ) -> _MeasuredRun:
     "Load a run and measure everything."
-    run = Run(folder, load_config(folder))
-    _check_run(run, test_set)
-    model, tokenizer = load_evaluated(EvalConfig(run=str(folder), data=cfg.data))
+    record, evaluated = _record_of(folder), EvalConfig(run=str(folder), data=cfg.data)
+    model, tokenizer = load_evaluated(evaluated)
     config, geometry = model.cfg, model.geometry
     if control:
-        model = untrained(config, config.seed).to(next(model.parameters()).device)
+        model = _control_of(model, config.seed)
     if test_set is None:
-        report = evaluate_folder(model, tokenizer, project_path(cfg.data), config.image_size, cfg.limit)
-        measures, values = report.measures, {}
+        report = evaluate_folder(model, tokenizer, project_path(cfg.data), model.resize, cfg.limit)
+        measures, values = report.measures, report.values
     else:
         emb = encode_test_set(model, tokenizer, test_set)
         measures = _model_metrics(geometry, test_set, emb, config.min_radius)
         values = _drawing_values(geometry, test_set, emb, config.min_radius)
-    name, asked = re.sub(r'_s\d+$', '', folder.name), json.loads(json.dumps(asdict(config)))
-    return _MeasuredRun(name, config.seed, asked, run.read('run.json'), measures, values)
+    name, asked = re.sub(r'_s\d+$', '', evaluated.name), json.loads(json.dumps(asdict(config)))
+    return _MeasuredRun(name, config.seed, asked, record, measures, values)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #018c4598
 def _run_record(
@@ -533,17 +588,18 @@ def _read_run(
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00083
 def _measure_once(
-    folder: Path,  # of a finished run
+    folder: str | Path,  # of a finished run or of a saved model, or a name of the hub
     test_set: EmojiTestSet | None,  # the drawings; None: other data
     cfg: CompareConfig,
     control: bool = False,  # an untrained model in its place?
 ) -> _MeasuredRun:
     "`_measure_run`, once for each checkpoint and data: the answers are kept in the results' folder."
-    checkpoints = Run(folder, load_config(folder)).read('run.json').get('checkpoints')
+    weights = _weights_of(folder)
+    checkpoints = _record_of(folder).get('checkpoints') or {weights.stem: file_sha256(weights)}
     about = dict(checkpoint=checkpoints, data=cfg.data, limit=cfg.limit)
     if test_set:  # what was measured by an older list of measures is measured anew
         about['measures'] = sorted({question.name for question in questions + _more_questions})
-    path = project_path(cfg.out) / 'measured' / f'{folder.name}{"_untrained" if control else ""}.json'
+    path = project_path(cfg.out) / 'measured' / f'{Path(folder).name}{"_untrained" if control else ""}.json'
     kept = _read_run(path, about)
     if kept:
         return kept
@@ -573,17 +629,46 @@ class _Comparison(NamedTuple):
     table: list[_Line]
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #293cd4a5
+def _test_sets(
+    folders: list[str],  # of the runs
+) -> list[EmojiTestSet]:  # the drawings, at the size that each of them takes
+    "Read once for each size."
+    configs = [load_config(folder) for folder in folders]
+    for config in configs:
+        _refuse_head(config)
+    read = cache(lambda size: read_test_set(embedded_data(), size))
+    return [read(config.image_size) for config in configs]
+
+
+def _tell_apart(
+    folders: list[str],  # of the runs
+    runs: list[_MeasuredRun],
+) -> list[_MeasuredRun]:
+    "Runs of one name and seed get the folder above in their names; data that differ are said."
+    seen = Counter((run.name, run.seed) for run in runs)
+    named = []
+    for folder, run in zip(folders, runs):
+        above = f'{Path(folder).parent.name}/' if seen[run.name, run.seed] > 1 else ''
+        named.append(run._replace(name=above + run.name))
+    for run in named:
+        if run.record.get('dataset') != named[0].record.get('dataset'):
+            print(f'{run.name}, seed {run.seed}, was trained on other data than {named[0].name}.')
+    return named
+
+
 def compare_runs(
     cfg: CompareConfig,
 ) -> _Comparison:
     "Find or train the runs, measure them, compare them."
     folders = _find_runs(cfg)
-    test_set = read_test_set(embedded_data(), load_config(folders[0]).image_size) if cfg.data == 'emoji' else None
-    runs = [_measure_once(folder, test_set, cfg) for folder in tqdm(folders, desc='runs', mininterval=5)]
+    tests = _test_sets(folders) if cfg.data == 'emoji' else [None] * len(folders)
+    test_set, several = tests[0], list(zip(folders, tests))
+    runs = [_measure_once(*one, cfg) for one in tqdm(several, desc='runs', mininterval=5)]
+    runs = _tell_apart(folders, runs)
     base = cfg.base or runs[0].name
     _check_pairs(runs, base)
-    own = [folder for folder, run in zip(folders, runs) if run.name == base]
-    fresh = [_measure_once(folder, test_set, cfg, control=True).measures for folder in own]
+    own = [one for one, run in zip(several, runs) if run.name == base]
+    fresh = [_measure_once(*one, cfg, control=True).measures for one in own]
     controls = dict(pixels=_pixel_metrics(test_set).labelled(model='')) if test_set else {}
     controls['untrained'] = _mean_measures(fresh)
     controls['chance'] = Measures(m._replace(value=m.chance, low=None, high=None) for m in runs[0].measures)

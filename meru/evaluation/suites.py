@@ -42,13 +42,14 @@ from .protocol import Protocol, read_graph, read_prompts
 from .measures import _flatten, Measure, Measures, _quantities
 from meru.evaluation.zeroshot import (
     _class_points,
+    _classification_hits,
     classification_metrics,
     _linear_probe,
     _paper_probe,
     _probe_metrics,
     _split_halves,
 )
-from .retrieval import retrieval_metrics
+from .retrieval import retrieval_metrics, retrieval_ranks
 from meru.evaluation.hierarchy import (
     _all_distances,
     _ancestor_overlap,
@@ -89,6 +90,7 @@ class _Report:
         rules: Protocol = Protocol(),
     ):
         self.measures, self.skipped, self.rules = Measures(), {}, rules
+        self.values = {}  # by dataset and name, what each picture contributes; their means are the measures
 
     def attempt(
         self,
@@ -207,6 +209,8 @@ def _examine_classes(
         return _probe(_probe_data(model, task, points), len(task.classes))
 
     def accuracy():
+        for name, hits in _classification_hits(scores, task.targets).items():
+            report.values[task.name, name] = hits
         return classification_metrics(scores, task.targets, paper=paper) + [note]
 
     tries = {'zero-shot': accuracy, 'WordNet measures': mistakes, 'linear probe': probe}
@@ -214,6 +218,25 @@ def _examine_classes(
         report.attempt(task.name, what, measure)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #6a64a7f5
+def _photo_hits(
+    geometry,  # of the points
+    images: Float[Tensor, 'i d'],
+    texts: Float[Tensor, 't d'],
+    owner: Int64[Tensor, ' t'],  # the picture of each caption
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+) -> dict[str, Float[Tensor, ' i']]:  # by measure
+    "What each picture contributes to recall: itself, and all its captions together."
+    ids, each = torch.arange(len(images)), len(images) / len(texts)
+    to_text = retrieval_ranks(geometry, images, texts, ids, owner, curv)
+    to_image = retrieval_ranks(geometry, texts, images, owner, ids, curv)
+    hits = {}
+    for k in (1, 5, 10):
+        hits[f'image_to_text_r{k}'] = (to_text <= k).double()
+        found = torch.zeros(len(images), dtype=torch.float64).index_add(0, owner, (to_image <= k).double())
+        hits[f'text_to_image_r{k}'] = found * each  # their mean is that over captions
+    return hits
+
+
 def _examine_captions(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -229,6 +252,8 @@ def _examine_captions(
     some = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:200]]
 
     def retrieval():
+        for name, hits in _photo_hits(geometry, images, texts, task.owner, curv).items():
+            report.values[task.name, name] = hits
         return retrieval_metrics(geometry, images, texts, ids, task.owner, curv, seed)
 
     def cones():
