@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from conftest import ROOT
+import meru
 from meru import explorer
 from meru.explorer import _Items, _Space, _make_page
 from meru.geometry import geometries, get_geometry, unit
@@ -166,6 +167,11 @@ def page(chrome, tmp_path_factory):
     )
 
 
+def read_back(page):
+    "Items and points of the page that the browser shows."
+    return explorer._from_page(json.loads(page.js('return JSON.stringify(meru.data)')))
+
+
 @pytest.fixture
 def walked(page):
     "The page, nothing selected, in the first space."
@@ -235,10 +241,59 @@ def test_the_walk_is_the_papers(walked, k):
     assert walked.js('return arguments[0].map(i => meru.walk(i))', rows) == expected and any(expected)
 
 
+@pytest.mark.parametrize('k', range(4))
+def test_walks_by_readings_are_the_librarys(walked, k):
+    items, all_spaces = read_back(walked)
+    space, texts = all_spaces[k], items.text_rows
+    seen = explorer._polar(space, items.texts)
+    rows = [1, 5, 12, 25, 38]
+    for name, values in explorer._values_of(space, seen, texts).items():
+        met = explorer._met_by(values, seen.radii, texts, explorer._root_values.get(name, torch.inf))
+        walked.js(
+            """meru.enter(meru.data.spaces[arguments[0]]); meru.space.climbs = null
+            meru.space.was = meru.space.walk.reading; meru.space.walk.reading = arguments[1]""",
+            k,
+            name,
+        )
+        climbs = walked.js('return arguments[0].map(i => meru.climb(i))', rows)
+        assert [sorted(o) for o in climbs] == [met[i].nonzero().flatten().tolist() for i in rows], name
+        under = sorted(walked.js('return meru.under(4)'))
+        assert under == [i for i in range(8, 40) if met[i, 4]], name
+        walked.js('meru.space.walk.reading = meru.space.was; meru.space.climbs = null')
+
+
+@pytest.mark.parametrize('k', range(4))
+def test_the_way_between_two_points_is_the_geodesic(walked, k):
+    items, all_spaces = read_back(walked)
+    space = all_spaces[k]
+    walked.js('meru.enter(meru.data.spaces[arguments[0]])', k)
+    g, x, c = get_geometry(space.geometry), space.points, space.curv
+    share = torch.arange(1, 24).double()[:, None] / 24
+    for i, j in ((9, 30), (14, 39), (2, 20)):
+        distances = g.cdist(g.between(x[i], x[j], share, c), x[:8], c)
+        distances[:, [o for o in (i, j) if o < 8]] = torch.inf
+        assert walked.js('return meru.between(arguments[0], arguments[1])', i, j) == list(
+            dict.fromkeys(distances.argmin(1).tolist())
+        )
+
+
+def test_a_way_is_chosen_by_keyboard_and_mouse(walked):
+    walked.js("meru.select(9); document.getElementById('stage').focus()")
+    walked.settle()
+    walked.key('w')
+    assert not walked.js("return document.getElementById('hint').hidden")
+    walked.act(walked.at(3), dict(type='pointerDown', button=0), dict(type='pointerUp', button=0))
+    walked.settle()
+    assert walked.js('return [meru.selected, meru.end]') == [9, 3]
+    assert 'The straight way to “word 3”' in walked.js("return document.getElementById('panel').textContent")
+    walked.key('\ue00c')
+    assert walked.js('return [meru.selected, meru.end]') == [-1, -1]
+
+
 def test_hover_shows_text_and_radius(walked):
     walked.act(walked.at(3))
     tip = walked.js("const t = document.getElementById('tip'); return [t.hidden, t.textContent]")
-    assert not tip[0] and 'word 3' in tip[1] and 'from the root' in tip[1] and 'cone' in tip[1]
+    assert not tip[0] and 'word 3' in tip[1] and 'from the root' in tip[1]
 
 
 def test_click_selects_and_enter_centres(walked):
@@ -251,8 +306,16 @@ def test_click_selects_and_enter_centres(walked):
     middle = walked.js("const s = document.getElementById('stage'); return [s.clientWidth/2, s.clientHeight/2]")
     assert np.allclose(walked.js('return meru.where(5)'), middle, atol=1)
     panel = walked.js("return document.getElementById('panel').textContent")
-    assert 'Walk to the root' in panel and 'Nearest drawings' in panel and 'Its cone holds' in panel
+    assert 'Walk to the root' in panel and 'Nearest drawings' in panel and 'drawings below it' in panel
     assert 'word 5' in walked.js("return document.getElementById('live').textContent")
+
+
+def test_cones_are_shown_where_walks_are_read_by_them(walked):
+    walked.js("meru.space.was = meru.space.walk.reading; meru.space.walk.reading = 'path'; meru.select(2)")
+    assert 'Its cone holds' in walked.js("return document.getElementById('panel').textContent")
+    walked.act(walked.at(3))
+    assert 'cone ±' in walked.js("return document.getElementById('tip').textContent")
+    walked.js('meru.space.walk.reading = meru.space.was')
 
 
 def test_dragging_is_rigid(walked):
@@ -363,6 +426,45 @@ def test_light_dark_and_narrow(walked):
     walked.settle()
 
 
+@pytest.fixture
+def phone(walked):
+    size = dict(width=390, height=844, deviceScaleFactor=2, mobile=True)
+    walked.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.setDeviceMetricsOverride', params=size))
+    walked.settle()
+    yield walked
+    walked.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.clearDeviceMetricsOverride', params={}))
+    walked.settle()
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(phone):
+    assert phone.js('return innerWidth') == 390
+    for step in ('meru.select(-1)', 'meru.select(20)', 'meru.select(3)'):
+        phone.js(step)
+        assert phone.js('return [document.documentElement, document.body].every(e => e.scrollWidth <= 390)')
+        beyond = phone.js("""const wide = e => { const b = e.getBoundingClientRect(); return b.left < 0 || b.right > 390 }
+            return [...document.querySelectorAll('button, select, input:not([type=checkbox]), .chip, #panel *')]
+                .filter(e => !e.closest('[hidden], .hush, .skip') && e.offsetParent && wide(e)).map(e => e.outerHTML)""")
+        assert beyond == []
+    stage = phone.js("return document.getElementById('stage').getBoundingClientRect().toJSON()")
+    assert stage['height'] > 250 and stage['width'] == 390
+
+
+def test_a_tap_on_a_phone_selects(phone):
+    tap = dict(type='pointerDown', button=0), dict(type='pointerUp', button=0)
+    finger = dict(type='pointer', id='finger', parameters=dict(pointerType='touch'), actions=[phone.at(4), *tap])
+    phone.call('POST', '/actions', dict(actions=[finger]))
+    phone.settle()
+    assert phone.js('return meru.selected') == 4
+
+    def room():
+        return phone.js("return document.getElementById('panel').clientHeight")
+
+    before = room()
+    phone.js("document.getElementById('grip').click()")
+    assert room() > 1.3 * before
+    phone.js("document.getElementById('grip').click()")
+
+
 def test_everything_has_a_name(walked):
     "Buttons, fields and the picture can be told apart by a screen reader."
     walked.js('meru.select(20)')
@@ -431,23 +533,6 @@ def test_touch_taps_and_pinches(walked):
     assert gap() == pytest.approx(before, abs=0.5)
 
 
-def test_a_run_becomes_a_page(tmp_path, in_root):
-    from meru.training.config import make_config
-    from meru.training.run import Run
-    from meru.training.trainer import fit
-
-    for name in ('smoke', 'smoke_clip'):
-        fit(Run(tmp_path / name, make_config(name, steps=2, warmup=1)))
-    page = explorer.explore(tmp_path / 'smoke', n=400)
-    html = page.path.read_text(encoding='utf-8')
-    data = json.loads(html.split('id="data">')[1].split('</script>')[0])
-    assert page.path == tmp_path / 'smoke' / 'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'CLIP']
-    assert 300 < len(data['items']['text']) <= 400 and data['atlas'] and 'iframe' in page._repr_html_()
-    assert explorer.explore(
-        Run(tmp_path / 'smoke', make_config('smoke', steps=2, warmup=1)), controls=[], n=400
-    ).path.stat().st_size < len(html)
-
-
 @pytest.fixture(scope='module')
 def smoke(tmp_path_factory):
     "A run of two steps, and its Euclidean control."
@@ -461,6 +546,44 @@ def smoke(tmp_path_factory):
     return folder / 'smoke'
 
 
+def test_it_opens_on_a_walk_through_its_own_chain(chrome, tmp_path):
+    parents = torch.tensor([-1, -1, 0, 0, 1, 1, 2, 3, 4, 5])
+    items = _Items(
+        ['animals', 'plants', 'cats', 'dogs', 'trees', 'flowers', 'Tom', 'Rex', 'an oak', 'a rose'],
+        torch.tensor([0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
+        parents,
+        [None] * 6 + [picture(i) for i in range(4)],
+        ['group', 'name', 'drawing'],
+    )
+    angle = torch.tensor([0.0, 3.1, -0.5, 0.5, 2.6, 3.6, -0.6, 0.6, 2.5, 3.7])
+    radius = torch.tensor([1.0, 1, 2, 2, 2, 2, 3, 3, 3, 3])
+    v = torch.stack([radius * angle.cos(), radius * angle.sin(), torch.zeros(10)], 1)
+    space = _Space('lorentz', geometries['lorentz'].exp_map0(v, torch.tensor(1.0)), torch.tensor(1.0))
+    chrome.open(tmp_path / 'opens.html', _make_page(items, [space], 'opens'))
+    selected, path, guided = chrome.js('return [meru.selected, meru.path, meru.guided]')
+    assert items.texts[selected] in ('trees', 'flowers', 'cats', 'dogs') and guided
+    assert path == [int(parents[selected])]
+    panel = chrome.js("return document.getElementById('panel').textContent")
+    assert f'from “{items.texts[selected]}” to the root' in panel and '100 % of 4 words' in panel
+    chrome.js('meru.select(6)')
+    assert chrome.js('return meru.path') == [2, 0]
+    chrome.js("document.getElementById('guide').click()")
+    assert chrome.js('return [meru.selected, meru.guided]') == [selected, True] and chrome.log() == []
+
+
+def test_a_run_becomes_a_page(smoke, in_root):
+    from meru.training.run import Run
+    from meru.training.config import make_config
+
+    page = explorer.explore(smoke, n=200)
+    html = page.path.read_text(encoding='utf-8')
+    data = json.loads(explorer._data_of(html))
+    assert page.path == smoke / 'explorer.html' and [s['name'] for s in data['spaces']] == ['MERU', 'Euclid']
+    assert 150 < len(data['items']['text']) <= 200 and data['atlas'] and 'iframe' in page._repr_html_()
+    alone = explorer.explore(Run(smoke, make_config('smoke', steps=2, warmup=1)), controls=[], n=200)
+    assert alone.path.stat().st_size < len(html)
+
+
 def photos(folder, n=9):
     "A folder of pictures with two captions each."
     folder.mkdir()
@@ -470,6 +593,71 @@ def photos(folder, n=9):
         json.dumps(dict(file=f'{i}.png', captions=[f'a <i>shade</i> number {i}', f'colour {i}'])) for i in range(n)
     ]
     (folder / 'captions.jsonl').write_text('\n'.join(lines))
+
+
+def noise(i, size=(300, 200)):
+    pixels = np.random.default_rng(i).integers(0, 255, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+def test_any_points_with_captions_and_photos(chrome, tmp_path):
+    noise(0).save(tmp_path / 'a.jpg')
+    captions = [f'<b>thing</b> {i}' for i in range(6)]
+    points = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    points[6:] = 1.5 * points[:6]
+    images = [tmp_path / 'a.jpg', str(tmp_path / 'a.jpg'), noise(1), np.array(noise(2)), b'torn', noise(4)]
+    made = meru.explore(tmp_path, points=points, labels=captions * 2, images=[None] * 6 + images)
+    data, rows = page_of(made)
+    assert made.path == tmp_path / 'explorer.html' and data['levels'] == ['caption', 'photo']
+    assert rows['parent'] == [-1] * 6 + list(range(6)) and rows['tile'] == [-1] * 6 + [0, 1, 2, 3, -1, 4]
+    assert '1 of the photos could not be read, such as <b>thing</b> 4' in str(made) and len(data['large']) == 5
+    chrome.call('POST', '/url', dict(url=made.path.as_uri()))
+    chrome.settle()
+    chrome.js('meru.select(8)')
+    size = chrome.js("""const image = document.querySelector('#panel img.photo')
+        return image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.alt])""")
+    assert size == [300, 200, '<b>thing</b> 2'] and 2 in chrome.js('return meru.path')
+    chrome.js('meru.select(2)')
+    panel = chrome.js("return document.getElementById('panel').textContent")
+    assert 'photos below it' in panel and 8 in chrome.js('return meru.under(2)') and chrome.log() == []
+
+
+def test_a_models_points_keep_its_curvature(tmp_path):
+    from types import SimpleNamespace
+
+    cfg = SimpleNamespace(geometry='lorentz', min_radius=0.2)
+    model = SimpleNamespace(cfg=cfg, curv=torch.tensor(0.5))
+    x = geometries['lorentz'].exp_map0(torch.randn(5, 8), model.curv)
+    data, _ = page_of(meru.explore(tmp_path, points=x, labels=list('abcde'), model=SimpleNamespace(model=model)))
+    (space,) = data['spaces']
+    assert (space['kappa'], space['curv'], space['min_radius']) == (-1, 0.5, 0.2)
+
+
+def test_labels_may_be_paths(tmp_path):
+    labels = ['pets', ('pets', 'cats'), ('pets', 'cats', 'Tom'), 'Rex']
+    made = meru.explore(tmp_path, points=np.eye(4, 8), labels=labels, images=[None, None, noise(0), noise(1)])
+    data, rows = page_of(made)
+    assert rows['text'] == ['pets', 'cats', 'Tom', 'Rex'] and rows['parent'] == [-1, 0, 1, -1]
+    assert data['levels'] == ['general text', 'caption', 'photo'] and rows['level'] == [0, 1, 2, 2]
+
+
+def test_photos_fit_the_page_and_it_says_how():
+    photos = [explorer._small(noise(i), 512, 92, 'jpeg') for i in range(60)]
+    items = explorer._point_items([f'{i}' for i in range(60)], photos, 0, '')
+    (space,) = spaces(60, kinds=('sphere',))
+    for most, reduced in ((9_900_000, False), (300_000, True)):
+        html = _make_page(items, [space], 'many', most)
+        data = json.loads(explorer._data_of(html))
+        assert len(html.encode()) <= most and ('Photos are kept at' in data['note']) == reduced
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='3 points, but 2 images: images holds None where a point is a text'):
+        meru.explore(tmp_path, points=torch.eye(3), labels=['a', 'b', 'c'], images=[None, None])
+    with pytest.raises(ValueError, match='nothing to explore: name a run, or give points'):
+        meru.explore()
+    with pytest.raises(ValueError, match='points must be finite'):
+        meru.explore(tmp_path, points=torch.full((3, 4), torch.nan), labels=['a', 'b', 'c'])
 
 
 def page_of(page):
@@ -595,7 +783,9 @@ def test_nan_is_refused(g):
         _make_page(toy(), [space], 'nan')
 
 
-def test_two_thousand_points_fit(in_root):
+def test_two_thousand_points_fit(in_root, monkeypatch):
+    monkeypatch.setattr(explorer, 'fit_angles', lambda distances, radii, start, kappa: start)  # takes long
+    monkeypatch.setattr(explorer, '_straight_walks', lambda space, texts, rows: torch.ones(len(rows), len(texts)) > 0)
     items, words, images = explorer._emoji_scene(explorer.read_test_set(explorer.embedded_data(), 16))
     n = len(items.texts)
     assert 1800 < n <= 2000 and len(words) + len(images) == n and items.texts[: len(words)] == words
@@ -616,7 +806,7 @@ def test_the_committed_page_is_in_todays_shell(chrome):
     ) == [True, ['MERU', 'Euclid', 'CLIP', 'Poincaré']]
 
 
-def test_thirty_frames_a_second(chrome, tmp_path):
+def test_thirty_frames_a_second(chrome, tmp_path, monkeypatch):
     "Processor time of the page's thread for a frame of 2,000 points: other programs may be busy."
 
     def spent():
@@ -625,6 +815,7 @@ def test_thirty_frames_a_second(chrome, tmp_path):
             for m in chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.getMetrics', params={}))['metrics']
         }['TaskDuration']
 
+    monkeypatch.setattr(explorer, 'fit_angles', lambda distances, radii, start, kappa: start)  # takes long
     chrome.open(tmp_path / 'many.html', _make_page(toy(2000), spaces(2000, 128, ('lorentz',)), 'many'))
     chrome.call('POST', '/goog/cdp/execute', dict(cmd='Performance.enable', params=dict(timeDomain='threadTicks')))
     before = spent()
@@ -647,7 +838,8 @@ def test_thirty_frames_a_second(chrome, tmp_path):
 
 
 def test_the_same_page_every_time():
-    assert _make_page(toy(), spaces(), 'toy') == _make_page(toy(), spaces(), 'toy')
+    first, second = (_make_page(toy(), spaces(kinds=('lorentz', 'sphere')), 'toy') for _ in range(2))
+    assert first == second
 
 
 def test_a_placed_tree_is_its_picture(chrome, tmp_path):

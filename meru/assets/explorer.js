@@ -5,6 +5,7 @@ const $ = id => document.getElementById(id)
 const data = JSON.parse($('data').textContent)
 const { items, levels, groups, spaces } = data
 const n = items.text.length, IMAGE = levels.length - 1, levelOf = items.level
+const isText = i => levelOf[i] !== IMAGE
 const calm = matchMedia('(prefers-reduced-motion: reduce)')
 
 // ---------- numbers out of text ----------
@@ -25,6 +26,7 @@ function unpack(space) {
   space.root = space.kappa === 1 ? numbers(space.centre) : null
   const root = i => Math.acos(clamp(dot(v, i, space.root, 0, d) / norm[i] / Math.sqrt(dot(space.root, 0, space.root, 0, d)), -1, 1))
   space.radius = space.root ? Float64Array.from({ length: n }, (_, i) => root(i)) : norm
+  space.ladder = items.text.map((_, j) => j).filter(isText).sort((i, j) => space.radius[i] - space.radius[j])
   space.places.forEach(p => p.xy = (space.bits === 64 ? doubles : floats)(p.at))
   return space
 }
@@ -49,7 +51,6 @@ function exterior(s, a, b, C) {
   return Math.atan2(sb * S, ca * sb * C - cb * sa)
 }
 const holds = (s, a, b, C) => exterior(s, a, b, C) <= aperture(s, a)
-const isText = i => levelOf[i] !== IMAGE
 // everything that lies in the cone of a text
 function inside(i, s = space) {
   const found = []
@@ -75,6 +76,63 @@ function walk(i, s = space, cones = s.cones) {
       const cos = s.root ? clamp(rest * C + rooty * R, -1, 1) : C, d = apart(s, s.radius[j], r, cos)
       if (d < least && (!cones || holds(s, s.radius[j], r, C))) { least = d; best = j }
     }
+    if (best >= 0 && !met.includes(best)) met.push(best)
+  }
+  return met
+}
+
+// how surely i lies below text j, the smaller the surer; seen from the root, or from the mean direction of a sphere
+function turn(s, i, j) {
+  if (!s.root) return cosine(s, i, j)
+  const [a, b] = [s.radius[i], s.radius[j]], C = Math.cos(distance(i, j, s))
+  return clamp((C - Math.cos(a) * Math.cos(b)) / (Math.sin(a) * Math.sin(b) || 1e-12), -1, 1)
+}
+const READINGS = {
+  distance: (s, i, j) => distance(i, j, s),
+  detour: (s, i, j) => s.radius[j] + distance(i, j, s) - s.radius[i],
+  direction: (s, i, j) => Math.acos(turn(s, i, j)),
+  cone_angle: (s, i, j) => exterior(s, s.radius[j], s.radius[i], cosine(s, i, j)),
+}
+const atRoot = name => name === 'direction' || name === 'cone_angle' ? Math.PI / 2 : Infinity
+const readingOf = s => s.walk ? s.walk.reading : 'path'
+const coneful = s => s.cones && readingOf(s) === 'path'
+function surest(i, s = space) {
+  const read = READINGS[readingOf(s)]
+  let best = -1, least = Infinity
+  for (const j of s.ladder) { const value = read(s, i, j); if (value < least) { least = value; best = j } }
+  return best
+}
+// from outside in, each text that no text nearer to the root surpasses; a picture walks on from the text it most surely lies below
+function climb(i, s = space) {
+  if (!isText(i)) { const first = surest(i, s); return first < 0 ? [] : [first, ...climb(first, s)] }
+  const met = [], read = READINGS[readingOf(s)]
+  let best = atRoot(readingOf(s))
+  for (const j of s.ladder) {
+    if (s.radius[j] >= s.radius[i]) break
+    const value = read(s, i, j)
+    if (value < best) { best = value; met.unshift(j) }
+  }
+  return met
+}
+// pictures whose walk passes text j, the surest first
+function under(j, s = space) {
+  s.climbs = s.climbs || new Map(byLevel[IMAGE].map(i => [i, climb(i, s)]))
+  const read = READINGS[readingOf(s)]
+  const found = byLevel[IMAGE].filter(i => s.climbs.get(i).includes(j)).map(i => [read(s, i, j), i])
+  return found.sort((p, q) => p[0] - q[0] || p[1] - q[1]).map(p => p[1])
+}
+// the text nearest to each of some steps of the geodesic between two points; of a step only distances to both ends are needed
+function between(i, j, s = space, steps = 24) {
+  const D = distance(i, j, s), met = []
+  if (!D) return met
+  const q = Math.sqrt(s.curv), texts = s.ladder.filter(k => k !== i && k !== j).map(k => [k, distance(k, i, s), distance(k, j, s)])
+  const mixed = (a, b, f, g) => (f * a + g * b)
+  for (let step = 1; step < steps; step++) {
+    const t = step / steps, u = 1 - t
+    const far = s.kappa < 0 ? (a, b) => mixed(Math.cosh(q * a), Math.cosh(q * b), Math.sinh(u * q * D), Math.sinh(t * q * D))
+      : s.kappa ? (a, b) => -mixed(Math.cos(a), Math.cos(b), Math.sin(u * D), Math.sin(t * D)) : (a, b) => mixed(a * a, b * b, u, t)
+    let best = -1, least = Infinity
+    for (const [k, a, b] of texts) { const d = far(a, b); if (d < least) { least = d; best = k } }
     if (best >= 0 && !met.includes(best)) met.push(best)
   }
   return met
@@ -113,13 +171,15 @@ function geodesic(k, p, q, count) {
 // ---------- state ----------
 let space = unpack(spaces[0]), place = space.places[0]
 let view = still(), zoom = 1, selected = -1, hovered = -1, group = -1, path = [], lit = null, close = [], coned = false
+// guided: the panel explains; aiming: the next point that is chosen is the other end of a way; end: that point
+let guided = true, aiming = false, end = -1
 const shown = levels.map((_, l) => data.visible[l])
 const X = new Float64Array(n), Y = new Float64Array(n), F = new Float64Array(n), size = new Float32Array(n)
 const imageAlpha = new Float32Array(n), labelAlpha = new Float32Array(n), at = new Float64Array(2 * n)
 const kids = items.text.map(() => [])
 items.parent.forEach((p, i) => { if (p >= 0) kids[p].push(i) })
 const below = i => kids[i].flatMap(j => [j, ...below(j)])
-const visible = i => shown[levelOf[i]] && (group < 0 || items.group[i] === group) || i === selected || path.includes(i)
+const visible = i => shown[levelOf[i]] && (group < 0 || items.group[i] === group) || i === selected || i === end || path.includes(i)
 // a fixed shuffle decides who is drawn where there is no room for all
 const rank = i => (i * 2654435761 >>> 0) / 2 ** 32
 const order = items.text.map((_, i) => i).sort((i, j) => (levelOf[i] === IMAGE) - (levelOf[j] === IMAGE) || levelOf[i] - levelOf[j] || rank(i) - rank(j))
@@ -197,7 +257,7 @@ function arc(i, j) {
 }
 function drawCone(i) {
   const k = space.kappa, x = at[2 * i], y = at[2 * i + 1], r = hyp(x, y)
-  if (!space.cones || !isText(i) || r < 1e-6) return
+  if (!coneful(space) || !isText(i) || r < 1e-6) return
   const a = aperture(space, space.radius[i]), far = k ? 1 : 40, there = compose(k, view, shift(k, x, y)), mid = Math.atan2(y, x), out = []
   const put = (t, phi) => out.push(move(k, there, t * Math.cos(phi), t * Math.sin(phi)))
   for (let t = 0; t <= 24; t++) put(far * (t / 24), mid - a)
@@ -217,7 +277,7 @@ function drawEdges() {
   if (selected >= 0) {
     ctx.strokeStyle = colour.path; ctx.lineWidth = 3; ctx.lineCap = 'round'
     if (space.cones && !coned) ctx.setLineDash([7, 7])
-    const stops = [selected, ...path, -1]
+    const stops = end < 0 ? [selected, ...path, -1] : [selected, end]
     for (let k = 1; k < stops.length; k++) arc(stops[k - 1], stops[k])
     ctx.setLineDash([])
   }
@@ -232,7 +292,7 @@ function claim(x0, y0, x1, y1) {
   for (let y = c; y <= d; y++) taken.fill(1, y * across + a, y * across + b + 1)
   return true
 }
-const bright = i => i === selected || i === hovered || path.includes(i) || !lit || lit.has(i)
+const bright = i => i === selected || i === end || i === hovered || path.includes(i) || !lit || lit.has(i)
 const fonts = [['600 15px', '500 13px', '400 12px', '400 11px', '400 12px'], ['600 12px', '500 11px', '400 11px', '400 10px', '400 11px']].map(row => row.map(f => f + ' system-ui, "DejaVu Sans", sans-serif'))
 const font = l => fonts[+small][loud[l]]
 const widths = new Map()
@@ -247,7 +307,7 @@ function labelAt(i) {
 }
 function claimLabel(i) {
   const was = side[i]
-  for (const s of loud[levelOf[i]] > 1 || lift(i) ? [0] : [was, 0, 1, 2, 3]) {
+  for (const s of lift(i) ? [0] : loud[levelOf[i]] > 1 ? [was, 0, 1] : [was, 0, 1, 2, 3]) {
     side[i] = s
     const [x, y] = labelAt(i)
     if (x > 1 && x + width(i) < W - 1 && claim(x, y - 8, x + width(i), y + 7)) return true
@@ -258,11 +318,11 @@ function claimLabel(i) {
 function arrange() {
   across = Math.ceil(W / CELL); taken = new Uint8Array(across * Math.ceil(H / CELL))
   const k = space.kappa, [rx, ry] = screen(here(-1)), label = new Uint8Array(n), picture = new Uint8Array(n), open = i => visible(i) && X[i] > -40 && X[i] < W + 40 && Y[i] > -40 && Y[i] < H + 40
-  const special = [hovered, selected, ...path].filter(i => i >= 0 && open(i))
+  const special = [hovered, selected, end, ...path].filter(i => i >= 0 && open(i))
   const image = i => picture[i] = items.tile[i] >= 0 && claim(X[i] - size[i] * .42, Y[i] - size[i] * .42, X[i] + size[i] * .42, Y[i] + size[i] * .42)
   claim(rx - 14, ry - 22, rx + 14, ry + 9)
   for (const i of special) if (items.tile[i] >= 0) { image(i); picture[i] = 1 }
-  for (const i of special) label[i] = claimLabel(i) || i === hovered || i === selected
+  for (const i of special) label[i] = claimLabel(i) || i === hovered || i === selected || i === end
   for (const l of great) for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i)
   for (const lamp of [true, false]) for (const i of byLevel[IMAGE]) if (open(i) && !picture[i] && bright(i) === lamp && size[i] >= 9) image(i)
   for (let l = 0; l < IMAGE; l++) for (const i of byLevel[l]) if (loud[l] > 1 && open(i) && bright(i) && !label[i] && F[i] * zoom > (k < 0 ? great.length ? .75 : .2 : 0)) label[i] = claimLabel(i)
@@ -292,6 +352,7 @@ function drawDots() {
 }
 function drawImages() {
   if (!atlas.complete || !atlas.width) return
+  ctx.strokeStyle = colour.disk; ctx.lineWidth = 1
   const t = data.tile, dark = document.documentElement.dataset.theme === 'dark'
   for (let m = byLevel[IMAGE].length - 1; m >= 0; m--) {
     const i = byLevel[IMAGE][m]
@@ -300,6 +361,7 @@ function drawImages() {
     ctx.globalAlpha = imageAlpha[i] * (bright(i) ? 1 : .13)
     if (dark && data.drawn && bright(i)) { ctx.fillStyle = colour.tile; circle(X[i], Y[i], w * .6); ctx.fill() }
     ctx.drawImage(atlas, tile % data.columns * t, Math.floor(tile / data.columns) * t, t, t, X[i] - w / 2, Y[i] - w / 2, w, w)
+    if (!data.drawn) ctx.strokeRect(X[i] - w / 2, Y[i] - w / 2, w, w)
   }
   ctx.globalAlpha = 1
 }
@@ -336,6 +398,7 @@ function draw() {
   const moving = arrange()
   drawDots(); drawImages(); drawRoot(); drawLabels()
   mark(selected, levelOf[selected] === IMAGE ? size[selected] * .85 : 9, colour.path)
+  mark(end, levelOf[end] === IMAGE ? size[end] * .85 : 9, colour.path)
   if (hovered !== selected) mark(hovered, levelOf[hovered] === IMAGE ? size[hovered] * .85 : 8, colour.accent)
   if (moving) redraw()
 }
@@ -429,14 +492,14 @@ function neighbour(dx, dy) {
 const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
 canvas.addEventListener('keydown', e => {
   if (e.ctrlKey || e.metaKey || e.altKey) return
-  const acts = { Enter: () => selected >= 0 && centre(here(selected)), u: () => select(path.length ? path[0] : -1), U: () => select(path.length ? path[0] : -1), Home: home, h: home, Escape: () => select(-1), '+': () => zoomBy(1.25), '=': () => zoomBy(1.25), '-': () => zoomBy(.8) }
+  const acts = { Enter: () => selected >= 0 && centre(here(selected)), u: () => select(path.length ? path[0] : -1), U: () => select(path.length ? path[0] : -1), Home: home, h: home, Escape: () => select(-1), w: aim, W: aim, '+': () => zoomBy(1.25), '=': () => zoomBy(1.25), '-': () => zoomBy(.8) }
   if (arrows[e.key]) { const i = neighbour(...arrows[e.key]); if (i >= 0) select(i) } else if (acts[e.key]) acts[e.key](); else return
   e.preventDefault()
 })
 document.addEventListener('keydown', e => {
   if (/INPUT|SELECT/.test(e.target.tagName)) return
   if (e.key === '/') { e.preventDefault(); $('search').focus() }
-  if (e.key === '?') { e.preventDefault(); select(-1) }
+  if (e.key === '?') { e.preventDefault(); explain() }
 })
 
 // ---------- words on the page: text is always text, never markup ----------
@@ -469,7 +532,7 @@ function hover(i, where) {
 }
 function about(i) {
   const words = `${levels[levelOf[i]]} · ${fixed(space.radius[i])} from the root`
-  return isText(i) && space.cones ? `${words} · cone ±${Math.round(aperture(space, space.radius[i]) * 180 / Math.PI)}°` : words
+  return isText(i) && coneful(space) ? `${words} · cone ±${Math.round(aperture(space, space.radius[i]) * 180 / Math.PI)}°` : words
 }
 const row = (i, number) => el('button', { class: 'row', onclick: () => select(i) }, el('span', {}, items.text[i]), el('span', { class: 'num' }, number))
 const button = (words, act) => el('button', { onclick: act }, words)
@@ -503,14 +566,25 @@ function verdict() {
 function guide() {
   const pictures = byLevel[IMAGE], some = loud[0] < 2 ? byLevel[0] : []
   const most = [...some].sort((i, j) => kids[j].length - kids[i].length || i - j)[0], fold = (title, ...c) => el('details', {}, el('summary', {}, title), ...c)
-  return [el('h2', {}, 'What am I looking at?'), el('ol', { class: 'points' }, ...space.story.points.map(([lead, words]) => el('li', {}, el('b', {}, lead), ' ', words))),
+  return [el('h2', {}, 'What am I looking at?'), ...(selected >= 0 ? [el('p', {}, `A walk, for example: from “${items.text[selected]}” to the root, ever more general.`), pathList()] : []), el('ol', { class: 'points' }, ...space.story.points.map(([lead, words]) => el('li', {}, el('b', {}, lead), ' ', words))),
     el('div', { class: 'try' },
-      most >= 0 ? button(`${space.cones ? 'Light the cone of' : 'Look at'} “${items.text[most]}”`, () => select(most)) : null,
+      most >= 0 ? button(`${coneful(space) ? 'Light the cone of' : 'What lies below'} “${items.text[most]}”`, () => select(most)) : null,
       pictures.length ? button(`Walk from a ${thing} up to the root`, () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null),
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
     ...space.story.more.map(([title, words]) => fold(title, el('p', {}, words))),
-    fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click anything. Keys: ', ...keys())),
-    fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at ${space.bits || 16} bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', { class: 'soft' }, `${data.shown} ${data.credits}`))]
+    fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click or tap anything.'), el('p', { class: 'keys' }, 'Keys: ', ...keys())),
+    fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at ${space.bits || 16} bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', {}, walked()), el('p', { class: 'soft' }, `${data.shown} ${data.note || ''} ${data.credits}`))]
+}
+const spoken = { path: 'distance from the straight way', direction: 'direction', distance: 'distance', detour: 'detour', cone_angle: 'cone angle' }
+const percent = x => `${Math.round(100 * x)} %`
+// how many walks lead through their own chain, by this reading and by the others
+function walked() {
+  const w = space.walk
+  if (!w || !w.whole) return ''
+  const of = data.tree ? 'words have their whole chain of the catalogue' : `${thing}s have their own ${levels[0]}`
+  const rest = Object.entries(w.whole).filter(([name]) => name !== w.reading).map(([name, x]) => `${spoken[name]} ${percent(x)}`)
+  const ways = w.between === null || w.between === undefined ? '' : ` The straight way between two ${thing}s passes the lowest text above both in ${percent(w.between)} of cases.`
+  return `Walks are read by ${spoken[w.reading]}, which serves best here: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
 }
 // how curved the space is where the points are
 function bend() {
@@ -518,12 +592,38 @@ function bend() {
   return space.kappa < 0 && r ? ` Around the farthest point a circle about the root is ${Math.round(100 * (Math.sinh(r) / r - 1))} % longer than in flat space: that is how much this run bends.` : ''
 }
 function keys() {
-  return [['arrows', 'to a neighbour'], ['Enter', 'centre it'], ['U', 'one step up'], ['Home', 'root'], ['+ −', 'zoom'], ['/', 'search'], ['Esc', 'clear']].flatMap(([k, w], i) => [i ? ', ' : '', el('kbd', {}, k), ' ' + w]).concat('.')
+  return [['arrows', 'to a neighbour'], ['Enter', 'centre it'], ['U', 'one step up'], ['W', 'a way to another point'], ['Home', 'root'], ['+ −', 'zoom'], ['/', 'search'], ['Esc', 'clear']].flatMap(([k, w], i) => [i ? ', ' : '', el('kbd', {}, k), ' ' + w]).concat('.')
 }
 function pathList() {
   const li = (i, ...c) => el('li', { style: `--c:var(--level${i < 0 ? 9 : levelOf[i]})` }, ...c)
-  return el('ol', { class: 'path' }, li(selected, el('b', {}, levelOf[selected] === IMAGE ? 'this ' + thing : items.text[selected])),
-    ...path.map(i => li(i, row(i, fixed(space.radius[i])))), li(-1, el('button', { class: 'row', onclick: home }, el('span', {}, 'the root'), el('span', { class: 'num' }, '0.00'))))
+  const first = li(selected, el('b', {}, levelOf[selected] === IMAGE && !guided ? 'this ' + thing : items.text[selected]))
+  const last = end < 0 ? li(-1, el('button', { class: 'row', onclick: home }, el('span', {}, 'the root'), el('span', { class: 'num' }, '0.00'))) : li(end, row(end, fixed(space.radius[end])))
+  return el('ol', { class: 'path' }, first, ...path.map(i => li(i, row(i, fixed(space.radius[i])))), last)
+}
+const chain = i => { const up = []; for (let p = items.parent[i]; p >= 0; p = items.parent[p]) up.push(p); return up }
+function wayReport() {
+  const theirs = new Set(chain(end)), common = chain(selected).find(p => theirs.has(p)), on = path.includes(common)
+  const verdict = common === undefined ? '' : ` It ${on ? 'passes' : 'does not pass'} “${items.text[common]}”, which stands above both.`
+  return [el('h3', {}, `The straight way to “${items.text[end]}”`), el('p', { class: 'soft' }, `The ${words} nearest to it, step by step.${verdict}`), pathList(), button('Back to its walk', () => { end = -1; refresh() })]
+}
+// where a way should lead: another of the same group, the nearest that stands under another text
+function partner(i) {
+  const top = chain(i).pop(), other = j => j !== i && levelOf[j] === levelOf[i] && items.parent[j] !== items.parent[i]
+  const kin = top === undefined ? [] : nearest(i, j => other(j) && chain(j).pop() === top, 1)
+  return kin.length ? kin[0][1] : -1
+}
+function aim() { if (selected >= 0) { aiming = true; $('live').textContent = 'Choose where the way should end.'; $('hint').hidden = false } }
+function lead(j) { end = j; aiming = false; $('hint').hidden = true; guided = false; refresh(); $('live').textContent = `The way to ${items.text[j]} passes ${path.map(k => items.text[k]).join(', ') || 'nothing'}.` }
+function wayButtons() {
+  const j = partner(selected)
+  return el('div', { class: 'try' }, j >= 0 ? button(`The way to “${short(j)}”`, () => lead(j)) : null, button('The way to another point …', aim))
+}
+function underReport() {
+  if (readingOf(space) === 'path') return coneReport()
+  const all = byLevel[IMAGE].length, mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), held = [...lit].filter(i => levelOf[i] === IMAGE), right = held.filter(i => mine.has(i))
+  if (!all) return []
+  const share = `${held.length} of ${all} ${thing}s pass it on their walk to the root` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.')
+  return [el('h3', {}, `${thing}s below it`), el('p', {}, share), thumbs(held.slice(0, 28), mine)]
 }
 function coneReport() {
   if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, space.kappa < 0 ? 'No cones were asked for here: the nearest to a point is what lies above it.' : 'This space has no cones: it can say “near”, but not “more general”.')]
@@ -533,30 +633,46 @@ function coneReport() {
   return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share), thumbs(first, mine), el('p', { class: 'soft' }, 'Lit in the plane is what the real cone holds; shaded, how wide such a cone looks there.')]
 }
 function report() {
-  const i = selected, texts = nearest(i, isText, 6), pictures = nearest(i, j => !isText(j), 12), head = levelOf[i] === IMAGE ? tile(i, 88) : null
-  const truth = []
-  for (let p = items.parent[i]; p >= 0; p = items.parent[p]) truth.push(items.text[p])
-  return [el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i]), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
+  const i = selected, texts = nearest(i, isText, 6), pictures = nearest(i, j => !isText(j), 12), large = photo(i), head = levelOf[i] === IMAGE && !large ? tile(i, 88) : null
+  const truth = chain(i).map(p => items.text[p])
+  return [large, el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i]), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
     truth.length ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
-    el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(),
-    ...(isText(i) ? coneReport() : []),
+    ...(end >= 0 ? wayReport() : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), wayButtons()]),
+    ...(isText(i) ? underReport() : []),
     el('h3', {}, `Nearest ${words}`), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
     ...(pictures.length ? [el('h3', {}, `Nearest ${thing}s`), thumbs(pictures.map(p => p[1]))] : []),
-    el('div', { class: 'try', style: 'margin-top:18px' }, button('Centre this', () => centre(here(selected))), button('What am I looking at?', () => select(-1)))]
+    el('div', { class: 'try', style: 'margin-top:18px' }, button('Centre this', () => centre(here(selected))), button('What am I looking at?', explain))]
+}
+// a photo by itself, as large as the page holds it
+function photo(i) {
+  const t = items.tile[i]
+  return data.large && data.large[t] ? el('img', { class: 'photo', alt: items.text[i], src: 'data:image/webp;base64,' + data.large[t] }) : null
 }
 function refresh() {
-  path = []; close = []; lit = null
-  if (selected >= 0) {
-    path = walk(selected); coned = space.cones && path.length > 0
-    if (!path.length) path = walk(selected, space, false)
-    close = nearest(selected, isText(selected) ? isText : j => !isText(j), 6)
-    lit = new Set(isText(selected) && space.cones ? inside(selected) : close.map(p => p[1]))
+  path = []; close = []; lit = null; coned = false
+  if (end >= 0) { path = between(selected, end); lit = new Set(); coned = true } else if (selected >= 0) {
+    path = route(selected)
+    if (!guided) {
+      const byCone = coneful(space), kin = isText(selected) ? isText : j => !isText(j)
+      close = nearest(selected, kin, 6)
+      lit = new Set(!isText(selected) ? close.map(p => p[1]) : byCone ? inside(selected) : readingOf(space) !== 'path' ? under(selected) : close.map(p => p[1]))
+    }
   }
-  $('panel').replaceChildren(...(selected >= 0 ? report() : guide()).filter(Boolean))
+  $('about').replaceChildren(...(selected >= 0 && !guided ? report() : guide()).filter(Boolean))
   $('panel').scrollTop = 0
   redraw()
 }
+// as the page opens: on something that walks
+function explain() { select(-1); selected = space.walk ? space.walk.start : -1; refresh() }
+function route(i, s = space) {
+  if (readingOf(s) !== 'path') { coned = true; return climb(i, s) }
+  const met = walk(i, s)
+  coned = s.cones && met.length > 0
+  return met.length ? met : walk(i, s, false)
+}
 function select(i) {
+  if (aiming && i >= 0 && i !== selected) return lead(i)
+  aiming = false; $('hint').hidden = true; end = -1; guided = i < 0
   selected = i; hover(-1); locate(); refresh()
   if (i < 0) { $('live').textContent = 'Nothing selected.'; return }
   $('live').textContent = `${items.text[i]}, ${about(i)}. On the way to the root: ${path.map(j => items.text[j]).join(', ') || 'nothing'}.`
@@ -601,8 +717,9 @@ $('search').addEventListener('keydown', e => {
   e.preventDefault()
 })
 function theme(name) { document.documentElement.dataset.theme = name; readColours(); redraw() }
+$('grip').addEventListener('click', () => document.body.classList.toggle('tall'))
 $('home').addEventListener('click', home)
-$('guide').addEventListener('click', () => select(-1))
+$('guide').addEventListener('click', explain)
 $('theme').addEventListener('click', () => theme(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark'))
 $('group').hidden = groups.length < 2 || groups.length > 60
 $('group').append(el('option', { value: -1 }, 'all groups'), ...groups.map((g, k) => el('option', { value: k }, g)))
@@ -622,5 +739,6 @@ wish.addEventListener('change', e => theme(e.matches ? 'dark' : 'light'))
 new ResizeObserver(resize).observe(canvas)
 at.set(place.xy)
 resize(); enter(space)
+explain()
 // for the curious, and for the tests
-window.meru = { data, select, distance, inside, walk, nearest, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get lit() { return lit }, get view() { return view }, get scale() { return S }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
+window.meru = { data, select, distance, inside, walk, climb, route, under, between, nearest, aim, lead, explain, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get end() { return end }, get guided() { return guided }, get lit() { return lit }, get view() { return view }, get scale() { return S }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
