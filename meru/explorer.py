@@ -16,12 +16,12 @@ import torch
 from PIL import Image, ImageOps
 from dataclasses import dataclass, replace
 from html import escape
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from pathlib import Path
 from scipy.ndimage import label
 from torch import Tensor
 from typing import NamedTuple
-from .geometry import Geometry, get_geometry, unit
+from .geometry import Geometry, get_geometry, readings, unit
 from .plots import fit_angles, polar_dist, principal_axes
 from .core import check_finite, project_path, write_file
 from .data.shards import Sample, Shards
@@ -43,6 +43,7 @@ from meru.evaluation.datasets import (
     spread,
     survey,
 )
+from .evaluation.hierarchy import _drawn_pairs, _passes_common
 from .evaluation.emoji_suite import EmojiTestSet, levels, read_test_set, spread_rows
 
 # %% ../nbs/70_explorer.ipynb #0c0de3b2
@@ -59,6 +60,10 @@ class _Items(NamedTuple):
     drawn: bool = True  # drawings on white, to be cut out; photos are not
     placed: bool = False  # by the tree alone, without a network
     given: bool = False  # points of any origin: nothing is known of a training
+
+    @property
+    def text_rows(self) -> Int64[Tensor, ' t']:
+        return (self.levels < len(self.titles) - 1).nonzero().flatten()
 
     @property
     def words(self) -> str:
@@ -261,6 +266,10 @@ class _Space(NamedTuple):
     curv: Float[Tensor, '']  # curvature magnitude c > 0
     min_radius: float = 0.1  # cone constant K
 
+    def wide(self) -> tuple[Tensor, Tensor]:  # points, curvature
+        "In float64, on the CPU."
+        return self.points.detach().cpu().double(), self.curv.detach().cpu().double()
+
     @property
     def kappa(self) -> int:  # sign of the curvature
         return _sign_of_curvature(get_geometry(self.geometry))
@@ -398,6 +407,202 @@ def _places(
         _place('main directions (tangent PCA)', by_axes, main, seen, kappa, scale),
     ]
 
+# %% ../nbs/70_explorer.ipynb #446d8dd8
+def _passed(
+    values: Float[Tensor, 'q t'],  # a reading: the smaller, the more surely is the query below the text
+    text_radii: Float[Tensor, ' t'],
+    limits: Float[Tensor, ' q'],  # only texts nearer to the root than this are met
+    most: float = torch.inf,  # value of the root itself
+) -> Bool[Tensor, 'q t']:
+    "Texts that no text nearer to the root surpasses."
+    order = text_radii.argsort()
+    ordered = values[:, order]
+    best = ordered.cummin(1).values.clamp(max=most)
+    before = torch.cat([torch.full_like(best[:, :1], most), best[:, :-1]], 1)
+    met = torch.zeros_like(values, dtype=torch.bool)
+    met[:, order] = ordered < before
+    return met & (text_radii < limits[:, None])
+
+# %% ../nbs/70_explorer.ipynb #d658ba1d
+def _sphere_readings(
+    seen: _Polar,
+    texts: Int64[Tensor, ' t'],  # rows
+) -> dict[str, Float[Tensor, 'n t']]:
+    "Distance, and direction seen from the mean."
+    away = unit(seen.away)
+    return dict(distance=seen.distances[:, texts], direction=(away @ away[texts].T).clamp(-1, 1).acos())
+
+
+def _values_of(
+    space: _Space,
+    seen: _Polar,
+    texts: Int64[Tensor, ' t'],  # rows
+) -> dict[str, Float[Tensor, 'n t']]:  # the smaller, the more surely is the row below the text
+    "All readings of a space."
+    if space.kappa > 0:
+        return _sphere_readings(seen, texts)
+    x, curv = space.wide()
+    ways = readings(get_geometry(space.geometry))
+    return {name: read(x, x[texts], curv) for name, read in ways.items()}
+
+
+_root_values = dict(direction=torch.pi / 2, cone_angle=torch.pi / 2)  # of a reading at the root; others have no limit
+
+# %% ../nbs/70_explorer.ipynb #ebbe8b69
+def _met_by(
+    values: Float[Tensor, 'n t'],  # a reading
+    radii: Float[Tensor, ' n'],
+    texts: Int64[Tensor, ' t'],  # rows
+    most: float = torch.inf,  # value of the root itself
+) -> Bool[Tensor, 'n t']:
+    "Texts on the walk of each row. A picture walks on from the text that it most surely lies below."
+    of_texts = _passed(values[texts], radii[texts], radii[texts], most)
+    surest = values.argmin(1)
+    met = of_texts[surest]
+    met[torch.arange(len(met)), surest] = True
+    met[texts] = of_texts
+    return met
+
+
+def _walked_from(
+    items: _Items,
+) -> Int64[Tensor, ' q']:
+    "Rows whose walks are measured: texts below a text, else pictures below one."
+    texts, below = items.text_rows, items.parents >= 0
+    words = texts[below[texts]]
+    return words if len(words) else below.nonzero().flatten()
+
+# %% ../nbs/70_explorer.ipynb #52c6d6ff
+class _Walks(NamedTuple):
+    "What the walks of a space pass, by one reading."
+
+    reading: str  # 'path': the nearest on the straight way, in its cone where there are cones
+    met: Bool[Tensor, 'q t']
+    own: Bool[Tensor, 'q t']  # the texts above each in the data's own tree
+
+    @property
+    def whole(self) -> float:  # share of walks that pass the whole chain
+        return float((self.met | ~self.own).all(1).float().mean())
+
+    @property
+    def f1(self) -> float:  # of texts met and own
+        both, all_ = (self.met & self.own).sum(1), self.met.sum(1) + self.own.sum(1)
+        return float((2 * both / all_).mean())
+
+# %% ../nbs/70_explorer.ipynb #4d5dfa2f
+def _straight_walks(
+    space: _Space,
+    texts: Int64[Tensor, ' t'],  # rows
+    rows: Int64[Tensor, ' q'],  # where walks begin
+    steps: int = 50,  # of each
+) -> Bool[Tensor, 'q t']:
+    "The texts nearest to the straight way to the root, each in whose cone a step lies, as MERU's traversal meets them."
+    geometry = get_geometry(space.geometry)
+    points, curv = space.wide()
+    share = 1 - torch.arange(1, steps + 1).double()[:, None] / steps
+    aperture = geometry.half_aperture(points[texts], curv, space.min_radius)
+    met = torch.zeros(len(rows), len(texts), dtype=torch.bool)
+    for walk, row in zip(met, rows.tolist()):
+        path = geometry.exp_map0(share * geometry.log_map0(points[row], curv), curv)
+        far = geometry.cdist(path, points[texts], curv).masked_fill(texts == row, torch.inf)
+        outside = geometry.cone_angle(path, points[texts], curv) > aperture
+        radii = geometry.radius(path, curv)
+        for distances in (far.masked_fill(outside, torch.inf), far):  # cones aside where none holds a step
+            least, nearest = distances.min(1)
+            walk[nearest[least < radii]] = True
+            if walk.any():
+                break
+    return met
+
+# %% ../nbs/70_explorer.ipynb #444c9f83
+def _measured_walks(
+    space: _Space,
+    seen: _Polar,
+    items: _Items,
+    most: int = 60,  # straight walks, which take longer
+) -> list[_Walks]:  # the best first; empty where nothing lies above anything
+    "Which reading leads through the data's own chains?"
+    rows, texts, walks = _walked_from(items), items.text_rows, []
+    if not len(rows):
+        return walks
+    own = ancestors(items.parents)[:, texts]
+    for name, values in _values_of(space, seen, texts).items():
+        met = _met_by(values, seen.radii, texts, _root_values.get(name, torch.inf))
+        walks.append(_Walks(name, met[rows], own[rows]))
+    if space.kappa < 1:
+        some = rows[spread(len(rows), most)]
+        walks.append(_Walks('path', _straight_walks(space, texts, some), own[some]))
+    return sorted(walks, key=lambda o: -o.f1)
+
+# %% ../nbs/70_explorer.ipynb #801a9374
+def _known(
+    values: Float[Tensor, 'n t'],  # a reading
+    items: _Items,
+) -> set[int]:  # rows of texts
+    "Texts that one of their own pictures most surely lies below."
+    surest, last = items.text_rows[values.argmin(1)], items.levels == len(items.titles) - 1
+    return set(surest[last & (surest == items.parents)].tolist())
+
+
+def _opening(
+    walks: _Walks,  # the best of a space
+    rows: Int64[Tensor, ' q'],  # where they begin
+    items: _Items,
+    known: set[int],  # texts that their own pictures find
+) -> int:  # row of a text or picture; -1: no walk passes its own chain
+    "Something whose walk passes its whole chain and little else; of those, a short word that its picture finds."
+    whole = (walks.met | ~walks.own).all(1).nonzero().flatten().tolist()
+    own, met = walks.own.sum(1).tolist(), walks.met.sum(1).tolist()
+
+    def merit(at):
+        row = int(rows[at])
+        text = items.texts[row]
+        level = items.titles[items.levels[row]]
+        besides = met[at] - own[at]
+        length = abs(len(text) - 8)
+        return level == 'detail', besides, -own[at], row not in known, length, text
+
+    return int(rows[min(whole, key=merit)]) if whole else -1
+
+# %% ../nbs/70_explorer.ipynb #e8009e77
+def _ways_passed(
+    space: _Space,
+    items: _Items,
+) -> float | None:  # share; None: the data have no tree
+    "How often the way between two pictures of one group passes the lowest text above both."
+    texts = items.text_rows
+    own = ancestors(items.parents)[:, texts]
+    pictures = ((items.levels == len(items.titles) - 1) & (own.sum(1) > 1)).nonzero().flatten()
+    pairs, _ = _drawn_pairs(own[pictures], 1, 0) if len(pictures) else (pictures, None)
+    if not len(pairs):
+        return None
+    points, curv = space.wide()
+    geometry = get_geometry(space.geometry)
+    return float(_passes_common(geometry, points[pictures], points[texts], own[pictures], curv).mean())
+
+# %% ../nbs/70_explorer.ipynb #8cf30656
+def _walk_data(
+    space: _Space,
+    seen: _Polar,
+    items: _Items,
+) -> dict:
+    "By which reading the page walks, how well, and what it opens on."
+    walks = _measured_walks(space, seen, items)
+    if not walks:
+        return dict(reading='path' if space.kappa < 1 else 'direction', start=-1)
+    best, rows = walks[0], _walked_from(items)
+    rows = rows[spread(len(rows), len(best.met))]
+    values = _values_of(space, seen, items.text_rows)
+    known = _known(values.get(best.reading, values['distance']), items)
+    between = _ways_passed(space, items)
+    return dict(
+        reading=best.reading,
+        start=_opening(best, rows, items, known),
+        count=len(rows),
+        whole={o.reading: round(o.whole, 3) for o in walks},
+        between=between and round(between, 3),
+    )
+
 # %% ../nbs/70_explorer.ipynb #6a9e311d
 def _example(
     items: _Items,
@@ -432,11 +637,17 @@ _directions_only = (
     'direction of everything shown. It can say what is near, but not what is more general.',
 )
 
+_any_directions = (
+    'Only directions count.',
+    'All points are equally far from the centre of a ball: no middle, no rim. The cross marks their mean direction. '
+    'What lies nearer to it is more like everything here.',
+)
+
 # %% ../nbs/70_explorer.ipynb #824c7245
 _hands = (
     'Try it.',
     'Drag anything to the middle, and the space re-centres around it. Click anything to see its walk to the root, '
-    'its cone and its neighbours.',
+    'what lies below it and its neighbours.',
 )
 
 
@@ -485,9 +696,10 @@ def _story(
             'it in the tree. No network took part; a drawing only shows what is meant.',
         )
     curved = ('Near the middle: general. Towards the rim: special.', _example(items))
-    order = {-1: curved, 0: _flat, 1: _directions_only}[kappa]
+    order = {-1: curved, 0: _flat, 1: _any_directions if items.given else _directions_only}[kappa]
     more = [_bent] if kappa < 0 else []
-    return dict(points=[alike, order, _hands], more=[*more, _taught(items, kappa)])
+    told = [] if items.given else [_taught(items, kappa)]
+    return dict(points=[alike, order, _hands], more=[*more, *told])
 
 # %% ../nbs/70_explorer.ipynb #bdbf65ea
 def _text_of(
@@ -520,6 +732,7 @@ def _space_data(
         vectors=_text_of(exact),
         centre=_text_of(seen.centre.to(exact.dtype)),
         unit=1 / max(float(seen.radii.max()), 1e-9),
+        walk=_walk_data(space, seen, items),
         places=[
             dict(name=o.name, note=o.note, scale=o.scale, at=_text_of(o.xy.double() if wide else o.xy.float()))
             for o in places
@@ -650,13 +863,49 @@ def _data_of(
         raise ValueError('this page is no explorer: it has no data')
     return found[1]
 
+# %% ../nbs/70_explorer.ipynb #2edbd612
+_geometry_of_kappa = {-1: 'lorentz', 0: 'euclidean', 1: 'sphere'}
 
+
+def _space_from_page(
+    space: dict,  # of an explorer's data
+    n: int,  # points
+) -> _Space:
+    "Points that a page holds."
+    kind = np.float64 if space.get('bits') == 64 else np.float16
+    stored = base64.b64decode(space['vectors'])
+    vectors = np.frombuffer(stored, kind).astype(float)
+    curv = torch.tensor(space['curv'], dtype=torch.float64)
+    name = _geometry_of_kappa[space['kappa']]
+    points = get_geometry(name).exp_map0(torch.from_numpy(vectors.reshape(n, -1)), curv)
+    return _Space(name, points, curv, space['min_radius'])
+
+
+def _from_page(
+    data: dict,  # of an explorer
+) -> tuple[_Items, list[_Space]]:
+    "Items and points that a page holds, without its pictures."
+    rows = data['items']
+    texts = rows['text']
+    n = len(texts)
+    levels = torch.tensor(rows['level'])
+    parents = torch.tensor(rows['parent'])
+    items = _Items(texts, levels, parents, [None] * n, data['levels'])
+    return items, [_space_from_page(space, n) for space in data['spaces']]
+
+# %% ../nbs/70_explorer.ipynb #61bbaa00
 def _rewrap(
     page: str,  # an explorer
 ) -> str:  # the same data in the shell of today
-    "Renew a page's template, style and script."
-    data = _data_of(page)
-    return _wrap(data, json.loads(data)['title'])
+    "Renew a page's template, style and script; a page of earlier days gets its walks."
+    text = _data_of(page)
+    data = json.loads(text)
+    if all('walk' in space for space in data['spaces']):
+        return _wrap(text, data['title'])
+    items, spaces = _from_page(data)
+    for kept, space in zip(data['spaces'], spaces):
+        kept['walk'] = _walk_data(space, _polar(space, items.texts), items)
+    return _wrap(_as_json(data), data['title'])
 
 # %% ../nbs/70_explorer.ipynb #f77d9633
 def _plain(
@@ -894,13 +1143,16 @@ def _point_items(
 ) -> _Items:
     "Texts and photos, each under the text above it."
     paths = [_path_of(label) for label in labels]
-    rows = {path: row for row, path in reversed(list(enumerate(paths[:texts])))}
-    parents = torch.tensor([_parent_among(path, rows, row >= texts) for row, path in enumerate(paths)])
+    rows = {}
+    for row, path in enumerate(paths[:texts]):
+        rows.setdefault(path, row)
+    above = [_parent_among(path, rows, row >= texts) for row, path in enumerate(paths)]
+    parents = torch.tensor(above)
     levels = ancestors(parents).sum(1)
     depth = int(levels[:texts].max()) + 1 if texts else 1
     levels[texts:] = depth
-    names = [path[-1] for path in paths]
-    return _Items(names, levels, parents, files, _own_titles(depth), shown=shown, drawn=False, given=True)
+    names, titles = [path[-1] for path in paths], _own_titles(depth)
+    return _Items(names, levels, parents, files, titles, shown=shown, drawn=False, given=True)
 
 # %% ../nbs/70_explorer.ipynb #6a5fbc8e
 class _Given(NamedTuple):
@@ -910,6 +1162,18 @@ class _Given(NamedTuple):
     labels: list
     images: list  # None for a text
 
+    def some(self, rows: list[int]) -> '_Given':
+        "A part, in this order."
+        return _Given(self.points[rows], [self.labels[row] for row in rows], [self.images[row] for row in rows])
+
+
+def _file_label(
+    image,  # of any form
+    row: int,
+) -> str:
+    "What a picture is called that has no label."
+    return Path(image).stem if isinstance(image, (str, Path)) else f'{row}'
+
 
 def _given(
     points,  # tensor or array [n d]
@@ -918,15 +1182,15 @@ def _given(
 ) -> _Given:
     "Put texts first, and refuse what does not fit together."
     points = torch.as_tensor(points).detach().float().cpu()
-    images = [None] * len(points) if images is None else list(images)
-    if labels is None:
-        labels = [Path(image).stem if isinstance(image, (str, Path)) else f'{i}' for i, image in enumerate(images)]
-    for what, some in dict(labels=labels, images=images).items():
-        if len(some) != len(points):
-            remedy = 'images holds None where a point is a text' if what == 'images' else 'each point has one'
-            raise ValueError(f'{len(points)} points, but {len(some)} {what}: {remedy}')
-    order = sorted(range(len(points)), key=lambda row: images[row] is not None)
-    return _Given(points[order], [labels[row] for row in order], [images[row] for row in order])
+    n = len(points)
+    images = [None] * n if images is None else list(images)
+    labels = [_file_label(image, row) for row, image in enumerate(images)] if labels is None else list(labels)
+    if len(labels) != n:
+        raise ValueError(f'{n} points, but {len(labels)} labels: each point has one')
+    if len(images) != n:
+        raise ValueError(f'{n} points, but {len(images)} images: images holds None where a point is a text')
+    order = sorted(range(n), key=lambda row: images[row] is not None)
+    return _Given(points, labels, images).some(order)
 
 # %% ../nbs/70_explorer.ipynb #6b291c3c
 def _some_given(
@@ -934,20 +1198,20 @@ def _some_given(
     n: int,  # points at most
 ) -> _Given:
     "Photos at equal steps with their texts, then other texts."
-    photos = [row for row, image in enumerate(given.images) if image is not None]
-    texts = len(given.images) - len(photos)
-    if len(given.images) <= n:
+    paths = [_path_of(label) for label in given.labels]
+    if len(paths) <= n:
         return given
-    chosen = [photos[step] for step in spread(len(photos), max(1, n // 2))] if photos else []
-    wanted = {_path_of(given.labels[row])[:length] for row in chosen for length in range(1, 9)}
-    first = [row for row in range(texts) if _path_of(given.labels[row]) in wanted]
-    others = [row for row in range(texts) if _path_of(given.labels[row]) not in wanted]
-    kept = first[: n - len(chosen)]
-    room = n - len(chosen) - len(kept)
-    if room and others:
-        kept += [others[step] for step in spread(len(others), room)]
-    rows = sorted(kept) + chosen
-    return _Given(given.points[rows], [given.labels[row] for row in rows], [given.images[row] for row in rows])
+    texts = sum(image is None for image in given.images)
+    photos = len(paths) - texts
+    chosen = [texts + step for step in spread(photos, max(1, n // 2))] if photos else []
+    wanted = {paths[row][:length] for row in chosen for length in range(1, 9)}
+    first = [row for row in range(texts) if paths[row] in wanted]
+    first = first[: n - len(chosen)]
+    others = sorted(set(range(texts)) - set(first))
+    room = min(len(others), n - len(chosen) - len(first))
+    if room:
+        first += [others[step] for step in spread(len(others), room)]
+    return given.some([*sorted(first), *chosen])
 
 # %% ../nbs/70_explorer.ipynb #cadefac9
 def _space_given(
@@ -962,18 +1226,28 @@ def _space_given(
     return _Space(model.cfg.geometry, points, model.curv.detach().cpu(), model.cfg.min_radius)
 
 # %% ../nbs/70_explorer.ipynb #b3ebf557
+def _shown_of(
+    count: int,  # points that are shown
+    total: int,  # all of them
+    failed: dict[str, str],  # name of a photo -> why it could not be read
+) -> str:
+    "What is shown and what is left out."
+    shown = f'Shown are {count:,} of the {total:,} points.'
+    if not failed:
+        return shown
+    name, why = next(iter(failed.items()))
+    return f'{shown} {len(failed)} of the photos could not be read, such as {name}: {why}.'
+
+
 def _given_scene(
     given: _Given,
     n: int,  # points at most
 ) -> tuple[_Items, Float[Tensor, 'm d']]:  # and their points
     "Read the photos, and say what is left out."
-    total, some = len(given.points), _some_given(given, n)
+    some = _some_given(given, n)
     names = [_path_of(label)[-1] for label in some.labels]
     photos = _read_photos(some.images, names)
-    shown = f'Shown are {len(some.points):,} of the {total:,} points.'
-    if photos.failed:
-        name, why = next(iter(photos.failed.items()))
-        shown += f' {len(photos.failed)} of the photos could not be read, such as {name}: {why}.'
+    shown = _shown_of(len(names), len(given.labels), photos.failed)
     texts = sum(image is None for image in some.images)
     return _point_items(some.labels, photos.files, texts, shown), some.points
 
@@ -1139,8 +1413,12 @@ def explore_tree(
 ) -> _Page:
     "Write a page of a placed tree, whose leaves all lie at the deepest level."
     levels = ancestors(parents).sum(1)
-    if len(titles) != int(levels.max()) + 1:
-        raise ValueError(f'the tree has {int(levels.max()) + 1} levels, and there are {len(titles)} titles for them')
-    about = dict(credits=credits, shown=f'Shown are all {len(texts):,} texts of the tree.', placed=True)
-    items = _Items(texts, levels, parents, pictures or [None] * len(texts), titles, **about)
-    return _write_page(page, items, [_Space(geometry, points, torch.tensor(1.0))], f'{page.stem}: a tree placed')
+    depth = int(levels.max()) + 1
+    if len(titles) != depth:
+        raise ValueError(f'the tree has {depth} levels, and there are {len(titles)} titles for them')
+    n = len(texts)
+    shown = f'Shown are all {n:,} texts of the tree.'
+    pictures = pictures or [None] * n
+    items = _Items(texts, levels, parents, pictures, titles, credits, shown, placed=True)
+    space = _Space(geometry, points, torch.tensor(1.0))
+    return _write_page(page, items, [space], f'{page.stem}: a tree placed')
