@@ -218,6 +218,26 @@ def test_many_scans_are_refused_before_they_are_decoded(monkeypatch):
     assert time.perf_counter() - began < 1
 
 
+def test_a_small_file_that_decodes_for_minutes_is_refused():
+    "64 million grey pixels, one scan of their means and a thousand of nothing: 220 kB."
+
+    def segment(marker, data):
+        return b'\xff' + bytes([marker]) + struct.pack('>H', len(data) + 2) + data
+
+    runs = 30 * [32767] + [1_000_000 - 30 * 32767]  # blocks without a coefficient
+    bits = ''.join('0' + format(run - 16384, '014b') for run in runs)
+    nothing = bytes(int(bits[i : i + 8].ljust(8, '1'), 2) for i in range(0, len(bits), 8)).replace(b'\xff', b'\xff\0')
+    frame = segment(0xC2, struct.pack('>BHHB', 8, 8000, 8000, 1) + b'\1\x11\0')
+    tables = segment(0xDB, b'\0' + b'\1' * 64) + segment(0xC4, b'\0\1' + bytes(15) + b'\0')
+    tables += segment(0xC4, b'\x10\1' + bytes(15) + b'\xe0')
+    means = segment(0xDA, b'\1\1\0\0\0\0') + bytes(125_000)
+    scan = segment(0xDA, b'\1\1\0\1\x3f\0') + nothing
+    data = b'\xff\xd8' + tables[:69] + frame + tables[69:] + means + scan * 1000 + b'\xff\xd9'
+    began = time.perf_counter()
+    assert reason(data) == 'too_many_scans' and len(data) < 300_000
+    assert time.perf_counter() - began < 2
+
+
 @pytest.mark.parametrize('size', [(300_000, 300_000), (2_000_000_000, 1), (10_000, 9_000), (8001, 8000)])
 def test_bombs_are_refused_by_their_header(size):
     assert reason(png_of(*size)) == 'too_many_pixels'

@@ -468,3 +468,51 @@ def test_a_film_called_jpg_is_not_read(tmp_path):
     with pytest.raises(ValueError, match='more bytes than any picture has: .*film.jpg, 1,000,000,000,000 bytes') as e:
         rows[rows.files.index('film.jpg')]
     assert e.value.reason == 'too_large'
+
+
+def parquet_of(table):
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(table, out)
+    return out.getvalue()
+
+
+TWICE = dict(
+    csv=b'caption,file,caption\na,0.png,b\n',
+    tsv=b'caption\tfile\tcaption\na\t0.png\tb\n',
+    parquet=parquet_of(pyarrow.table([['a'], ['0.png'], ['b']], names=['caption', 'file', 'caption'])),
+)
+
+
+@pytest.mark.parametrize('kind', TWICE)
+def test_two_columns_of_one_name_are_refused(kind):
+    with pytest.raises(ValueError, match=f"t.{kind} has 2 columns called 'caption'"):
+        read_listing(io.BytesIO(TWICE[kind]), f't.{kind}')
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_spoilt_parquet_file_is_read_or_named(data):
+    spoilt = bytearray(parquet_of(pyarrow.table(dict(caption=['a dog', 'b', None], file=['0.png', '1.png', '2.png']))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        read_listing(io.BytesIO(bytes(spoilt)), 't.parquet')
+    except ValueError as e:
+        assert 't.parquet' in str(e)
+
+
+@pytest.mark.parametrize(
+    'values, captions',
+    [
+        (pyarrow.array([b'a', b'\xff']), [[], []]),
+        (pyarrow.array([dict(en='a'), None]), [[], []]),
+        (pyarrow.array([['a', None, 'b'], []]), [['a', 'b'], []]),
+        (pyarrow.array(['a', 'b']).dictionary_encode(), [['a'], ['b']]),
+        (pyarrow.array([1, 2], pyarrow.timestamp('ns')), [[], []]),
+        (pyarrow.nulls(2), [[], []]),
+    ],
+    ids=['bytes', 'struct', 'list', 'dictionary', 'time', 'null'],
+)
+def test_parquet_columns_of_every_kind(values, captions):
+    table = pyarrow.table(dict(caption=values, file=['0.png', '1.png']))
+    assert list(read_listing(io.BytesIO(parquet_of(table)), 't.parquet').captions.values()) == captions

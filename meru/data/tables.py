@@ -9,7 +9,7 @@ __all__ = ['table_suffixes']
 import csv
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import PurePath
 from typing import Any, BinaryIO, NamedTuple
 from .text_files import decode_text, json_lines, LeftOut, parse_json, _text_lines
@@ -122,9 +122,12 @@ def _check_columns(
     columns: _TableColumns,
     table: str,  # its name, for messages
 ):
-    "Refuse a table that lacks a column."
+    "Refuse a table that lacks a column, or has one twice."
     if missing := columns.missing(names):
         raise ValueError(f'{table} has no column {missing!r}; it has {", ".join(map(str, names))}: {columns.remedy}.')
+    for name in {}.fromkeys(chain(*columns.wanted)):
+        if names.count(name) > 1:
+            raise ValueError(f'{table} has {names.count(name)} columns called {name!r}: rename all but one.')
 
 # %% ../../nbs/data/18_tables.ipynb #d15ed6be
 def _named(
@@ -154,7 +157,7 @@ def _text_rows(
     if not headed:
         _check_separator(names, columns, table, separator)
         names = list(columns.unnamed) or names
-        _check_columns(names, columns, table)
+    _check_columns(names, columns, table)
     free = next((i for i, o in enumerate(names) if o in columns.free), -1) if separator == '\t' else -1
     for number, fields in records if headed else chain([first], records):
         values = _named(fields, names, free)
@@ -188,16 +191,18 @@ def _columns_read(names: list[str], columns: _TableColumns) -> list[str]:
 # %% ../../nbs/data/18_tables.ipynb #2b5b8767
 def _parquet_rows(stream: BinaryIO, columns: _TableColumns, table: str) -> Iterator[_TableRow]:
     "A row from each record; only columns that may be wanted are read."
+    import pyarrow
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(stream) as file:
-        names = file.schema_arrow.names
-        _check_columns(names, columns, table)
-        number = 0
-        for batch in file.iter_batches(columns=_columns_read(names, columns)):
-            for values in batch.to_pylist():
-                number += 1
-                yield _TableRow(number, values)
+    try:
+        with pyarrow.parquet.ParquetFile(stream) as file:
+            names = file.schema_arrow.names
+            _check_columns(names, columns, table)
+            batches = file.iter_batches(columns=_columns_read(names, columns))
+            records = chain.from_iterable(map(pyarrow.RecordBatch.to_pylist, batches))
+            yield from map(_TableRow, count(1), records)
+    except (OSError, pyarrow.ArrowException) as e:
+        raise ValueError(str(e)) from None
 
 # %% ../../nbs/data/18_tables.ipynb #0672538f
 table_suffixes = '.csv', '.tsv', '.jsonl', '.json', '.parquet'
