@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['links', 'geometries', 'unit', 'acosh1p', 'lorentz_dist', 'products', 'common_centre', 'Pairing', 'readings',
            'Geometry', 'Lorentz', 'lorentz_to_poincare', 'poincare_to_lorentz', 'Poincare', 'Euclidean', 'Flat',
-           'Sphere', 'Inner', 'register', 'get_geometry']
+           'Sphere', 'Inner', 'Product', 'register', 'get_geometry']
 
 # %% ../nbs/00_geometry.ipynb #48225c9a
 import math
@@ -391,7 +391,7 @@ class _Scores:
             positive = self.link(self.pair_gap(x, y, curv))
         left = self.left_rows(x, curv, centre)
         right = self.right_rows(y, curv, centre)
-        gain = self.factor * (curv if self.has_curv else torch.ones_like(curv))
+        gain = self.factor * (curv if self.has_curv else curv.new_ones(()))
         return Pairing(_padded(left), _padded(right), gain, positive, self.link_name)
 
     @_at_least(torch.float32)
@@ -467,7 +467,7 @@ def readings(
 
 # %% ../nbs/00_geometry.ipynb #54066c42
 class Geometry(_Readings):
-    "What the model, the losses and the evaluation may ask of a space; `curv` is a 0-d tensor c > 0."
+    "What the model, the losses and the evaluation may ask of a space; `curv` is a 0-d tensor c > 0, in a product [k]."
 
     name: str  # key in `geometries`
     has_curv = True  # is c a parameter, and the score minus a distance acosh(1 + z)/√c? Otherwise the score is −z
@@ -475,6 +475,9 @@ class Geometry(_Readings):
     has_radius = True  # is there a root, and are points at different distances from it?
     has_dist = True  # is there a distance? Otherwise `dist` is only minus the score, which ranks like one
     has_length = True  # does the length of a tangent vector count, so that its scale is worth learning?
+    factor_width = (
+        0  # dimensions of each factor of a product, which has a curvature and scales of its own; 0: no product
+    )
 
     def __str__(self):
         return self.name
@@ -864,6 +867,53 @@ class Inner(Sphere):
         "The straight line, though nothing makes it the shortest."
         return (1 - t) * x + t * y
 
+# %% ../nbs/00_geometry.ipynb #102c568a
+class Product(Geometry):
+    "Hyperboloids of eight dimensions side by side, one curvature each; scored by the sum of products (PHyCLIP)."
+
+    name, link_name, factor, factor_width = 'product', 'identity', -1.0, 8
+    has_curv = has_cones = False
+
+    def _each(self, method, *points, curv):
+        "What a method of `Lorentz` gives in each factor."
+        factors = zip(*(p.split(self.factor_width, -1) for p in points))
+        curvs = curv.expand(points[0].shape[-1] // self.factor_width)
+        return [method(*own, c) for own, c in zip(factors, curvs)]
+
+    def _rows(self, x, curv, sign):
+        times = self._each(_time_component, x, curv=curv)
+        return torch.cat([x, sign * torch.stack(times, 1)], 1)
+
+    def exp_map0(self, v, curv):
+        return torch.cat(self._each(Lorentz().exp_map0, v, curv=curv), -1)
+
+    def log_map0(self, x, curv):
+        return torch.cat(self._each(Lorentz().log_map0, x, curv=curv), -1)
+
+    def dist(self, x, y, curv):
+        "The mean over factors."
+        return torch.stack(self._each(lorentz_dist, x, y, curv=curv)).mean(0)
+
+    def cdist(self, x, y, curv):
+        return torch.stack(self._each(Lorentz().cdist, x, y, curv=curv)).mean(0)
+
+    def radius(self, x, curv):
+        return torch.stack(self._each(Lorentz().radius, x, curv=curv)).mean(0)
+
+    def between(self, x, y, t, curv):
+        part = lambda x, y, c: Lorentz().between(x, y, t, c)
+        return torch.cat(self._each(part, x, y, curv=curv), -1)
+
+    def left_rows(self, x, curv, centre=None):
+        return self._rows(x, curv, 1)
+
+    def right_rows(self, y, curv, centre=None):
+        return self._rows(y, curv, -1)
+
+    def pair_gap(self, x, y, curv):
+        "Minus the sum of the factors' products x·y − x_t y_t."
+        return -(self._rows(x, curv, 1).double() * self._rows(y, curv, -1)).sum(-1)
+
 # %% ../nbs/00_geometry.ipynb #2199f5e2
 geometries: dict[str, Geometry] = {}
 
@@ -881,9 +931,11 @@ for _known in (Lorentz, Poincare, Euclidean, Flat, Sphere, Inner):
 
 # %% ../nbs/00_geometry.ipynb #0821b3be
 def get_geometry(
-    name: str,  # lorentz, poincare, euclidean, flat, sphere, inner, or one that was registered
+    name: str,  # lorentz, poincare, euclidean, flat, sphere, inner, one that was registered, or product
 ) -> Geometry:
     "The geometry called `name`."
+    if name == Product.name:
+        return Product()
     if name not in geometries:
         raise ValueError(f'Unknown geometry {name!r}; choose one of {", ".join(geometries)}.')
     return geometries[name]

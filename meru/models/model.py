@@ -147,14 +147,17 @@ class _Scalars(nn.Module):
     ):
         super().__init__()
         self.cfg, self.geometry = cfg, get_geometry(cfg.geometry)
-        has_curv, has_length = self.geometry.has_curv, self.geometry.has_length
-        self._scalar('log_curv', cfg.curv_init if has_curv else 1.0, learn=has_curv and cfg.learn_curv)
+        width, has_length = self.geometry.factor_width, self.geometry.has_length
+        has_curv = self.geometry.has_curv or width > 0
+        shape = (cfg.embed_dim // width,) if width else ()
+        self._scalar('log_curv', cfg.curv_init if has_curv else 1.0, has_curv and cfg.learn_curv, shape)
         for name in ('log_image_alpha', 'log_text_alpha'):
-            self._scalar(name, cfg.embed_dim**-0.5 if has_length else 1.0, has_length and cfg.learn_alpha)
+            start = (width or cfg.embed_dim) ** -0.5
+            self._scalar(name, start if has_length else 1.0, has_length and cfg.learn_alpha, shape)
         self._scalar('log_logit_scale', cfg.logit_scale_init, cfg.learn_logit_scale)
 
-    def _scalar(self, name, value, learn=True):
-        log = torch.tensor(math.log(value))
+    def _scalar(self, name, value, learn=True, shape=()):
+        log = torch.full(shape, math.log(value))
         if learn:
             self.register_parameter(name, nn.Parameter(log))
         else:
@@ -280,6 +283,8 @@ class Model(_Scalars):
 
     def _lift(self, v, alpha, leaf):
         v, kind = _widen(v), self.cfg.tangent
+        if self.geometry.factor_width:
+            alpha = alpha.repeat_interleave(self.geometry.factor_width)
         if self.geometry.has_length:
             kind = ('rms' if leaf else 'scale') if kind == 'leaves' else kind
             v = _normalise_tangent(v, alpha, kind, self.cfg.tangent_radius)
