@@ -22,6 +22,7 @@ from ..core import Above, AtLeast, Between, check_config, check_finite, Count, O
 from ..losses.entailment import entailment_loss
 from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
 from ..losses.pairwise import contrastive_loss
+from ..losses.sigmoid import sigmoid_loss
 from ..data.images import resize_image
 from ..data.tokenizer import Tokenizer
 from .towers import _build_image_tower, _build_text_tower, _image_towers
@@ -52,6 +53,8 @@ class _SpaceConfig:
     temperature: Literal['free', 'curvature'] = 'free'  # free (MERU), or curvature: logits are multiplied by sqrt(c)
     margin: Annotated[float, AtLeast(0)] = 0.0  # by which a pair must win the softmax, nats
     hard_beta: Annotated[float, AtLeast(0)] = 0.0  # concentration on hard negatives (Robinson 2021); 0: none
+    pair_loss: Literal['softmax', 'sigmoid'] = 'softmax'  # of pairs: softmax (CLIP, MERU), sigmoid (SigLIP)
+    logit_bias_init: float = -10.0  # of the sigmoid loss: SigLIP's, for cosines; for distances rather 10
     contrastive_weight: Annotated[float, AtLeast(0)] = 1.0  # of the contrastive loss of pairs
     chain_weight: Annotated[float, AtLeast(0)] = 0.0  # of the loss over chains of texts, mean of three directions
     chain_scale: Annotated[float, Above(0, _max_logit_scale)] = (
@@ -75,6 +78,8 @@ class _SpaceConfig:
             raise ValueError(
                 f'geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}'
             )
+        if self.pair_loss == 'sigmoid' and (self.margin or self.hard_beta):
+            raise ValueError("pair_loss 'sigmoid' has no margin and no hard weights: set margin=0 and hard_beta=0")
         if self.order_weight and not get_geometry(self.geometry).has_radius:
             raise ValueError(f'geometry {self.geometry!r} has no radii: set order_weight=0, not {self.order_weight}')
 
@@ -155,6 +160,8 @@ class _Scalars(nn.Module):
             start = (width or cfg.embed_dim) ** -0.5
             self._scalar(name, start if has_length else 1.0, has_length and cfg.learn_alpha, shape)
         self._scalar('log_logit_scale', cfg.logit_scale_init, cfg.learn_logit_scale)
+        if cfg.pair_loss == 'sigmoid':
+            self.logit_bias = nn.Parameter(torch.tensor(cfg.logit_bias_init))
 
     def _scalar(self, name, value, learn=True, shape=()):
         log = torch.full(shape, math.log(value))
@@ -307,6 +314,9 @@ class Model(_Scalars):
     ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs."
         scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
+        if self.cfg.pair_loss == 'sigmoid':
+            how = scale, self.logit_bias, text_ids, self.training
+            return sigmoid_loss(self.geometry, x, t, self.curv, *how)
         how = text_ids, self.cfg.margin, self.cfg.hard_beta
         return contrastive_loss(self.geometry, x, t, self.curv, scale, *how, all_processes=self.training)
 
