@@ -26,7 +26,7 @@ from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, _read_file, resize_image, to_rgb
 from .models.pretrained import load_towers
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
-from .training.run import checkpoint_state, find_model, load_config, load_run, load_saved
+from .training.run import _check_shapes, checkpoint_state, find_model, load_config, load_run, load_saved
 
 # %% ../nbs/71_hub.ipynb #b25e0006
 _template = """---
@@ -411,7 +411,9 @@ def _read_folder(
     folder: Path,  # of a saved model
 ) -> _Saved:
     "Read and check; every tensor must find its place."
-    model, path = build_model(_checked_config(folder)), folder / 'model.safetensors'
+    cfg, path = _checked_config(folder), folder / 'model.safetensors'
+    _check_shapes(path, cfg)
+    model = build_model(cfg)
     load_saved(path, model)
     return _Saved(model, _read_json(folder / 'run.json'), _read_json(folder / 'metrics.json'))
 

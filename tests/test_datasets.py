@@ -556,3 +556,18 @@ def test_a_coco_list_of_another_shape_is_named(images, annotations, says, tmp_pa
     write(tmp_path / 'captions_val2017.json', json.dumps(dict(images=images, annotations=annotations)))
     with pytest.raises(ValueError, match=f'captions_val2017.json of .*{says}'):
         read_data(tmp_path, 4)
+
+
+def test_clip_benchmarks_layout_names_what_is_wrong(tmp_path):
+    write(tmp_path / 'classnames.txt', 'red\n')
+    write(tmp_path / 'zeroshot_classification_templates.txt', 'a {c}\n')
+    tar(tmp_path / 'test' / '0.tar', {'7.png': b'no picture', '7.cls': b'0'})
+    with pytest.raises(ValueError, match='picture 7 of .*0.tar cannot be used: not an image'):
+        read_data(tmp_path, 4).pictures[:]
+    write(tmp_path / 'test' / 'nshards.txt', b'\xff2')
+    with pytest.raises(ValueError, match='nshards.txt says .*2 shards, but there are 1'):
+        read_data(tmp_path, 4)
+    (tmp_path / 'test' / 'nshards.txt').unlink()
+    tar(tmp_path / 'test' / '0.tar', {})
+    with pytest.raises(ValueError, match='the tar files of .*test hold no sample'):
+        read_data(tmp_path, 4)

@@ -345,6 +345,25 @@ def test_a_model_of_a_newer_version_is_named(tmp_path):
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        (dict(embed_dim=10**8), 'embed_dim = 100000000 is not at least 1, at most 65536'),
+        (dict(text_depth=10**7), 'text_depth = 10000000 is not at least 1, at most 1000'),
+        (dict(context_length=2**40), 'context_length = 1099511627776 is not at least 3'),
+        (dict(image_width=65536, image_size=65536), 'model.safetensors holds another model'),
+        (dict(image_depth=900, image_width=60_000), 'model.safetensors holds another model'),
+    ],
+    ids=str,
+)
+def test_a_model_that_needs_more_memory_than_there_is_is_refused_before(change, says, tmp_path):
+    Pretrained(tiny()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=says):
+        from_pretrained(tmp_path)
+
+
 def test_an_unfinished_run_says_so_everywhere(tmp_path, capsys):
     run = Run(tmp_path / 'run', tiny().cfg)
     save_checkpoint(run.last, tiny(), step=3)

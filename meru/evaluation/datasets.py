@@ -552,6 +552,17 @@ def _read_torchvision(
     return task._replace(used=f'{task.used}; {known["note"]}') if 'note' in known else task
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #66cba03b
+class _TarPlace(NamedTuple):
+    "A picture in one of several tar files."
+
+    file: int  # number of the tar file
+    place: tuple[int, int]  # first byte and size
+    name: str  # for messages
+
+    def __str__(self):
+        return self.name
+
+
 class _TarReader:
     "Members of tar files by their place; files stay open, and threads take turns."
 
@@ -581,9 +592,10 @@ def _tar_paths(
     paths = [o for end in ('*.tar', '*.tar.gz', '*.tgz') for o in folder.glob(end)]
     if not paths:
         raise FileNotFoundError(f'{folder} holds no tar file')
-    count = folder / 'nshards.txt'
-    if count.exists() and count.read_text().strip() != str(len(paths)):
-        raise ValueError(f'{count} says {count.read_text().strip()} shards, but there are {len(paths)}')
+    listed = folder / 'nshards.txt'
+    count = listed.read_text(encoding='utf-8', errors='replace').strip() if listed.exists() else str(len(paths))
+    if count != str(len(paths)):
+        raise ValueError(f'{listed} says {count} shards, but there are {len(paths)}')
     return sorted(paths, key=lambda p: (len(p.name), p.name))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #f5183fe2
@@ -614,12 +626,14 @@ def _tar_pictures(
     for path in _tar_paths(folder):
         for number, sample in reader.samples(path):
             picture, answer = _picture_and_label(path, sample, label)
-            places.append((number, picture))
+            places.append(_TarPlace(number, picture, f'{sample.key} of {path}'))
             try:
                 answers.append(decode_text(reader.read(number, answer)).text)
             except ValueError as e:
                 raise ValueError(f'{sample.key}.{label} of {path} is not UTF-8 text: {e}') from None
-    return Pictures(places, lambda place: decode_image(reader.read(*place)), size), answers
+    if not places:
+        raise ValueError(f'the tar files of {folder} hold no sample')
+    return Pictures(places, lambda o: decode_image(reader.read(o.file, o.place)), size), answers
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #ae5dc470
 def _class_numbers(

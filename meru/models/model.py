@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from typing import Annotated, Literal, NamedTuple
 from ..geometry import geometries, get_geometry
 from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
-from ..core import Above, AtLeast, Between, check_config, check_finite, Count, OneOf
+from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
 from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
 from ..losses.pairwise import contrastive_loss
@@ -35,12 +35,16 @@ curv_range = (0.1, 10.0)  # bounds of the curvature magnitude (MERU)
 _max_logit_scale = 100.0  # bound of the inverse temperature (CLIP)
 
 # %% ../../nbs/models/32_model.ipynb #5ef2478d
+_Width = Annotated[int, Between(1, 65536)]  # channels, dimensions, pixels: more is a slip, or hostile
+_Depth = Annotated[int, Between(1, 1000)]
+
+
 @dataclass(frozen=True)
 class _SpaceConfig:
     "The space, what is lifted into it, and its losses."
 
     geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # lorentz: MERU; sphere: CLIP; the others are controls
-    embed_dim: Count = 512  # dimensions of the shared space (MERU, CLIP)
+    embed_dim: _Width = 512  # dimensions of the shared space (MERU, CLIP)
     tangent: Literal['scale', 'clip', 'rms', 'leaves'] = (
         'scale'  # scale (MERU), clip at tangent_radius, rms: of one length; leaves: rms for pictures, scale for texts
     )
@@ -100,20 +104,20 @@ class ModelConfig(_SpaceConfig):
     image_tower: Annotated[str, OneOf((*_image_towers, 'backbone', 'features'))] = (
         'vit'  # conv: small pictures on a CPU
     )
-    image_size: Count = 224  # side of a picture in pixels
-    patch_size: Count = 16  # side of a patch in pixels (vit)
-    image_width: Count = 768  # channels
-    image_depth: Count = 12  # blocks (vit), residual layers (conv)
-    image_heads: Count = 12  # attention heads (vit)
-    conv_width: Count = 32  # channels after the first of two convolutions (conv)
+    image_size: _Width = 224  # side of a picture in pixels
+    patch_size: _Width = 16  # side of a patch in pixels (vit)
+    image_width: _Width = 768  # channels
+    image_depth: _Depth = 12  # blocks (vit), residual layers (conv)
+    image_heads: _Width = 12  # attention heads (vit)
+    conv_width: _Width = 32  # channels after the first of two convolutions (conv)
     patch_dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # share of patches left out in training (vit)
     dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # in training (conv: perceptron; features: both towers')
     text_tower: Literal['transformer', 'backbone', 'features'] = 'transformer'  # features: encoded beforehand
-    text_width: Count = 512  # channels
-    text_depth: Count = 12  # blocks
-    text_heads: Count = 8  # attention heads, 64 channels each
-    context_length: Annotated[int, AtLeast(3)] = 77  # longest text in tokens, start and end included (CLIP)
-    vocab_size: Annotated[int, AtLeast(3)] = 49408  # token ids (CLIP's byte pairs)
+    text_width: _Width = 512  # channels
+    text_depth: _Depth = 12  # blocks
+    text_heads: _Width = 8  # attention heads, 64 channels each
+    context_length: Annotated[int, Between(3, 65536)] = 77  # longest text in tokens, start and end included (CLIP)
+    vocab_size: Annotated[int, Between(3, 1_000_000)] = 49408  # token ids (CLIP's byte pairs)
     recompute: bool = False  # compute transformer blocks again backwards: less memory, a third more work
 
     def __post_init__(self):

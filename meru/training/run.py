@@ -9,6 +9,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'checkpoint_state', 'Run', 'fin
 import hashlib
 import json
 import torch
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from safetensors import safe_open, SafetensorError
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 from ..parallel import rank
 from ..core import file_sha256, _naming, project_path, read_json, root, RunFolder, write_file
-from ..models.model import build_model, Model
+from ..models.model import build_model, Model, ModelConfig
 from ..models.pretrained import from_hub
 from .config import TrainConfig
 
@@ -229,6 +230,21 @@ def load_config(
         raise ValueError(f'{path}: {error}') from None
 
 # %% ../../nbs/training/42_run.ipynb #fceb01a7
+def _check_shapes(
+    path: Path,  # of a checkpoint, or of a saved model
+    cfg: ModelConfig,  # said to be its own
+):
+    "Refuse a config of another model than the file holds, before memory is taken for that model."
+    if cfg.text_tower == 'backbone':
+        return
+    with torch.device('meta'):
+        own = {k: list(o.shape) for k, o in build_model(cfg).state_dict().items()}
+    with suppress(SafetensorError), safe_open(path, framework='pt') as file:  # who loads it says what is damaged
+        there = {k.removeprefix('model.'): file.get_slice(k).get_shape() for k in file.keys() if 'optim.' not in k}
+        if bad := sorted(k for k in own.keys() | there.keys() if own.get(k) != there.get(k)):
+            raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
+
+
 _saved_name = 'model.safetensors'
 
 
@@ -250,13 +266,14 @@ def load_run(
     checkpoint: str = 'last',  # 'last' or 'best' of a run; a saved model has but one
 ) -> Model:  # the trained model, in evaluation mode, on the CPU
     "The model of a run, or one that was saved."
-    path = _weights_of(folder, checkpoint)
-    model = build_model(load_config(folder))
+    path, cfg = _weights_of(folder, checkpoint), load_config(folder)
     if not path.exists():
         raise FileNotFoundError(
             f'{path} is missing: checkpoints are not kept in git. Train the run again into another folder: '
             'papermill nbs/train.ipynb OUT.ipynb -p out FOLDER'
         )
+    _check_shapes(path, cfg)
+    model = build_model(cfg)
     load_saved(path, model) if path.name == _saved_name else load_checkpoint(path, model)
     return model.eval()
 
