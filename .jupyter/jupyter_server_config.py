@@ -13,3 +13,4 @@ def clean_before_saving(path, model, **_):
 
 
 c.ContentsManager.pre_save_hook = clean_before_saving  # noqa: F821
+c.LabApp.default_url = '/lab/tree/README.md'  # noqa: F821

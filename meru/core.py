@@ -24,6 +24,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import textwrap
 import tokenize
 import torch
@@ -422,8 +423,24 @@ def _birth(pid: int) -> str | None:
         return None if Path('/proc/self/stat').exists() or not _answers(pid) else 'unknown'
 
 # %% ../nbs/03_core.ipynb #a5225077
+def _answers_windows(pid: int) -> bool:
+    "The same on Windows, where `os.kill(pid, 0)` would be Ctrl-C."
+    import ctypes
+
+    system, code = ctypes.windll.kernel32, ctypes.c_ulong()
+    handle = system.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not handle:
+        return system.GetLastError() == 5  # ERROR_ACCESS_DENIED: somebody else's
+    try:
+        return bool(system.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == 259  # STILL_ACTIVE
+    finally:
+        system.CloseHandle(handle)
+
+
 def _answers(pid: int) -> bool:
     "Whether there is such a process, where there is no /proc."
+    if sys.platform == 'win32':
+        return _answers_windows(pid)
     try:
         os.kill(pid, 0)
     except OSError as error:

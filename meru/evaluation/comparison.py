@@ -39,6 +39,8 @@ from ..data.emoji import embedded_data
 from ..training.config import make_config
 from ..training.run import _is_hub_name, _is_saved, load_config, Run, _weights_of
 from ..training.trainer import fit
+
+# %% ../../nbs/evaluation/67_comparison.ipynb #3e09b9e1
 from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, _quantities, _unflatten
 from .statistics import flip_test, holm, _Interval, plot_rows, _RowMean, t_interval, t_test
 from .zeroshot import _classification_hits
@@ -144,8 +146,11 @@ def _same_seeds(
     runs: dict[str, list],  # measured runs by name
 ) -> bool:
     "Can they be paired seed by seed: have all names the same seeds, two or more?"
-    seeds = [sorted(run.seed for run in own) for own in runs.values()]
-    return len(seeds[0]) > 1 and all(own == seeds[0] for own in seeds)
+    seeds = {}
+    for name, own in runs.items():
+        seeds[name] = sorted(run.seed for run in own)
+    first, *others = seeds.values()
+    return len(first) > 1 and all(own == first for own in others)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #8d3ffa10
 def _check_pairs(
@@ -234,7 +239,7 @@ def _value(run: _MeasuredRun, question: _Question) -> float:
     "What a run gave."
     return run.measures.value(question.name, question.dataset)
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #1ce00217
 def _by_seeds(
     base: list[_MeasuredRun],  # seed by seed
     other: list[_MeasuredRun],  # the same seeds

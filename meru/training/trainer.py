@@ -205,6 +205,8 @@ def pick_device(
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise ValueError(f"device = {name!r}, but torch sees no GPU; use 'auto' or 'cpu'")
+    if name == 'mps' and not torch.backends.mps.is_available():
+        raise ValueError("device = 'mps', but torch sees no GPU of Apple; use 'auto' or 'cpu'")
     return name
 
 # %% ../../nbs/training/44_trainer.ipynb #e49d2120

@@ -1,0 +1,19 @@
+# docker build -t meru . && docker run --rm meru
+# Written without a Docker at hand and not yet built: INSTALL.md says so too.
+FROM python:3.11-slim-bookworm
+
+# git: the commit of a run; the compiler: torch.compile and Triton on a GPU; Chromium: the explorer's tests; Java: Spark's
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends git gcc g++ make chromium chromium-driver default-jre-headless \
+ && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /meru
+COPY requirements.lock ./
+RUN pip install --no-cache-dir -r requirements.lock
+COPY . .
+RUN pip install --no-cache-dir --no-deps --no-build-isolation -e . \
+ && git config --global --add safe.directory /meru
+
+ENV OMP_WAIT_POLICY=PASSIVE
+ENTRYPOINT ["python", "-m", "meru"]
+CMD ["test"]
