@@ -16,5 +16,5 @@ setup(
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=["meru", "meru.*"], exclude=["meru.benchmarks", "meru.benchmarks.*"]),
     package_data={"meru": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "towers", "faiss", "dev")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "towers", "faiss", "heic", "dev")},
 )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PicturesConfig', 'OpenedFolder', 'open_folder']
 
-# %% ../nbs/73_pictures.ipynb #21eeee55
+# %% ../nbs/73_pictures.ipynb #f66d4cf5
 import hashlib
 import math
 import os
@@ -14,7 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from jaxtyping import Float, Int64
 from pathlib import Path
@@ -129,7 +129,7 @@ def _folder_names(
     shared = set.intersection(*map(set, above))
     return [[name for name in names if name not in shared] for names in above]
 
-# %% ../nbs/73_pictures.ipynb #2d6e0dc9
+# %% ../nbs/73_pictures.ipynb #9f6524cd
 def _captions_of(
     cache: FeatureCache,  # of all pictures
 ) -> list[list[str]]:
@@ -147,12 +147,20 @@ def _label(
 ) -> _Labels:
     "Captions with the folders above them, or the names of folders."
     rows = [row for row, texts in enumerate(captions) if texts]
-    if rows:
-        above = _folder_names([keys[row] for row in rows])
-        return _Labels(rows, [captions[row] for row in rows], above, 'captions')
-    names = _folder_names(keys) if folder_names else []
+    if not rows:
+        return _label_by_folders(_folder_names(keys) if folder_names else [])
+    above = _folder_names([keys[row] for row in rows])
+    own = [captions[row] for row in rows]
+    return _Labels(rows, own, above, 'captions')
+
+
+def _label_by_folders(
+    names: list[list[str]],  # of the folders above each picture
+) -> _Labels:
+    "The innermost folder is the caption."
     rows = [row for row, above in enumerate(names) if above]
-    own, general = [names[row][-1:] for row in rows], [names[row][:-1] for row in rows]
+    own = [names[row][-1:] for row in rows]
+    general = [names[row][:-1] for row in rows]
     return _Labels(rows, own, general, 'folders' if rows else 'none')
 
 # %% ../nbs/73_pictures.ipynb #3443807b
@@ -327,7 +335,7 @@ def _head_config(
     how = dict(embed_dim=cfg.embed_dim, seed=cfg.seed, batch_size=size, steps=steps)
     return make_config('head_pictures', data=str(pairs.folder), **how)
 
-# %% ../nbs/73_pictures.ipynb #f1536ef2
+# %% ../nbs/73_pictures.ipynb #024e3460
 class _Best:
     "The weights of the lowest held-out loss, and how long ago that was."
 
@@ -336,10 +344,11 @@ class _Best:
 
     def see(self, loss: float, model: Model) -> bool:  # is it time to end?
         "Note the loss after one more pass."
-        if not self.losses or loss < min(self.losses):
-            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
-            self.at = len(self.losses) + 1
+        lowest = min(self.losses, default=math.inf)
         self.losses.append(loss)
+        if loss < lowest:
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+            self.at = len(self.losses)
         return len(self.losses) - self.at >= self.patience
 
 
@@ -373,7 +382,7 @@ def _fit_head(
     record |= dict(recipe=cfg.recipe, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     return _Fitted(model.eval(), record, best.losses)
 
-# %% ../nbs/73_pictures.ipynb #611f2544
+# %% ../nbs/73_pictures.ipynb #b1c9a233
 class _Unseen(NamedTuple):
     "One part of the pairs, each text once."
 
@@ -391,16 +400,25 @@ def _unseen(
 ) -> _Unseen:
     "A part as queries and candidates."
     rows = pairs.rows(split)
-    rows = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
+    chosen = torch.linspace(0, len(rows) - 1, min(most, len(rows)))
+    rows = rows[chosen.long()]
     numbers = _pair_ids(pairs, 1.01)
-    texts = torch.isin(pairs.text_image, rows).nonzero()[:, 0].tolist()
-    once = {pairs.captions[i]: i for i in reversed(texts)}
-    kept = sorted(once.values())
-    place = {pairs.captions[i]: at for at, i in enumerate(kept)}
+    texts = torch.isin(pairs.text_image, rows).nonzero()[:, 0]
+    place: dict[str, int] = {}
+    kept = []
+    for i in texts.tolist():
+        if pairs.captions[i] not in place:
+            place[pairs.captions[i]] = len(kept)
+            kept.append(i)
     start = torch.searchsorted(pairs.text_image, rows)
-    first = torch.tensor([place[pairs.captions[i]] for i in start.tolist()])
-    features = pairs.image[rows, 0].float(), pairs.text[kept, 0].float()
-    return _Unseen(*features, numbers[start], numbers[kept], first)
+    first = [place[pairs.captions[i]] for i in start.tolist()]
+    return _Unseen(
+        images=pairs.image[rows, 0].float(),
+        texts=pairs.text[kept, 0].float(),
+        image_ids=numbers[start],
+        text_ids=numbers[kept],
+        first=torch.tensor(first),
+    )
 
 
 def _examine(
@@ -410,10 +428,13 @@ def _examine(
 ) -> Measures:
     "Retrieval and cones of one part."
     with torch.no_grad():
-        images, texts = model.encode_image(part.images), model.encode_text(part.texts)
-    geometry, curv, least = model.geometry, model.curv.detach(), model.cfg.min_radius
-    found = retrieval_metrics(geometry, images, texts, part.image_ids, part.text_ids, curv, seed)
-    return found + _containment_metrics(geometry, images, texts, part.first[:, None], curv, ['caption'], least)
+        images = model.encode_image(part.images)
+        texts = model.encode_text(part.texts)
+    curv = model.curv.detach()
+    points = model.geometry, images, texts
+    found = retrieval_metrics(*points, part.image_ids, part.text_ids, curv, seed)
+    chains = part.first[:, None]
+    return found + _containment_metrics(*points, chains, curv, ['caption'], model.cfg.min_radius)
 
 
 def _plain_cosine(
@@ -425,6 +446,26 @@ def _plain_cosine(
     images, texts = F.normalize(part.images, dim=1), F.normalize(part.texts, dim=1)
     one = torch.tensor(1.0)
     return retrieval_metrics(get_geometry('sphere'), images, texts, part.image_ids, part.text_ids, one)
+
+# %% ../nbs/73_pictures.ipynb #e5f5e6dc
+def _fit_cones(
+    model: Model,  # its constant K is lowered
+    part: _Unseen,  # held-out pictures, not those of the table
+    most: float = 0.035,  # share of other pictures in a text's cone
+):
+    "The widest cones, up to those of training, that let so few others in."
+    geometry, curv, widest = model.geometry, model.curv.detach(), model.cfg.min_radius
+    with torch.no_grad():
+        images = model.encode_image(part.images)
+        texts = model.encode_text(part.texts)
+    angles = geometry.exterior_angle(texts[:, None], images, curv)
+    other = part.text_ids[:, None] != part.image_ids
+    for least in torch.linspace(widest, widest / 10, 91).tolist():
+        aperture = geometry.half_aperture(texts, curv, least)
+        inside = angles < aperture[:, None]
+        if inside[other].double().mean() <= most:
+            break
+    model.cfg = replace(model.cfg, min_radius=least)
 
 # %% ../nbs/73_pictures.ipynb #3ca206bb
 _shown = [f'{way}_r{k}' for way in ('text_to_image', 'image_to_text') for k in (1, 5, 10)]
@@ -510,7 +551,7 @@ def _group_names(
         mean[:, best] = -torch.inf
     return [names[g] for g in group.tolist()]
 
-# %% ../nbs/73_pictures.ipynb #d8b27395
+# %% ../nbs/73_pictures.ipynb #3970343b
 class _Pool(NamedTuple):
     "Texts that may be met."
 
@@ -566,15 +607,23 @@ class OpenedFolder:
 
     def explore(self) -> _Page:
         "Write explorer.html: pictures under their texts and groups."
-        texts, files = list(dict.fromkeys(self._above())), self.index.pictures.columns['file']
-        points = torch.cat([self._points_of([path[-1] for path in texts]), self.index.pictures.points])
-        labels = texts + [path or (Path(file).stem,) for path, file in zip(self.paths, files)]
-        images = [None] * len(texts) + [self.index.folder / file for file in files]
-        return explore(self.place, points=points, labels=labels, images=images, model=self.model)
+        pictures = self.index.pictures
+        texts = self._above()
+        files = pictures.columns['file']
+        text_points = self._points_of([path[-1] for path in texts])
+        points = torch.cat([text_points, pictures.points])
+        named = [path or (Path(file).stem,) for path, file in zip(self.paths, files)]
+        images = [None] * len(texts)
+        images += [self.index.folder / file for file in files]
+        return explore(self.place, points=points, labels=texts + named, images=images, model=self.model)
 
     def _above(self) -> list[tuple]:
-        "Every text above a picture, as a path."
-        return [path[:length] for path in self.paths for length in range(1, len(path) + 1)]
+        "Every text above a picture, as a path, each once."
+        paths: dict[tuple, None] = {}
+        for path in self.paths:
+            for length in range(1, len(path) + 1):
+                paths[path[:length]] = None
+        return list(paths)
 
     def _points_of(self, texts: list[str]) -> Float[Tensor, 'n d']:
         "Points of texts of the pool."
@@ -583,15 +632,21 @@ class OpenedFolder:
 
     def report(self) -> str:  # Markdown
         "What came out, where it lies, and what to do next."
-        lines = [*self.notes, '', self.table, ''] if self.table else [*self.notes, '']
+        lines = [*self.notes, '']
+        if self.table:
+            lines += [self.table, '']
+        lines.append('Made:')
+        for name in ('explorer.html', 'walks.png', 'model'):
+            if (self.place / name).exists():
+                lines.append(f'- {_short_path(self.place / name)}')
         asked = f'-p images {self.cfg.folder} -p model {self._model_name()} -p out {_short_path(self.place)}'
         command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
-        made = [o for o in ('explorer.html', 'walks.png', 'model') if (self.place / o).exists()]
-        where = [f'- {_short_path(self.place / o)}' for o in made]
-        return '\n'.join([*lines, 'Made:', *where, '', f'Next: {command}'])
+        lines += ['', f'Next: {command}']
+        return '\n'.join(lines)
 
     def _model_name(self) -> str:
-        return _short_path(self.place / 'model') if self.measures else self.cfg.head
+        own = self.place / 'model'
+        return _short_path(own) if self.table else self.cfg.head
 
     def tell(self):
         "Print the report, in a notebook that papermill runs on the terminal too."
@@ -607,7 +662,7 @@ def _short_path(
     "A path as a person types it."
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
-# %% ../nbs/73_pictures.ipynb #ae28d847
+# %% ../nbs/73_pictures.ipynb #6f01b081
 def _make_pool(
     index: ImageIndex,
     labels: _Labels,
@@ -615,13 +670,17 @@ def _make_pool(
     most: int = 3000,  # captions, at equal steps
 ) -> _Pool:
     "Captions, names of folders and nouns, each once."
-    at = torch.linspace(0, len(index.texts) - 1, min(most, len(index.texts))).long()
-    rows = {index.texts.columns['text'][i]: i for i in at.tolist()}
-    above = [text for own in labels.general for text in own]
-    names = [text for own in labels.captions for text in own[:1]]
-    more = [text for text in dict.fromkeys([*above, *names, *words]) if text not in rows]
+    known, total = index.texts.columns['text'], len(index.texts)
+    at = torch.linspace(0, total - 1, min(most, total)).long()
+    rows = {known[i]: i for i in at.tolist()}
+    above = sum(labels.general, [])
+    names = [own[0] for own in labels.captions]
+    wanted = dict.fromkeys([*above, *names, *words])
+    more = [text for text in wanted if text not in rows]
     points = index.texts.points[list(rows.values())]
-    return _Pool([*rows, *more], torch.cat([points, index.text_points(more)]) if more else points)
+    if more:
+        points = torch.cat([points, index.text_points(more)])
+    return _Pool([*rows, *more], points)
 
 
 def _paths_of(
@@ -632,64 +691,95 @@ def _paths_of(
     seed: int,
 ) -> list[tuple]:
     "The texts above each picture: folders or a group, then its first caption."
-    files = index.pictures.columns['file']
+    total = len(index.pictures)
+    paths: list[tuple] = [()] * total
+    for row, captions, above in zip(*labels[:3]):
+        paths[row] = (*above, captions[0])
+    if any(labels.general) or labels.source == 'folders' or total < 4:
+        return paths
     place = {text: i for i, text in enumerate(pool.texts)}
     points = pool.points[[place[word] for word in words]]
-    flat = not any(labels.general) and labels.source != 'folders'
-    groups = _group_names(index, words, points, seed) if flat and len(files) > 3 else None
-    own = {row: (*above, captions[0]) for row, captions, above in zip(*labels[:3])}
-    paths = [own.get(row, ()) for row in range(len(files))]
-    return [(group, *path) for group, path in zip(groups, paths)] if groups else paths
+    groups = _group_names(index, words, points, seed)
+    return [(group, *path) for group, path in zip(groups, paths)]
 
-# %% ../nbs/73_pictures.ipynb #62a8fac0
-def _learned(
-    place: Path,  # folder of what is made
+# %% ../nbs/73_pictures.ipynb #f7bf3a4d
+class _Head(NamedTuple):
+    "A saved head, and what is to be said of it."
+
+    name: str  # its folder, or its name on the hub
+    measures: Measures  # of pictures that it never saw; empty where nothing was trained
+    notes: list[str]  # sentences
+    table: str = ''  # Markdown
+
+
+def _finished(
+    folder: Path,  # of a saved head
+    pairs: FeatureCache,
+    cfg: PicturesConfig,
+) -> bool:
+    "Does the head of these very pairs, by this recipe, lie there?"
+    if not (folder / 'model.safetensors').exists():
+        return False
+    record = read_json(folder / 'run.json')
+    return record.get('recipe') == cfg.recipe and record['dataset']['train'] == f'{pairs.id}[train]'
+
+
+def _save_head(
+    head: Pretrained,
+    measures: Measures,  # of unseen pictures
+    folder: Path,
+):
+    "Save a head with what was measured of it."
+    head.metrics = _flatten(measures.labelled(dataset='unseen'))
+    note = 'Trained on the pictures of a person, whose licences are not known here.'
+    head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other', note=note))
+
+
+def _own_head(
+    cfg: PicturesConfig,
     cache: FeatureCache,  # of all pictures
     labels: _Labels,
     encode: Callable,  # texts -> features
-    cfg: PicturesConfig,
-) -> tuple[Pretrained, FeatureCache, list[str]]:  # the head, its pairs, and sentences
-    "The head that lies there of these very pairs, or a new one."
-    pairs = _make_pairs(cache, labels, encode, place / 'pairs')
-    folder = place / 'model'
-    record = read_json(folder / 'run.json') if (folder / 'model.safetensors').exists() else {}
-    if record.get('recipe') == cfg.recipe and record['dataset']['train'] == f'{pairs.id}[train]':
-        return from_pretrained(folder), pairs, ['The head was finished.']
-    fitted = _fit_head(pairs, _general_texts(labels, encode), cfg)
-    end = 'the held-out pictures gained no more' if fitted.record['passes'] < cfg.passes else 'all passes were made'
-    learned = f'{fitted.record["pairs"]:,} pictures were learned in {fitted.record["passes"]} passes: {end}.'
-    return Pretrained(fitted.model, fitted.record), pairs, [learned]
-
-
-def _examined(
-    head: Pretrained,  # its metrics are filled in, and it is saved
-    pairs: FeatureCache,
-    folder: Path,  # of the saved model
-) -> tuple[Measures, str, list[str]]:  # of unseen pictures; the table; sentences
-    "Measure on unseen pictures, and save what was measured with the head."
+) -> _Head:
+    "The head that lies there of these very pairs, or a new one; measured anew."
+    pairs, folder = _make_pairs(cache, labels, encode, cfg.place / 'pairs'), cfg.place / 'model'
+    finished = _finished(folder, pairs, cfg)
+    if finished:
+        head, note = from_pretrained(folder), 'The head was finished.'
+    else:
+        fitted = _fit_head(pairs, _general_texts(labels, encode), cfg)
+        if len(fitted.losses):
+            _fit_cones(fitted.model, _unseen(pairs, 'val', 1000))
+        head, passes = Pretrained(fitted.model, fitted.record), fitted.record['passes']
+        end = 'held-out pictures gained no more' if passes < cfg.passes else 'all were made'
+        note = f'{fitted.record["pairs"]:,} pictures were learned in {passes} passes: {end}.'
     if 'test' not in pairs.info['splits']:
-        return Measures(), '', ['No picture was left for a test.']
-    part = _unseen(pairs, 'test')
-    measures = _examine(head.model, part)
-    head.metrics = _flatten(measures.labelled(dataset='unseen'))
-    note = "Trained on a person's own pictures; their licences are not known to the program."
-    how = dict(name=_short_path(folder), licence='other', note=note)
-    head.save_pretrained(folder, model_card_kwargs=how)
-    return measures, _table(measures, _plain_cosine(part)), [_by_heart(head.model, pairs, measures)]
+        measures, notes, table = Measures(), [note, 'No picture was left for a test.'], ''
+    else:
+        part = _unseen(pairs, 'test')
+        measures = _examine(head.model, part)
+        notes = [note, _by_heart(head.model, pairs, measures)]
+        table = _table(measures, _plain_cosine(part))
+    if not finished:
+        _save_head(head, measures, folder)
+    return _Head(str(folder), measures, notes, table)
 
-# %% ../nbs/73_pictures.ipynb #c5ae33e9
+# %% ../nbs/73_pictures.ipynb #0785d9d1
 def _found(
     index: ImageIndex,
     labels: _Labels,
+    most: int = 10,  # files that are named
 ) -> list[str]:
     "Sentences about what was read and what was not."
     said = dict(captions='have captions', folders='are named by their folders', none='have texts')
-    lines = [f'{len(index.pictures):,} pictures, of which {len(labels.rows):,} {said[labels.source]}.']
-    if index.left_out:
-        some = [f'{file} ({why})' for file, why in list(index.left_out.items())[:10]]
-        more = f' and {len(index.left_out) - 10} more' if len(index.left_out) > 10 else ''
-        lines.append(f'Left out, {len(index.left_out)}: {"; ".join(some)}{more}.')
-    return lines
+    first = f'{len(index.pictures):,} pictures, of which {len(labels.rows):,} {said[labels.source]}.'
+    left_out = [f'{file} ({why})' for file, why in index.left_out.items()]
+    if not left_out:
+        return [first]
+    shown = '; '.join(left_out[:most])
+    rest = len(left_out) - most
+    more = f' and {rest} more' if rest > 0 else ''
+    return [first, f'Left out, {len(left_out)}: {shown}{more}.']
 
 
 def _read_labels(
@@ -720,21 +810,21 @@ def open_folder(
 ) -> OpenedFolder:
     "Encode a folder, train a head on it, and make it searchable; what is finished is not made again."
     cfg = PicturesConfig(str(folder), **given)
-    place, before = cfg.place, _read_labels(cfg)
-    towers = _towers_for(cfg, before)
-    cache = embed_folder(EmbedConfig(data=str(cfg.folder), out=str(place), towers=towers.id, uncaptioned=True), towers)
+    towers = _towers_for(cfg, _read_labels(cfg))
+    out = str(cfg.place)
+    embed_cfg = EmbedConfig(data=cfg.folder, out=out, towers=towers.id, uncaptioned=True)
+    cache = embed_folder(embed_cfg, towers)
     labels = _label(cache.keys, _captions_of(cache), cfg.folder_names)
-    measures, table, notes, model = Measures(), '', [_too_few(labels, cfg.head)], cfg.head
-    if len(labels.rows) >= _least_pairs:
-        head, pairs, notes = _learned(place, cache, labels, _Encoder(towers), cfg)
-        measures, table, sentences = _examined(head, pairs, place / 'model')
-        notes, model = notes + sentences, str(place / 'model')
-    index = open_image_index(SearchConfig(str(cfg.folder), 'all', model, str(place)))
-    words = _words([text for own in labels.captions for text in own])
+    if len(labels.rows) < _least_pairs:
+        head = _Head(cfg.head, Measures(), [_too_few(labels, cfg.head)])
+    else:
+        head = _own_head(cfg, cache, labels, _Encoder(towers))
+    index = open_image_index(SearchConfig(cfg.folder, 'all', head.name, out))
+    words = _words(sum(labels.captions, []))
     pool = _make_pool(index, labels, words)
     paths = _paths_of(index, labels, pool, words, cfg.seed)
-    head = from_pretrained(model)
-    return OpenedFolder(cfg, index, head, pool, paths, measures, [*_found(index, labels), *notes], table)
+    notes = [*_found(index, labels), *head.notes]
+    return OpenedFolder(cfg, index, from_pretrained(head.name), pool, paths, head.measures, notes, head.table)
 
 
 def _too_few(

@@ -86,10 +86,11 @@ def test_the_five_formats(fmt, kw, tol):
         (save(PHOTO, 'ICO'), 'format'),
         (b'<svg xmlns=""/>', 'format'),
         (b'%PDF-1.7', 'format'),
-        (b'\0\0\0\x20ftypavif' + bytes(50), 'format'),
+        (b'\0\0\0\x20ftypisom' + bytes(50), 'format'),
+        (b'\0\0\0\x20ftypavif' + bytes(50), 'truncated'),
         (save(PHOTO, 'PPM'), 'not_an_image'),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_is_no_picture_of_ours(data, expected):
     assert reason(data) == expected
@@ -578,3 +579,32 @@ def test_a_batch_at_once_is_the_same_to_a_level_or_so(aug, most):
     off = (slow.float() - fast.float()).abs()
     assert off.max() <= most and off.mean() < 0.3
     assert torch.equal(augment_batch(pictures, augment_params(u, hw, aug), 48, aug, chunk=7), fast)
+
+
+def _gradient():
+    return Image.fromarray((np.indices((40, 60)).sum(0) * 2).astype(np.uint8)).convert('RGB')
+
+
+def test_avif_is_read_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _gradient().save(file := io.BytesIO(), 'avif', exif=exif, quality=90)
+    turned = _gradient().transpose(Image.Transpose.ROTATE_270)
+    pixels = decode_image(file.getvalue()).permute(1, 2, 0).numpy()
+    assert pixels.shape == (60, 40, 3) and np.abs(pixels.astype(int) - np.array(turned)).mean() < 3
+
+
+def test_heic_is_read_where_its_reader_is_installed():
+    heif = pytest.importorskip('pillow_heif', reason="pip install '.[heic]'")
+    heif.from_pillow(_gradient()).save(file := io.BytesIO(), quality=90)
+    pixels = decode_image(file.getvalue()).permute(1, 2, 0).numpy()
+    assert np.abs(pixels.astype(int) - np.array(_gradient())).mean() < 3
+    assert reason(file.getvalue()[:-60]) == 'truncated'
+
+
+def test_heic_without_its_reader_says_how_to_get_it(monkeypatch):
+    import meru.data.images as I
+
+    monkeypatch.setattr(I, '_known', lambda name: False)
+    with pytest.raises(ImageError, match='HEIC: pip install "meru.heic."'):
+        decode_image(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic')

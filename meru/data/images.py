@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 import warnings
 import zlib
-from PIL import Image
+from PIL import features, Image
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from jaxtyping import Float32, Float64, Int64, UInt8
 from pathlib import Path
 from simplejpeg import decode_jpeg, decode_jpeg_header
@@ -82,10 +83,45 @@ _foreign = {
     b'\0\0\0\x0cjP': 'JPEG 2000',
 }
 
+# %% ../../nbs/data/21_images.ipynb #51ac3160
+_brands = {b'avif': 'AVIF', b'avis': 'AVIF'} | dict.fromkeys((b'heic', b'heix', b'heim', b'heis', b'mif1'), 'HEIF')
+
+
+@lru_cache
+def _known(
+    name: str,  # AVIF or HEIF
+) -> bool:
+    "Can Pillow read it here?"
+    if name == 'AVIF':
+        return features.check('avif')
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _boxed(
+    data: bytes,  # a file in the boxes that films have too
+) -> str:  # AVIF or HEIF, else an ImageError
+    "The format by the brands that the first box names."
+    end = min(len(data), int.from_bytes(data[:4], 'big'), 256)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    found = {_brands[brand] for brand in brands if brand in _brands}
+    if not found:
+        raise ImageError('format', 'video')
+    name = 'AVIF' if 'AVIF' in found else 'HEIF'
+    if not _known(name):
+        raise ImageError(
+            'format', 'HEIC: pip install "meru[heic]"' if name == 'HEIF' else 'AVIF: pip install -U pillow'
+        )
+    return name
+
 # %% ../../nbs/data/21_images.ipynb #51ac3163
 def _sniff(
     data: bytes,  # a file
-) -> str:  # one of the five names, else an ImageError
+) -> str:  # the format's name, else an ImageError
     "The format that the first bytes claim."
     if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
         return 'WEBP'
@@ -96,7 +132,7 @@ def _sniff(
         if data.startswith(start):
             raise ImageError('format', name)
     if data[4:8] == b'ftyp':
-        raise ImageError('format', 'AVIF, HEIC or video')
+        return _boxed(data)
     raise ImageError('not_an_image', f'{len(data)} bytes that begin with {data[:16]!r}')
 
 # %% ../../nbs/data/21_images.ipynb #6466af50
@@ -193,7 +229,7 @@ def _bare_webp(data: bytes) -> _Bare:
     return _Bare(data)
 
 
-_bare = dict(JPEG=_bare_jpeg, PNG=_bare_png, WEBP=_bare_webp, GIF=_Bare, BMP=_Bare)
+_bare = dict(JPEG=_bare_jpeg, PNG=_bare_png, WEBP=_bare_webp, GIF=_Bare, BMP=_Bare, AVIF=_Bare, HEIF=_Bare)
 
 # %% ../../nbs/data/21_images.ipynb #4a348f99
 _max_scans = 500  # of one JPEG; encoders write 1 to about 60
@@ -245,6 +281,9 @@ def _open_image(
     try:
         bare = _bare[name](data)
         im = Image.open(io.BytesIO(bare.data), formats=[name])
+        if name == 'AVIF':
+            turn = im.getexif().get(0x0112, 1)
+            bare = bare._replace(turn=turn if turn in range(1, 9) else 1)
     except Image.DecompressionBombError as e:
         raise ImageError('too_many_pixels', str(e)) from None
     except ImageError:
@@ -360,7 +399,7 @@ def _upright(pixels: UInt8[np.ndarray, 'h w 3'], turn: int) -> UInt8[np.ndarray,
 
 # %% ../../nbs/data/21_images.ipynb #8cde2bba
 def _decode_scaled(
-    data: bytes,  # a file: JPEG, PNG, WebP, GIF or BMP; the first frame counts
+    data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC; the first frame counts
     max_pixels: int = 64_000_000,  # largest width x height
     least: int = 1 << 30,  # pixels: a JPEG is decoded at 1/2, 1/4 or 1/8 if its shorter side keeps as many
 ) -> _Decoded:
@@ -380,7 +419,7 @@ def _decode_scaled(
 
 # %% ../../nbs/data/21_images.ipynb #dac0f9b6
 def decode_image(
-    data: bytes,  # a file: JPEG, PNG, WebP, GIF or BMP; the first frame counts
+    data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC; the first frame counts
     max_pixels: int = 64_000_000,  # largest width x height
 ) -> UInt8[Tensor, '3 h w']:
     "Bytes to pixels, or an `ImageError` with its reason."

@@ -158,7 +158,7 @@ def write_shards(
     return manifest
 
 # %% ../../nbs/data/22_shards.ipynb #7b352dcd
-image_types = 'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp'
+image_types = 'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'avif', 'heic', 'heif'
 
 
 _columns = set(image_types), {'txt'}, {'json'}  # suffixes of the three members that are read
