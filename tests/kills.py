@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +174,7 @@ def serve():
 def alive(pid: int) -> bool:
     try:
         return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended before, or while its state was read
         return False
 
 
@@ -243,6 +245,16 @@ def prepare(home: Path) -> Path:  # the pictures
     return make_pictures(home / 'pictures')
 
 
+def killed_row(job: str, wanted: int, home: Path, pictures: Path) -> dict:
+    "What came of the kills of one job, with a launcher of its own."
+    launcher, began = Launcher(), time.time()
+    killed = kill_job(launcher, job, wanted, home, pictures)
+    launcher.close()
+    row = dict(job=job, **killed._asdict(), took_s=round(time.time() - began))
+    print(json.dumps(row), flush=True)
+    return row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=20)
@@ -254,13 +266,10 @@ def main():
     from meru.core import machine, write_json
 
     home = Path(tempfile.mkdtemp())
-    pictures, launcher, rows = prepare(home), Launcher(), []
-    for job in JOBS:
-        began = time.time()
-        killed = kill_job(launcher, job, -(-given.kills // len(JOBS)), home, pictures)
-        rows.append(dict(job=job, **killed._asdict(), took_s=round(time.time() - began)))
-        print(json.dumps(rows[-1]), flush=True)
-    launcher.close()
+    pictures, each = prepare(home), -(-given.kills // len(JOBS))
+    jobs = [(job, each, home, pictures) for job in JOBS]
+    with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
+        rows = list(pool.map(killed_row, *zip(*jobs)))
     shutil.rmtree(home)
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
