@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 from jaxtyping import Bool, Float, UInt8
@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from .core import check_config, file_sha256, Given, markdown_table, project_path, write_file, write_json
 from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, _read_file, resize_image, to_rgb
-from .models.pretrained import load_towers
+from .models.pretrained import load_towers, merge_adapters
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
 from .training.run import _check_shapes, checkpoint_state, find_model, load_config, load_run, load_saved
 
@@ -339,8 +339,11 @@ class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
         return f'Pretrained({_space_of(self.model)}, {self.model.param_count:,} parameters, {towers}{trained})'
 
     def _save_pretrained(self, save_directory: Path):
-        _save_weights(self.model, save_directory / 'model.safetensors')
-        for name, content in dict(config=asdict(self.model.cfg), run=self.record, metrics=self.metrics).items():
+        model, cfg = self.model, self.model.cfg
+        if cfg.lora_rank:
+            model, cfg = merge_adapters(model), replace(cfg, lora_rank=0)
+        _save_weights(model, save_directory / 'model.safetensors')
+        for name, content in dict(config=asdict(cfg), run=self.record, metrics=self.metrics).items():
             if content:
                 write_json(save_directory / f'{name}.json', content)
 

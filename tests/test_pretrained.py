@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from meru.data.images import resize_image
 from meru.models import pretrained
 from meru.models.embedding import embed, EmbedConfig
-from meru.models.pretrained import _tag_weights, load_towers, weights_id
+from meru.hub import publish, PublishConfig
+from meru.models.pretrained import _tag_weights, load_towers, merge_adapters, weights_id
 from meru.training.config import make_config
 from meru.training.run import Run, load_run
 from meru.training.trainer import fit
@@ -236,3 +238,70 @@ def test_siglips_own_tokenizer():
     if not os.environ.get('MERU_NETWORK'):
         pytest.skip("SigLIP's tokenizer lies on the hub: set MERU_NETWORK=1 to get it")
     assert open_clip.get_tokenizer('ViT-B-16-SigLIP')(['a cat']).shape == (1, 64)
+
+
+# low-rank adapters
+
+
+def adapters(tower):
+    return [p for name, p in tower.named_parameters() if name.endswith(('.up', '.down'))]
+
+
+def test_adapters_are_the_sum_and_alone_learn(folder):
+    "W + UD for every linear map and for the joined ones of attention, by hand."
+    plain = load_towers(f'local-dir:{folder}')
+    adapted = load_towers(f'local-dir:{folder}', lora_rank=3)
+    assert adapted.id == plain.id
+    pixels, ids = torch.rand(2, 3, 32, 32), plain.tokenizer(['a cat', 'dogs'])
+    for name, inputs in (('image_tower', pixels), ('text_tower', ids)):
+        tower, net = getattr(adapted, name), getattr(plain, name)
+        assert torch.allclose(tower(inputs), net(inputs), atol=1e-5)
+        assert len(adapters(tower)) == 2 * 4 * 3  # three blocks: joined q, k, v; out; two of the perceptron
+        with torch.no_grad():
+            for p in adapters(tower):
+                p.add_(0.1 * torch.randn(p.shape))
+        for path in ('attn.in_proj_weight', 'attn.out_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'):
+            for block, own in zip(tower.net.transformer.resblocks, net.net.transformer.resblocks):
+                module, _, weight = path.rpartition('.')
+                pair = block.get_submodule(module).parametrizations[weight][0]
+                own.get_parameter(path).data += pair.up @ pair.down
+        moved = tower(inputs)
+        assert (moved - net(inputs)).abs().max() < 1e-5
+        moved.sum().backward()
+        assert {k for k, p in tower.named_parameters() if p.grad is not None} == set(tower.state_dict())
+        merged = merge_adapters(tower)
+        assert (merged(inputs) - moved).abs().max() < 1e-5 and merged.state_dict().keys() == net.state_dict().keys()
+        assert torch.equal(tower(inputs), moved) and adapters(tower) and not adapters(merged)
+
+
+def test_a_run_saves_adapters_alone_and_publishes_plain_weights(folder, tmp_path, in_root):
+    was = load_towers(f'local-dir:{folder}')
+    both = dict(image_tower='backbone', text_tower='backbone', backbone=was.id)
+    cfg = make_config('smoke', **both, lora_rank=2, steps=4, save_every=2, lr=0.01)
+    run = Run(tmp_path / 'run', cfg)
+    fit(run, quiet=True)
+    with safe_open(run.last, framework='pt') as file:
+        kept = [k for k in file.keys() if k.startswith('model.') and 'tower' in k]
+    assert kept and all(k.endswith(('.up', '.down')) for k in kept)
+    trained = load_run(tmp_path / 'run')
+    assert any(p.abs().sum() > 0 for p in adapters(trained.image_tower)[1::2])
+    base = {k: v for k, v in trained.image_tower.named_parameters() if k.endswith('original')}
+    frozen = was.image_tower.state_dict()
+    assert all(torch.equal(v, frozen[k.replace('parametrizations.', '')[: -len('.original')]]) for k, v in base.items())
+    published = publish(PublishConfig(run=str(tmp_path / 'run'), out=str(tmp_path / 'out')))
+    assert published.model.cfg.lora_rank == 0 and not adapters(published.model)
+    pixels, ids = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), was.tokenizer(['a', 'two cats'])
+    for encode, inputs in (('encode_image', pixels), ('encode_text', ids)):
+        before, after = (getattr(m, encode)(inputs) for m in (trained, published.model))
+        assert (before - after).abs().max() < 1e-5
+
+
+def test_adapters_need_a_backbone(folder):
+    both = dict(image_tower='backbone', text_tower='backbone', backbone=f'local-dir:{folder}')
+    for given, says in [
+        (dict(lora_rank=4), 'cached features cannot be trained'),
+        (dict(both, lora_rank=4, train_blocks=1), 'two ways to train'),
+        (dict(both, lora_rank=-1), 'lora_rank = -1'),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            make_config('smoke', **given)

@@ -101,6 +101,7 @@ class ModelConfig(_SpaceConfig):
 
     backbone: str = ''  # pretrained towers, see meru.models.pretrained.load_towers; '' = none
     train_blocks: Annotated[int, AtLeast(0)] = 0  # how many of the backbone's last blocks are trained; 0 = it is frozen
+    lora_rank: Annotated[int, AtLeast(0)] = 0  # of low-rank adapters on the backbone's linear maps; 0 = none
     image_tower: Annotated[str, OneOf((*_image_towers, 'backbone', 'features'))] = (
         'vit'  # conv: small pictures on a CPU
     )
@@ -134,6 +135,13 @@ class ModelConfig(_SpaceConfig):
             )
         if 'backbone' in towers and not self.backbone:
             raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")
+        if self.train_blocks and self.lora_rank:
+            raise ValueError('train_blocks and lora_rank are two ways to train a backbone: set one of them to 0')
+        if self.lora_rank and 'backbone' not in towers:
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}, but no tower is 'backbone': cached features cannot be trained; "
+                "set image_tower='backbone' and text_tower='backbone'"
+            )
         if self.train_blocks and 'backbone' not in towers:
             raise ValueError(
                 f"train_blocks is {self.train_blocks}, but no tower is 'backbone': cached features cannot be trained"
@@ -443,7 +451,7 @@ def build_model(
 ) -> Model:
     "A model with fresh weights."
     if cfg.image_tower == 'backbone':
-        towers = load_towers(cfg.backbone, cfg.train_blocks)
+        towers = load_towers(cfg.backbone, cfg.train_blocks, cfg.lora_rank)
         if towers.image_size != cfg.image_size:
             raise ValueError(
                 f'image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: '

@@ -127,7 +127,7 @@ def _load_tensors(
     bad = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
     if bad:
         raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # a backbone with adapters brings the rest itself
 
 # %% ../../nbs/training/42_run.ipynb #020b9dde
 def _log_row(line: str, where: str) -> dict:
