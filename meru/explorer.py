@@ -517,7 +517,8 @@ def _straight_walks(
 # %% ../nbs/70_explorer.ipynb #444c9f83
 def _measured_walks(
     space: _Space,
-    seen: _Polar,
+    radii: Float[Tensor, ' n'],
+    values: dict[str, Tensor],  # by reading
     items: _Items,
     most: int = 60,  # straight walks, which take longer
 ) -> list[_Walks]:  # the best first; empty where nothing lies above anything
@@ -526,8 +527,8 @@ def _measured_walks(
     if not len(rows):
         return walks
     own = ancestors(items.parents)[:, texts]
-    for name, values in _values_of(space, seen, texts).items():
-        met = _met_by(values, seen.radii, texts, _root_values.get(name, torch.inf))
+    for name, some in values.items():
+        met = _met_by(some, radii, texts, _root_values.get(name, torch.inf))
         walks.append(_Walks(name, met[rows], own[rows]))
     if space.kappa < 1:
         some = rows[spread(len(rows), most)]
@@ -578,7 +579,7 @@ def _ways_passed(
         return None
     points, curv = space.wide()
     geometry = get_geometry(space.geometry)
-    return float(_passes_common(geometry, points[pictures], points[texts], own[pictures], curv).mean())
+    return float(_passes_common(geometry, points[pictures], points[texts], own[pictures], curv, 200).mean())
 
 # %% ../nbs/70_explorer.ipynb #8cf30656
 def _walk_data(
@@ -587,12 +588,12 @@ def _walk_data(
     items: _Items,
 ) -> dict:
     "By which reading the page walks, how well, and what it opens on."
-    walks = _measured_walks(space, seen, items)
+    values = _values_of(space, seen, items.text_rows)
+    walks = _measured_walks(space, seen.radii, values, items)
     if not walks:
         return dict(reading='path' if space.kappa < 1 else 'direction', start=-1)
     best, rows = walks[0], _walked_from(items)
     rows = rows[spread(len(rows), len(best.met))]
-    values = _values_of(space, seen, items.text_rows)
     known = _known(values.get(best.reading, values['distance']), items)
     between = _ways_passed(space, items)
     return dict(
@@ -1203,7 +1204,8 @@ def _some_given(
         return given
     texts = sum(image is None for image in given.images)
     photos = len(paths) - texts
-    chosen = [texts + step for step in spread(photos, max(1, n // 2))] if photos else []
+    most = n - min(texts, n // 2)
+    chosen = [texts + step for step in spread(photos, most)] if photos else []
     wanted = {paths[row][:length] for row in chosen for length in range(1, 9)}
     first = [row for row in range(texts) if paths[row] in wanted]
     first = first[: n - len(chosen)]
@@ -1214,6 +1216,27 @@ def _some_given(
     return given.some([*sorted(first), *chosen])
 
 # %% ../nbs/70_explorer.ipynb #cadefac9
+def _narrowed(
+    points: Float[Tensor, 'n d'],
+    most: int = 512,  # numbers a point
+) -> tuple[Float[Tensor, 'n e'], str]:  # and what that costs, for people
+    "Points along their main axes, where they have more numbers than a page should hold."
+    n, dim = points.shape
+    if dim <= most:
+        return points, ''
+    x = points.double()
+    wide = n > dim
+    products = x.T @ x if wide else x @ x.T
+    sizes, axes = torch.linalg.eigh(products)
+    sizes, axes = sizes[-most:].clamp(min=0), axes[:, -most:]
+    narrow = x @ axes if wide else axes * sizes.sqrt()
+    kept = float(narrow.square().sum() / x.square().sum())
+    return (
+        narrow.float(),
+        f' Of {dim} numbers a point its {narrow.shape[1]} main ones are kept, {kept:.1%} of the whole.',
+    )
+
+
 def _space_given(
     points: Float[Tensor, 'n d'],
     model,  # whose points these are: it knows geometry and curvature; or a geometry's name, curvature 1
@@ -1247,9 +1270,10 @@ def _given_scene(
     some = _some_given(given, n)
     names = [_path_of(label)[-1] for label in some.labels]
     photos = _read_photos(some.images, names)
-    shown = _shown_of(len(names), len(given.labels), photos.failed)
+    points, narrowed = _narrowed(some.points)
+    shown = _shown_of(len(names), len(given.labels), photos.failed) + narrowed
     texts = sum(image is None for image in some.images)
-    return _point_items(some.labels, photos.files, texts, shown), some.points
+    return _point_items(some.labels, photos.files, texts, shown), points
 
 # %% ../nbs/70_explorer.ipynb #2e10dc25
 @dataclass
@@ -1378,7 +1402,7 @@ def explore(
         folder = Path.cwd() if run is None else project_path(run)
         items, kept = _given_scene(_given(points, labels, images), n)
         folder.mkdir(parents=True, exist_ok=True)
-        return _write_page(folder / 'explorer.html', items, [_space_given(kept, model)], f'{folder.name}: a map')
+        return _write_page(folder / 'explorer.html', items, [_space_given(kept, model)], folder.name)
     if run is None:
         raise ValueError('there is nothing to explore: name a run, or give points with their labels and images')
     run = project_path(run.folder if isinstance(run, Run) else run)

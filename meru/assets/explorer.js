@@ -277,7 +277,7 @@ function drawEdges() {
   if (selected >= 0) {
     ctx.strokeStyle = colour.path; ctx.lineWidth = 3; ctx.lineCap = 'round'
     if (space.cones && !coned) ctx.setLineDash([7, 7])
-    const stops = end < 0 ? [selected, ...path, -1] : [selected, end]
+    const stops = end >= 0 ? [selected, end] : space.ladder.length ? [selected, ...path, -1] : []
     for (let k = 1; k < stops.length; k++) arc(stops[k - 1], stops[k])
     ctx.setLineDash([])
   }
@@ -322,7 +322,9 @@ function arrange() {
   const image = i => picture[i] = items.tile[i] >= 0 && claim(X[i] - size[i] * .42, Y[i] - size[i] * .42, X[i] + size[i] * .42, Y[i] + size[i] * .42)
   claim(rx - 14, ry - 22, rx + 14, ry + 9)
   for (const i of special) if (items.tile[i] >= 0) { image(i); picture[i] = 1 }
-  for (const i of special) label[i] = claimLabel(i) || i === hovered || i === selected || i === end
+  // a photo under its caption would say the same twice
+  const twice = i => !isText(i) && path.some(j => items.text[j] === items.text[i])
+  for (const i of special) if (!twice(i)) label[i] = claimLabel(i) || i === hovered || i === selected || i === end
   for (const l of great) for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i)
   for (const lamp of [true, false]) for (const i of byLevel[IMAGE]) if (open(i) && !picture[i] && bright(i) === lamp && size[i] >= 9) image(i)
   for (let l = 0; l < IMAGE; l++) for (const i of byLevel[l]) if (loud[l] > 1 && open(i) && bright(i) && !label[i] && F[i] * zoom > (k < 0 ? great.length ? .75 : .2 : 0)) label[i] = claimLabel(i)
@@ -566,10 +568,10 @@ function verdict() {
 function guide() {
   const pictures = byLevel[IMAGE], some = loud[0] < 2 ? byLevel[0] : []
   const most = [...some].sort((i, j) => kids[j].length - kids[i].length || i - j)[0], fold = (title, ...c) => el('details', {}, el('summary', {}, title), ...c)
-  return [el('h2', {}, 'What am I looking at?'), ...(selected >= 0 ? [el('p', {}, `A walk, for example: from “${items.text[selected]}” to the root, ever more general.`), pathList()] : []), el('ol', { class: 'points' }, ...space.story.points.map(([lead, words]) => el('li', {}, el('b', {}, lead), ' ', words))),
+  return [el('h2', {}, 'What am I looking at?'), ...(selected >= 0 ? [el('div', { class: 'head' }, isText(selected) ? null : tile(selected, 64), el('p', {}, `A walk, for example: from ${isText(selected) ? '' : `this ${thing}, `}“${items.text[selected]}”, to the root, ever more general.`)), pathList()] : []), el('ol', { class: 'points' }, ...space.story.points.map(([lead, words]) => el('li', {}, el('b', {}, lead), ' ', words))),
     el('div', { class: 'try' },
       most >= 0 ? button(`${coneful(space) ? 'Light the cone of' : 'What lies below'} “${items.text[most]}”`, () => select(most)) : null,
-      pictures.length ? button(`Walk from a ${thing} up to the root`, () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null),
+      pictures.length && space.ladder.length ? button(`Walk from a ${thing} up to the root`, () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null),
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
     ...space.story.more.map(([title, words]) => fold(title, el('p', {}, words))),
     fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click or tap anything.'), el('p', { class: 'keys' }, 'Keys: ', ...keys())),
@@ -596,7 +598,7 @@ function keys() {
 }
 function pathList() {
   const li = (i, ...c) => el('li', { style: `--c:var(--level${i < 0 ? 9 : levelOf[i]})` }, ...c)
-  const first = li(selected, el('b', {}, levelOf[selected] === IMAGE && !guided ? 'this ' + thing : items.text[selected]))
+  const first = li(selected, el('b', {}, levelOf[selected] === IMAGE ? 'this ' + thing : items.text[selected]))
   const last = end < 0 ? li(-1, el('button', { class: 'row', onclick: home }, el('span', {}, 'the root'), el('span', { class: 'num' }, '0.00'))) : li(end, row(end, fixed(space.radius[end])))
   return el('ol', { class: 'path' }, first, ...path.map(i => li(i, row(i, fixed(space.radius[i])))), last)
 }
@@ -637,9 +639,9 @@ function report() {
   const truth = chain(i).map(p => items.text[p])
   return [large, el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i]), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
     truth.length ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
-    ...(end >= 0 ? wayReport() : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), wayButtons()]),
+    ...(end >= 0 ? wayReport() : !space.ladder.length ? [] : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), wayButtons()]),
     ...(isText(i) ? underReport() : []),
-    el('h3', {}, `Nearest ${words}`), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
+    ...(texts.length ? [el('h3', {}, `Nearest ${words}`)] : []), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
     ...(pictures.length ? [el('h3', {}, `Nearest ${thing}s`), thumbs(pictures.map(p => p[1]))] : []),
     el('div', { class: 'try', style: 'margin-top:18px' }, button('Centre this', () => centre(here(selected))), button('What am I looking at?', explain))]
 }
