@@ -57,23 +57,38 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
             self.now -= at[1]
 
 # %% ../../nbs/training/43_step.ipynb #10a5e022
+def _with_own(
+    model: Model,
+    out: dict,  # what it returned
+    losses: Callable | None,  # of a person's own: model and `out` to scalars by name
+) -> dict:
+    "Add losses of one's own; each is logged by its name."
+    if losses is None:
+        return out
+    own = losses(model, out)
+    if taken := sorted(own.keys() & out.keys()):
+        raise ValueError(f'a loss of your own is called {taken[0]!r}, as one of the model: give it another name')
+    return out | own | dict(loss=out['loss'] + sum(own.values()))
+
+
 def gradients(
     model: Model,  # its gradients are added to
     batch: Batch,  # pairs, on the model's device
     cfg: TrainConfig,  # precision, and how many pairs at once
     backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
+    losses: Callable | None = None,  # of one's own: model and what it returned to scalars by name, which are added
 ) -> dict:  # what the model returns
     "Loss and gradients of a batch; the same whether `micro_batch` is set or not."
     precise = partial(torch.autocast, batch.images.device.type, torch.bfloat16, enabled=cfg.amp == 'bf16')
     if cfg.micro_batch:
-        return _by_parts(model, batch, cfg.micro_batch, precise, backward)
+        return _by_parts(model, batch, cfg.micro_batch, precise, backward, losses)
     with precise():
-        out = model(batch.images, batch.tokens, batch.text_ids, batch.chains)
+        out = _with_own(model, model(batch.images, batch.tokens, batch.text_ids, batch.chains), losses)
     backward(out['loss'])
     return out
 
 # %% ../../nbs/training/43_step.ipynb #19577985
-def _by_parts(model, batch, n, precise, backward):
+def _by_parts(model, batch, n, precise, backward, losses):
     parts = list(zip(batch.images.split(n), batch.tokens.split(n)))
     seeds = torch.randint(2**62, (len(parts),)).tolist()
     scalars = [p for p in model.parameters(recurse=False) if p.requires_grad]
@@ -87,7 +102,7 @@ def _by_parts(model, batch, n, precise, backward):
         features = list(map(project, parts, seeds))
     u, v = (torch.cat(o).requires_grad_() for o in zip(*features))
     with precise():
-        out = model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids)
+        out = _with_own(model, model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids), losses)
     u_grad, v_grad, *scalar_grads = torch.autograd.grad(out['loss'], [u, v, *scalars])
     *others, last = zip(parts, seeds, u_grad.split(n), v_grad.split(n))
     for part, seed, *grads in others:

@@ -224,6 +224,7 @@ def update(
     cfg: TrainConfig,  # learning rate, precision, clipping
     step: int,  # updates made so far
     backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
+    losses: Callable | None = None,  # of one's own, as `fit` takes them
 ) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
     "One step: forward, backward, and the update if everything is finite."
     torch.manual_seed(cfg.seed * 1_000_003 + step + rank() * 2**40)
@@ -232,7 +233,7 @@ def update(
         group['lr'] = lr
     model.train()
     opt.zero_grad()
-    out = gradients(model, batch, cfg, backward)
+    out = gradients(model, batch, cfg, backward, losses)
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if cfg.grad_clip:
         nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norm)
@@ -257,7 +258,8 @@ def _describe(
     "Losses in nats and radians, curvature, scale, and where images and texts lie."
     geometry, curv = model.geometry, model.curv
     points = {k: gather_rows(out[f'{k}_points']) for k in ('image', 'text')}
-    row = {k: float(out[k]) for k in ('loss', *_terms, 'lr', 'grad_norm') if k in out}
+    own = [k for k in out if k not in (*_terms, 'loss', 'lr', 'grad_norm', 'bad', 'image_points', 'text_points')]
+    row = {k: float(out[k]) for k in ('loss', *_terms, *own, 'lr', 'grad_norm') if k in out}
     row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)), logit_scale=float(model.logit_scale))
     if geometry.has_radius:
         row |= {f'{k}_radius': _quantiles(geometry.radius(x, curv)) for k, x in points.items()}
@@ -309,11 +311,12 @@ def _validate(
 def _begin(
     run: Run,  # where a checkpoint may lie
     device: str,  # where the model goes
+    model: Model | None = None,  # one's own, fresh; None: that of the config
 ) -> tuple[Model, torch.optim.Optimizer, dict]:  # model, optimiser, state: `step` and `best`
     "The model as the run left it, or as its config begins."
     cfg, state = run.config, dict(step=0, best=-1.0)
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg)
+    model = model or build_model(cfg)
     if cfg.init:
         _load_weights(cfg.init, model)
     if world() > 1:
@@ -326,17 +329,44 @@ def _begin(
         compile_blocks(model)
     return model, opt, state
 
+# %% ../../nbs/training/44_trainer.ipynb #72146df8
+def _named(thing) -> str:
+    "What a record calls a function or the class of an object; '' for none."
+    kind = thing if thing is None or hasattr(thing, '__qualname__') else type(thing)
+    return f'{kind.__module__}.{kind.__qualname__}' if kind else ''
+
+
+def _check_own(
+    run: Run,  # its record notes what is one's own
+    model: Model | None,
+    losses: Callable | None,
+):
+    "Refuse a model of another config, and a run that goes on with other things than it began with."
+    if model is not None and model.cfg != run.config:
+        raise ValueError('the model was made for another config than the run: give Model(...) run.config')
+    towers = [_named(getattr(model, o, None)) for o in ('image_tower', 'text_tower')]
+    own = dict(towers=towers if model else [], losses=_named(losses))
+    before = run.read('run.json').get('own', own if not run.step else dict(towers=[], losses=''))
+    if before != own:
+        raise ValueError(f'{run.name} was begun with {before}, now given {own}: give the same, or another folder')
+    if model or losses:
+        run.record(own=own)
+
 # %% ../../nbs/training/44_trainer.ipynb #6fac5dab
 def fit(
     run: Run,  # what to train and where to keep it
     quiet: bool = False,  # no progress bar: one of many runs
+    model: Model | None = None,  # one's own, around towers of one's own and `run.config`; None: that of the config
+    losses: Callable | None = None,  # of one's own: model and what it returned to scalars by name, which are added
+    on_log: Callable = lambda row: None,  # called with each line of `metrics.jsonl`
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
+    _check_own(run, model, losses)
     if run.finished:
-        return _finished_model(run)
+        return _finished_model(run, model)
     with locked(run.folder):
         cfg, device = run.config, pick_device(run.config.device)
-        model, opt, state = _begin(run, device)
+        model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
         backward = make_backward(model)
         clock, watch, bar = _Clock(run), _Watch(), _bar(run, state['step'], quiet)
@@ -344,7 +374,7 @@ def fit(
         for step, batch in zip(range(state['step'], cfg.total_steps), batches):
             done = step + 1
             try:
-                out = update(model, opt, to_device(batch, cfg, device), cfg, step, backward)
+                out = update(model, opt, to_device(batch, cfg, device), cfg, step, backward, losses)
                 watch.see(out['bad'], step, read=any(_due(cfg, done, o) for o in ('log', 'val', 'save')))
             except NonFinite as error:
                 raise _with_batch(run, error, loader) from None
@@ -360,6 +390,7 @@ def fit(
                 save_checkpoint(run.best, model, step=done)
             if row:
                 run.log(dict(step=done) | row)
+                on_log(dict(step=done) | row)
             if _due(cfg, done, 'save'):
                 agree(weights=checksum(model))
                 save_checkpoint(run.last, model, opt, **state | dict(step=done))
@@ -368,7 +399,7 @@ def fit(
     return model.eval()
 
 # %% ../../nbs/training/44_trainer.ipynb #0ea084c0
-def _finished_model(run: Run) -> Model:
+def _finished_model(run: Run, model: Model | None = None) -> Model:
     "Nothing is left to do."
     if not run.last.exists():
         raise FileNotFoundError(
@@ -377,7 +408,7 @@ def _finished_model(run: Run) -> Model:
         )
     if not rank():
         print(f'{run.name} is finished: {run.config.total_steps} steps were made. Nothing was changed.')
-    return _begin(run, pick_device(run.config.device))[0].eval()
+    return _begin(run, pick_device(run.config.device), model)[0].eval()
 
 # %% ../../nbs/training/44_trainer.ipynb #3b2f603b
 def _open_session(
