@@ -209,13 +209,13 @@ def _bare_png(data: bytes) -> _Bare:
         if critical and not right:
             raise ImageError('truncated', f'PNG, {len(data)} bytes: the checksum of {kind!r} is wrong')
         if critical or kind == b'tRNS' and right:
-            kept.append(data[at:end])
+            kept.append(view[at:end])
         if kind == b'eXIf':
             turn = _exif_orientation(data[at + 8 : end - 4])
         at = end
         if kind == b'IEND':
             return _Bare(b''.join(kept), turn)
-    return _Bare(b''.join([*kept, data[at:]]), turn)
+    return _Bare(b''.join([*kept, view[at:]]), turn)
 
 # %% ../../nbs/data/21_images.ipynb #0bf74d7f
 def _bare_webp(data: bytes) -> _Bare:
@@ -317,7 +317,7 @@ def to_rgb(
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
-    return im.convert('RGB')
+    return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../../nbs/data/21_images.ipynb #6ffdd33f
 def _judged(
@@ -339,6 +339,15 @@ def _judged(
         return decode_jpeg(data, 'RGB', **least, strict=False)
 
 # %% ../../nbs/data/21_images.ipynb #6ffdd341
+def _pixels_of(im: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
+    "The pixels of an RGB picture, some rows at a time: Pillow hands them out as bytes, which would be a second copy."
+    pixels = np.empty((im.height, im.width, 3), np.uint8)
+    for top in range(0, im.height, 512):
+        rows = pixels[top : top + 512]
+        rows[:] = im.crop((0, top, im.width, top + len(rows)))
+    return pixels
+
+
 def _filler() -> bytes:
     "Bits of chance, and every restart marker, for a decoder that waits for one."
     pieces = (
@@ -363,7 +372,7 @@ def _drafted(
     "Pillow's pixels."
     im = Image.open(io.BytesIO(data), formats=['JPEG'])
     im.draft(None, (im.width // scale, im.height // scale))
-    return np.array(to_rgb(im))
+    return _pixels_of(to_rgb(im))
 
 # %% ../../nbs/data/21_images.ipynb #9a03bd6a
 def _decode_jpeg(
@@ -410,7 +419,7 @@ def _decode_scaled(
         (w, h), kind = opened.im.size, opened.im.format
         scale = next(o for o in (8, 4, 2, 1) if o == 1 or min(w, h) >= o * least)
         try:
-            pixels = _decode_jpeg(opened, scale) if kind == 'JPEG' else np.array(to_rgb(opened.im))
+            pixels = _decode_jpeg(opened, scale) if kind == 'JPEG' else _pixels_of(to_rgb(opened.im))
         except ImageError:
             raise
         except Exception as e:

@@ -125,9 +125,10 @@ def _check_columns(
     "Refuse a table that lacks a column, or has one twice."
     if missing := columns.missing(names):
         raise ValueError(f'{table} has no column {missing!r}; it has {", ".join(map(str, names))}: {columns.remedy}.')
-    for name in {}.fromkeys(chain(*columns.wanted)):
-        if names.count(name) > 1:
-            raise ValueError(f'{table} has {names.count(name)} columns called {name!r}: rename all but one.')
+    for name in chain(*columns.wanted):
+        times = names.count(name)
+        if times > 1:
+            raise ValueError(f'{table} has {times} columns called {name!r}: rename all but one.')
 
 # %% ../../nbs/data/18_tables.ipynb #d15ed6be
 def _named(

@@ -71,11 +71,15 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def _zip_names(file: zipfile.ZipFile) -> tuple[list[str], list[str]]:
     "Files and folders of a zip that are not hidden; two files of one name are refused."
-    shown = sorted(o for o in file.namelist() if not _is_hidden(o))
-    files = [o for o in shown if not o.endswith('/')]
-    if twice := [a for a, b in pairwise(files) if a == b]:
+    files, folders = [], []
+    for name in file.namelist():
+        if not _is_hidden(name):
+            (folders if name.endswith('/') else files).append(name)
+    files.sort()
+    twice = [name for name, following in pairwise(files) if name == following]
+    if twice:
         raise ValueError(f'{file.filename} holds two files called {twice[0]}: pack it anew')
-    return files, [o.rstrip('/') for o in shown if o.endswith('/')]
+    return files, [name.rstrip('/') for name in folders]
 
 
 def _read_zipped(file: zipfile.ZipFile, name: str) -> bytes:

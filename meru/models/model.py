@@ -34,11 +34,11 @@ curv_range = (0.1, 10.0)  # bounds of the curvature magnitude (MERU)
 
 _max_logit_scale = 100.0  # bound of the inverse temperature (CLIP)
 
-# %% ../../nbs/models/32_model.ipynb #5ef2478d
+# %% ../../nbs/models/32_model.ipynb #7c1e52d4
 _Width = Annotated[int, Between(1, 65536)]  # channels, dimensions, pixels: more is a slip, or hostile
 _Depth = Annotated[int, Between(1, 1000)]
 
-
+# %% ../../nbs/models/32_model.ipynb #5ef2478d
 @dataclass(frozen=True)
 class _SpaceConfig:
     "The space, what is lifted into it, and its losses."

@@ -238,11 +238,15 @@ def _check_shapes(
     if cfg.text_tower == 'backbone':
         return
     with torch.device('meta'):
-        own = {k: list(o.shape) for k, o in build_model(cfg).state_dict().items()}
+        own = {name: list(tensor.shape) for name, tensor in build_model(cfg).state_dict().items()}
+    there = {}
     with suppress(SafetensorError), safe_open(path, framework='pt') as file:  # who loads it says what is damaged
-        there = {k.removeprefix('model.'): file.get_slice(k).get_shape() for k in file.keys() if 'optim.' not in k}
-        if bad := sorted(k for k in own.keys() | there.keys() if own.get(k) != there.get(k)):
-            raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
+        for name in file.keys():
+            if not name.startswith('optim.'):
+                there[name.removeprefix('model.')] = file.get_slice(name).get_shape()
+    bad = sorted(name for name in own.keys() | there.keys() if own.get(name) != there.get(name))
+    if there and bad:
+        raise ValueError(f'{path} holds another model: {len(bad)} tensors do not fit, the first is {bad[0]}')
 
 
 _saved_name = 'model.safetensors'
