@@ -393,26 +393,40 @@ def _paper_rule(
     "How MERU's evaluation divides a set."
     return _zeroshot_sets().get(_set_id(name), {}).get('paper', {})
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #65ef8b24
+def _divided(task: Classification, rule: dict) -> Classification:
+    "A set without parts, cut as a rule of data/zeroshot/sets.json says."
+    whole = task.pictures, task.targets
+    if 'each' in rule:
+        train, test = (_take(whole, rows) for rows in _some_of_each(task.targets, rule['each']))
+        return task._replace(train=train, pictures=test[0], targets=test[1])
+    if 'train' in rule:
+        sizes = [rule[part] for part in ('train', 'val', 'test')]
+        train, val, test = (_take(whole, rows) for rows in draw_parts(len(task.targets), sizes))
+        return task._replace(train=train, val=val, pictures=test[0], targets=test[1])
+    return task
+
+
+def _shortened(task: Classification, rule: dict) -> Classification:
+    "A test part of no more pictures than the paper's."
+    count = rule.get('test', 0)
+    if not 1 < count < len(task.targets):
+        return task
+    (rows,) = draw_parts(len(task.targets), [count])
+    pictures, targets = _take((task.pictures, task.targets), rows)
+    return task._replace(pictures=pictures, targets=targets)
+
 
 def _published_parts(task: Classification) -> Classification:
     "Training, validation and test part in the sizes of MERU's evaluation; see `paper` in data/zeroshot/sets.json."
     rule = _paper_rule(task.name)
-    whole = task.pictures, task.targets
-    if task.train is None and 'each' in rule:
-        train, test = (_take(whole, rows) for rows in _some_of_each(task.targets, rule['each']))
-        task = task._replace(train=train, pictures=test[0], targets=test[1])
-    elif task.train is None and 'train' in rule:
-        sizes = [rule[part] for part in ('train', 'val', 'test')]
-        train, val, test = (_take(whole, rows) for rows in draw_parts(len(task.targets), sizes))
-        return task._replace(train=train, val=val, pictures=test[0], targets=test[1])
-    elif 'test' in rule and len(task.targets) > rule['test'] > 1:
-        pictures, targets = _take(whole, draw_parts(len(task.targets), [rule['test']])[0])
-        task = task._replace(pictures=pictures, targets=targets)
+    task = _shortened(task, rule) if task.train else _divided(task, rule)
     if task.train is None or task.val is not None:
         return task
     share = rule.get('val', 0.2)
     sizes = [rule.get('train', 1 - share), share]
-    train, val = (_take(task.train, rows) for rows in draw_parts(len(task.train[1]), sizes))
+    rows = draw_parts(len(task.train[1]), sizes)
+    train, val = (_take(task.train, part) for part in rows)
     return task._replace(train=train, val=val)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #9381c123

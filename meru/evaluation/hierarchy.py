@@ -208,9 +208,12 @@ def _path_lengths(
     edges: list[tuple[str, str]],
 ) -> Float[Tensor, 'n n']:  # edges of the shortest path between each two
     "In a graph whose edges lead both ways."
-    number = {node: i for i, node in enumerate(dict.fromkeys(chain.from_iterable(edges)))}
-    ends = [[number[pair[side]] for pair in edges] for side in (0, 1)]
-    graph = csr_array(([1.0] * len(edges), ends), shape=(len(number), len(number)))
+    nodes = list(dict.fromkeys(chain.from_iterable(edges)))
+    number = dict(zip(nodes, range(len(nodes))))
+    upper = [number[node] for node, _ in edges]
+    lower = [number[node] for _, node in edges]
+    ones = [1.0] * len(edges)
+    graph = csr_array((ones, (upper, lower)), shape=(len(nodes), len(nodes)))
     rows = [number[name] for name in names]
     lengths = shortest_path(graph, directed=False, unweighted=True, indices=rows)
     return torch.from_numpy(lengths)[:, rows]
@@ -640,11 +643,14 @@ def _nearest_within(
 ) -> Bool[Tensor, 'i t']:
     "Which texts are, for some radius, the nearest of all within it."
     rising, order = radii.double().sort()
-    limits = torch.linspace(0, 1, steps, dtype=torch.float64, device=radii.device)
-    limits = rising[0] + limits * (rising[-1] - rising[0])
-    within = torch.searchsorted(rising, limits, right=True).clamp(1, len(rising))
-    best = scores[:, order].cummax(1).indices[:, within - 1]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[best], True)
+    smallest, largest = rising[0].item(), rising[-1].item()
+    limits = torch.linspace(smallest, largest, steps, dtype=torch.float64)
+    limits[-1] = largest
+    within = torch.searchsorted(rising, limits.to(rising), right=True)
+    nearest_so_far = scores[:, order].cummax(1).indices
+    best = nearest_so_far[:, within - 1]
+    met = torch.zeros_like(scores, dtype=torch.bool)
+    return met.scatter(1, order[best], True)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #5fa0314a
 def _threshold_metrics(
@@ -662,12 +668,15 @@ def _threshold_metrics(
     met = _nearest_within(geometry.scores(image_points, text_points, curv), radii)
     own = torch.zeros_like(met)
     own[pictures[:, None], chains] = True
-    precision = (met & own).sum(1) / met.sum(1).double()
+    right = (met & own).sum(1).double()
     hits = met[pictures].gather(1, chains).long()
-    levels = torch.zeros(len(met), chains.shape[1], dtype=torch.long, device=met.device)
-    recall = (levels.index_add(0, pictures, hits) > 0).double().mean(1)
-    means = dict(precision=precision, recall=recall, tau=chain_tau(radii[chains]))
-    return Measures(Measure('', f'threshold_{name}', value.mean().item()) for name, value in means.items())
+    levels = hits.new_zeros(len(met), chains.shape[1])
+    levels = levels.index_add(0, pictures, hits) > 0
+    each = dict(precision=right / met.sum(1), recall=levels.double(), tau=chain_tau(radii[chains]))
+    measures = Measures()
+    for name, values in each.items():
+        measures.append(Measure('', f'threshold_{name}', values.mean().item()))
+    return measures
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
 def _chain_values(

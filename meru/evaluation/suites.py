@@ -50,6 +50,8 @@ from meru.evaluation.zeroshot import (
     _split_halves,
 )
 from .retrieval import retrieval_metrics, retrieval_ranks
+
+# %% ../../nbs/evaluation/66_suites.ipynb #cfbe77ea
 from meru.evaluation.hierarchy import (
     _all_distances,
     _ancestor_overlap,
@@ -270,6 +272,15 @@ def _examine_captions(
         report.attempt(task.name, what, measure)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #2174183a
+def _distinct(keys: list) -> tuple[list[int], Int64[Tensor, ' n']]:
+    "Where each picture comes first, and the number of each row's picture."
+    first = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    number = dict(zip(first, range(len(first))))
+    return list(first.values()), torch.tensor([number[key] for key in keys])
+
+
 def _examine_chains(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -291,13 +302,9 @@ def _examine_chains(
     report.attempt(task.name, 'hierarchy', hierarchy)
 
     def thresholds():
-        keys = task.pictures.keys
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        number = {key: i for i, key in enumerate(first)}
-        pictures = torch.tensor([number[key] for key in keys])
         root = encode_texts(model, tokenizer, ['']).cpu()[0]
-        different = images[list(first.values())]
-        return _threshold_metrics(geometry, different, points, root, rows[task.chains], pictures, curv)
+        first, pictures = _distinct(task.pictures.keys)
+        return _threshold_metrics(geometry, images[first], points, root, rows[task.chains], pictures, curv)
 
     report.attempt(task.name, 'HierarCaps', thresholds)
     path = lambda: _path_metrics(geometry, images, points, rows[task.chains], curv)
@@ -419,11 +426,28 @@ def photo_summary(
         for name, quantity in _quantities.items():
             if measure := measures.find(name, dataset):
                 control = measures.value(name, dataset, 'untrained')
-                whose = report.rules.of(name, measures.value('prompts', dataset) or '')
-                rows.append([dataset, quantity.text, whose, measure.value, control, measure.chance])
+                used = measures.value('prompts', dataset) or ''
+                whose = report.rules.of(name, used)
+                numbers = [measure.value, control, measure.chance]
+                rows.append([dataset, quantity.text, whose, *numbers])
     table = markdown_table(['', '', 'protocol', 'model', 'untrained', 'chance'], rows)
     skipped = [f'- **{what}**: {why}' for what, why in report.skipped.items()]
     return '\n'.join([table, '', *remarks(measures), '', f'Skipped, {len(skipped)}:', '', *skipped])
+
+# %% ../../nbs/evaluation/66_suites.ipynb #4dc2b9b0
+def _rules_of(
+    name: str,  # paper or ours
+    prompts: str,  # a file, or ''
+    graph: str,  # a file, or ''
+) -> Protocol:
+    "A protocol with what a person brings."
+    rules = Protocol(name)
+    if prompts:
+        templates = read_prompts(project_path(prompts), _zeroshot_sets())
+        rules = rules._replace(prompts=templates, file=Path(prompts).name)
+    if graph:
+        rules = rules._replace(graph=read_graph(project_path(graph)), graph_file=Path(graph).name)
+    return rules
 
 # %% ../../nbs/evaluation/66_suites.ipynb #c5d5e616
 @dataclass(frozen=True)
@@ -464,13 +488,7 @@ class EvalConfig:
         "Whose rules, and which prompts."
         released = 'paper' if self.released and self.data != 'emoji' else 'ours'
         name = released if self.protocol == 'auto' else self.protocol
-        rules = Protocol(name)
-        if self.prompts:
-            prompts = read_prompts(project_path(self.prompts), _zeroshot_sets())
-            rules = rules._replace(prompts=prompts, file=Path(self.prompts).name)
-        if self.graph:
-            rules = rules._replace(graph=read_graph(project_path(self.graph)), graph_file=Path(self.graph).name)
-        return rules
+        return _rules_of(name, self.prompts, self.graph)
 
     @property
     def file(self) -> Path:

@@ -105,7 +105,9 @@ def _macro_accuracy(
     right = torch.bincount(targets[predicted == targets], minlength=classes)
     count = torch.bincount(targets, minlength=classes)
     predictions = torch.bincount(predicted, minlength=classes)
-    return (right / count.clamp_min(1).double())[(count + predictions) > 0].mean().item()
+    accuracy = right / count.clamp_min(1).double()
+    counted = count + predictions > 0
+    return accuracy[counted].mean().item()
 
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #c2c49c6e
 def _classification_hits(
@@ -195,8 +197,10 @@ def _probe_logits(
     "Fit, and apply; -inf for a class that was never seen."
     seen, numbered = labels.unique(return_inverse=True)
     weight = _fit_logistic(train, numbered, strength, steps)
-    logits = torch.full((len(test), n_classes), -torch.inf, dtype=torch.float64, device=test.device)
-    logits[:, seen] = test @ weight[:-1] + weight[-1]
+    weight, bias = weight[:-1], weight[-1]
+    shape = len(test), n_classes
+    logits = torch.full(shape, -torch.inf, dtype=torch.float64, device=test.device)
+    logits[:, seen] = test @ weight + bias
     return logits
 
 

@@ -42,9 +42,12 @@ def _negative_slopes(
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)
-        share = torch.add(tile.u.new_tensor(bias), tile.u, alpha=-logits.scale, out=tile.share).sigmoid_()
+        share = tile.share
+        torch.add(tile.u.new_tensor(bias), tile.u, alpha=-logits.scale, out=share)
+        share.sigmoid_()
         d_bias += share.sum()
-        d_scale -= torch.mul(share, tile.u, out=tile.work).sum()
+        torch.mul(share, tile.u, out=tile.work)
+        d_scale -= tile.work.sum()
         if logits.link != 'identity':
             share.mul_(tile.slope)
         d_left[rows].addmm_(share, logits.right[cols], alpha=weight)
@@ -68,8 +71,16 @@ class _NegativeSum(torch.autograd.Function):
         with _full_float32(left.device.type):
             slopes, d_bias = _negative_slopes(logits, ctx.bias)
         d_gain = torch.linalg.vecdot(slopes.left, left).sum() / logits.gain
+        parts = slopes.left, slopes.right, d_gain, slopes.scale, d_bias
         grad = grad.to(left)
-        return grad * slopes.left, grad * slopes.right, grad * d_gain, grad * slopes.scale, grad * d_bias, None
+        return *[grad * part for part in parts], None
+
+# %% ../../nbs/losses/15_sigmoid.ipynb #94939ed3
+def _frame(batch, text_ids):
+    "Which logits are no negatives, and where the rounding of their links ends; without rows and scale."
+    ids, _ = _count_negatives(text_ids, len(batch.right))
+    nothing = batch.left[:0], batch.right[:0], 0.0, 0.0
+    return _Logits(*nothing, batch.link, _floor(batch), batch.own.start, ids)
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #152cfeee
 def sigmoid_loss(
@@ -90,10 +101,10 @@ def sigmoid_loss(
         many = all_processes and world() > 1
         batch = (_together if many else _alone)(geometry, x, y, curv)
         scale = scale / curv.sqrt() if geometry.has_curv else scale
-        text_ids = gather_rows(text_ids, batch.counts) if many and text_ids is not None else text_ids
-        ids, _ = _count_negatives(text_ids, len(batch.right))
-        logits = _Logits(batch.left[:0], batch.right[:0], 0.0, 0.0, batch.link, _floor(batch), batch.own.start, ids)
-        negatives = _NegativeSum.apply(batch.left, batch.right, batch.gain, scale, bias, logits)
-        positives = softplus(scale * batch.positive - bias).sum()
-        mean = (positives + negatives) / len(x)
+        if many and text_ids is not None:
+            text_ids = gather_rows(text_ids, batch.counts)
+        rows = batch.left, batch.right, batch.gain
+        negatives = _NegativeSum.apply(*rows, scale, bias, _frame(batch, text_ids))
+        positives = softplus(scale * batch.positive - bias)
+        mean = (positives.sum() + negatives) / len(x)
         return (mean_of_all(mean, len(x)) if many else mean).to(dtype)

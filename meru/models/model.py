@@ -325,12 +325,14 @@ class Model(_Scalars):
         self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
     ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs."
-        scale = self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
+        scale = self.logit_scale
+        if self.cfg.temperature == 'curvature':
+            scale = scale * self.curv.sqrt()
+        space = self.geometry, x, t, self.curv, scale
         if self.cfg.pair_loss == 'sigmoid':
-            how = scale, self.logit_bias, text_ids, self.training
-            return sigmoid_loss(self.geometry, x, t, self.curv, *how)
+            return sigmoid_loss(*space, self.logit_bias, text_ids, self.training)
         how = text_ids, self.cfg.margin, self.cfg.hard_beta
-        return contrastive_loss(self.geometry, x, t, self.curv, scale, *how, all_processes=self.training)
+        return contrastive_loss(*space, *how, all_processes=self.training)
 
     def forward(
         self,

@@ -64,23 +64,6 @@ class _Tower(nn.Module):
             for part in (*blocks[-train_blocks:], *tail):
                 part.requires_grad_(True)
 
-    def adapt(
-        self,
-        rank: int,  # of the adapters
-    ) -> int:  # how many there are
-        "Put adapters on all linear maps; they alone learn, and they alone are in the state from now on."
-        count = 0
-        for module in list(self.net.modules()):
-            name = 'in_proj_weight' if isinstance(module, nn.MultiheadAttention) else 'weight'
-            weight = getattr(module, name, None)
-            if isinstance(module, (nn.Linear, nn.MultiheadAttention)) and weight is not None:
-                parametrize.register_parametrization(module, name, _LowRank(*weight.shape, rank))
-                count += 1
-        if count:
-            self.frozen, self.adapted = False, True
-            self.register_state_dict_post_hook(_only_adapters)
-        return count
-
     def train(self, mode: bool = True):  # batch statistics and dropout stay as in the pretrained net
         super().train(mode)
         self.net.eval()
@@ -100,6 +83,24 @@ def _only_adapters(tower, state, prefix, _):
             del state[name]
 
 
+def _adapt(
+    tower: _Tower,  # changed in place
+    rank: int,  # of the adapters
+) -> int:  # how many there are
+    "Put adapters on all linear maps; they alone learn, and they alone are in the state from now on."
+    count = 0
+    for module in list(tower.net.modules()):
+        name = 'in_proj_weight' if isinstance(module, nn.MultiheadAttention) else 'weight'
+        weight = getattr(module, name, None)
+        if isinstance(module, (nn.Linear, nn.MultiheadAttention)) and weight is not None:
+            parametrize.register_parametrization(module, name, _LowRank(*weight.shape, rank))
+            count += 1
+    if count:
+        tower.frozen, tower.adapted = False, True
+        tower.register_state_dict_post_hook(_only_adapters)
+    return count
+
+# %% ../../nbs/models/31_pretrained.ipynb #0a5e6087
 def _make_plain(module):
     "Give a linear map its sum as a weight; torch's own way would take the adapter from the map it was copied from too."
     weights = {name: getattr(module, name).detach() for name in module.parametrizations}
@@ -451,6 +452,6 @@ def load_towers(
             f'{backbone} was asked for, but the weights found are {towers.id}: '
             'find the former, or drop the hash and encode anew'
         )
-    if lora_rank and not sum(tower.adapt(lora_rank) for tower in (towers.image_tower, towers.text_tower)):
+    if lora_rank and not sum(_adapt(tower, lora_rank) for tower in towers[:2]):
         raise ValueError(f'lora_rank is {lora_rank}, but {name} has no linear maps')
     return towers

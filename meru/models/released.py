@@ -121,7 +121,9 @@ def _our_state(
             factors.setdefault(_stacked[kind], {})[int(number)] = tensor
         elif name not in _left_out and name != 'textual.attn_mask':
             ours[_our_name(name)] = tensor
-    return ours | {name: torch.stack([each[k] for k in sorted(each)]) for name, each in factors.items()}
+    for name, each in factors.items():
+        ours[name] = torch.stack([tensor for _, tensor in sorted(each.items())])
+    return ours
 
 # %% ../../nbs/models/33_released.ipynb #c32e2ab1
 @dataclass(frozen=True)
