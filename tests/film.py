@@ -1,6 +1,7 @@
-"""Photograph an explorer for the README: a still and the plane being re-centred by hand.
+"""Photograph an explorer for the README: a still, and the plane being re-centred by hand at a word that is named.
 
 python tests/film.py outputs/reference/demo 'animals and nature'
+python tests/film.py outputs/reference/tree
 """
 
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from test_explorer import CHROMES, Browser
 
-folder, grabbed = Path(sys.argv[1]).resolve(), sys.argv[2]
+folder, grabbed = Path(sys.argv[1]).resolve(), sys.argv[2:]
 chrome = Browser(shutil.which('chromedriver'), next(filter(None, map(shutil.which, CHROMES))), 9517)
 
 
@@ -27,15 +28,11 @@ def photo():
     )
 
 
-try:
-    chrome.call('POST', '/url', dict(url=(folder / 'explorer.html').as_uri()))
-    chrome.call('POST', '/window/rect', dict(width=1300, height=980))
-    chrome.settle()
-    (folder / 'figures').mkdir(exist_ok=True)
-    Image.fromarray(chrome.screenshot()).save(folder / 'figures' / 'explorer.webp', quality=82, method=6)
+def film(word):
+    "Drag `word` to the middle, and select it."
     chrome.js("for (const id of ['bar', 'key', 'note', 'tip']) document.getElementById(id).style.display = 'none'")
     frames, times = [photo()], [1400]
-    item = chrome.js('return meru.data.items.text.lastIndexOf(arguments[0])', grabbed)
+    item = chrome.js('return meru.data.items.text.lastIndexOf(arguments[0])', word)
     start, end = chrome.at(item), chrome.at(-1)
     chrome.act(start, dict(type='pointerDown', button=0))
     for k in range(1, 17):
@@ -61,5 +58,15 @@ try:
         quality=70,
         method=6,
     )
+
+
+try:
+    chrome.call('POST', '/url', dict(url=(folder / 'explorer.html').as_uri()))
+    chrome.call('POST', '/window/rect', dict(width=1300, height=980))
+    chrome.settle()
+    (folder / 'figures').mkdir(exist_ok=True)
+    Image.fromarray(chrome.screenshot()).save(folder / 'figures' / 'explorer.webp', quality=82, method=6)
+    for word in grabbed:
+        film(word)
 finally:
     chrome.close()
