@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PicturesConfig', 'OpenedFolder', 'open_folder']
 
-# %% ../nbs/73_pictures.ipynb #f66d4cf5
+# %% ../nbs/73_pictures.ipynb #21eeee55
 import hashlib
 import math
 import os
@@ -14,7 +14,7 @@ import time
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from jaxtyping import Float, Int64
 from pathlib import Path
@@ -447,25 +447,25 @@ def _plain_cosine(
     one = torch.tensor(1.0)
     return retrieval_metrics(get_geometry('sphere'), images, texts, part.image_ids, part.text_ids, one)
 
-# %% ../nbs/73_pictures.ipynb #e5f5e6dc
+# %% ../nbs/73_pictures.ipynb #9da2e21c
+@torch.no_grad()
 def _fit_cones(
-    model: Model,  # its constant K is lowered
+    model: Model,  # its texts are moved
     part: _Unseen,  # held-out pictures, not those of the table
     most: float = 0.035,  # share of other pictures in a text's cone
 ):
-    "The widest cones, up to those of training, that let so few others in."
-    geometry, curv, widest = model.geometry, model.curv.detach(), model.cfg.min_radius
-    with torch.no_grad():
-        images = model.encode_image(part.images)
-        texts = model.encode_text(part.texts)
-    angles = geometry.exterior_angle(texts[:, None], images, curv)
+    "Move all texts outwards from near the root, until so few other pictures lie in their cones."
+    geometry, curv, began = model.geometry, model.curv, model.log_text_alpha.item()
+    images, vectors = model.encode_image(part.images), model.map_text(part.texts)
     other = part.text_ids[:, None] != part.image_ids
-    for least in torch.linspace(widest, widest / 10, 91).tolist():
-        aperture = geometry.half_aperture(texts, curv, least)
+    for shift in torch.linspace(-0.5, 1.0, 76).tolist():
+        model.log_text_alpha.fill_(min(0.0, began + shift))
+        texts = model.lift_text(vectors)
+        angles = geometry.exterior_angle(texts[:, None], images, curv)
+        aperture = geometry.half_aperture(texts, curv, model.cfg.min_radius)
         inside = angles < aperture[:, None]
         if inside[other].double().mean() <= most:
-            break
-    model.cfg = replace(model.cfg, min_radius=least)
+            return
 
 # %% ../nbs/73_pictures.ipynb #3ca206bb
 _shown = [f'{way}_r{k}' for way in ('text_to_image', 'image_to_text') for k in (1, 5, 10)]
