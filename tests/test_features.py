@@ -458,3 +458,12 @@ def test_a_description_that_is_no_object_is_named(name, text, photos, tmp_path):
     (tmp_path / 'out' / name).write_text(text)
     with pytest.raises(ValueError, match=f'{name} (is not JSON|holds no JSON object)'):
         embed(config(photos, tmp_path), towers())
+
+
+def test_an_image_tower_sees_a_few_pictures_at_a_time(photos, tmp_path, monkeypatch):
+    "Its layers are what fills the memory, whatever the pictures' size; a part file holds as many as `batch_size`."
+    seen, forward = [], Pixels.forward
+    monkeypatch.setattr(Pixels, 'forward', lambda self, x: seen.append(len(x)) or forward(self, x))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    cache = embed(config(photos, tmp_path, views=1, word_drop=0.0, batch_size=20), towers())
+    assert seen == [16, 4] and len(cache.keys) == 20

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 from simplejpeg import decode_jpeg_header
+from meru.data.images import to_rgb
 from meru.data.images import (
     ImageAugment,
     ImageError,
@@ -608,3 +609,9 @@ def test_heic_without_its_reader_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(I, '_known', lambda name: False)
     with pytest.raises(ImageError, match='HEIC: pip install "meru.heic."'):
         decode_image(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic')
+
+
+def test_a_picture_of_three_colours_is_not_copied():
+    assert to_rgb(PHOTO) is PHOTO
+    tall = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1100, 7, 3), dtype=np.uint8))
+    assert torch.equal(decode_image(save(tall, 'PNG')).float(), pixels(tall))

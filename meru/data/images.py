@@ -214,7 +214,7 @@ def _bare_png(data: bytes) -> _Bare:
             turn = _exif_orientation(data[at + 8 : end - 4])
         at = end
         if kind == b'IEND':
-            return _Bare(b''.join(kept), turn)
+            return _Bare(data if sum(map(len, kept)) == len(data) else b''.join(kept), turn)  # one copy is enough
     return _Bare(b''.join([*kept, view[at:]]), turn)
 
 # %% ../../nbs/data/21_images.ipynb #0bf74d7f
