@@ -530,9 +530,14 @@ class Geometry(_Readings):
         return v.mean(dim)
 
 # %% ../nbs/00_geometry.ipynb #3f0bc3aa
+def _time_from(square, curv):
+    "x_t of a squared length."
+    return (1 / curv + square).sqrt()
+
+
 def _wide_time(x, curv):
     "x_t in the widest float."
-    return (1 / curv + _wide_squares(x)).sqrt()
+    return _time_from(_wide_squares(x), curv)
 
 
 def _lorentz_columns(x, curv, centre):
@@ -550,7 +555,7 @@ def _lorentz_gap(x, y, curv):
     "δ = (c/2)(|x−y|² − (x_t−y_t)²) from three squared lengths a pair."
     wide = curv.to(_wide(x.device))
     x_square, y_square = _wide_squares(x), _wide_squares(y)
-    both_times = (1 / wide + x_square).sqrt() + (1 / wide + y_square).sqrt()
+    both_times = _time_from(x_square, wide) + _time_from(y_square, wide)
     time_gap = (x_square - y_square) / both_times
     return wide / 2 * (_wide_squares(x, y) - time_gap.square())
 

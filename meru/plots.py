@@ -220,11 +220,14 @@ def _float64(x, curv):
 
 def _stretch(x, drawn, geometry, curv):
     "Median relative error of distances between points `drawn` in place of `x`, from 4,000 pairs."
-    i, j = torch.randint(len(x), (2, 4000), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    i, j = torch.randint(len(x), (2, 4000), generator=generator)
     i, j = i[i != j], j[i != j]
-    dist = (geometry if geometry.has_dist else get_geometry('flat')).dist
-    ratio = dist(drawn[i], drawn[j], curv) / dist(x[i], x[j], curv)
-    return float((ratio - 1).abs().nanmedian())
+    space = geometry if geometry.has_dist else get_geometry('flat')
+    shown = space.dist(drawn[i], drawn[j], curv)
+    true = space.dist(x[i], x[j], curv)
+    error = (shown / true - 1).abs()
+    return float(error.nanmedian())
 
 
 def _kept(flat, v):

@@ -65,10 +65,11 @@ def _taxonomy_measures(
     "How well points hold a tree, upwards and downwards."
     above, one = ancestors(parents), torch.tensor(1.0, dtype=torch.float64)
     far = [geometry.dist(some[:, None], points[None], one) for some in points.split(64)]
-    near, has = -torch.cat(far), above.any(1)
-    near = near.fill_diagonal_(-torch.inf)[has]
-    measures = dict(chain_ap=average_precision(near, above[has]), whole_chain=own_come_first(near, above[has]))
-    result = {name: value.double().mean().item() for name, value in measures.items()}
+    near = -torch.cat(far).fill_diagonal_(torch.inf)
+    lower = above.any(1)
+    near, own = near[lower], above[lower]
+    precision, whole = average_precision(near, own), own_come_first(near, own).double()
+    result = dict(chain_ap=precision.mean().item(), whole_chain=whole.mean().item())
     below = below_precision(geometry, points, above, one)
     result['below'] = {reading: value.mean().item() for reading, value in below.items()}
     if geometry.has_radius:
@@ -109,9 +110,11 @@ def _measured(parents, row):
     geometry, begun = get_geometry(row['geometry']), time.process_time()
     extra = 0 if geometry.has_radius else 1
     points = place(parents, geometry, row['dim'] + extra, row['scale'], row['steps'], row['seed'])
-    seconds, code = time.process_time() - begun, machine()
+    seconds = round(time.process_time() - begun, 1)
     measures = _taxonomy_measures(points, parents, geometry)
-    return measures | dict(seconds=round(seconds, 1), commit=code['commit'], dirty=code['dirty'])
+    code = machine()
+    record = dict(seconds=seconds, commit=code['commit'], dirty=code['dirty'])
+    return measures | record
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #32f248cc
 def _one_drawing_each() -> dict[str, str]:

@@ -353,8 +353,11 @@ def _upward_values(geometry, tree, rows):
     own, points = tree.above[rows], tree.points[rows]
     each = _chain_values(geometry, points, tree.points, own, tree.curv, rows, tree.min_radius)
     itself = torch.zeros_like(own).scatter(1, rows[:, None], True)
-    path = _path_values(geometry, points.float(), tree.points.float(), own | itself, tree.curv.float())
-    return _chain_items(tree, rows, each) | dict(text_path_whole=_ItemValues(path['path_whole']))
+    single = [o.float() for o in (points, tree.points)]
+    path = _path_values(geometry, *single, own | itself, tree.curv.float())
+    values = _chain_items(tree, rows, each)
+    values['text_path_whole'] = _ItemValues(path['path_whole'])
+    return values
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #db07ea20
 def _some_texts(tree, values, rows, chosen):
@@ -373,10 +376,12 @@ def _name_kin_values(geometry, test_set, tree, rows):
 def _below_values(geometry, tree):
     "All that lies below a text: by the best reading, and by each."
     each = below_precision(geometry, tree.points, tree.above, tree.curv)
-    best = max(each.values(), key=lambda precision: precision.mean().item())
+    means = {reading: precision.mean().item() for reading, precision in each.items()}
+    best = max(means, key=means.get)
     chance = _chance_precision(tree.above.T, len(tree.points) - 1)
-    values = {'below_map': best} | {f'below_map_{name}': precision for name, precision in each.items()}
-    return {name: _ItemValues(precision, chance) for name, precision in values.items()}
+    values = {f'below_map_{reading}': _ItemValues(precision, chance) for reading, precision in each.items()}
+    values['below_map'] = values[f'below_map_{best}']
+    return values
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #6c1990ae
 def _best_reading(values):

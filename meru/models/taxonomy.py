@@ -58,11 +58,12 @@ def _sunburst(
 ) -> Float[Tensor, 'n dim']:  # tangent vectors at the root, in units of 1/√c
     "Every node in the middle of its arc, the narrower the arc the farther out, in the first two dimensions."
     middle, width = _arcs(parents, depth.argsort(stable=True).tolist())
-    radius = 1.4 * (4 / width).log().clamp_min(0) + 0.3 * depth
+    narrow = (4 / width).log().clamp_min(0)
+    radius = 1.4 * narrow + 0.3 * depth
     across = torch.stack([middle.cos(), middle.sin()], 1)
     generator = torch.Generator().manual_seed(0)
-    rest = 0.1 * torch.randn(len(parents), dim - 2, generator=generator, dtype=torch.float64)
-    return torch.cat([radius[:, None] * across, rest], 1)
+    noise = torch.randn(len(parents), dim - 2, generator=generator, dtype=torch.float64)
+    return torch.cat([radius[:, None] * across, 0.1 * noise], 1)
 
 # %% ../../nbs/models/37_taxonomy.ipynb #f69bccee
 def _divide_across(

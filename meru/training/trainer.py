@@ -260,12 +260,14 @@ def _describe(
     points = {k: gather_rows(out[f'{k}_points']) for k in ('image', 'text')}
     own = [k for k in out if k not in (*_terms, 'loss', 'lr', 'grad_norm', 'bad', 'image_points', 'text_points')]
     row = {k: float(out[k]) for k in ('loss', *_terms, *own, 'lr', 'grad_norm') if k in out}
-    row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)), logit_scale=float(model.logit_scale))
+    row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)))
+    row['logit_scale'] = float(model.logit_scale)
     if geometry.has_radius:
         row |= {f'{k}_radius': _quantiles(geometry.radius(x, curv)) for k, x in points.items()}
     if geometry.has_cones:
         aperture = geometry.half_aperture(points['text'], curv, model.cfg.min_radius)
-        row['saturated'] = float((aperture >= math.pi / 2 - 1e-6).float().mean())
+        half_space = aperture >= math.pi / 2 - 1e-6
+        row['saturated'] = float(half_space.float().mean())
     return row
 
 # %% ../../nbs/training/44_trainer.ipynb #b1e2d8ed
