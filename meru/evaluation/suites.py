@@ -449,9 +449,44 @@ def _rules_of(
         rules = rules._replace(graph=read_graph(project_path(graph)), graph_file=Path(graph).name)
     return rules
 
+# %% ../../nbs/evaluation/66_suites.ipynb #3f711b67
+class _Places:
+    "Where what a config names lies."
+
+    checkpoint: str
+    run: str
+    data: str
+    out: str
+
+    @property
+    def released(self) -> bool:
+        "Is the checkpoint a file, not a run's?"
+        return Path(self.checkpoint).suffix == '.pth'
+
+    @property
+    def name(self) -> str:
+        "Of the model, in figures and folders."
+        return Path(self.checkpoint).stem if self.released else Path(self.run.partition('@')[0]).name
+
+    @property
+    def file(self) -> Path:
+        "The checkpoint."
+        return project_path(self.checkpoint) if self.released else _weights_of(self.run, self.checkpoint)
+
+    @property
+    def folder(self) -> Path:
+        "Where the results go."
+        own = not self.released and not _is_saved(self.run)
+        return project_path(self.out or (self.run if own else f'outputs/{self.name}'))
+
+    @property
+    def record(self) -> Path:
+        "The file for the numbers; each dataset has its own."
+        return self.folder / ('metrics.json' if self.data == 'emoji' else f'metrics_{Path(self.data).stem}.json')
+
 # %% ../../nbs/evaluation/66_suites.ipynb #c5d5e616
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(_Places):
     "What `nbs/evaluate.ipynb` takes."
 
     run: str = 'outputs/demo'  # folder of a run or of a saved model, from the project's root; or org/name of the hub
@@ -474,37 +509,11 @@ class EvalConfig:
             raise ValueError(f"{asked} = {getattr(self, asked)!r} is about photos, but data is 'emoji': name a folder")
 
     @property
-    def released(self) -> bool:
-        "Is the checkpoint a file, not a run's?"
-        return Path(self.checkpoint).suffix == '.pth'
-
-    @property
-    def name(self) -> str:
-        "Of the model, in figures and folders."
-        return Path(self.checkpoint).stem if self.released else Path(self.run.partition('@')[0]).name
-
-    @property
     def rules(self) -> Protocol:
         "Whose rules, and which prompts."
         released = 'paper' if self.released and self.data != 'emoji' else 'ours'
         name = released if self.protocol == 'auto' else self.protocol
         return _rules_of(name, self.prompts, self.graph)
-
-    @property
-    def file(self) -> Path:
-        "The checkpoint."
-        return project_path(self.checkpoint) if self.released else _weights_of(self.run, self.checkpoint)
-
-    @property
-    def folder(self) -> Path:
-        "Where the results go."
-        own = not self.released and not _is_saved(self.run)
-        return project_path(self.out or (self.run if own else f'outputs/{self.name}'))
-
-    @property
-    def record(self) -> Path:
-        "The file for the numbers; each dataset has its own."
-        return self.folder / ('metrics.json' if self.data == 'emoji' else f'metrics_{Path(self.data).stem}.json')
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0015c132
 def _with_towers(

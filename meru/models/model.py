@@ -38,6 +38,18 @@ _max_logit_scale = 100.0  # bound of the inverse temperature (CLIP)
 _Width = Annotated[int, Between(1, 65536)]  # channels, dimensions, pixels: more is a slip, or hostile
 _Depth = Annotated[int, Between(1, 1000)]
 
+# %% ../../nbs/models/32_model.ipynb #7f9caa98
+def _check_losses(cfg):
+    "Losses that a space has no use for."
+    if cfg.entail_weight and not get_geometry(cfg.geometry).has_cones:
+        raise ValueError(
+            f'geometry {cfg.geometry!r} has no entailment cones: set entail_weight=0, not {cfg.entail_weight}'
+        )
+    if cfg.pair_loss == 'sigmoid' and (cfg.margin or cfg.hard_beta):
+        raise ValueError("pair_loss 'sigmoid' has no margin and no hard weights: set margin=0 and hard_beta=0")
+    if cfg.order_weight and not get_geometry(cfg.geometry).has_radius:
+        raise ValueError(f'geometry {cfg.geometry!r} has no radii: set order_weight=0, not {cfg.order_weight}')
+
 # %% ../../nbs/models/32_model.ipynb #5ef2478d
 @dataclass(frozen=True)
 class _SpaceConfig:
@@ -78,14 +90,7 @@ class _SpaceConfig:
 
     def __post_init__(self):
         check_config(self)
-        if self.entail_weight and not get_geometry(self.geometry).has_cones:
-            raise ValueError(
-                f'geometry {self.geometry!r} has no entailment cones: set entail_weight=0, not {self.entail_weight}'
-            )
-        if self.pair_loss == 'sigmoid' and (self.margin or self.hard_beta):
-            raise ValueError("pair_loss 'sigmoid' has no margin and no hard weights: set margin=0 and hard_beta=0")
-        if self.order_weight and not get_geometry(self.geometry).has_radius:
-            raise ValueError(f'geometry {self.geometry!r} has no radii: set order_weight=0, not {self.order_weight}')
+        _check_losses(self)
 
 # %% ../../nbs/models/32_model.ipynb #22983348
 _paper_sizes = dict(
@@ -93,6 +98,26 @@ _paper_sizes = dict(
     vit_b=dict(image_width=768, image_depth=12, image_heads=12),
     vit_l=dict(image_width=1024, image_depth=24, image_heads=16),
 )  # image towers of the MERU paper
+
+# %% ../../nbs/models/32_model.ipynb #952b6158
+def _check_towers(cfg):
+    "A backbone brings both towers, and is trained in one way."
+    towers = (cfg.image_tower, cfg.text_tower)
+    if towers.count('backbone') == 1:
+        raise ValueError(f'image_tower is {towers[0]!r} and text_tower {towers[1]!r}: a backbone brings both towers')
+    if 'backbone' in towers and not cfg.backbone:
+        raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")
+    if cfg.train_blocks and cfg.lora_rank:
+        raise ValueError('train_blocks and lora_rank are two ways to train a backbone: set one of them to 0')
+    if cfg.lora_rank and 'backbone' not in towers:
+        raise ValueError(
+            f"lora_rank is {cfg.lora_rank}, but no tower is 'backbone': cached features cannot be trained; "
+            "set image_tower='backbone' and text_tower='backbone'"
+        )
+    if cfg.train_blocks and 'backbone' not in towers:
+        raise ValueError(
+            f"train_blocks is {cfg.train_blocks}, but no tower is 'backbone': cached features cannot be trained"
+        )
 
 # %% ../../nbs/models/32_model.ipynb #21b4bef7
 @dataclass(frozen=True)
@@ -128,24 +153,7 @@ class ModelConfig(_SpaceConfig):
                 f'patch_dropout is {self.patch_dropout}, but image_tower {self.image_tower!r} '
                 'has no patches that could be left out'
             )
-        towers = (self.image_tower, self.text_tower)
-        if towers.count('backbone') == 1:
-            raise ValueError(
-                f'image_tower is {towers[0]!r} and text_tower {towers[1]!r}: a backbone brings both towers'
-            )
-        if 'backbone' in towers and not self.backbone:
-            raise ValueError("a tower is 'backbone', but backbone is '': name one, such as 'open_clip:ViT-B-32:openai'")
-        if self.train_blocks and self.lora_rank:
-            raise ValueError('train_blocks and lora_rank are two ways to train a backbone: set one of them to 0')
-        if self.lora_rank and 'backbone' not in towers:
-            raise ValueError(
-                f"lora_rank is {self.lora_rank}, but no tower is 'backbone': cached features cannot be trained; "
-                "set image_tower='backbone' and text_tower='backbone'"
-            )
-        if self.train_blocks and 'backbone' not in towers:
-            raise ValueError(
-                f"train_blocks is {self.train_blocks}, but no tower is 'backbone': cached features cannot be trained"
-            )
+        _check_towers(self)
 
 # %% ../../nbs/models/32_model.ipynb #73e1c349
 def _widen(
