@@ -21,12 +21,12 @@ def _negative_sum(
     bias: float,
 ) -> Float[Tensor, '']:  # float64, but on mps float32
     "log(1 + e^l) of all negatives."
-    sums = []
+    sums, scale = [], float(logits.scale)
     _memory.owner = None  # the tiles that another loss has kept are overwritten
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)
-        torch.add(tile.u.new_tensor(bias), tile.u, alpha=-logits.scale, out=tile.share)
+        torch.add(tile.u.new_tensor(bias), tile.u, alpha=-scale, out=tile.share)
         sums.append(softplus(tile.share).sum(1).sum(dtype=_wide(tile.u.device)))
     return torch.stack(sums).sum()
 
@@ -38,12 +38,13 @@ def _negative_slopes(
     "1/(1 + e^(−l)) of each negative is what it sends to its logit."
     d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
     d_scale, d_bias = d_left.new_zeros(()), d_left.new_zeros(())
-    weight = -logits.scale * logits.gain * _SLOPES[logits.link]
+    scale, gain = float(logits.scale), float(logits.gain)
+    weight = -scale * gain * _SLOPES[logits.link]
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)
         share = tile.share
-        torch.add(tile.u.new_tensor(bias), tile.u, alpha=-logits.scale, out=share)
+        torch.add(tile.u.new_tensor(bias), tile.u, alpha=-scale, out=share)
         share.sigmoid_()
         d_bias += share.sum()
         torch.mul(share, tile.u, out=tile.work)
