@@ -82,7 +82,7 @@ def test_what_is_read(prefix, tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(weights.values(), model.state_dict().values(), strict=True))
     assert torch.equal(load_evaluated(EvalConfig(run=at('run')))[0].text_proj.weight, weights['text_proj.weight'])
     assert EvalConfig(run='x', checkpoint=at('a.pth')).file == tmp_path / 'project/a.pth'
-    assert [o.name for o in _named_runs(at('r*'))] == ['run']
+    assert _named_runs(at('r*')) == [str(tmp_path / 'project/run')]
     assert [o.name for o in _read_starts(at('set'), towers().resize, 8)] == ['green', 'red']
     assert [o.name for o in _read_starts(at('set/red.png'), towers().resize, 8)] == ['red']
     red = from_pretrained(at('saved')).embed_images(at('set/red.png'))
