@@ -40,7 +40,9 @@ _public = {
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
 
-_parts = 'core geometry plots parallel losses data models training search evaluation explorer hub image_index pictures'.split()
+_parts = (
+    'core geometry plots parallel losses data models training search evaluation explorer hub image_index pictures'
+).split()
 
 
 def _unknown(

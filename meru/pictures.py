@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PicturesConfig', 'OpenedFolder', 'open_folder']
 
-# %% ../nbs/73_pictures.ipynb #21eeee55
+# %% ../nbs/73_pictures.ipynb #c087ee68
 import hashlib
 import math
 import os
+import shlex
 import sys
 import time
 import torch
@@ -80,7 +81,7 @@ class PicturesConfig:
     def recipe(self) -> dict:  # what decides the weights of a head, beside its pairs
         return {name: getattr(self, name) for name in ('passes', 'patience', 'embed_dim', 'seed')}
 
-# %% ../nbs/73_pictures.ipynb #4621b5be
+# %% ../nbs/73_pictures.ipynb #08639e92
 _clip = 'open_clip:ViT-B-32:openai'
 
 
@@ -106,12 +107,11 @@ def _choose_towers(
         return load_towers(_clip)
     except (ConnectionError, ImportError):
         remedy = f'connect once, or name others with towers, to have {_clip}'
-        print(
-            f'The small towers {_small} see the pictures: CLIP is not on this machine and there is no network; {remedy}.'
-        )
+        why = 'CLIP is not on this machine and there is no network'
+        print(f'The small towers {_small} see the pictures: {why}; {remedy}.')
         return load_towers(_small)
 
-# %% ../nbs/73_pictures.ipynb #ec7011f5
+# %% ../nbs/73_pictures.ipynb #7558255d
 class _Labels(NamedTuple):
     "The texts of those pictures that have any."
 
@@ -127,7 +127,7 @@ def _folder_names(
     "The folders above each picture, without those that all share."
     above = [chain_kinds['folders'](key, '', {})[:-1] for key in keys]
     shared = set.intersection(*map(set, above))
-    return [[name for name in names if name not in shared] for names in above]
+    return [list(filter(lambda name: name not in shared, names)) for names in above]
 
 # %% ../nbs/73_pictures.ipynb #9f6524cd
 def _captions_of(
@@ -191,7 +191,7 @@ def _split(
 
     return [part(key) if name == 'train' else name for key, name in zip(keys, given)]
 
-# %% ../nbs/73_pictures.ipynb #def50542
+# %% ../nbs/73_pictures.ipynb #8039ec68
 class _Encoder(NamedTuple):
     "Texts as features of a tower."
 
@@ -202,7 +202,7 @@ class _Encoder(NamedTuple):
         with torch.inference_mode():
             return _encode_texts(texts, self.towers, str(device))
 
-
+# %% ../nbs/73_pictures.ipynb #863ef38f
 def _text_features(
     cache: FeatureCache,  # of all pictures
     labels: _Labels,
@@ -216,7 +216,7 @@ def _text_features(
     place = {text: i for i, text in enumerate(distinct)}
     return encode(distinct)[[place[text] for text in texts]][:, None]
 
-
+# %% ../nbs/73_pictures.ipynb #f7bee92a
 def _make_pairs(
     cache: FeatureCache,  # of all pictures
     labels: _Labels,
@@ -245,7 +245,7 @@ def _make_pairs(
     part.unlink()
     return pairs
 
-# %% ../nbs/73_pictures.ipynb #2eb51c61
+# %% ../nbs/73_pictures.ipynb #26605efa
 class _General(NamedTuple):
     "More general texts."
 
@@ -264,7 +264,10 @@ def _general_texts(
         return None
     number = {text: i for i, text in enumerate(texts, 1)}
     longest = max(map(len, labels.general))
-    chains = [[0] * (longest - len(above)) + [number[text] for text in above] for above in labels.general]
+    chains = []
+    for above in labels.general:
+        missing = [0] * (longest - len(above))
+        chains.append(missing + [number[text] for text in above])
     return _General(texts, encode(texts).float(), torch.tensor(chains))
 
 # %% ../nbs/73_pictures.ipynb #d7a67e5c
@@ -382,7 +385,7 @@ def _fit_head(
     record |= dict(recipe=cfg.recipe, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     return _Fitted(model.eval(), record, best.losses)
 
-# %% ../nbs/73_pictures.ipynb #b1c9a233
+# %% ../nbs/73_pictures.ipynb #dd0203fa
 class _Unseen(NamedTuple):
     "One part of the pairs, each text once."
 
@@ -392,7 +395,7 @@ class _Unseen(NamedTuple):
     text_ids: Int64[Tensor, ' t']
     first: Int64[Tensor, ' i']  # the text that each picture has first
 
-
+# %% ../nbs/73_pictures.ipynb #aa016769
 def _unseen(
     pairs: FeatureCache,
     split: str,
@@ -420,7 +423,7 @@ def _unseen(
         first=torch.tensor(first),
     )
 
-
+# %% ../nbs/73_pictures.ipynb #4b6b0dfa
 def _examine(
     model: Model,
     part: _Unseen,
@@ -436,7 +439,7 @@ def _examine(
     chains = part.first[:, None]
     return found + _containment_metrics(*points, chains, curv, ['caption'], model.cfg.min_radius)
 
-
+# %% ../nbs/73_pictures.ipynb #d421b9cf
 def _plain_cosine(
     part: _Unseen,
 ) -> Measures:  # empty where the towers share no space
@@ -467,7 +470,7 @@ def _fit_cones(
         if inside[other].double().mean() <= most:
             return
 
-# %% ../nbs/73_pictures.ipynb #3ca206bb
+# %% ../nbs/73_pictures.ipynb #542822d1
 _shown = [f'{way}_r{k}' for way in ('text_to_image', 'image_to_text') for k in (1, 5, 10)]
 
 
@@ -497,7 +500,8 @@ def _by_heart(
     learned = _examine(model, _unseen(pairs, 'train', unseen)).value('text_to_image_r1')
     new = measures.value('text_to_image_r1')
     verdict = ' It overfits: more captioned pictures are what helps.' if learned - new > 0.3 else ''
-    return f'Right picture first, of {unseen}: {learned:.0%} among those it learned from, {new:.0%} among new ones.{verdict}'
+    shares = f'{learned:.0%} among those it learned from, {new:.0%} among new ones'
+    return f'Right picture first, of {unseen}: {shares}.{verdict}'
 
 # %% ../nbs/73_pictures.ipynb #a77b7cc9
 def _nouns_of(
@@ -551,35 +555,16 @@ def _group_names(
         mean[:, best] = -torch.inf
     return [names[g] for g in group.tolist()]
 
-# %% ../nbs/73_pictures.ipynb #3970343b
+# %% ../nbs/73_pictures.ipynb #dbc1ec46
 class _Pool(NamedTuple):
     "Texts that may be met."
 
     texts: list[str]
     points: Float[Tensor, 't d']
 
-
-@dataclass
-class OpenedFolder:
-    "A person's pictures in the space of a head: searched, walked through, shown."
-
-    cfg: PicturesConfig
-    index: ImageIndex  # of all pictures and captions
-    pretrained: Pretrained  # the head
-    pool: _Pool  # captions, names of folders, nouns
-    paths: list[tuple]  # of each picture the texts above it, from general to special
-    measures: Measures  # of the pictures that it never saw; empty where nothing was trained
-    notes: list[str]  # sentences about what was found, left out and learned
-    table: str = ''  # Markdown; '' where nothing was trained
-
-    place = property(lambda self: self.cfg.place, doc='the folder of all that was made')
-    model = property(lambda self: self.pretrained.model, doc='the head itself')
-
-    def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
-        "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
-        query = query or self.cfg.query or (self.paths[0] or ('a picture',))[0]
-        asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
-        return hit_rows(self.index, asked, search(self.index, asked))
+# %% ../nbs/73_pictures.ipynb #8e05e37a
+class _Walks:
+    "Walks to the root, for a class with `index`, `model`, `pool` and `place`."
 
     def walk(self, file: str) -> list:  # texts with their distance from the root
         "What lies between one of the pictures and the root."
@@ -604,6 +589,10 @@ class OpenedFolder:
         figure.savefig(self.place / 'walks.png', dpi=110)
         write_json(self.place / 'walks.json', dict(walks=path_record(starts, met)))
         return figure
+
+# %% ../nbs/73_pictures.ipynb #b3a94a51
+class _Map:
+    "The explorer, for a class with `index`, `model`, `pool`, `paths` and `place`."
 
     def explore(self) -> _Page:
         "Write explorer.html: pictures under their texts and groups."
@@ -630,6 +619,29 @@ class OpenedFolder:
         row = {text: i for i, text in enumerate(self.pool.texts)}
         return self.pool.points[[row[text] for text in texts]]
 
+# %% ../nbs/73_pictures.ipynb #22af5d11
+@dataclass
+class OpenedFolder(_Walks, _Map):
+    "A person's pictures in the space of a head: searched, walked through, shown."
+
+    cfg: PicturesConfig
+    index: ImageIndex  # of all pictures and captions
+    pretrained: Pretrained  # the head
+    pool: _Pool  # captions, names of folders, nouns
+    paths: list[tuple]  # of each picture the texts above it, from general to special
+    measures: Measures  # of the pictures that it never saw; empty where nothing was trained
+    notes: list[str]  # sentences about what was found, left out and learned
+    table: str = ''  # Markdown; '' where nothing was trained
+
+    place = property(lambda self: self.cfg.place, doc='the folder of all that was made')
+    model = property(lambda self: self.pretrained.model, doc='the head itself')
+
+    def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
+        "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
+        query = query or self.cfg.query or (self.paths[0] or ('a picture',))[0]
+        asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
+        return hit_rows(self.index, asked, search(self.index, asked))
+
     def report(self) -> str:  # Markdown
         "What came out, where it lies, and what to do next."
         lines = [*self.notes, '']
@@ -639,14 +651,14 @@ class OpenedFolder:
         for name in ('explorer.html', 'walks.png', 'model'):
             if (self.place / name).exists():
                 lines.append(f'- {_short_path(self.place / name)}')
-        asked = f'-p images {self.cfg.folder} -p model {self._model_name()} -p out {_short_path(self.place)}'
+        folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
+        asked = f'-p images {folder} -p model {model} -p out {place}'
         command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
         lines += ['', f'Next: {command}']
         return '\n'.join(lines)
 
     def _model_name(self) -> str:
-        own = self.place / 'model'
-        return _short_path(own) if self.table else self.cfg.head
+        return _short_path(self.place / 'model') if self.table else self.cfg.head
 
     def tell(self):
         "Print the report, in a notebook that papermill runs on the terminal too."
@@ -655,7 +667,7 @@ class OpenedFolder:
         if terminal is not None:
             os.write(terminal, f'\n{self.report()}\n'.encode())
 
-
+# %% ../nbs/73_pictures.ipynb #f5e2084b
 def _short_path(
     path: Path,
 ) -> str:  # from the project's root, where it lies within
@@ -702,7 +714,7 @@ def _paths_of(
     groups = _group_names(index, words, points, seed)
     return [(group, *path) for group, path in zip(groups, paths)]
 
-# %% ../nbs/73_pictures.ipynb #f7bf3a4d
+# %% ../nbs/73_pictures.ipynb #89bee8c3
 class _Head(NamedTuple):
     "A saved head, and what is to be said of it."
 
@@ -723,7 +735,7 @@ def _finished(
     record = read_json(folder / 'run.json')
     return record.get('recipe') == cfg.recipe and record['dataset']['train'] == f'{pairs.id}[train]'
 
-
+# %% ../nbs/73_pictures.ipynb #e66a2f7c
 def _save_head(
     head: Pretrained,
     measures: Measures,  # of unseen pictures
@@ -734,7 +746,7 @@ def _save_head(
     note = 'Trained on the pictures of a person, whose licences are not known here.'
     head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other', note=note))
 
-
+# %% ../nbs/73_pictures.ipynb #a4df8a9c
 def _own_head(
     cfg: PicturesConfig,
     cache: FeatureCache,  # of all pictures
@@ -764,7 +776,7 @@ def _own_head(
         _save_head(head, measures, folder)
     return _Head(str(folder), measures, notes, table)
 
-# %% ../nbs/73_pictures.ipynb #0785d9d1
+# %% ../nbs/73_pictures.ipynb #9c4ce62f
 def _found(
     index: ImageIndex,
     labels: _Labels,
@@ -781,7 +793,7 @@ def _found(
     more = f' and {rest} more' if rest > 0 else ''
     return [first, f'Left out, {len(left_out)}: {shown}{more}.']
 
-
+# %% ../nbs/73_pictures.ipynb #180c3289
 def _read_labels(
     cfg: PicturesConfig,
 ) -> _Labels:
@@ -789,7 +801,7 @@ def _read_labels(
     rows = read_folder(project_path(cfg.folder), uncaptioned=True)
     return _label(rows.files, [rows.entries[key].captions for key in rows.files], cfg.folder_names)
 
-
+# %% ../nbs/73_pictures.ipynb #20bf7bda
 def _towers_for(
     cfg: PicturesConfig,
     labels: _Labels,
@@ -803,7 +815,7 @@ def _towers_for(
         raise ValueError(f'{few}: describe {_least_pairs}, or leave towers empty for those of {cfg.head}')
     return towers
 
-
+# %% ../nbs/73_pictures.ipynb #1702903b
 def open_folder(
     folder: str | Path,  # of pictures, with captions or without
     **given,  # other fields of `PicturesConfig`
@@ -826,7 +838,7 @@ def open_folder(
     notes = [*_found(index, labels), *head.notes]
     return OpenedFolder(cfg, index, from_pretrained(head.name), pool, paths, head.measures, notes, head.table)
 
-
+# %% ../nbs/73_pictures.ipynb #2560f6e0
 def _too_few(
     labels: _Labels,
     head: str,  # that is used instead
