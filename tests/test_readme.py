@@ -112,3 +112,12 @@ def test_results_come_from_a_clean_tree(name):
 
 def test_the_loss_keeps_its_digits():
     assert max(o['gradient_error']['ours'] for o in result('loss')['rows']) < 2e-6
+
+
+def test_the_figures_of_safety_are_those_of_the_committed_runs():
+    kills, fuzz = (
+        json.loads((REFERENCE / f'robustness/{name}.json').read_text())['rows'] for name in ('kills', 'fuzz')
+    )
+    killed, inputs = sum(row['kills'] for row in kills), sum(row['inputs'] for row in fuzz)
+    assert f'{killed:,} kills and {inputs:,} mutated files left' in README
+    assert not any(row['different'] for row in kills) and not any(row['faults'] for row in fuzz)
