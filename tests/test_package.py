@@ -63,7 +63,7 @@ def test_benchmarks_stay_at_home(wheel):
 PUBLIC = """
     Geometry ImageIndex Lorentz Model ModelConfig Pretrained Run Shards Tokenizer TrainConfig
     build_index build_model contrastive_loss entailment_loss evaluate_folder explore fit from_pretrained
-    get_geometry load_index load_released load_run make_config open_image_index presets
+    get_geometry load_index load_released load_run make_config open_folder open_image_index presets
 """.split()
 
 
