@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from meru.geometry import geometries, get_geometry
 from meru.evaluation.hierarchy import *
+from meru.evaluation.hierarchy import _word_tree_metrics
 from meru.evaluation.measures import _flatten
 from meru.models.taxonomy import ancestors
 from meru.evaluation.hierarchy import (
@@ -305,10 +306,10 @@ def test_word_tree_by_hand(name):
     g, c2 = get_geometry(name), torch.tensor(2.0)
     points = g.exp_map0(torch.tensor([[0.05, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), c2)
     above = torch.tensor([-1, 0, 1, 2])
-    assert _flatten(word_tree_metrics(g, points, above, c2)) == dict(
+    assert _flatten(_word_tree_metrics(g, points, above, c2)) == dict(
         depth_tau=1, edge_outward=1, edge_in_cone=1, edges=3
     )
-    swapped = word_tree_metrics(
+    swapped = _word_tree_metrics(
         g, points[[0, 2, 1, 3]], above, c2
     )  # radii .05 2 1 3: 5 of 6 pairs in order, 2 of 3 edges outward
     assert _flatten(swapped) == dict(
@@ -323,14 +324,14 @@ def test_word_tree_depth_does_not_ask_for_an_order_of_rows():
     turn = torch.randperm(6, generator=rng)
     place = turn.argsort()
     moved = torch.where(above[turn] >= 0, place[above[turn].clamp_min(0)], -1)
-    a = _flatten(word_tree_metrics(g, points, above, c2))
-    b = _flatten(word_tree_metrics(g, points[turn], moved, c2))
+    a = _flatten(_word_tree_metrics(g, points, above, c2))
+    b = _flatten(_word_tree_metrics(g, points[turn], moved, c2))
     assert a == pytest.approx(b) and a['edges'] == 4
 
 
 def test_word_tree_refuses_a_circle():
     with pytest.raises(ValueError, match='circle'):
-        word_tree_metrics(L, torch.ones(3, 2), torch.tensor([1, 2, 0]), c)
+        _word_tree_metrics(L, torch.ones(3, 2), torch.tensor([1, 2, 0]), c)
 
 
 # --- whole chains

@@ -10,7 +10,7 @@ from meru.evaluation.datasets import _imagenet_ids, _noun_parents, _some_of_each
 from meru.evaluation.datasets import Captions, Classification, Pictures, read_data
 from meru.evaluation.hierarchy import _ancestor_overlap, _hyco_metrics, _path_lengths, _threshold_metrics
 from meru.evaluation.emoji_suite import untrained
-from meru.evaluation.protocol import draw_parts, Protocol, protocol_table, read_prompts
+from meru.evaluation.protocol import _draw_parts, Protocol, _protocol_table, _read_prompts
 from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, photo_summary, save_measures
 from meru.evaluation.zeroshot import _cost_logits, _macro_accuracy, _paper_probe, _search_cost
 from meru.models.model import ModelConfig
@@ -118,10 +118,10 @@ def test_every_set_has_its_parts():
 
 
 def test_drawn_parts_are_disjoint_and_the_same_again():
-    parts = draw_parts(100, [0.1, 0.1, 0.8])
+    parts = _draw_parts(100, [0.1, 0.1, 0.8])
     assert [len(o) for o in parts] == [10, 10, 80] and torch.cat(parts).unique().numel() == 100
-    assert all(torch.equal(a, b) for a, b in zip(parts, draw_parts(100, [0.1, 0.1, 0.8])))
-    assert [len(o) for o in draw_parts(4, [5000, 5000])] == [2, 2]
+    assert all(torch.equal(a, b) for a, b in zip(parts, _draw_parts(100, [0.1, 0.1, 0.8])))
+    assert [len(o) for o in _draw_parts(4, [5000, 5000])] == [2, 2]
     few, rest = _some_of_each(torch.tensor([0, 1, 0, 1, 0, 0]), 2)
     assert len(few) == 4 and sorted(torch.cat([few, rest]).tolist()) == list(range(6))
 
@@ -157,7 +157,7 @@ def test_pictures_of_retrieval_are_squeezed():
 
 def test_prompts_of_a_file(photos, tmp_path):
     (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
-    prompts = read_prompts(tmp_path / 'p.json', _zeroshot_sets())
+    prompts = _read_prompts(tmp_path / 'p.json', _zeroshot_sets())
     rules = Protocol('paper', prompts, 'p.json')
     task = read_data(photos / 'eurosat', 16).by(rules)
     assert task.prompts == ['{}, from above.'] and task.used == 'prompts of p.json'
@@ -165,7 +165,7 @@ def test_prompts_of_a_file(photos, tmp_path):
     for bad, says in [({'eurosatt': ['{}']}, "'eurosatt'"), ({'dtd': ['x']}, "'x'"), ({'dtd': 'a {}'}, 'a list')]:
         (tmp_path / 'p.json').write_text(json.dumps(bad))
         with pytest.raises(ValueError, match=says):
-            read_prompts(tmp_path / 'p.json', _zeroshot_sets())
+            _read_prompts(tmp_path / 'p.json', _zeroshot_sets())
 
 
 # --- the whole
@@ -174,7 +174,7 @@ def test_prompts_of_a_file(photos, tmp_path):
 def test_both_protocols(photos, tiny, tmp_path):
     tokenizer = Tokenizer(600, 24)
     (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
-    rules = Protocol('paper', read_prompts(tmp_path / 'p.json', _zeroshot_sets()), 'p.json')
+    rules = Protocol('paper', _read_prompts(tmp_path / 'p.json', _zeroshot_sets()), 'p.json')
     ours = evaluate_folder(tiny, tokenizer, photos, 16)
     paper = evaluate_with_control(tiny, tokenizer, photos, 16, rules=rules)
     assert ours.rules.name == 'ours' and not {k for k in paper.skipped if k.startswith(('animals', 'pairs'))}
@@ -211,7 +211,7 @@ def test_which_protocol(tmp_path):
     cfg = EvalConfig(run=str(tmp_path), data='data/local', protocol='paper')
     save_measures(cfg, [])
     assert json.loads(cfg.record.read_text())['protocol'] == 'paper'
-    assert 'squeezed' in protocol_table()
+    assert 'squeezed' in _protocol_table()
 
 
 # --- HierarCaps

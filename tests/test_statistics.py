@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from meru.evaluation.statistics import *
+from meru.evaluation.statistics import _flip_test, _holm, _t_test
 from meru.evaluation.statistics import _Interval
 
 
@@ -71,26 +72,26 @@ def test_flips_are_the_exact_test():
     d = torch.tensor([0.3, -0.1, 0.4, 0.2, 0.25, -0.05])
     signs = torch.tensor(list(itertools.product([-1, 1], repeat=6))).float()
     exact = ((signs @ d).abs() >= d.sum().abs() - 1e-6).double().mean().item()
-    assert flip_test(d, flips=40_000) == pytest.approx(exact, abs=0.01)
-    assert flip_test(-d) == flip_test(d) and flip_test(d, seed=1) == pytest.approx(flip_test(d), abs=0.03)
+    assert _flip_test(d, flips=40_000) == pytest.approx(exact, abs=0.01)
+    assert _flip_test(-d) == _flip_test(d) and _flip_test(d, seed=1) == pytest.approx(_flip_test(d), abs=0.03)
 
 
 def test_flips_are_uniform_where_nothing_differs():
     gen = torch.Generator().manual_seed(0)
-    p = [flip_test(torch.randn(60, generator=gen), flips=500) for _ in range(200)]
+    p = [_flip_test(torch.randn(60, generator=gen), flips=500) for _ in range(200)]
     assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10 and 0.45 < np.mean(p) < 0.55
 
 
 def test_drawings_of_a_concept_count_once():
     d, groups = torch.ones(40), torch.arange(40) // 8
-    assert flip_test(d) < 1e-3 and flip_test(d, groups) == pytest.approx(2 / 32, abs=0.02)
+    assert _flip_test(d) < 1e-3 and _flip_test(d, groups) == pytest.approx(2 / 32, abs=0.02)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_by_its_definition(p):
     "The smallest level at which step-down rejection still reaches each test."
-    got, ordered = holm(p), sorted(p)
+    got, ordered = _holm(p), sorted(p)
     steps = [max((len(p) - k) * ordered[k] for k in range(j + 1)) for j in range(len(p))]
     assert sorted(got) == pytest.approx([min(1, x) for x in steps]) and all(a >= b for a, b in zip(got, p))
 
@@ -98,4 +99,4 @@ def test_holm_by_its_definition(p):
 @settings(max_examples=30)
 @given(st.lists(st.integers(-9, 9), min_size=3, max_size=6, unique=True))
 def test_t_is_scipys(d):
-    assert t_test([float(x) for x in d]) == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+    assert _t_test([float(x) for x in d]) == pytest.approx(stats.ttest_1samp(d, 0).pvalue)

@@ -42,7 +42,7 @@ from ..training.trainer import fit
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #3e09b9e1
 from .measures import _flat_key, _flatten, Measure, Measures, _parse_key, _quantities, _unflatten
-from .statistics import flip_test, holm, _Interval, plot_rows, _RowMean, t_interval, t_test
+from .statistics import _flip_test, _holm, _Interval, plot_rows, _RowMean, t_interval, _t_test
 from .zeroshot import _classification_hits
 from .retrieval import retrieval_ranks
 from .hierarchy import chain_tau, _tree_mistakes
@@ -252,8 +252,8 @@ def _by_seeds(
     spread = t_interval(differences)
     each = _each_item(base, other, question)
     if each is None:
-        return _Difference(*spread, t_test(differences), 'seeds')
-    return _Difference(*spread, flip_test(each, groups), _items_of(question))
+        return _Difference(*spread, _t_test(differences), 'seeds')
+    return _Difference(*spread, _flip_test(each, groups), _items_of(question))
 
 
 def _by_items(
@@ -271,7 +271,7 @@ def _by_items(
         return _Difference(mean, mean, mean, None, '')
     spread = t_interval(each.tolist())
     half = spread.high - spread.mean
-    return _Difference(mean, mean - half, mean + half, flip_test(each, groups), _items_of(question))
+    return _Difference(mean, mean - half, mean + half, _flip_test(each, groups), _items_of(question))
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #aad18f82
 def _compare_measure(
@@ -302,7 +302,7 @@ def _adjust(
         tested = [name for name, found in line.differences.items() if found.p is not None]
         if line.better:
             places += [(line.differences, name) for name in tested]
-    adjusted = holm([differences[name].p for differences, name in places])
+    adjusted = _holm([differences[name].p for differences, name in places])
     for (differences, name), p in zip(places, adjusted):
         found = differences[name]
         interval = _Interval(found.mean, found.low, found.high)

@@ -42,7 +42,7 @@ from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, 
 from ..data.shards import image_types, Shards
 from ..data.tables import table_suffixes
 from ..data.tar_samples import open_tar, ShardError, tar_samples, TarSample
-from .protocol import draw_parts, Protocol
+from .protocol import _draw_parts, Protocol
 from ..data.text_files import caption_texts, decode_text, json_lines, parse_json, split_lines
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #1317a16d
@@ -382,7 +382,7 @@ def _some_of_each(targets: Int64[Tensor, ' n'], count: int) -> list[Int64[Tensor
     drawn = torch.zeros(len(targets), dtype=torch.bool)
     for label in targets.unique():
         rows = (targets == label).nonzero().flatten()
-        (some,) = draw_parts(len(rows), [count])
+        (some,) = _draw_parts(len(rows), [count])
         drawn[rows[some]] = True
     return [drawn.nonzero().flatten(), (~drawn).nonzero().flatten()]
 
@@ -402,7 +402,7 @@ def _divided(task: Classification, rule: dict) -> Classification:
         return task._replace(train=train, pictures=test[0], targets=test[1])
     if 'train' in rule:
         sizes = [rule[part] for part in ('train', 'val', 'test')]
-        train, val, test = (_take(whole, rows) for rows in draw_parts(len(task.targets), sizes))
+        train, val, test = (_take(whole, rows) for rows in _draw_parts(len(task.targets), sizes))
         return task._replace(train=train, val=val, pictures=test[0], targets=test[1])
     return task
 
@@ -412,7 +412,7 @@ def _shortened(task: Classification, rule: dict) -> Classification:
     count = rule.get('test', 0)
     if not 1 < count < len(task.targets):
         return task
-    (rows,) = draw_parts(len(task.targets), [count])
+    (rows,) = _draw_parts(len(task.targets), [count])
     pictures, targets = _take((task.pictures, task.targets), rows)
     return task._replace(pictures=pictures, targets=targets)
 
@@ -425,7 +425,7 @@ def _published_parts(task: Classification) -> Classification:
         return task
     share = rule.get('val', 0.2)
     sizes = [rule.get('train', 1 - share), share]
-    rows = draw_parts(len(task.train[1]), sizes)
+    rows = _draw_parts(len(task.train[1]), sizes)
     train, val = (_take(task.train, part) for part in rows)
     return task._replace(train=train, val=val)
 

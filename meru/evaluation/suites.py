@@ -38,7 +38,7 @@ from meru.models.model import (
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import _is_saved, load_run, _weights_of
-from .protocol import Protocol, read_graph, read_prompts
+from .protocol import Protocol, _read_graph, _read_prompts
 from .measures import _flatten, Measure, Measures, _quantities
 from meru.evaluation.zeroshot import (
     _class_points,
@@ -63,7 +63,7 @@ from meru.evaluation.hierarchy import (
     _ranking_agreement,
     _threshold_metrics,
     _tree_metrics,
-    word_tree_metrics,
+    _word_tree_metrics,
 )
 from meru.evaluation.datasets import (
     Captions,
@@ -322,7 +322,7 @@ def _examine_nouns(
     above = [row.get(extract[noun].up, -1) for noun in ids]
     points = encode_texts(model, tokenizer, _noun_names(ids)).cpu()
     curv, min_radius = model.curv.detach().cpu(), model.cfg.min_radius
-    return word_tree_metrics(model.geometry, points, torch.tensor(above), curv, min_radius)
+    return _word_tree_metrics(model.geometry, points, torch.tensor(above), curv, min_radius)
 
 # %% ../../nbs/evaluation/66_suites.ipynb #490c42a5
 def _cached_pairs(
@@ -443,10 +443,10 @@ def _rules_of(
     "A protocol with what a person brings."
     rules = Protocol(name)
     if prompts:
-        templates = read_prompts(project_path(prompts), _zeroshot_sets())
+        templates = _read_prompts(project_path(prompts), _zeroshot_sets())
         rules = rules._replace(prompts=templates, file=Path(prompts).name)
     if graph:
-        rules = rules._replace(graph=read_graph(project_path(graph)), graph_file=Path(graph).name)
+        rules = rules._replace(graph=_read_graph(project_path(graph)), graph_file=Path(graph).name)
     return rules
 
 # %% ../../nbs/evaluation/66_suites.ipynb #3f711b67
