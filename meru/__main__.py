@@ -50,7 +50,7 @@ def _python(*args: str) -> int:  # exit status
 # %% ../nbs/74_commands.ipynb #343a7b8b
 _tests = 'pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder'
 
-
+# %% ../nbs/74_commands.ipynb #8fba6b74
 def _arguments() -> argparse.ArgumentParser:
     "What a person may type."
     parser = argparse.ArgumentParser('python -m meru', description='what make does, on any system')
@@ -60,7 +60,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.epilog = 'what follows lab goes to JupyterLab'
     return parser
 
-
+# %% ../nbs/74_commands.ipynb #b1e9ae6d
 def _main(
     argv: list[str] | None = None,  # None: as typed
 ) -> int:  # exit status

@@ -318,7 +318,7 @@ def _naming(
     except (OSError, SafetensorError) as error:
         raise OSError(f'{path} could not be written: {error}') from error
 
-
+# %% ../nbs/03_core.ipynb #b0c9d68b
 def write_file(
     path: Path,  # the file to write or to replace
     content: str | bytes | Callable[[Path], object],  # or what writes to the path it is given
@@ -436,7 +436,7 @@ def _answers_windows(pid: int) -> bool:
     finally:
         system.CloseHandle(handle)
 
-
+# %% ../nbs/03_core.ipynb #ccd1fac7
 def _answers(pid: int) -> bool:
     "Whether there is such a process, where there is no /proc."
     if sys.platform == 'win32':

@@ -159,7 +159,7 @@ class _ReadPhotos(NamedTuple):
     files: list  # bytes of a JPEG, or None
     failed: dict[str, str]  # name -> why it could not be read
 
-
+# %% ../nbs/70_explorer.ipynb #665677c5
 def _read_photos(
     images: list,  # of any form; None for a text
     names: list[str],  # theirs, for messages
@@ -197,7 +197,7 @@ _photo_sizes = [
     _PhotoSize(24, 0, 30),
 ]
 
-
+# %% ../nbs/70_explorer.ipynb #c8cafc8b
 class _Prints(NamedTuple):
     "Photos as a page holds them."
 
@@ -432,7 +432,7 @@ def _sphere_readings(
     away = unit(seen.away)
     return dict(distance=seen.distances[:, texts], direction=(away @ away[texts].T).clamp(-1, 1).acos())
 
-
+# %% ../nbs/70_explorer.ipynb #2dd38f2b
 def _values_of(
     space: _Space,
     seen: _Polar,
@@ -463,7 +463,7 @@ def _met_by(
     met[texts] = of_texts
     return met
 
-
+# %% ../nbs/70_explorer.ipynb #9eb370a8
 def _walked_from(
     items: _Items,
 ) -> Int64[Tensor, ' q']:
@@ -544,7 +544,7 @@ def _known(
     surest, last = items.text_rows[values.argmin(1)], items.levels == len(items.titles) - 1
     return set(surest[last & (surest == items.parents)].tolist())
 
-
+# %% ../nbs/70_explorer.ipynb #07ff1045
 def _opening(
     walks: _Walks,  # the best of a space
     rows: Int64[Tensor, ' q'],  # where they begin
@@ -841,7 +841,7 @@ def _as_json(
 ) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
 
-
+# %% ../nbs/70_explorer.ipynb #644b909d
 def _make_page(
     items: _Items,
     spaces: list[_Space],  # the first is shown first
@@ -867,7 +867,7 @@ def _data_of(
 # %% ../nbs/70_explorer.ipynb #2edbd612
 _geometry_of_kappa = {-1: 'lorentz', 0: 'euclidean', 1: 'sphere'}
 
-
+# %% ../nbs/70_explorer.ipynb #b6b6b4a7
 def _space_from_page(
     space: dict,  # of an explorer's data
     n: int,  # points
@@ -881,7 +881,7 @@ def _space_from_page(
     points = get_geometry(name).exp_map0(torch.from_numpy(vectors.reshape(n, -1)), curv)
     return _Space(name, points, curv, space['min_radius'])
 
-
+# %% ../nbs/70_explorer.ipynb #bae5c54b
 def _from_page(
     data: dict,  # of an explorer
 ) -> tuple[_Items, list[_Space]]:
@@ -1114,7 +1114,7 @@ def _path_of(
     "A label as a path."
     return (label,) if isinstance(label, str) else tuple(map(str, label))
 
-
+# %% ../nbs/70_explorer.ipynb #b7b7768a
 def _parent_among(
     path: tuple[str, ...],
     rows: dict[tuple, int],  # path of each text -> its row
@@ -1135,7 +1135,7 @@ def _own_titles(
         return ['caption', 'photo']
     return ['general text', *(f'level-{level} text' for level in range(2, depth)), 'caption', 'photo']
 
-
+# %% ../nbs/70_explorer.ipynb #74f9ed34
 def _point_items(
     labels: list,  # texts, or paths of texts; those of texts first
     files: list,  # bytes of an image file for a photo; None for a text, and for a photo that could not be read
@@ -1167,7 +1167,7 @@ class _Given(NamedTuple):
         "A part, in this order."
         return _Given(self.points[rows], [self.labels[row] for row in rows], [self.images[row] for row in rows])
 
-
+# %% ../nbs/70_explorer.ipynb #923337ad
 def _file_label(
     image,  # of any form
     row: int,
@@ -1175,7 +1175,7 @@ def _file_label(
     "What a picture is called that has no label."
     return Path(image).stem if isinstance(image, (str, Path)) else f'{row}'
 
-
+# %% ../nbs/70_explorer.ipynb #3fb19e6d
 def _given(
     points,  # tensor or array [n d]
     labels: list | None,  # of each point; None: pictures go by their file's name
@@ -1236,7 +1236,7 @@ def _narrowed(
         f' Of {dim} numbers a point its {narrow.shape[1]} main ones are kept, {kept:.1%} of the whole.',
     )
 
-
+# %% ../nbs/70_explorer.ipynb #233ad9f0
 def _space_given(
     points: Float[Tensor, 'n d'],
     model,  # whose points these are: it knows geometry and curvature; or a geometry's name, curvature 1
@@ -1261,7 +1261,7 @@ def _shown_of(
     name, why = next(iter(failed.items()))
     return f'{shown} {len(failed)} of the photos could not be read, such as {name}: {why}.'
 
-
+# %% ../nbs/70_explorer.ipynb #acccc6b3
 def _given_scene(
     given: _Given,
     n: int,  # points at most

@@ -331,7 +331,7 @@ def _safe_sqrt(z):
 
 links: dict[str, Callable] = {'identity': lambda z: z, 'acosh': acosh1p, 'sqrt': _safe_sqrt}  # score = −link(z)
 
-
+# %% ../nbs/00_geometry.ipynb #7bf497f0
 class Pairing(NamedTuple):
     "Rows of points with whose inner products z = gain · left·rightᵀ all scores are known."
 
@@ -341,13 +341,13 @@ class Pairing(NamedTuple):
     positive: Float[Tensor, ' n'] | None  # link of the pairs (x_i, y_i), to full precision; None where they are none
     link: str  # key in `links`; the score is −link(z), over √c where there is curvature
 
-
+# %% ../nbs/00_geometry.ipynb #92873709
 def _padded(rows):
     "Zeros up to a width of a multiple of eight: products of odd widths are slow."
     missing = -rows.shape[1] % 8
     return pad(rows, (0, missing)) if missing else rows
 
-
+# %% ../nbs/00_geometry.ipynb #23d2ee39
 def _with_columns(points, *columns):
     "Columns beside points, then zeros as `_padded` would put there, in one copy."
     beside = torch.stack(columns, 1).to(points.dtype)
@@ -534,12 +534,12 @@ def _time_from(square, curv):
     "x_t of a squared length."
     return (1 / curv + square).sqrt()
 
-
+# %% ../nbs/00_geometry.ipynb #175a236b
 def _wide_time(x, curv):
     "x_t in the widest float."
     return _time_from(_wide_squares(x), curv)
 
-
+# %% ../nbs/00_geometry.ipynb #97b2c23a
 def _lorentz_columns(x, curv, centre):
     "Of points: moved by `centre`; (t² − |x|²)/2 of the moved; 1; t = x_t − low, low being the centre's own x_t."
     wide = curv.to(_wide(x.device))

@@ -201,7 +201,7 @@ class _Parameters(nn.Module):
     def forward(self):
         pass
 
-
+# %% ../nbs/02_parallel.ipynb #bf4ecd18
 def _sum_bucket(
     sent: list,  # exchanges under way
     bucket,  # a dist.GradBucket: gradients that are ready

@@ -87,7 +87,7 @@ _clip = 'open_clip:ViT-B-32:openai'
 
 _small = 'lite2+minilm'
 
-
+# %% ../nbs/73_pictures.ipynb #a5d38f43
 def _begun_with(
     place: Path,  # folder of what is made
 ) -> str:  # '' where nothing is there yet
@@ -95,7 +95,7 @@ def _begun_with(
     plans = [o for o in (place / 'cache.json', place / 'parts' / 'plan.json') if o.exists()]
     return read_json(plans[0])['towers'] if plans else ''
 
-
+# %% ../nbs/73_pictures.ipynb #7e3bd830
 def _choose_towers(
     name: str,  # as asked for, or ''
     place: Path,  # folder of what is made
@@ -139,7 +139,7 @@ def _captions_of(
         captions[row].append(text)
     return captions
 
-
+# %% ../nbs/73_pictures.ipynb #e2fc8372
 def _label(
     keys: list[str],  # paths of all pictures
     captions: list[list[str]],  # of each
@@ -153,7 +153,7 @@ def _label(
     own = [captions[row] for row in rows]
     return _Labels(rows, own, above, 'captions')
 
-
+# %% ../nbs/73_pictures.ipynb #b30fbf26
 def _label_by_folders(
     names: list[list[str]],  # of the folders above each picture
 ) -> _Labels:
@@ -169,14 +169,14 @@ _least_pairs = 20  # pictures with texts; fewer are known by heart, and none is 
 
 _parts = dict(val=(0.0, 0.1), test=(0.1, 0.3))
 
-
+# %% ../nbs/73_pictures.ipynb #f0afc89b
 def _share_of(
     key: str,  # path of a picture
 ) -> float:  # in [0, 1)
     "A number that only the path decides."
     return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
 
-
+# %% ../nbs/73_pictures.ipynb #8358317b
 def _split(
     keys: list[str],  # paths of pictures
     given: list[str],  # their splits, as the data have them; 'train' where nothing is said
@@ -253,7 +253,7 @@ class _General(NamedTuple):
     features: Float[Tensor, 'g w']
     of_images: Int64[Tensor, 'i c']  # for each picture a number of `texts`, counted from 1, general to special; 0: none
 
-
+# %% ../nbs/73_pictures.ipynb #1cae9898
 def _general_texts(
     labels: _Labels,
     encode: Callable,  # texts -> features
@@ -273,7 +273,7 @@ def _general_texts(
 # %% ../nbs/73_pictures.ipynb #d7a67e5c
 _after_all = 2**40  # numbers of general texts begin here, behind those of all pairs
 
-
+# %% ../nbs/73_pictures.ipynb #9b7f849d
 class _ChainedBatches(FeatureBatches):
     "Batches of features that bring the more general texts of their pictures along."
 
@@ -291,7 +291,7 @@ class _ChainedBatches(FeatureBatches):
         chains = TextChains(self.general.features[rows], rows + 1 + _after_all, of_images)
         return batch._replace(text_ids=ids, chains=chains)
 
-
+# %% ../nbs/73_pictures.ipynb #877fcf45
 def _batches(
     pairs: FeatureCache,
     split: str,
@@ -312,7 +312,7 @@ class _Fitted(NamedTuple):
     record: dict  # as run.json
     losses: list[float]  # on the held-out pictures, after each pass; empty where there are too few
 
-
+# %% ../nbs/73_pictures.ipynb #798b8cde
 @torch.no_grad()
 def _loss_of(
     model: Model,
@@ -326,7 +326,7 @@ def _loss_of(
         counts.append(len(batch.images))
     return sum(loss * n for loss, n in zip(losses, counts)) / sum(counts)
 
-
+# %% ../nbs/73_pictures.ipynb #5ca010da
 def _head_config(
     pairs: FeatureCache,
     cfg: PicturesConfig,
@@ -354,7 +354,7 @@ class _Best:
             self.at = len(self.losses)
         return len(self.losses) - self.at >= self.patience
 
-
+# %% ../nbs/73_pictures.ipynb #a2fceb50
 def _fit_head(
     pairs: FeatureCache,
     general: _General | None,
@@ -476,7 +476,7 @@ _shown = [f'{way}_r{k}' for way in ('text_to_image', 'image_to_text') for k in (
 
 _shown += ['cone_own', 'cone_other', 'cone_auc']
 
-
+# %% ../nbs/73_pictures.ipynb #b9375d55
 def _table(
     head: Measures,
     plain: Measures,  # may be empty
@@ -489,7 +489,7 @@ def _table(
             rows.append([_quantities[name].text, measure.value, plain.value(name), measure.chance])
     return markdown_table(['on pictures it never saw', 'head', 'plain cosine', 'chance'], rows)
 
-
+# %% ../nbs/73_pictures.ipynb #b9fb32cc
 def _by_heart(
     model: Model,
     pairs: FeatureCache,
@@ -514,7 +514,7 @@ def _nouns_of(
         nouns |= dict.fromkeys(above)
     return list(nouns)
 
-
+# %% ../nbs/73_pictures.ipynb #7f5cd745
 def _words(
     captions: list[str],  # may be empty
 ) -> list[str]:
@@ -533,7 +533,7 @@ def _clusters(
     unit = F.normalize(vectors.double(), dim=1).numpy()
     return torch.from_numpy(kmeans2(unit, count, minit='++', seed=seed)[1]).long()
 
-
+# %% ../nbs/73_pictures.ipynb #16d197f1
 def _group_names(
     index: ImageIndex,
     words: list[str],  # nouns; none: groups have numbers
@@ -694,7 +694,7 @@ def _make_pool(
         points = torch.cat([points, index.text_points(more)])
     return _Pool([*rows, *more], points)
 
-
+# %% ../nbs/73_pictures.ipynb #6cea242d
 def _paths_of(
     index: ImageIndex,
     labels: _Labels,
@@ -723,7 +723,7 @@ class _Head(NamedTuple):
     notes: list[str]  # sentences
     table: str = ''  # Markdown
 
-
+# %% ../nbs/73_pictures.ipynb #8087b48d
 def _finished(
     folder: Path,  # of a saved head
     pairs: FeatureCache,

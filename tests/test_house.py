@@ -14,12 +14,12 @@ name = lambda p: p.stem
 # a ratchet: how many places may still break a rule; each number may only fall, and none is the goal
 STILL = dict(
     wide_lines=6,
-    dense_functions=25,
+    dense_functions=20,
     nested_comprehensions=1,
     long_cells=6,
     long_prose=1,
 )
-MOST_PUBLIC = 400  # goal 300
+MOST_PUBLIC = 300
 LEAST_SHOWN = 0.8
 README = [120, 900, 60, 6, 150]
 

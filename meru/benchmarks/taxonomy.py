@@ -124,7 +124,7 @@ def _one_drawing_each() -> dict[str, str]:
     last_first = sorted(rows, key=lambda row: -styles.index(row['style']))
     return {row['name']: row['file'] for row in last_first}
 
-
+# %% ../../nbs/benchmarks/85_taxonomy.ipynb #d66d5c1b
 def _explore_catalogue(
     page: Path,  # the HTML file to write
     steps: int = 400,

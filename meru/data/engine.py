@@ -70,7 +70,7 @@ def _several_captions(
     found = pq.read_table(table, columns=['row', 'captions'], filters=pc.field('captions').is_valid())
     return dict(zip(found['row'].to_pylist(), found['captions'].to_pylist()))
 
-
+# %% ../../nbs/data/28_engine.ipynb #5f55f2e4
 def _seal_raw(
     raw: Path,  # where img2dataset wrote
     folder: Path,  # of finished shards

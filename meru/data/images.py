@@ -86,7 +86,7 @@ _foreign = {
 # %% ../../nbs/data/21_images.ipynb #51ac3160
 _brands = {b'avif': 'AVIF', b'avis': 'AVIF'} | dict.fromkeys((b'heic', b'heix', b'heim', b'heis', b'mif1'), 'HEIF')
 
-
+# %% ../../nbs/data/21_images.ipynb #7c48231b
 @lru_cache
 def _known(
     name: str,  # AVIF or HEIF
@@ -101,7 +101,7 @@ def _known(
     pillow_heif.register_heif_opener()
     return True
 
-
+# %% ../../nbs/data/21_images.ipynb #ba4e6281
 def _boxed(
     data: bytes,  # a file in the boxes that films have too
 ) -> str:  # AVIF or HEIF, else an ImageError
@@ -347,7 +347,7 @@ def _pixels_of(im: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
         rows[:] = im.crop((0, top, im.width, top + len(rows)))
     return pixels
 
-
+# %% ../../nbs/data/21_images.ipynb #8062ae6d
 def _filler() -> bytes:
     "Bits of chance, and every restart marker, for a decoder that waits for one."
     pieces = (
@@ -355,7 +355,7 @@ def _filler() -> bytes:
     )
     return b''.join(pieces)
 
-
+# %% ../../nbs/data/21_images.ipynb #97377a3d
 def _lengthened(
     data: bytes,  # a JPEG without notes
 ) -> bytes:
@@ -364,7 +364,7 @@ def _lengthened(
     end = _jpeg_marker.search(data, last).start()
     return data[:end] + _filler() + data[end:]
 
-
+# %% ../../nbs/data/21_images.ipynb #1c316e85
 def _drafted(
     data: bytes,  # a JPEG without notes
     scale: int,  # 1, 2, 4 or 8: how many pixels of a side become one

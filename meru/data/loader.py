@@ -171,13 +171,13 @@ def _ids_of(texts: list[str]) -> Int64[Tensor, ' n']:
     "One id a text, the same wherever it occurs."
     return torch.tensor([_text_id(o) for o in texts], dtype=torch.int64)
 
-
+# %% ../../nbs/data/24_loader.ipynb #f06ffca3
 def _padded_ids(chains: list[list[str]]) -> Int64[Tensor, 'b c']:
     "The ids of chains of any length, zeros before the shorter ones."
     longest = max(map(len, chains))
     return torch.stack([F.pad(_ids_of(chain), (longest - len(chain), 0)) for chain in chains])
 
-
+# %% ../../nbs/data/24_loader.ipynb #13ead280
 def _gather_chains(
     chains: list[list[str]],  # of each picture, general to special
     texts: list[str],  # the text of each pair, one of its chain

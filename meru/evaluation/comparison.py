@@ -141,7 +141,7 @@ def _check_base(
     if len(names) < 2:
         raise ValueError(f'all runs are of {base}: name at least two that differ in more than the seed')
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #19f65a45
 def _same_seeds(
     runs: dict[str, list],  # measured runs by name
 ) -> bool:
@@ -218,7 +218,7 @@ def _items_of(question: _Question) -> str:
         return 'texts'
     return 'drawings' if question.dataset in ('', 'style', 'concept', 'concept_all') else 'photos'
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #8fc11b17
 def _each_item(
     base: list[_MeasuredRun],
     other: list[_MeasuredRun],
@@ -234,7 +234,7 @@ def _each_item(
     other_mean = torch.stack(values[len(base) :]).mean(0)
     return (mean - other_mean).nan_to_num(0.0)  # NaN: an item that has no answer in any run
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #0e1e1efd
 def _value(run: _MeasuredRun, question: _Question) -> float:
     "What a run gave."
     return run.measures.value(question.name, question.dataset)
@@ -255,7 +255,7 @@ def _by_seeds(
         return _Difference(*spread, _t_test(differences), 'seeds')
     return _Difference(*spread, _flip_test(each, groups), _items_of(question))
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #59f904e9
 def _by_items(
     base: list[_MeasuredRun],  # any seeds
     other: list[_MeasuredRun],
@@ -644,7 +644,7 @@ def _test_sets(
     read = cache(lambda size: read_test_set(embedded_data(), size))
     return [read(config.image_size) for config in configs]
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #2c245300
 def _tell_apart(
     folders: list[str],  # of the runs
     runs: list[_MeasuredRun],
@@ -660,7 +660,7 @@ def _tell_apart(
             print(f'{run.name}, seed {run.seed}, was trained on other data than {named[0].name}.')
     return named
 
-
+# %% ../../nbs/evaluation/67_comparison.ipynb #cf0e321a
 def compare_runs(
     cfg: CompareConfig,
 ) -> _Comparison:

@@ -60,7 +60,7 @@ def _is_hidden(name: str) -> bool:
 
 _zip_faults = zipfile.BadZipFile, zlib.error, LZMAError, struct.error, RuntimeError, EOFError, OSError, ValueError
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #cf2278ad
 def _open_zip(path: Path) -> zipfile.ZipFile:
     "A zip file; one whose list of contents is damaged is named."
     try:
@@ -68,7 +68,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     except _zip_faults as e:
         raise ValueError(f'{path} cannot be read as a zip file: {e}') from None
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #1a178ae1
 def _zip_names(file: zipfile.ZipFile) -> tuple[list[str], list[str]]:
     "Files and folders of a zip that are not hidden; two files of one name are refused."
     files, folders = [], []
@@ -81,7 +81,7 @@ def _zip_names(file: zipfile.ZipFile) -> tuple[list[str], list[str]]:
         raise ValueError(f'{file.filename} holds two files called {twice[0]}: pack it anew')
     return files, [name.rstrip('/') for name in folders]
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #ca76cf0c
 def _read_zipped(file: zipfile.ZipFile, name: str) -> bytes:
     "One file of a zip, whole."
     try:
@@ -406,7 +406,7 @@ def _divided(task: Classification, rule: dict) -> Classification:
         return task._replace(train=train, val=val, pictures=test[0], targets=test[1])
     return task
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #82aa5680
 def _shortened(task: Classification, rule: dict) -> Classification:
     "A test part of no more pictures than the paper's."
     count = rule.get('test', 0)
@@ -416,7 +416,7 @@ def _shortened(task: Classification, rule: dict) -> Classification:
     pictures, targets = _take((task.pictures, task.targets), rows)
     return task._replace(pictures=pictures, targets=targets)
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #450b9436
 def _published_parts(task: Classification) -> Classification:
     "Training, validation and test part in the sizes of MERU's evaluation; see `paper` in data/zeroshot/sets.json."
     rule = _paper_rule(task.name)
@@ -479,7 +479,7 @@ def _class_parts(
 # %% ../../nbs/evaluation/64_datasets.ipynb #056bf734
 _val_names = 'val', 'valid', 'validation'
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #1f58b341
 def _chosen_parts(store: _Store, parts: dict) -> dict[str, list[tuple[str, str]]]:
     "Of `test`, `val` and others the first there is; `train` beside it, and a validation part beside both."
     last = {PurePosixPath(o).name.lower(): o for o in parts}
@@ -542,7 +542,7 @@ def _torchvision_part(
 # %% ../../nbs/evaluation/64_datasets.ipynb #6998d6de
 _absent = FileNotFoundError, RuntimeError  # how torchvision says that a part is not there
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #0998bfc0
 def _read_torchvision(
     path: str | Path,  # the `root` that torchvision was given
     size: int,  # side of the pictures, pixels
@@ -580,7 +580,7 @@ class _TarPlace(NamedTuple):
     def __str__(self):
         return self.name
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #305974cb
 class _TarReader:
     "Members of tar files by their place; files stay open, and threads take turns."
 
@@ -1040,7 +1040,7 @@ def _make_chains(
     texts, chains = _number_chains([texts for _, texts in rows])
     return Chains(Path(store.path).stem, Pictures(files, read, size), texts, chains)
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #b79b9fd8
 def _read_hierarchies(
     path: str | Path,  # a folder or zip with a .jsonl of `file` and `hierarchy`, and pictures
     size: int,  # side of the pictures, pixels
@@ -1065,7 +1065,7 @@ def _hierarcaps_rows(store: _Store, listing: str) -> list[tuple[str, list[str]]]
         rows.append((PurePosixPath(row['image_url']).name, texts))
     return rows
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #f696340c
 def _read_hierarcaps(
     path: str | Path,  # a folder or zip with hierarcaps_test.csv, and pictures
     size: int,  # side of the pictures, pixels

@@ -274,7 +274,7 @@ class _TextTree(NamedTuple):
         "Rows of one level."
         return (self.levels == level).nonzero().flatten()
 
-
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #e23a6a64
 def _text_tree(test_set, emb, min_radius=0.1, shuffled=False):
     "The tree of a test set, or the one with wrong parents."
     parents = test_set.parents
@@ -430,7 +430,7 @@ def _radius_errors(geometry, test_set, emb):
         measures.append(Measure(dataset, 'radius_error_auc', auc, 0.5))
     return measures
 
-
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #6e1660bb
 def _text_tree_metrics(
     geometry,  # of the model
     test_set: EmojiTestSet,
@@ -468,7 +468,7 @@ def _refuse_head(cfg: ModelConfig):
             'name captioned photos, or a cache of their features, with -p data FOLDER'
         )
 
-
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #1a06e1e9
 def evaluate_emoji(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids

@@ -201,7 +201,7 @@ def _all_above(
         above[node] = set(parents[node]).union(*(above[upper] for upper in parents[node]))
     return above
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #41621410
 def _path_lengths(
     names: list[str],  # nodes
     edges: list[tuple[str, str]],
@@ -495,7 +495,7 @@ def _kin_recall(
     met = relatives.gather(1, order).sum(1).double()
     return met / relatives.sum(1).clamp_max(order.shape[1])
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #89150ab8
 def _kin_chance(kin, k=5):
     "What random neighbours reach."
     relatives = torch.bincount(kin)[kin] - 1
@@ -541,7 +541,7 @@ def _radius_order(
     radii = text_radii[chains]
     return dict(chain_in_order=(radii.diff(dim=1) > 0).all(1), image_outside=image_radii > radii[:, -1])
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #52dc6563
 def _radius_error_auc(
     radii: Float[Tensor, ' i'],  # of images
     right: Bool[Tensor, ' i'],  # is the answer right?
@@ -634,7 +634,7 @@ def _radii_from(
         return geometry.dist(points, root[None], curv)
     return torch.linalg.vector_norm(points - root, dim=-1)
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #780672bb
 def _nearest_within(
     scores: Float[Tensor, 'i t'],  # of pictures and texts, larger is nearer
     radii: Float[Tensor, ' t'],  # of the texts

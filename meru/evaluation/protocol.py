@@ -88,7 +88,7 @@ def _protocol_table() -> str:  # Markdown
 # %% ../../nbs/evaluation/58_protocol.ipynb #bb3464a4
 _own_questions = 'path_ cone_ edge_ depth_ gromov cosine level_tau chain_ tree_ lca_ jaccard hier_'
 
-
+# %% ../../nbs/evaluation/58_protocol.ipynb #896561a9
 class Protocol(NamedTuple):
     "Whose rules an evaluation follows, and with which prompts."
 

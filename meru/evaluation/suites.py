@@ -156,7 +156,7 @@ def _tower_features(
         features = in_batches(lambda x: model.image_features(x.to(device)).float().cpu(), pictures)
     return check_finite(features, getattr(pictures, 'keys', None), 'image features')
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #3c0cce88
 def _with_halves(task: Classification) -> Classification:
     "Two halves of the pictures, where there is no training part."
     if task.train:
@@ -169,7 +169,7 @@ def _with_halves(task: Classification) -> Classification:
         task._replace(train=_take((task.pictures, task.targets), fit), pictures=pictures, targets=targets)
     )
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #df080f79
 def _published_probe(
     model: nn.Module,  # of `meru.models`
     task: Classification,
@@ -238,7 +238,7 @@ def _photo_hits(
         hits[f'text_to_image_r{k}'] = found * each  # their mean is that over captions
     return hits
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #47f4a001
 def _examine_captions(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -280,7 +280,7 @@ def _distinct(keys: list) -> tuple[list[int], Int64[Tensor, ' n']]:
     number = dict(zip(first, range(len(first))))
     return list(first.values()), torch.tensor([number[key] for key in keys])
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #28f3cb0e
 def _examine_chains(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -400,7 +400,7 @@ def _control_of(
             setattr(control, name, getattr(model, name))
     return control.to(next(model.parameters()).device)
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #d634f606
 def evaluate_with_control(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -525,7 +525,7 @@ def _with_towers(
     model, towers = attach_backbone(model)
     return model.eval(), towers.tokenizer
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #969c3583
 def load_evaluated(
     cfg: EvalConfig,
 ) -> tuple[nn.Module, Callable]:  # the model in evaluation mode, and its tokenizer

@@ -112,7 +112,7 @@ def _sum_of_points(
         points = model.encode_image(images), model.encode_text(texts)
     return points[0].sum(0) + points[1].sum(0)
 
-
+# %% ../../nbs/evaluation/69_traversal.ipynb #f4992800
 def _training_mean(
     model: nn.Module,  # of a run
     batches: int = 100,  # of training pairs, at most

@@ -203,7 +203,7 @@ def _probe_logits(
     logits[:, seen] = test @ weight + bias
     return logits
 
-
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #be4ad9c3
 def _linear_probe(
     train: Float[Tensor, 'n d'],  # features of pictures whose class is known
     labels: Int64[Tensor, ' n'],  # their classes
@@ -258,7 +258,7 @@ def _cost_logits(
     strength = (2 if len(labels.unique()) == 2 else 1) / cost
     return _probe_logits(features.double(), labels, test.double(), n_classes, strength, steps=1000)
 
-
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #0b51726d
 def _search_cost(
     accuracy: Callable,  # C -> how well the validation part is classified
 ) -> float:

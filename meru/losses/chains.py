@@ -20,7 +20,7 @@ class _TextGraph(NamedTuple):
     of_images: Bool[Tensor, 'b n']  # is text j true of picture i?
     above: Bool[Tensor, 'n n']  # is text j more general than text i, and true of what i is true of?
 
-
+# %% ../../nbs/losses/14_chains.ipynb #ff5baecd
 def text_graph(
     text_ids: Int[Tensor, ' n'],  # of the batch's texts, all different
     chains: Int[Tensor, 'b l'],  # ids of the texts of each picture, general to special; 0: no text
@@ -87,7 +87,7 @@ def _edges(points, texts, positive):
     special, general = positive.nonzero().unbind(1)
     return points[special], texts[general]
 
-
+# %% ../../nbs/losses/14_chains.ipynb #37481ed3
 def radial_order(
     geometry: Geometry,  # has radii
     images: Float[Tensor, 'b d'],  # points

@@ -79,7 +79,7 @@ def _far(scale):
 # %% ../../nbs/losses/13_pairwise.ipynb #5723ea69
 _SLOPES = dict(identity=1.0, acosh=2**-0.5, sqrt=0.5)  # du/dz, in units of what a tile keeps of it
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #6e819d18
 def _apply_link(u, slope, work, link):
     "Turn z into its link in place, and keep the slope; a reciprocal root is faster than a root."
     if link == 'sqrt':
@@ -90,7 +90,7 @@ def _apply_link(u, slope, work, link):
     torch.rsqrt(work, out=slope)
     u.addcmul_(work, slope, value=2**0.5).log1p_()
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #565f9bbd
 def _fill(tile, logits, rows, cols):
     "The links of a tile, and their slopes."
     u, slope, _, work = tile
@@ -325,7 +325,7 @@ def _largest(rows):
     "|number| of each column that is largest."
     return torch.maximum(rows.amax(0), -rows.amin(0))
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #ac0cbbb9
 def _floor(batch):
     "Below this a z is made of rounding errors: one part in 2²³ (float32) of the products' largest terms."
     sizes = torch.stack([_largest(o.detach()) for o in (batch.left, batch.right)])
@@ -333,7 +333,7 @@ def _floor(batch):
     largest = (sizes.prod(0).sum() * batch.gain.detach().abs()).item()
     return torch.finfo(sizes.dtype).eps * min(1.0, max(largest, 1e-20))
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #64c5e0a0
 def _count_negatives(text_ids, n):
     "Ids, or None where all differ; and how many negatives each of n pairs has."
     if text_ids is None:

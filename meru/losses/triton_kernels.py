@@ -66,7 +66,7 @@ def _links(z, LINK: tl.constexpr):  # acosh(1 + δ), √z or z, over ln 2
         u = z * 1.4426950408889634
     return u
 
-
+# %% ../../nbs/losses/12_triton_kernels.ipynb #05bfa9b1
 @_jit
 def _by_slope(share, z, LINK: tl.constexpr):  # times du/dz
     if LINK == 1:

@@ -108,7 +108,7 @@ def _read_row(
     row = rows[number]
     return row._replace(image=b''), reduce(decode_image(row.image), number)
 
-
+# %% ../../nbs/models/35_embedding.ipynb #16be38ed
 def _read_block(
     rows: ShardRows | FileRows,  # the data
     numbers: Iterable[int],  # of the block

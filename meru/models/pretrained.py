@@ -82,7 +82,7 @@ def _only_adapters(tower, state, prefix, _):
         for name in [o for o in state if o.startswith(prefix) and not re.search(r'\.\d+\.(up|down)$', o)]:
             del state[name]
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #98625cb6
 def _adapt(
     tower: _Tower,  # changed in place
     rank: int,  # of the adapters
@@ -110,7 +110,7 @@ def _make_plain(module):
     for name, weight in weights.items():
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #0d75d4a3
 def merge_adapters(
     model: nn.Module,  # perhaps with adapters in its towers
 ) -> nn.Module:  # a copy without: plain weights that do the same
@@ -137,7 +137,7 @@ def _no_sliver(picture: UInt8[Tensor, '3 h w'], longest: int = 32) -> UInt8[Tens
     top, left = (h - y) // 2, (w - x) // 2
     return picture[:, top : top + y, left : left + x]
 
-
+# %% ../../nbs/models/31_pretrained.ipynb #d931c140
 def _open_clip_pixels(
     picture: UInt8[Tensor, '3 h w'],  # as decoded
     preprocess: dict,  # fields of open_clip's `PreprocessCfg`

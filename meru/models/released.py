@@ -74,7 +74,7 @@ _left_out = (
 )  # of UNCHA
 _stacked = dict(curvs='log_curv', visual_concept_alphas='log_image_alpha', textual_concept_alphas='log_text_alpha')
 
-
+# %% ../../nbs/models/33_released.ipynb #378760e5
 class _Layout(NamedTuple):
     "Whose names a checkpoint has."
 
@@ -132,7 +132,7 @@ class _ReleasedConfig(ModelConfig):
 
     geometry: Literal['lorentz', 'sphere', 'product'] = 'lorentz'  # the space of its authors
 
-
+# %% ../../nbs/models/33_released.ipynb #bd65c6c6
 def _released_config(
     state: dict[str, Tensor],  # tensors under our names
     image_heads: int | None = None,  # of the image tower; None: the paper's

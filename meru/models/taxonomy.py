@@ -76,7 +76,7 @@ def _divide_across(
     along = (step * ray).sum(1, keepdim=True) * ray
     return along + (step - along) / stretch
 
-
+# %% ../../nbs/models/37_taxonomy.ipynb #3390855d
 @torch.no_grad()
 def _local_step(
     v: Float[Tensor, 'n d'],  # tangent vectors at the root with their gradient; moved
@@ -98,7 +98,7 @@ def _draw(
     "Rows by chance, each once; all where there are no more."
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
-
+# %% ../../nbs/models/37_taxonomy.ipynb #fc4af681
 def _batch(
     above: Bool[Tensor, 'n n'],  # ancestors of each node
     generator: torch.Generator,

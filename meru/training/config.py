@@ -242,7 +242,7 @@ def controls(
         f'{name}_poincare': replace(cfg, geometry='poincare'),
     }
 
-
+# %% ../../nbs/training/41_config.ipynb #4c695e4c
 def _tree_controls() -> dict[str, TrainConfig]:
     "The chain loss in five geometries, each at a temperature of its own."
     return dict(

@@ -140,7 +140,7 @@ def _log_row(line: str, where: str) -> dict:
         pass
     raise ValueError(f'{where} is no record of a step: remove that line')
 
-
+# %% ../../nbs/training/42_run.ipynb #a52da153
 class Run(RunFolder):
     "A folder with `config.json`, `run.json`, `metrics.jsonl` and checkpoints."
 
@@ -188,7 +188,7 @@ def _is_hub_name(name: str | Path) -> bool:
     repo = str(name).partition('@')[0]
     return repo.count('/') == 1 and not (root() / repo).parent.is_dir()
 
-
+# %% ../../nbs/training/42_run.ipynb #eb7064dc
 def find_model(
     name: str | Path,  # a folder, or org/name or org/name@revision of the hub
     revision: str | None = None,  # commit or tag; None: the newest
@@ -210,7 +210,7 @@ def _folder_of(name: str | Path) -> Path:
     except FileNotFoundError:
         return project_path(name)
 
-
+# %% ../../nbs/training/42_run.ipynb #186bbe26
 def load_config(
     folder: str | Path,  # of a run or of a saved model, or org/name of the hub
 ) -> TrainConfig:  # the config in it
@@ -251,20 +251,20 @@ def _check_shapes(
 
 _saved_name = 'model.safetensors'
 
-
+# %% ../../nbs/training/42_run.ipynb #97a0515f
 def _weights_of(name: str | Path, checkpoint: str = 'last') -> Path:
     "The file with the weights of a run or of a saved model."
     folder = _folder_of(name)
     saved = folder / _saved_name
     return saved if saved.exists() else folder / f'{checkpoint}.safetensors'
 
-
+# %% ../../nbs/training/42_run.ipynb #3e6abe71
 def _is_saved(name: str | Path) -> bool:
     "Is it a published model, not a run: a folder that holds one, or a name of the hub?"
     folder = project_path(name)
     return (folder / _saved_name).exists() or (not folder.is_dir() and _is_hub_name(name))
 
-
+# %% ../../nbs/training/42_run.ipynb #7e8b3c62
 def load_run(
     folder: str | Path,  # a run's, a saved model's, or org/name of the hub
     checkpoint: str = 'last',  # 'last' or 'best' of a run; a saved model has but one

@@ -70,7 +70,7 @@ def _with_own(
         raise ValueError(f'a loss of your own is called {taken[0]!r}, as one of the model: give it another name')
     return out | own | dict(loss=out['loss'] + sum(own.values()))
 
-
+# %% ../../nbs/training/43_step.ipynb #e318cf93
 def gradients(
     model: Model,  # its gradients are added to
     batch: Batch,  # pairs, on the model's device

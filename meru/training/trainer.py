@@ -249,7 +249,7 @@ def update(
 # %% ../../nbs/training/44_trainer.ipynb #ea0c2d6a
 _terms = 'contrastive', 'chain', 'chain_up', 'chain_texts', 'chain_back', 'order', 'entailment'
 
-
+# %% ../../nbs/training/44_trainer.ipynb #430ca79d
 @torch.no_grad()
 def _describe(
     model: Model,  # for its geometry and scalars
@@ -337,7 +337,7 @@ def _named(thing) -> str:
     kind = thing if thing is None or hasattr(thing, '__qualname__') else type(thing)
     return f'{kind.__module__}.{kind.__qualname__}' if kind else ''
 
-
+# %% ../../nbs/training/44_trainer.ipynb #8df201ba
 def _check_own(
     run: Run,  # its record notes what is one's own
     model: Model | None,
