@@ -492,7 +492,8 @@ def _chosen_parts(store: _Store, parts: dict) -> dict[str, list[tuple[str, str]]
     chosen = {'test': parts[test or next(iter(parts))]}
     if test and 'train' in last:
         chosen['train'] = parts[last['train']]
-        chosen |= {'val': parts[val] for val in others[:1]}
+        if others:
+            chosen['val'] = parts[others[0]]
     return chosen
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #7e57e0ba

@@ -84,12 +84,15 @@ from meru.evaluation.datasets import (
 from .emoji_suite import remarks, untrained
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b48f1842
+_our_rules = Protocol()
+
+
 class _Report:
     "What was measured, and beside it what could not be, and why."
 
     def __init__(
         self,
-        rules: Protocol = Protocol(),
+        rules: Protocol = _our_rules,
     ):
         self.measures, self.skipped, self.rules = Measures(), {}, rules
         self.values = {}  # by dataset and name, what each picture contributes; their means are the measures
@@ -369,7 +372,7 @@ def evaluate_folder(
     folder: str | Path,  # a dataset, a folder of datasets, or a feature cache
     image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
-    rules: Protocol = Protocol(),  # whose
+    rules: Protocol = _our_rules,  # whose
 ) -> _Report:  # raises ValueError where nothing could be measured
     "Every measure whose data lie in a folder; all others listed with the way to get them."
     report, folder = _Report(rules), project_path(folder)
@@ -408,7 +411,7 @@ def evaluate_with_control(
     image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
     seed: int = 0,  # of the untrained control
-    rules: Protocol = Protocol(),  # whose
+    rules: Protocol = _our_rules,  # whose
 ) -> _Report:
     "`evaluate_folder` for the model, and for an untrained one as its control."
     report = evaluate_folder(model, tokenizer, folder, image_size, limit, rules)
