@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from meru.data.download import make_fetch_config
-from meru.data.fetch import fetch, _read_pairs
+from meru.data.fetch import fetch, read_pairs
 from meru.data.loader import Source
 from meru.data.shards import SampleError, Shards, make_manifest
 from meru.data.tokenizer import Tokenizer
@@ -255,7 +255,7 @@ def test_t4_a_csv_with_other_separators_is_refused(separator, tmp_path):
         {'t.csv': separator.join(('caption', 'url')) + '\n' + separator.join(('a', 'http://a.example')) + '\n'},
     )
     with pytest.raises(ValueError, match=r't\.csv separates its columns by'):
-        list(_read_pairs(tmp_path / 't.csv', 'url', 'caption', 'caption,url'))
+        list(read_pairs(tmp_path / 't.csv', 'url', 'caption', 'caption,url'))
     fill(
         tmp_path, {'t.csv': separator.join(('file', 'caption')) + '\n' + separator.join(('0.png', 'a')) + '\n'} | THREE
     )

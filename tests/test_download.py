@@ -20,7 +20,7 @@ import meru.data.download as D
 import meru.data.engine as engine
 
 from meru.data.shards import Shards
-from meru.data.fetch import _write_table, fetch, _read_pairs
+from meru.data.fetch import _write_table, fetch, read_pairs
 from meru.core import locked
 from meru.data.engine import _Tally, _check_raw, _guarded_download, _guarded_resize, _seal_raw
 from meru.data.text_files import LeftOut
@@ -64,13 +64,13 @@ def fate(url, cfg):
 )
 def test_tsv_keeps_quotes_and_tabs(columns, header, text, tmp_path):
     (tmp_path / 't.tsv').write_text('\ufeff' + text.format(u='http://x/').replace('\n', '\r\n'), newline='')
-    rows = list(_read_pairs(tmp_path / 't.tsv', 'url', 'caption', columns))
+    rows = list(read_pairs(tmp_path / 't.tsv', 'url', 'caption', columns))
     assert rows == [('a "b', 'http://x/1'), ('c" d\te', 'http://x/2')]
 
 
 def test_csv_and_parquet_with_other_names(tmp_path):
     (tmp_path / 't.csv').write_text('link,alt,n\nhttp://x/1,"two\nlines, ""q""",1\nhttp://x/2,,2\nhttp://x/3,c,3,4\n')
-    assert list(_read_pairs(tmp_path / 't.csv', 'link', 'alt', 'caption,url')) == [
+    assert list(read_pairs(tmp_path / 't.csv', 'link', 'alt', 'caption,url')) == [
         ('two\nlines, "q"', 'http://x/1'),
         None,
         None,
@@ -78,11 +78,11 @@ def test_csv_and_parquet_with_other_names(tmp_path):
     pq.write_table(
         pa.table(dict(alt=['a\t"', None], other=[1, 2], link=['http://x/1', 'http://x/2'])), tmp_path / 't.parquet'
     )
-    assert list(_read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
+    assert list(read_pairs(tmp_path / 't.parquet', 'link', 'alt', 'caption,url')) == [('a\t"', 'http://x/1'), None]
     with pytest.raises(ValueError, match="no column 'url'; it has alt, other, link"):
-        list(_read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
+        list(read_pairs(tmp_path / 't.parquet', 'url', 'alt', 'caption,url'))
     with pytest.raises(ValueError, match='must end in .csv, .tsv, .jsonl, .json, .parquet'):
-        list(_read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
+        list(read_pairs(tmp_path / 't.xls', 'url', 'alt', 'caption,url'))
 
 
 def test_every_notation_of_a_forbidden_address_is_refused_untouched(server):
@@ -191,7 +191,7 @@ def test_an_address_that_is_not_public_is_not_visited(address, monkeypatch):
     'address', ['93.184.216.34', '168.63.129.15', '2606:2800:220:1::1', '4000::1', '64:ff9b::808:808']
 )
 def test_a_public_address_is_visited(address):
-    assert D._may_visit(address) == (address != '4000::1')  # not handed out yet
+    assert D.may_visit(address) == (address != '4000::1')  # not handed out yet
 
 
 class Endless(io.RawIOBase):
@@ -220,7 +220,7 @@ def test_nothing_is_read_behind_a_packed_body(length):
     sock = Endless(f'HTTP/1.1 200 OK\r\n{length}Content-Encoding: gzip\r\n\r\n'.encode() + gzip.compress(picture))
     answer = http.client.HTTPResponse(sock, method='GET')
     answer.begin()
-    assert D._read_body(answer, 1_000_000) == picture and sock.given < 200_000
+    assert D.read_body(answer, 1_000_000) == picture and sock.given < 200_000
 
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):
@@ -378,7 +378,7 @@ def test_a_list_of_addresses_has_several_captions_a_row_and_says_what_it_left_ou
     ]
     table, left_out = tmp_path / 'list.jsonl', LeftOut()
     table.write_text('\n'.join(map(json.dumps, rows)) + '\n{')
-    found = list(_read_pairs(table, 'url', 'caption', 'caption,url', left_out))
+    found = list(read_pairs(table, 'url', 'caption', 'caption,url', left_out))
     assert found == [('a', 'u0', ['a', 'b']), ('c', 'u1'), None, None, ('e', 'u4', ['e', 'f']), None, None]
     assert left_out.record() == dict(
         no_caption=dict(count=2, example='line 3 of list.jsonl'),
