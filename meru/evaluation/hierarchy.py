@@ -719,8 +719,10 @@ def _drawn_pairs(common, pairs, seed):
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.randint(len(common), (2, 20 * pairs), generator=generator)
     shared = (common[first] & common[second]).sum(1)
-    fit = (shared > 0) & (shared < common[first].sum(1))
-    return first[fit][:pairs], second[fit][:pairs]
+    every = common[first].sum(1)
+    fit = (shared > 0) & (shared < every)
+    rows = fit.nonzero().flatten()[:pairs]
+    return first[rows], second[rows]
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #798b6a17
 def _passes_common(
@@ -740,8 +742,9 @@ def _passes_common(
     lowest = depth.expand_as(common).masked_fill(~common, own.numel()).argmin(1)
     share = torch.linspace(0, 1, steps, dtype=points.dtype)[:, None]
     stops = geometry.between(points[first][:, None], points[second][:, None], share, curv)
-    met = nearest(geometry, stops.flatten(0, 1), text_points, curv, 1).view(-1, steps)
-    return (met == lowest[:, None]).any(1).double()
+    met = nearest(geometry, stops.flatten(0, 1), text_points, curv, 1)
+    passed = met.view(-1, steps) == lowest[:, None]
+    return passed.any(1).double()
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #6a6ef5d4
 def _word_tree_metrics(
