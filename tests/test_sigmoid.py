@@ -120,3 +120,16 @@ def test_a_model_learns_by_it():
     for bad in (dict(margin=0.1), dict(hard_beta=0.5)):
         with pytest.raises(ValueError, match='no margin and no hard weights'):
             ModelConfig(pair_loss='sigmoid', **bad, **features)
+
+
+@pytest.mark.parametrize('space', geometries.values(), ids=lambda o: o.name)
+@pytest.mark.parametrize('text_ids', [None, torch.tensor([0, 1, 0, 2, 3])])
+def test_transforms_of_torch_func_see_the_same_gradient(space, text_ids):
+    g = torch.Generator().manual_seed(0)
+    curv, scale, bias = (torch.tensor(o, dtype=torch.float64) for o in (0.7, 5.0, -3.0))
+    x, y = (space.exp_map0(torch.randn(5, 4, generator=g, dtype=torch.float64), curv) for _ in range(2))
+    loss = lambda rows: sigmoid_loss(space, rows, y, curv, scale, bias, text_ids)
+    rows = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(rows), rows)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(loss)(x), expected)

@@ -83,6 +83,17 @@ def _frame(batch, text_ids):
     nothing = batch.left[:0], batch.right[:0], 0.0, 0.0
     return _Logits(*nothing, batch.link, _floor(batch), batch.own.start, ids)
 
+# %% ../../nbs/losses/15_sigmoid.ipynb #66aa86f6
+def _plain_sigmoid(geometry, x, y, curv, scale, bias, text_ids):
+    "With the matrix of logits, for transforms that look into every operation."
+    logits = scale * geometry.scores(x, y, curv) + bias
+    link = geometry.pairing(x, y, curv).positive.to(logits.dtype)
+    positive = bias - scale * (link / curv.sqrt() if geometry.has_curv else link)
+    ids = torch.arange(len(x), device=x.device) if text_ids is None else text_ids
+    is_negative = ids[:, None] != ids
+    negatives = softplus(logits) * is_negative
+    return (softplus(-positive).sum() + negatives.sum()) / len(x)
+
 # %% ../../nbs/losses/15_sigmoid.ipynb #152cfeee
 def sigmoid_loss(
     geometry: Geometry,  # gives rows, gain and link
@@ -98,6 +109,8 @@ def sigmoid_loss(
     _check_pairs(image_points, text_points, text_ids)
     dtype = _promote((image_points, text_points), torch.float32)
     x, y, curv, scale, bias = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale, logit_bias))
+    if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
+        return _plain_sigmoid(geometry, x, y, curv, scale, bias, text_ids)
     with torch.autocast(x.device.type, enabled=False):
         many = all_processes and world() > 1
         batch = (_together if many else _alone)(geometry, x, y, curv)
