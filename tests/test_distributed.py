@@ -587,6 +587,26 @@ def test_bad_configs(path, says, tmp_path):
         main(['--config', str(tmp_path / path)])
 
 
+def test_the_last_word_is_said_though_torchrun_ends_the_process_meanwhile(tmp_path, monkeypatch):
+    run = Run(tmp_path / 'run', make_config('smoke', **SMOKE))
+
+    def lose_a_peer(run):
+        raise PeerLost('another process of the run has gone')
+
+    def step(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 7
+
+    monkeypatch.setattr(trainer, 'fit', lose_a_peer)
+    monkeypatch.setattr(Run, 'step', property(step))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match='process 0: another .*keeps its checkpoint of step 7'):
+            main(['--config', str(run.folder / 'config.json')])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_port_in_use():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))

@@ -567,6 +567,7 @@ def main(
         with processes(pick_device(cfg.device)):
             fit(Run(folder.absolute(), cfg))
     except PeerLost as e:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's would cut the last word short
         kept = (
             f'; {folder} keeps its checkpoint of step {Run(folder.absolute(), cfg).step}, '
             'and the same command goes on from there'
@@ -584,6 +585,7 @@ def _end_with_input():  # whoever started this has gone
 
 # %% ../../nbs/training/44_trainer.ipynb #f84de2be
 def _stop(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise PeerLost('torchrun stopped this process, since another has ended')
 
 
