@@ -321,7 +321,9 @@ def _naming(
 # %% ../nbs/03_core.ipynb #b0c9d68b
 def write_file(
     path: Path,  # the file to write or to replace
-    content: str | bytes | Callable[[Path], object],  # or what writes to the path it is given
+    content: str
+    | bytes
+    | Callable[[Path], object],  # or a figure of matplotlib, or what writes to the path it is given
 ):
     "Write beside `path`, flush, rename: the old content or the new, never a part. Only the first process writes."
     if rank():
@@ -329,7 +331,7 @@ def write_file(
     part = path.with_name(path.name + '.tmp')
     try:
         with _naming(path):
-            _fill(part, content)
+            _fill(part, content, path.suffix)
             os.chmod(part, 0o644)
             with open(part, 'rb+') as file:
                 os.fsync(file.fileno())
@@ -339,9 +341,11 @@ def write_file(
         raise
 
 # %% ../nbs/03_core.ipynb #cf17744a
-def _fill(part: Path, content):
-    "Content of any of three kinds."
-    if callable(content):
+def _fill(part: Path, content, suffix: str):
+    "Content of any of four kinds."
+    if hasattr(content, 'savefig'):
+        content.savefig(part, format=suffix[1:], dpi=110, bbox_inches='tight')
+    elif callable(content):
         content(part)
     elif isinstance(content, bytes):
         part.write_bytes(content)

@@ -21,7 +21,7 @@ from torch import Tensor
 from typing import Annotated, Literal
 from .plots import contact_sheet
 from .core import AtLeast, check_config, Count, locked, project_path
-from .data.images import decode_image, ImageError, _read_file, resize_image
+from .data.images import decode_image, _decode_scaled, ImageError, _read_file, resize_image
 from .data.image_text import picture_suffixes, read_texts, walk_files
 from .models.pretrained import Towers, weights_id
 from .models.model import attach_backbone, Model, tokenizer_of
@@ -126,6 +126,15 @@ def _left_out(
     return reasons
 
 # %% ../nbs/72_image_index.ipynb #26a00032
+def _thumbnail(
+    file: Path,  # a picture
+    size: int,  # side of the result, pixels
+) -> UInt8[Tensor, '3 s s']:
+    "The central square, small; a JPEG is decoded no larger than that needs."
+    pixels = _decode_scaled(_read_file(file), least=2 * size).pixels
+    return resize_image(torch.from_numpy(pixels).permute(2, 0, 1), size)
+
+
 @dataclass
 class ImageIndex:
     "A folder of pictures in the space of one model."
@@ -155,7 +164,7 @@ class ImageIndex:
     def thumbnails(self, rows: list[int], size: int = 96) -> UInt8[Tensor, 'n 3 s s']:
         "Pictures by their row, `size` pixels wide."
         files = [self.folder / self.pictures.columns['file'][i] for i in rows]
-        return torch.stack([resize_image(decode_image(_read_file(o)), size) for o in files])
+        return torch.stack([_thumbnail(o, size) for o in files])
 
 # %% ../nbs/72_image_index.ipynb #6179f8a5
 def _lifted(

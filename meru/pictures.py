@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing import NamedTuple
 from .core import check_config, Count, machine, markdown_table, project_path, read_json, root, Seed
-from .core import write_json
+from .core import write_file, write_json
 from .geometry import get_geometry
 from .plots import style
 from .data.chains import _noun_tree, chain_kinds
@@ -586,7 +586,7 @@ class _Walks:
         met = {self.place.name: [self.walk(files[i]) for i in chosen]}
         style(110)
         figure = plot_paths(starts, met)
-        figure.savefig(self.place / 'walks.png', dpi=110)
+        write_file(self.place / 'walks.png', figure)
         write_json(self.place / 'walks.json', dict(walks=path_record(starts, met)))
         return figure
 

@@ -4,9 +4,13 @@ import errno
 import json
 import os
 import platform
+import resource
+import signal
 import subprocess
 import sys
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from conftest import ROOT
 from meru.core import locked, project_path, read_json, root, RunFolder, session_fields, write_file, write_json
 from meru.training.config import TrainConfig, make_config
@@ -102,6 +106,24 @@ def test_a_full_disk_names_the_path_and_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match='a.json could not be written: .*No space left on device'):
         write_file(tmp_path / 'a.json', full)
     assert read_json(tmp_path / 'a.json') == dict(x=1) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_figure_is_written_as_its_suffix_says_and_a_full_disk_names_it(tmp_path):
+    figure = Figure(figsize=(1, 1))
+    figure.add_subplot().plot([0, 1])
+    write_file(tmp_path / 'a.png', figure)
+    whole = (tmp_path / 'a.png').read_bytes()
+    with Image.open(tmp_path / 'a.png') as image:
+        assert image.format == 'PNG'
+    limit, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))  # bytes: what a disk with no more room does
+    try:
+        with pytest.raises(OSError, match='a.png could not be written'):
+            write_file(tmp_path / 'a.png', figure)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (tmp_path / 'a.png').read_bytes() == whole and len(list(tmp_path.iterdir())) == 1
 
 
 def test_whatever_goes_wrong_leaves_no_half_file(tmp_path):

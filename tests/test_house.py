@@ -64,6 +64,7 @@ def test_run_notebook_defines_nothing(p):
     assert not [n for s in code(p) for n in ast.walk(ast.parse(s)) if isinstance(n, kinds)]
     assert len(code(p)) <= 12
     assert sum('parameters' in c['metadata'].get('tags', []) for c, _ in cells(p)) == 1
+    assert not any('.savefig(' in source for _, source in cells(p)), 'write_file names the file of a full disk'
     assert not any(c.get('outputs') for c, _ in cells(p)), 'outputs of run notebooks are stripped in nbs/'
 
 

@@ -39,7 +39,7 @@ def outcome(loss, name, b, ids=None, **how):
 @pytest.mark.parametrize('name', geometries)
 @pytest.mark.parametrize('bias', [-10.0, 0.0, 10.0])
 def test_is_its_definition(name, bias, monkeypatch):
-    monkeypatch.setattr(pairwise, '_spans', lambda n, device: [slice(i, min(i + 5, n)) for i in range(0, n, 5)])
+    monkeypatch.setattr(pairwise, '_spans', lambda n, side: [slice(i, min(i + 5, n)) for i in range(0, n, 5)])
     for b in (1, 4, 17):
         for ids in (None, torch.arange(b) // 3, torch.zeros(b, dtype=torch.long)):
             got, want = (outcome(f, name, b, ids, bias=bias) for f in (sigmoid_loss, defined))

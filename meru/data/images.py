@@ -339,8 +339,12 @@ def _judged(
         return decode_jpeg(data, 'RGB', **least, strict=False)
 
 # %% ../../nbs/data/21_images.ipynb #6ffdd341
-def _pixels_of(im: Image.Image) -> UInt8[np.ndarray, 'h w 3']:
-    "The pixels of an RGB picture, some rows at a time: Pillow hands them out as bytes, which would be a second copy."
+def _pixels_of(
+    im: Image.Image,  # mode RGB
+    scale: int = 1,  # pixels of a side that become one, their mean
+) -> UInt8[np.ndarray, 'h w 3']:
+    "The pixels of a picture, some rows at a time: Pillow hands them out as bytes, which would be a second copy."
+    im = im.reduce(scale) if scale > 1 else im
     pixels = np.empty((im.height, im.width, 3), np.uint8)
     for top in range(0, im.height, 512):
         rows = pixels[top : top + 512]
@@ -410,7 +414,7 @@ def _upright(pixels: UInt8[np.ndarray, 'h w 3'], turn: int) -> UInt8[np.ndarray,
 def _decode_scaled(
     data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC; the first frame counts
     max_pixels: int = 64_000_000,  # largest width x height
-    least: int = 1 << 30,  # pixels: a JPEG is decoded at 1/2, 1/4 or 1/8 if its shorter side keeps as many
+    least: int = 1 << 30,  # pixels: decoded at 1/2, 1/4 or 1/8 if the shorter side keeps as many
 ) -> _Decoded:
     "Bytes to an upright picture in three colours, or an `ImageError` with its reason."
     with warnings.catch_warnings():
@@ -419,7 +423,7 @@ def _decode_scaled(
         (w, h), kind = opened.im.size, opened.im.format
         scale = next(o for o in (8, 4, 2, 1) if o == 1 or min(w, h) >= o * least)
         try:
-            pixels = _decode_jpeg(opened, scale) if kind == 'JPEG' else _pixels_of(to_rgb(opened.im))
+            pixels = _decode_jpeg(opened, scale) if kind == 'JPEG' else _pixels_of(to_rgb(opened.im), scale)
         except ImageError:
             raise
         except Exception as e:

@@ -48,21 +48,26 @@ class _Tile(NamedTuple):
     work: Tensor
 
 
-def _spans(n, device):
+def _spans(n, side):
     "Cut rows or columns into blocks of constant size."
-    side = 1024 if device == 'cpu' else 4096
     return [slice(i, min(i + side, n)) for i in range(0, n, side)]
 
 # %% ../../nbs/losses/13_pairwise.ipynb #56fb4633
-def _tiles(logits):
-    "Rows and columns of every tile."
-    device = logits.left.device.type
-    rows, cols = _spans(len(logits.left), device), _spans(len(logits.right), device)
-    return [(i, j) for i in rows for j in cols]
-
-
 def _stays(logits):
     return logits.left.device.type == 'cpu' and len(logits.left) * len(logits.right) <= _KEPT
+
+
+def _sides(logits):
+    "Rows and columns of a tile; where all stay they may be larger, for their memory is taken anyway."
+    if logits.left.device.type != 'cpu':
+        return 4096, 4096
+    return (2048, 1024) if _stays(logits) else (1024, 1024)
+
+
+def _tiles(logits):
+    "Rows and columns of every tile."
+    rows, cols = map(_spans, (len(logits.left), len(logits.right)), _sides(logits))
+    return [(i, j) for i in rows for j in cols]
 
 
 def _tile(logits, rows, cols):
