@@ -321,9 +321,7 @@ def _naming(
 # %% ../nbs/03_core.ipynb #b0c9d68b
 def write_file(
     path: Path,  # the file to write or to replace
-    content: str
-    | bytes
-    | Callable[[Path], object],  # or a figure of matplotlib, or what writes to the path it is given
+    content: str | bytes | Callable[[Path], object],  # or a figure, or what writes to the path it is given
 ):
     "Write beside `path`, flush, rename: the old content or the new, never a part. Only the first process writes."
     if rank():
