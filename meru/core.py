@@ -387,15 +387,25 @@ def markdown_table(
     return '\n'.join('| ' + ' | '.join(map(cell, line)) + ' |' for line in lines)
 
 # %% ../nbs/03_core.ipynb #01f2a564
+def _say(
+    text: str,
+):
+    "Print; in a notebook that papermill runs on the terminal too."
+    print(text)
+    terminal = getattr(sys.stdout, '_original_stdstream_copy', None)  # a kernel's; what it prints goes elsewhere
+    if terminal is not None:
+        os.write(terminal, f'\n{text}\n'.encode())
+
+
 def closing(
     result: str,  # the main result: a line or a table
     folder: Path,  # where all of it lies
     command: str,  # what may be run next; {folder} in it is the folder, as a shell takes it
 ):
-    "Print the last words of a run notebook."
+    "Print the last words of a run notebook, on the terminal too."
     inside = folder.is_relative_to(root())
     shown = folder.relative_to(root()).as_posix() if inside else str(folder)
-    print(f'{result}\nFolder: {shown}\nNext: {command.replace("{folder}", shlex.quote(shown))}')
+    _say(f'{result}\nFolder: {shown}\nNext: {command.replace("{folder}", shlex.quote(shown))}')
 
 # %% ../nbs/03_core.ipynb #628fa1db
 def check_finite(

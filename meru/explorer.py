@@ -14,6 +14,7 @@ import numpy as np
 import re
 import torch
 from PIL import Image, ImageOps
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -28,9 +29,8 @@ from .data.shards import Sample, Shards
 from .data.emoji import embedded_data
 from .data.images import _decode_scaled, ImageError, to_rgb
 from .models.taxonomy import ancestors
-from .models.model import encode_images, encode_texts, tokenizer_of
-from .training.config import TrainConfig
-from .training.run import load_config, load_run, Run
+from .models.model import encode_images, encode_texts, Model
+from .training.run import load_config, Run
 from .training.trainer import CachedPart, open_data
 from meru.evaluation.datasets import (
     Captions,
@@ -45,6 +45,7 @@ from meru.evaluation.datasets import (
 )
 from .evaluation.hierarchy import _drawn_pairs, _passes_common
 from .evaluation.emoji_suite import EmojiTestSet, levels, read_test_set, spread_rows
+from .evaluation.suites import EvalConfig, load_evaluated
 
 # %% ../nbs/70_explorer.ipynb #0c0de3b2
 class _Items(NamedTuple):
@@ -1314,21 +1315,32 @@ def _controls_of(
     return [o for o in beside if (o / 'last.safetensors').exists()]
 
 # %% ../nbs/70_explorer.ipynb #3fe3c1e4
+class _Opened(NamedTuple):
+    "A model that is shown."
+
+    run: str  # a folder or a name of the hub
+    model: Model
+    tokenizer: Callable
+
+
+def _open_model(run: str | Path, checkpoint: str, data: str) -> _Opened:
+    "A run's or a saved model; a head takes a cache of features as it is, and pictures by its towers."
+    cfg = EvalConfig(run=str(run), checkpoint=checkpoint, data=data)
+    return _Opened(cfg.run, *load_evaluated(cfg))
+
+
 def _run_space(
-    run: str | Path,  # a run's folder, from the project's root
-    checkpoint: str,  # 'last' or 'best'
+    opened: _Opened,
     scene: _Scene,
 ) -> _Space:
-    "Where a run puts these texts and pictures."
-    cfg = load_config(run)
-    model = load_run(run, checkpoint)
-    images = scene.images
-    if images.ndim == 4 and images.shape[-1] != cfg.image_size:
+    "Where a model puts these texts and pictures."
+    model, images = opened.model, scene.images
+    cfg = model.cfg
+    if images.ndim == 4 and cfg.image_tower != 'features' and images.shape[-1] != cfg.image_size:
         sizes = f'{cfg.image_size} pixels, the first run of the page {images.shape[-1]}'
-        raise ValueError(f'{run} takes pictures of {sizes}: compare runs of one size.')
-    tokenizer = tokenizer_of(cfg)
+        raise ValueError(f'{opened.run} takes pictures of {sizes}: compare runs of one size.')
     names = scene.items.texts[len(scene.words) :]
-    texts = encode_texts(model, tokenizer, scene.words)
+    texts = encode_texts(model, opened.tokenizer, scene.words)
     pictures = encode_images(model, images, names)
     points = torch.cat([texts, pictures]).cpu()
     curv = model.curv.detach().cpu()
@@ -1341,54 +1353,65 @@ def _one_dataset(
     "Is it something to show on one page, not a folder of datasets?"
     folder = project_path(data)
     if data != 'emoji' and not folder.exists():
-        raise FileNotFoundError(f'there is no {folder}')
+        raise FileNotFoundError(f'there is no {folder}: name a dataset with data=FOLDER')
     return data == 'emoji' or (folder / 'cache.json').exists() or holds_one(folder)
 
-# %% ../nbs/70_explorer.ipynb #6583ef9d
-def _read_scene(
-    cfg: TrainConfig,  # of the run
-    data: str,  # 'emoji', or a dataset from the project's root
-    n: int,  # points at most
-) -> _Scene:
-    "The drawings; or the held-out part of the run's own data; or all of another dataset."
-    if data == 'emoji':
-        return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n)
+
+def _check_one(
+    data: str,  # as `explore` takes it
+):
+    "Refuse a folder of datasets."
     if not _one_dataset(data):
         inside = survey(project_path(data))[0]
         example = f'{data}/{inside[0].name}'
         raise ValueError(
             f'{data} holds {len(inside)} datasets, and a page shows one: name it, such as data={example!r}.'
         )
-    if data != cfg.data and cfg.image_tower != 'features':
-        return _task_scene(read_data(project_path(data), cfg.image_size), n)
+
+# %% ../nbs/70_explorer.ipynb #6583ef9d
+def _read_scene(
+    model: Model,  # ready to read `data`
+    data: str,  # 'emoji', or a dataset from the project's root
+    n: int,  # points at most
+) -> _Scene:
+    "The drawings; or the held-out part of the run's own data; or all of another dataset."
+    cfg, folder = model.cfg, project_path(data)
+    if data == 'emoji':
+        return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n)
+    by_towers = cfg.image_tower == 'features' and not (folder / 'cache.json').exists()
+    if by_towers or (data != cfg.data and cfg.image_tower != 'features'):
+        return _task_scene(read_data(folder, model.resize), n)
     part = open_data(replace(cfg, data=data))[1]
     return _cache_scene(part, n) if isinstance(part, CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
 
 # %% ../nbs/70_explorer.ipynb #2ab1c5dc
 def _explore_run(
-    run: Path,  # its folder
-    others: list,  # folders of runs to compare with
+    run: str | Path,  # a folder, or a name of the hub
+    others: list,  # runs to compare with
     n: int,  # points at most
     checkpoint: str,  # 'last' or 'best'
     data: str | None,  # None: the run's own, held-out part
 ) -> _Page:
-    "Write `explorer.html` into the run's folder, or `explorer_DATA.html` for other data than its own."
-    cfg = load_config(run)
-    data = data or cfg.data
-    scene = _read_scene(cfg, data, n)
-    spaces = [_run_space(o, checkpoint, scene) for o in (run, *others)]
-    title = f'{run.name}: {scene.items.words} and {scene.items.titles[-1]}s'
-    page = run / 'explorer.html'
-    if data != cfg.data:
+    "Write `explorer.html`, or `explorer_DATA.html` for other data than the run's own, beside its results."
+    own_data = load_config(run).data
+    data = data or own_data
+    _check_one(data)
+    opened = [_open_model(o, checkpoint, data) for o in (run, *others)]
+    scene = _read_scene(opened[0].model, data, n)
+    spaces = [_run_space(o, scene) for o in opened]
+    place = EvalConfig(run=str(run))
+    title = f'{place.name}: {scene.items.words} and {scene.items.titles[-1]}s'
+    page = place.folder / 'explorer.html'
+    if data != own_data:
         name = Path(data).stem
         title = f'{title} of {name}'
-        page = run / f'explorer_{name}.html'
+        page = page.with_name(f'explorer_{name}.html')
     return _write_page(page, scene.items, spaces, title)
 
 # %% ../nbs/70_explorer.ipynb #5644cacc
 def explore(
-    run: str | Path | Run | None = None,  # a run's folder, from the project's root; with `points` where to write
-    controls: list | None = None,  # folders of runs to compare with; None: those that stand beside it
+    run: str | Path | Run | None = None,  # a run, a saved model or org/name of the hub; with `points` where to write
+    controls: list | None = None,  # runs to compare with; None: those that stand beside it
     n: int = 2000,  # points at most
     checkpoint: str = 'last',  # of the run, 'last' or 'best'
     data: str | None = None,  # 'emoji' or a dataset, from the project's root; None: the run's own, held-out part
@@ -1397,7 +1420,7 @@ def explore(
     images: list | None = None,  # of each point a picture (path, PIL, array), or None where the point is a text
     model: object = 'sphere',  # whose points these are, or the name of a geometry
 ) -> _Page:
-    "Write `explorer.html` into a folder: a run's drawings and words, or any points with texts and photos."
+    "Write `explorer.html` into a run's folder or outputs/NAME of a saved model: its data, or any points and photos."
     if points is not None:
         folder = Path.cwd() if run is None else project_path(run)
         items, kept = _given_scene(_given(points, labels, images), n)
@@ -1405,12 +1428,12 @@ def explore(
         return _write_page(folder / 'explorer.html', items, [_space_given(kept, model)], folder.name)
     if run is None:
         raise ValueError('there is nothing to explore: name a run, or give points with their labels and images')
-    run = project_path(run.folder if isinstance(run, Run) else run)
+    run = run.folder if isinstance(run, Run) else run
     return _explore_run(run, _controls_of(run) if controls is None else controls, n, checkpoint, data)
 
 # %% ../nbs/70_explorer.ipynb #c47fb10a
 def explored(
-    run: str,  # its folder, from the project's root
+    run: str,  # a run, a saved model or org/name of the hub
     checkpoint: str,  # 'last' or 'best'
     data: str,  # 'emoji' or a dataset
 ) -> str:  # the page's name and size, or why there is none

@@ -85,6 +85,8 @@ def _progress(
     made = record.get('steps_made', cfg.steps if 'finished' in record else None)
     if made is None:
         return f'unknown, of {cfg.steps:,}'
+    if 'passes' in record:  # held-out pictures said when to end
+        return f'{made:,} of at most {cfg.steps:,}'
     return f'{made:,}' if made >= cfg.steps else f'{made:,} of {cfg.steps:,}: not finished'
 
 # %% ../nbs/71_hub.ipynb #54cda3f0

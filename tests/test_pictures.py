@@ -49,9 +49,9 @@ def head(tmp_path_factory):
 
 def as_table(source, captions, folder):
     shutil.copytree(source, folder / 'images')
-    with open(folder / 'captions.csv', 'w', encoding='utf-8', newline='') as file:
+    with open(folder / 'labels.csv', 'w', encoding='utf-8', newline='') as file:
         lines = [(f'images/{name}', text) for name, texts in captions.items() for text in texts]
-        csv.writer(file).writerows([('file', 'caption'), *lines])
+        csv.writer(file).writerows([('image', 'text'), *lines])
 
 
 def as_texts(source, captions, folder):
@@ -91,6 +91,8 @@ def opened(request, photos, towers, tmp_path_factory):
 def test_each_layout_ends_with_a_model_a_table_and_a_search(opened):
     layout, mine, _ = opened
     assert len(mine.index.pictures) == 200 and len(mine.paths) == 200
+    if layout == 'table':
+        assert mine.notes[0] == '200 pictures, of which 200 have captions, by labels.csv.' and not mine.index.left_out
     splits = open_cache(mine.place / 'pairs').info['splits']
     assert splits.count('train') > 120 and splits.count('test') > 20 and splits.count('val') > 8
     shown = mine.table.splitlines()

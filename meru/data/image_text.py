@@ -12,6 +12,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from ..core import file_sha256
@@ -294,6 +295,8 @@ class _Entry(NamedTuple):
 class FileRows:
     "Image files with captions as rows."
 
+    table = ''  # the file of a folder that its captions were found in
+
     def __init__(
         self,
         folder: Path,  # of the pictures
@@ -357,6 +360,83 @@ def _is_picture(file: str) -> bool:
 def _lists_in(files: Iterable[str]) -> list[str]:
     "Tables at the top of a folder that describe its pictures."
     return [f'{name}{end}' for name in ('captions', 'metadata') for end in table_suffixes if f'{name}{end}' in files]
+
+# %% ../../nbs/data/25_image_text.ipynb #0e1a6b10
+_file_columns = 'file', 'file_name', 'filename', 'path', 'filepath', 'image', 'image_name', 'image_path', 'img'
+
+
+_caption_columns = 'caption', 'captions', 'text', 'title', 'description', 'comment'
+
+
+class _Table(NamedTuple):
+    "A table of captions in a folder, and which of its columns are meant."
+
+    name: str  # of the file
+    file_column: str = 'file'
+    caption_column: str = 'caption'
+    unnamed: tuple[str, ...] = ()  # the columns where there is no header line
+
+# %% ../../nbs/data/25_image_text.ipynb #0e1a6b11
+def _first_rows(path: Path, unnamed: tuple[str, ...], count: int = 20) -> list[dict]:
+    "A few rows of a table that has a column of files and one of captions; none of any other."
+    columns = _TableColumns((_file_columns, _caption_columns), unnamed, free=_caption_columns)
+    try:
+        with open(path, 'rb') as stream:
+            return [o.values for o in islice(_table_rows(stream, path.name, columns), count) if o.values]
+    except (OSError, ValueError):
+        return []
+
+
+def _met_column(rows: list[dict], names: tuple[str, ...]) -> str:
+    "The first of the names that is a column; '' where none is."
+    met = set().union(*rows)
+    return next((o for o in names if o in met), '')
+
+
+def _is_there(file: str, files: PathIndex) -> bool:
+    "Does a list mean a picture of the folder, or several?"
+    try:
+        return bool(file) and files.find(file) is not None
+    except ValueError:
+        return True
+
+# %% ../../nbs/data/25_image_text.ipynb #0e1a6b12
+def _known_table(
+    path: Path,  # of a table
+    files: PathIndex,  # the pictures of its folder
+) -> _Table | None:  # None: its columns are not known, or its pictures not there
+    "How to read a table; without a header its first line must name a picture."
+    for unnamed in ((), ('file', 'caption')):
+        rows = _first_rows(path, unnamed)
+        file_column, caption_column = _met_column(rows, _file_columns), _met_column(rows, _caption_columns)
+        if not (file_column and caption_column):
+            continue
+        asked = rows[:1] if unnamed else rows
+        if any(_is_there(_file_of(row.get(file_column)), files) for row in asked):
+            return _Table(path.name, file_column, caption_column, unnamed)
+    return None
+
+# %% ../../nbs/data/25_image_text.ipynb #0e1a6b13
+def _table_in(
+    folder: Path,
+    files: list[str],  # all that it holds
+) -> _Table | None:
+    "The table that describes the pictures of a folder; two that might are an error."
+    pictures = list(filter(_is_picture, files))
+    index, stems = PathIndex(pictures), set(map(_stem, pictures))
+    if lists := _lists_in(set(files)):
+        return _known_table(folder / lists[0], index) or _Table(lists[0])
+    suffixes = (*table_suffixes, '.txt')
+    tables = [o for o in files if '/' not in o and o.lower().endswith(suffixes) and _stem(o) not in stems]
+    known = [table for o in tables if (table := _known_table(folder / o, index))]
+    if len(known) > 1:
+        both = f'{known[0].name} and {known[1].name}'
+        end = Path(known[0].name).suffix
+        raise ValueError(
+            f'{folder} has two tables of captions, {both}: rename the one that is meant to captions{end}, '
+            'or move the other away.'
+        )
+    return known[0] if known else None
 
 # %% ../../nbs/data/25_image_text.ipynb #5e2f9a67
 def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
@@ -449,13 +529,15 @@ def read_folder(
             f'There is no picture ({", ".join(picture_suffixes)}) in {folder}, and no manifest.json of shards: '
             'nothing to encode.'
         )
-    if not (lists := _lists_in(set(walk.files))):
+    if not (table := _table_in(folder, walk.files)):
         return FileRows(folder, _beside(folder, walk.files, noted), uncaptioned, walk.left_out, noted)
-    rows = read_table(folder / lists[0], folder=folder)
+    rows = read_table(folder / table.name, table.file_column, table.caption_column, folder, table.unnamed)
     rest = {o: _Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
     for reason, example in walk.left_out.examples.items():
         rows.left_out.add(reason, example, walk.left_out.counts[reason])
-    return FileRows(folder, rows.entries | rest, uncaptioned, rows.left_out, rows.noted)
+    both = FileRows(folder, rows.entries | rest, uncaptioned, rows.left_out, rows.noted)
+    both.table = table.name
+    return both
 
 # %% ../../nbs/data/25_image_text.ipynb #f018f54a
 def _line_texts(value: Any, where: str, noted: LeftOut) -> list[str]:

@@ -101,6 +101,24 @@ _views_on = {
     'both views': dict(image_views=True, text_views=True),
 }
 
+# %% ../../nbs/evaluation/68_ablation.ipynb #0e1a6b01
+_unit = _plain | dict(unit_features=True)
+
+
+_unit_best = _best | dict(unit_features=True)
+
+
+_unit_spaces = dict(sphere='head_clip', Lorentz='head_lorentz', Euclidean='head_euclid')
+
+
+_unit_ideas = {
+    'learned scale': {},
+    'fixed radius': dict(tangent='rms'),
+    'pictures on one shell': dict(tangent='leaves'),
+    'entailment': dict(entail_weight=0.2),
+    'cones of head_pictures': dict(tangent='leaves', entail_weight=3.0, min_radius=0.5, cone_across=0.75),
+}
+
 # %% ../../nbs/evaluation/68_ablation.ipynb #537e77a2
 def ablation_rows() -> list[dict]:  # group, name, preset, changes
     "Every row of the tables."
@@ -113,6 +131,7 @@ def ablation_rows() -> list[dict]:  # group, name, preset, changes
         *(_row('best', f'best {name}', preset, _best, changes) for name, (preset, changes) in _spaces.items()),
         *_each_idea('best ideas', 'head_lorentz', _best | dict(tangent='rms'), _best_ideas | _ideas_on),
         *(_width_row(name, width) for name in _spaces for width in _widths[name]),
+        *_unit_rows(),
     ]
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #dc1db074
@@ -130,9 +149,18 @@ def _each_idea(group, preset, recipe, ideas):
     return [_row(group, name, preset, recipe, changes) for name, changes in ideas.items()]
 
 
-def _width_row(name, width):
+def _width_row(name, width, group='width', recipe=_plain):
     preset, changes = _spaces[name]
-    return _row('width', f'{name} {width}', preset, _plain, changes, dict(embed_dim=width))
+    return _row(group, f'{name} {width}', preset, recipe, changes, dict(embed_dim=width))
+
+
+def _unit_rows():
+    rows = [_width_row(name, width, 'one length', _unit) for name in _unit_spaces for width in (8, 64)]
+    rows += _each_idea('ideas, one length', 'head_lorentz', _unit, _unit_ideas)
+    for name, preset in _unit_spaces.items():
+        rows.append(_row('best, one length', f'best {name}', preset, _unit_best))
+    entailed = _unit_best | dict(entail_weight=0.2)
+    return rows + [_row('best, one length', 'best Lorentz, entailment', 'head_lorentz', entailed)]
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #2e3058bf
 class _SplitPoints(NamedTuple):
@@ -176,14 +204,27 @@ def _head_metrics(
 # %% ../../nbs/evaluation/68_ablation.ipynb #d4c24cbf
 def _cone_looks(geometry, points, curv, min_radius):  # no cones: None
     if not geometry.has_cones:
-        return dict(cone_auc=None, text_below=None)
+        return dict.fromkeys(('cone_auc', 'cone_own', 'cone_other', 'text_below'))
     margins = _cone_margins(geometry, points.texts[::5], points.images, curv, min_radius)
     own = points.owner[::5, None] == torch.arange(len(points.images))
-    auc = _cone_metrics(margins, own).auc
+    rates = _cone_metrics(margins, own)
     text_radius = geometry.radius(points.texts, curv)
     image_radius = geometry.radius(points.images, curv)[points.owner]
     below = (text_radius < image_radius).double().mean().item()
-    return dict(cone_auc=auc, text_below=below)
+    return dict(cone_auc=rates.auc, cone_own=rates.own, cone_other=rates.other, text_below=below)
+
+# %% ../../nbs/evaluation/68_ablation.ipynb #0e1a6b02
+def _dev_recall(
+    model: Model,  # a head
+    cache: FeatureCache,  # features
+) -> float | None:  # None: the cache has no such part
+    "Text to image at ten on `dev`, by which recipes are chosen."
+    if 'dev' not in cache.info['splits']:
+        return None
+    points = _split_points(model, cache, 'dev')
+    ids = torch.arange(len(points.images))
+    given = points.images, points.texts, ids, points.owner
+    return retrieval_metrics(model.geometry, *given, model.curv.detach()).value('text_to_image_r10')
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #60d08695
 def _run_row(
@@ -197,7 +238,9 @@ def _run_row(
         run = Run(folder, make_config(row['preset'], data=data, seed=seed, **row['changes']))
         model = fit(run, quiet=True)
         seconds = run.read('run.json')['seconds']
-        return row | dict(seed=seed, seconds=seconds, metrics=_head_metrics(model, open_cache(data), split))
+        cache = open_cache(data)
+        metrics = _head_metrics(model, cache, split) | dict(dev_text_to_image_r10=_dev_recall(model, cache))
+        return row | dict(seed=seed, seconds=seconds, metrics=metrics)
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #73272caa
 bases = {
@@ -207,6 +250,9 @@ bases = {
     'best': 'best sphere',
     'width': 'sphere 64',
     'best ideas': 'fixed radius',
+    'one length': 'sphere 64',
+    'ideas, one length': 'learned scale',
+    'best, one length': 'best sphere',
 }  # what the others of a group are compared with
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #75e8cdf9
@@ -216,9 +262,12 @@ _shown_first = (
     'image_to_text_r1',
     'image_to_text_r10',
     'cone_auc',
+    'cone_own',
+    'cone_other',
     'text_below',
     'cosine_agreement',
     'curv',
+    'dev_text_to_image_r10',
 )
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #f0a4f5c9
@@ -239,7 +288,7 @@ def _mean_line(group, name, metrics):
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #b1a6bfb0
 def _mean_over_seeds(metrics, key):
-    values = [o[key] for o in metrics]
+    values = [o.get(key) for o in metrics]
     return None if values[0] is None else float(np.mean(values))
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #3a3c3a60
@@ -310,7 +359,7 @@ def _reason_to_skip(
     if row['group'] == 'views' and views == 1:
         return 'the cache holds one view of each image or text'
     batch_size = row['changes'].get('batch_size', 0)
-    if row['group'] in ('best', 'best ideas') and len(cache.rows('train')) < batch_size:
+    if row['group'].startswith('best') and len(cache.rows('train')) < batch_size:
         return f'the cache holds fewer than {batch_size} training images'
     image_width, text_width = cache.image.shape[-1], cache.text.shape[-1]
     if row['changes'].get('shared_proj') and image_width != text_width:

@@ -86,7 +86,7 @@ def compare_rows(
     "Means over seeds with intervals, and differences from each group's base."
     by_row = {}
     for run in results:
-        by_row.setdefault((run['group'], run['name']), {})[run['seed']] = run['metrics'][key]
+        by_row.setdefault((run['group'], run['name']), {})[run['seed']] = run['metrics'].get(key)
     table = []
     for (group, name), values in by_row.items():
         if None in values.values():

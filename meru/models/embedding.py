@@ -249,6 +249,8 @@ def _accounts(
     rows: ShardRows | FileRows,
 ) -> dict[str, dict]:  # 'left_out' and 'noted' where there is any
     "What the reader left out or read in another way, printed and for the cache."
+    if table := getattr(rows, 'table', ''):
+        print(f'captions: {table}')
     counted = {k: o for k, o in dict(left_out=rows.left_out, noted=rows.noted).items() if o}
     for name, o in counted.items():
         print(f'{name}: {o}')
