@@ -176,7 +176,7 @@ class Matching(NamedTuple):
 
 Given = Annotated[str, Matching(r'(?s).+', 'not empty')]
 Device = Annotated[str, Matching(r'auto|cpu|mps|cuda(:\d+)?', 'auto, cpu, cuda, cuda:1 or mps')]
-Checkpoint = Annotated[str, Matching(r'last|best|.*\.pth', 'last, best or a .pth file')]
+Checkpoint = Annotated[str, Matching(r'last|best|.*\.(pth|safetensors)', 'last, best or a .pth file')]
 
 # %% ../nbs/03_core.ipynb #5b145908
 class _Remark(NamedTuple):

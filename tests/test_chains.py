@@ -151,7 +151,7 @@ def test_chains_do_not_move_the_pairs_and_do_not_depend_on_workers():
     batch = loader.batch_at(3)
     assert all(torch.equal(a, b) for a, b in zip(plain[:3], batch[:3]))
     with_workers = next(Loader(shards, Tokenizer(4096, 16), **how, chain=_level_chain, workers=1).batches(3))
-    assert all(torch.equal(a, b) for a, b in zip(batch.chains, with_workers.chains))
+    assert all(torch.equal(a, b) for a, b in zip(batch.chains[:3], with_workers.chains[:3]))
     in_batch = set(batch.text_ids.tolist()) | set(batch.chains.text_ids.tolist())
     for drawn, chain in zip(batch.text_ids.tolist(), batch.chains.of_images.tolist()):
         assert set(chain[: chain.index(drawn) + 1]) <= in_batch

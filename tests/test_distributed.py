@@ -199,6 +199,18 @@ def chains_of(ids):
     return TextChains(tokens, general, torch.stack([torch.full_like(ids, 12), 10 + ids % 2, ids], 1))
 
 
+def parts_of(ids):
+    "TextChains for texts 1 to 7 with parts: 12 and an even or odd one above each, one of them above its part."
+    drawn = torch.where(ids % 3 == 0, 12, 10 + ids % 2)
+    general = drawn.unique()
+    tokens = torch.zeros(len(general), 4, dtype=torch.int64)
+    tokens[:, 0], tokens[:, 1] = general, 200
+    rows = torch.cat([torch.stack([o, ids], 1) for o in (torch.full_like(ids, 12), 10 + ids % 2)])
+    places = torch.arange(len(ids))
+    own = torch.stack([torch.zeros_like(drawn), drawn], 1)
+    return TextChains(tokens, general, torch.cat([rows, own]), torch.cat([places, places, len(ids) + places]))
+
+
 def model_gradients(preset, given):
     "Loss and all gradients of a whole model in float64, batch norm included, in slices and in one."
 
@@ -226,7 +238,10 @@ def model_gradients(preset, given):
             parallel.sync_batch_norms(model)
         ids = torch.arange(B) % 7 + 1
         chains = chains_of(ids[parts]) if 'chain_weight' in given else None
-        out = model(images[parts], tokens[parts], ids[parts], chains)
+        pictures = images[parts]
+        if 'part_weight' in given:
+            chains, pictures = parts_of(ids[parts]), torch.cat([pictures, 1 - pictures.flip(2)])
+        out = model(pictures, tokens[parts], ids[parts], chains)
         make_backward(model, bucket_mb=0.2)(out['loss'])
         return [
             out['loss'].detach(),
@@ -250,6 +265,12 @@ def test_a_whole_model_has_the_same_gradients(team, preset):
 def test_chains_reach_across_processes(team, preset, n):
     terms = dict(chains='levels', chain_weight=1.0, **({} if 'clip' in preset else dict(order_weight=0.5)))
     for results in team.run(n, model_gradients, preset, terms):
+        assert max(results) < 1e-10 and results[0] < 1e-12, results
+
+
+@pytest.mark.parametrize('preset', ['smoke_parts', 'smoke_parts_clip'])
+def test_parts_reach_across_processes(team, preset):
+    for results in team.run(2, model_gradients, preset, dict(part_weight=0.5, image_size=32, context_length=16)):
         assert max(results) < 1e-10 and results[0] < 1e-12, results
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from meru.data.images import resize_image
 from meru.models import pretrained
 from meru.models.embedding import embed, EmbedConfig
+from meru.models.model import ModelConfig, build_model
 from meru.hub import publish, PublishConfig
 from meru.models.pretrained import _tag_weights, load_towers, merge_adapters, weights_id
 from meru.training.config import make_config
@@ -194,6 +195,13 @@ def test_each_family_sees_what_open_clip_shows_it(name, tmp_path):
         assert (ours - theirs).abs().max() <= 2**-11 * theirs.abs().max(), size
     texts = towers.tokenizer(['a cat', 'two dogs'])
     assert torch.allclose(towers.text_tower(texts), model.encode_text(texts, normalize=False), atol=1e-5)
+
+
+def test_pictures_that_are_not_square_are_encoded_but_not_trained(tmp_path):
+    backbone = family_folder('vit_not_square', tmp_path)
+    towers = dict(image_tower='backbone', text_tower='backbone', backbone=backbone, train_blocks=1)
+    with pytest.raises(ValueError, match='takes pictures of 32 x 48 pixels, .* encode once with nbs/embed.ipynb'):
+        build_model(ModelConfig(**towers))
 
 
 def test_a_squashing_tower_is_wrong_about_central_squares(tmp_path):

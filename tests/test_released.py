@@ -5,8 +5,11 @@ import math
 import pickle
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
+from meru.data.tokenizer import Tokenizer
 from meru.evaluation.suites import EvalConfig, evaluate_folder, load_evaluated, save_measures
 from meru.models.released import load_released, _our_name, read_released
 from conftest import ROOT
@@ -134,11 +137,15 @@ def test_something_else_is_refused(content, tmp_path):
 # layouts of others, written here with random weights
 
 
-LAYOUTS = ['meru', 'clip', 'hycoclip', 'uncha', 'phyclip']
+LAYOUTS = ['meru', 'clip', 'hycoclip', 'uncha', 'phyclip', 'hysac', 'hyper3']
 
 
 def written(layout, folder, change=lambda tensors: None):
     "A checkpoint as its authors save it: names and shapes are theirs, the numbers are not."
+    if layout == 'hysac':
+        return write_hysac(folder / 'hysac.pth', clip_of_hugging_face(), change)
+    if layout == 'hyper3':
+        return write_hyper3(folder / 'hyper3.safetensors', clip_of_hugging_face()[1], change=change)[0]
     saved = read_released(PARITY / ('clip_tiny.pth' if layout == 'clip' else 'meru_tiny.pth'))
     tensors = saved['model']
     tensors['textual.token_embed.weight'] = tensors['textual.token_embed.weight'].repeat(2, 1)  # a tokenizer's ids
@@ -210,10 +217,170 @@ def test_spoilt_values_are_named(layout, change, says, tmp_path):
         load_released(written(layout, tmp_path, change), image_heads=4)
 
 
-def test_hysac_is_recognised_and_refused(tmp_path):
-    torch.save({'visual.base_model.model.q_proj.lora_A.default.weight': torch.ones(2, 2)}, tmp_path / 'h.pth')
-    with pytest.raises(ValueError, match='h.pth looks like HySAC'):
-        load_released(tmp_path / 'h.pth')
+# towers of others, under Hugging Face's names, computed here with nothing but torch
+
+
+def clip_of_hugging_face():
+    "Random weights of CLIP's two towers, 64 wide, under their names in version 4 of the library."
+    rng = torch.Generator().manual_seed(5)
+    layers = {f'encoder.layers.{i}.self_attn.{o}_proj': (64, 64) for i in (0, 1) for o in ('q', 'k', 'v', 'out')}
+    layers |= {f'encoder.layers.{i}.mlp.fc{k}': (256, 64) if k == 1 else (64, 256) for i in (0, 1) for k in (1, 2)}
+    norms = [f'encoder.layers.{i}.layer_norm{k}' for i in (0, 1) for k in (1, 2)]
+    words = {'embeddings.token_embedding.weight': (600, 64), 'embeddings.position_embedding.weight': (24, 64)}
+    views = {'embeddings.class_embedding': (64,), 'embeddings.patch_embedding.weight': (64, 3, 8, 8)}
+    views |= {'embeddings.position_embedding.weight': (17, 64)}
+    towers = []
+    for own, ends in ((views, ['pre_layrnorm', 'post_layernorm']), (words, ['final_layer_norm'])):
+        shapes = dict(own)
+        for name, shape in layers.items():
+            shapes |= {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+        for name in norms + ends:
+            shapes |= {f'{name}.weight': (64,), f'{name}.bias': (64,)}
+        weights = {k: 0.1 * torch.randn(*v, generator=rng) for k, v in shapes.items()}
+        towers.append({k: v + ('norm' in k and k.endswith('weight')) for k, v in weights.items()})
+    return towers
+
+
+def blocks(w, x, mask=0.0):
+    "Pre-norm transformer with one head and CLIP's GELU."
+    layer = lambda name, h: F.linear(h, w[f'{name}.weight'], w[f'{name}.bias'])
+    for p in ('encoder.layers.0.', 'encoder.layers.1.'):
+        h = norm(w, f'{p}layer_norm1', x)
+        q, k, v = (layer(f'{p}self_attn.{o}_proj', h) for o in 'qkv')
+        x = x + layer(f'{p}self_attn.out_proj', (q @ k.mT / 8 + mask).softmax(-1) @ v)
+        h = layer(f'{p}mlp.fc1', norm(w, f'{p}layer_norm2', x))
+        x = x + layer(f'{p}mlp.fc2', h * (1.702 * h).sigmoid())
+    return x
+
+
+def norm(w, name, x):
+    return F.layer_norm(x, (64,), w[f'{name}.weight'], w[f'{name}.bias'])
+
+
+def image_features(w, pixels):
+    patches = F.conv2d(pixels, w['embeddings.patch_embedding.weight'], stride=8).flatten(2).mT
+    first = w['embeddings.class_embedding'].expand(len(pixels), 1, 64)
+    x = torch.cat([first, patches], 1) + w['embeddings.position_embedding.weight']
+    return norm(w, 'post_layernorm', blocks(w, norm(w, 'pre_layrnorm', x))[:, 0])
+
+
+def text_features(w, tokens):
+    length = tokens.shape[1]
+    x = w['embeddings.token_embedding.weight'][tokens] + w['embeddings.position_embedding.weight'][:length]
+    later = torch.full((length, length), -torch.inf).triu(1)
+    ends = torch.arange(len(tokens)), tokens.argmax(1)
+    return norm(w, 'final_layer_norm', blocks(w, x, later))[ends]
+
+
+SCALARS = dict(visual_alpha=-1.7, textual_alpha=-1.6, logit_scale=2.5)
+PROJECTIONS = dict(visual=torch.eye(32, 64) + 0.1, textual=torch.eye(32, 64).roll(3, 1) - 0.1)
+
+
+def write_hysac(path, towers, change=lambda tensors: None):
+    "Low-rank adapters beside the weights that they adapt, as peft names them: W = base + BA / 16."
+    tensors = {k: torch.tensor(v) for k, v in dict(curv=-0.2, **SCALARS).items()}
+    tensors |= dict(pixel_mean=torch.full((3, 1, 1), 0.4), pixel_std=torch.full((3, 1, 1), 0.2))
+    for kind, tower, prefix in zip(('visual', 'textual'), towers, ('vision_model.', 'text_model.')):
+        projection = dict(visual='visual_projection', textual='text_projection')[kind]
+        tensors[f'{kind}.base_model.model.{projection}.weight'] = PROJECTIONS[kind]
+        for name, weight in tower.items():
+            module, _, end = (prefix + name).rpartition('.')
+            adapted = module.split('.')[-1] in 'k_proj v_proj out_proj fc1 fc2 patch_embedding'.split()
+            module = f'{kind}.base_model.model.{module}'
+            if adapted and end == 'weight':
+                up, down = 0.1 * torch.randn(len(weight), 16), 0.1 * torch.randn(16, weight[0].numel())
+                shape = (16, *weight.shape[1:])
+                tensors[f'{module}.lora_A.default.weight'] = down.view(shape)
+                tensors[f'{module}.lora_B.default.weight'] = up.view(len(up), 16, *[1] * (weight.ndim - 2))
+                weight = weight - (up @ down / 16).view_as(weight)
+            tensors[f'{module}.{"base_layer." if adapted else ""}{end}'] = weight
+    change(tensors)
+    torch.save(tensors, path)
+    return path
+
+
+def write_hyper3(path, text, pooling='avg', prefix='text_model.', change=lambda tensors: None):
+    "As published, with average pooling and one temperature; or as its training saves, with three."
+    timm = pytest.importorskip('timm')
+    norm = {} if pooling == 'avg' else dict(norm_layer=torch.nn.LayerNorm)
+    sizes = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=0)
+    image = timm.create_model('vit_base_patch16_224', **sizes, global_pool=pooling, **norm).eval()
+    tensors = {f'vision_encoder.backbone.{k}': v.detach().clone() for k, v in image.state_dict().items()}
+    tensors |= {f'text_encoder.backbone.{prefix}{name}': weight for name, weight in text.items()}
+    tensors |= {f'{o}_proj.{k}': torch.randn(*s) / 8 for o in ('image', 'text') for k, s in SHAPES.items()}
+    tensors |= {k: torch.tensor(v) for k, v in dict(log_curv=0.4, **SCALARS).items()}
+    if pooling == 'token':
+        scale = tensors.pop('logit_scale')
+        tensors |= {f'{o}logit_scale': scale for o in ('global_', 'local_', 'global_local_')}
+        tensors['query_pooling.mlp_norm.weight'] = torch.ones(64)
+    change(tensors)
+    if path.suffix == '.safetensors':
+        save_file(tensors, path)
+    else:
+        torch.save(dict(model=tensors, step=5), path)
+    return path, image, tensors
+
+
+SHAPES = dict(weight=(32, 64), bias=(32,))
+
+
+def lifted(vectors, alpha, c):
+    "alpha v, lifted by hand."
+    w = math.exp(alpha) * vectors
+    s = c**0.5 * w.norm(dim=1, keepdim=True)
+    return w * s.sinh() / s
+
+
+@torch.no_grad()
+def test_hysac_is_clip_with_its_adapters_merged(tmp_path, capsys):
+    image, text = clip_of_hugging_face()
+    model = load_released(write_hysac(tmp_path / 'hysac.pth', (image, text)))
+    assert 'hysac.pth is HySAC' in capsys.readouterr().out and model.cfg.image_size == 32
+    pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    tokens = Tokenizer(600, 24)(['a red dog', 'two', 'the sea at night'])
+    mean, std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])
+    pixels = (pictures / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    u, v = (
+        image_features(image, pixels) @ PROJECTIONS['visual'].T,
+        text_features(text, tokens) @ PROJECTIONS['textual'].T,
+    )
+    assert u.std(0).min() > 0.01 and (model.project_image(pictures) - u).abs().max() < 1e-4
+    for ours, theirs, name in ((model.encode_image(pictures), u, 'visual'), (model.encode_text(tokens), v, 'textual')):
+        assert (ours - lifted(theirs, SCALARS[f'{name}_alpha'], math.exp(-0.2))).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('pooling, prefix, end', [('avg', 'text_model.', 'safetensors'), ('token', '', 'pth')])
+def test_hyper3_clip_is_timm_and_clip(pooling, prefix, end, tmp_path, capsys):
+    _, text = clip_of_hugging_face()
+    path, image, tensors = write_hyper3(tmp_path / f'model.{end}', text, pooling, prefix)
+    model = load_released(path)
+    said = 'average pooling' if pooling == 'avg' else 'class-token pooling'
+    assert f'is Hyper3-CLIP: {said}' in capsys.readouterr().out
+    pictures, tokens = torch.rand(3, 3, 32, 32), Tokenizer(600, 24)(['a red dog', 'two', 'the sea at night'])
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    features = image((pictures - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    u = F.linear(features, tensors['image_proj.weight'], tensors['image_proj.bias'])
+    v = F.linear(text_features(text, tokens), tensors['text_proj.weight'], tensors['text_proj.bias'])
+    for ours, theirs, name in ((model.encode_image(pictures), u, 'visual'), (model.encode_text(tokens), v, 'textual')):
+        assert (ours - lifted(theirs, SCALARS[f'{name}_alpha'], math.exp(0.4))).abs().max() < 1e-4
+    assert model.logit_scale.item() == pytest.approx(math.exp(2.5))
+
+
+def test_towers_of_others_are_refused_by_name(tmp_path):
+    towers = clip_of_hugging_face()
+    gone = 'visual.base_model.model.vision_model.post_layernorm.bias'
+    with pytest.raises(
+        ValueError, match=r"h.pth is not in the released layout: missing \['image_tower.net.ln_post.bias"
+    ):
+        load_released(write_hysac(tmp_path / 'h.pth', towers, lambda m: m.pop(gone)))
+    with pytest.raises(ValueError, match='h.pth: curv is 148.4'):
+        load_released(write_hysac(tmp_path / 'h.pth', towers, lambda m: m.update(curv=torch.tensor(5.0))))
+    with pytest.raises(ValueError, match=r"h.pth is not in the released layout: missing \['text_proj.weight'\]"):
+        load_released(write_hyper3(tmp_path / 'h.pth', towers[1], change=lambda m: m.pop('text_proj.weight'))[0])
+    (tmp_path / 'half.safetensors').write_bytes(b'{}')
+    with pytest.raises(ValueError, match='half.safetensors was refused'):
+        load_released(tmp_path / 'half.safetensors')
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)

@@ -9,6 +9,7 @@ __all__ = ['chain_kinds']
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 from ..core import root
 
 # %% ../../nbs/data/16_chains.ipynb #ad66a47f
@@ -98,3 +99,53 @@ def _noun_chain(
 chain_kinds: dict[str, Callable] = dict(
     levels=_level_chain, folders=_folder_chain, words=_word_chain, nouns=_noun_chain
 )  # (key, caption, meta) -> texts, general to special
+
+# %% ../../nbs/data/16_chains.ipynb #74b80c56
+class _BoxedPhrase(NamedTuple):
+    "A phrase of a caption, and where in the picture it is true."
+
+    text: str
+    box: tuple[float, ...]  # left, top, right, bottom; shares of width and height
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and -1e9 < value < 1e9
+
+
+def _boxed_phrase(
+    row: Any,  # first and last character, left, top, right, bottom; what follows is not read
+    caption: str,  # that the characters are counted in
+) -> _BoxedPhrase | None:  # None: it names no phrase, or no area
+    "One row of a sample's json; a box is cut at the picture's edges."
+    numbers = row[:6] if isinstance(row, list) else []
+    if len(numbers) < 6 or not all(map(_is_number, numbers)):
+        return None
+    start, end, *box = numbers
+    text = caption[int(start) : int(end)].strip() if 0 <= start < end <= len(caption) else ''
+    left, top, right, bottom = (min(max(float(o), 0.0), 1.0) for o in box)
+    if not text or left >= right or top >= bottom:
+        return None
+    return _BoxedPhrase(text, (left, top, right, bottom))
+
+# %% ../../nbs/data/16_chains.ipynb #4c7bbb6c
+class _BoxedPhrases(NamedTuple):
+    "What a sample's json says of parts of its picture."
+
+    found: list[_BoxedPhrase]  # each once
+    left_out: int  # rows that are none
+
+
+_box_lists = 'noun_chunks', 'ref_exps'  # in the json
+
+
+def _boxed_phrases(
+    caption: str,
+    meta: dict,  # the sample's json
+) -> _BoxedPhrases:
+    "Every phrase of a caption that has a box."
+    rows = []
+    for name in _box_lists:
+        listed = meta.get(name) or []
+        rows += listed if isinstance(listed, list) else [None]
+    each = [_boxed_phrase(row, caption) for row in rows]
+    return _BoxedPhrases(list(dict.fromkeys(o for o in each if o)), each.count(None))

@@ -7,14 +7,22 @@ __all__ = ['emoji_rows', 'embedded_data']
 
 # %% ../../nbs/data/23_emoji.ipynb #61d5995b
 import hashlib
+import io
 import json
 import os
 import tempfile
+import torch
+import torch.nn.functional as F
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from jaxtyping import UInt8
 from pathlib import Path
+from PIL import Image
+from torch import Tensor
+from typing import NamedTuple
 from ..core import root
+from .images import decode_image
 from .shards import Sample, write_shards
 
 # %% ../../nbs/data/23_emoji.ipynb #8145ee5e
@@ -42,7 +50,7 @@ def _emoji_levels(
 # %% ../../nbs/data/23_emoji.ipynb #835bffdf
 def _hash_order(
     items: Iterable,  # of str
-    seed: int = 0,  # another seed, another order
+    seed: int | str = 0,  # another seed, another order
 ) -> list[str]:
     "A random-looking order that no library version can change."
     return sorted(items, key=lambda o: hashlib.sha256(f'{seed}:{o}'.encode()).digest())
@@ -93,17 +101,22 @@ def _emoji_sample(
     return Sample(row['file'], z.read(row['file']), row['name'], meta)
 
 # %% ../../nbs/data/23_emoji.ipynb #1c631abf
+_embedded = 'emoji', 'scenes'
+
+
 def embedded_data(
-    name: str = 'emoji',  # the only embedded dataset so far
+    name: str = 'emoji',  # or 'scenes': two to four of the drawings on one canvas, with boxes
 ) -> Path:  # folder with train, val, test_style, test_concept
-    "Pack the embedded drawings into shards on first use; the same bytes every time."
-    if name != 'emoji':
-        raise ValueError(f"There is no embedded dataset {name!r}; there is 'emoji'.")
-    home = root() / 'data' / name
+    "Pack the embedded drawings into shards on first use; the same bytes every time, the same pixels of scenes."
+    if name not in _embedded:
+        raise ValueError(f"There is no embedded dataset {name!r}; there are 'emoji' and 'scenes'.")
+    home = root() / 'data' / 'emoji'
     if not (home / 'drawings.zip').exists():
         raise FileNotFoundError(
             f'{home / "drawings.zip"} is missing: run inside a clone of the project, which holds data/{name}.'
         )
+    if name == 'scenes':
+        return _packed_scenes(home, root() / 'data' / name / 'shards')
     ids = json.loads((home / 'dataset_ids.json').read_text())
     if _packed_ids(home / 'shards', ids) == ids:
         return home / 'shards'
@@ -139,3 +152,80 @@ def _pack_emoji(
         if place.exists():
             os.replace(place, Path(tmp) / 'old')
         os.replace(new, place)
+
+# %% ../../nbs/data/23_emoji.ipynb #4fea5a26
+_quarter, _side = 40, 32  # of a scene, and of a drawing in it, pixels
+
+
+class _Scene(NamedTuple):
+    "Some drawings on one canvas."
+
+    pixels: UInt8[Tensor, '3 80 80']
+    names: list[str]  # of the drawings
+    boxes: list[list[float]]  # left, top, right, bottom of each; shares of the side
+
+
+def _compose_scene(
+    drawings: list[dict],  # two to four lines of emoji.jsonl
+    read: Callable,  # a file's name to its bytes
+) -> _Scene:
+    "Each drawing in a quarter of its own; a hash of their files decides in which, and where in it."
+    seed = ' '.join(o['file'] for o in drawings)
+    shifts, quarters = hashlib.sha256(seed.encode()).digest(), _hash_order('0123', seed)
+    scene = _Scene(torch.full((3, 2 * _quarter, 2 * _quarter), 255, dtype=torch.uint8), [], [])
+    for k, (drawing, quarter) in enumerate(zip(drawings, map(int, quarters))):
+        top = quarter // 2 * _quarter + shifts[2 * k] % (_quarter - _side + 1)
+        left = quarter % 2 * _quarter + shifts[2 * k + 1] % (_quarter - _side + 1)
+        small = F.avg_pool2d(decode_image(read(drawing['file'])).float(), 2) + 0.5
+        scene.pixels[:, top : top + _side, left : left + _side] = small.byte()
+        scene.names.append(drawing['name'])
+        scene.boxes.append([o / (2 * _quarter) for o in (left, top, left + _side, top + _side)])
+    return scene
+
+# %% ../../nbs/data/23_emoji.ipynb #31e1bb42
+def _scene_members(
+    rows: list[dict],  # lines of emoji.jsonl
+) -> Iterator[list[dict]]:
+    "Each line once, two to four at a time in hash order; a name that a scene has already is left out of it."
+    by_file = {o['file']: o for o in rows}
+    order, at = _hash_order(by_file, 'scenes'), 0
+    while at < len(order):
+        count = 2 + hashlib.sha256(order[at].encode()).digest()[0] % 3
+        members = {by_file[file]['name']: by_file[file] for file in order[at : at + count]}
+        at += count
+        if len(members) > 1:
+            yield list(members.values())
+
+# %% ../../nbs/data/23_emoji.ipynb #a9bc6596
+def _scene_sample(
+    drawings: list[dict],  # lines of emoji.jsonl
+    read: Callable,  # a file's name to its bytes
+) -> Sample:
+    "A scene in GRIT's layout."
+    scene, caption, chunks, file = _compose_scene(drawings, read), '', [], io.BytesIO()
+    for name, box in zip(scene.names, scene.boxes):
+        last = len(chunks) == len(scene.names) - 1
+        caption += (' and ' if last else ', ') if chunks else ''
+        chunks.append([len(caption), len(caption) + len(name), *box, 1.0])
+        caption += name
+    Image.fromarray(scene.pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
+    about = {k: [o[k] for o in drawings] for k in ('file', 'style', 'license')}
+    return Sample(' '.join(about['file']), file.getvalue(), caption, dict(noun_chunks=chunks, **about))
+
+# %% ../../nbs/data/23_emoji.ipynb #67a3f0f0
+def _packed_scenes(
+    home: Path,  # data/emoji
+    place: Path,  # of the shards
+) -> Path:
+    "The scenes of each split, made of its drawings on first use."
+    if place.exists():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    splits = _emoji_splits(emoji_rows(home))
+    with zipfile.ZipFile(home / 'drawings.zip') as z, tempfile.TemporaryDirectory(dir=place.parent) as tmp:
+        for split, rows in splits.items():
+            samples = (_scene_sample(o, z.read) for o in _scene_members(rows))
+            write_shards(samples, Path(tmp) / 'shards' / split, 2000, f'scenes_{split}')
+        if not place.exists():
+            os.replace(Path(tmp) / 'shards', place)
+    return place

@@ -20,6 +20,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing import NamedTuple
+from .chains import _boxed_phrases
 from .text_files import caption_texts
 from .tokenizer import _text_id
 from meru.data.images import (
@@ -69,8 +70,9 @@ class Source:
         shards: Shards,  # the samples
         levels: int = 0,  # texts that each sample's meta['levels'] must have; 0: none needed
         cache: bool = True,  # keep decoded pictures
+        parts: bool = False,  # must each sample bring a phrase with a box?
     ):
-        self.shards, self.levels, self.cache = shards, levels, cache
+        self.shards, self.levels, self.cache, self.parts = shards, levels, cache, parts
         self.damaged, self.store = {}, {}
 
     def __getstate__(self):
@@ -83,10 +85,19 @@ class Source:
         sample = self.shards[i]
         if self.levels and not _has_levels(sample, self.levels):
             raise SampleError('no_levels', f'sample {sample.key}')
+        if self.parts:
+            self._check_parts(i, sample)
         sample = sample._replace(image=decode_image(sample.image))
         if self.cache:
             self.store[i] = sample
         return sample
+
+    def _check_parts(self, i: int, sample: Sample):
+        "Note each box that is none; a sample without any is an error."
+        phrases = _boxed_phrases(sample.caption, sample.meta)
+        self.damaged |= {(i, k): 'bad_box' for k in range(phrases.left_out)}
+        if not phrases.found:
+            raise SampleError('no_parts', f'sample {sample.key}')
 
     def try_get(self, i: int) -> Sample | None:
         "Sample `i`, or None; its reason is noted the first time."
@@ -115,13 +126,14 @@ class TextChains(NamedTuple):
 
     tokens: Int64[Tensor, 'n l']  # of texts that no pair has, each once
     text_ids: Int64[Tensor, ' n']  # of the same
-    of_images: Int64[Tensor, 'b c']  # ids of all that is true of each picture, general to special; 0: no text
+    of_images: Int64[Tensor, 'r c']  # ids of all that is true of each picture, general to special; 0: no text
+    owners: Int64[Tensor, ' r'] | None = None  # with parts: the picture of each row; None: one row a picture, in order
 
 
 class Batch(NamedTuple):
     "What a training step needs."
 
-    images: UInt8[Tensor, 'b 3 s s']  # pixels, 0 to 255
+    images: UInt8[Tensor, 'p 3 s s']  # pixels, 0 to 255; with parts: of the pairs, then a part of each
     tokens: Int64[Tensor, 'b l']  # ids, padded with 0
     text_ids: Int64[Tensor, ' b']  # equal for equal texts, before their augmentation
     keys: list[str]  # of the samples
@@ -191,6 +203,36 @@ def _gather_chains(
     general = [o for o in above if o not in own]
     tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)
     return TextChains(tokens, _ids_of(general), _padded_ids(chains))
+
+# %% ../../nbs/data/24_loader.ipynb #ad8b2b34
+def _cut_out(
+    image: UInt8[Tensor, '3 h w'],  # a picture
+    box: tuple[float, ...],  # left, top, right, bottom; shares of width and height
+) -> UInt8[Tensor, '3 y x']:  # of one pixel at least
+    "A part of a picture, rounded outwards."
+    h, w = image.shape[1:]
+    left, top, right, bottom = box
+    x, y = (min(int(o + 1e-6), side - 1) for o, side in ((left * w, w), (top * h, h)))
+    return image[:, y : max(y + 1, math.ceil(bottom * h - 1e-6)), x : max(x + 1, math.ceil(right * w - 1e-6))]
+
+# %% ../../nbs/data/24_loader.ipynb #bd2a6e00
+def _gather_parts(
+    captions: list[str],  # of each picture
+    phrases: list[list[str]],  # of each caption
+    drawn: list[str],  # the phrase of each part
+    tokenizer: Callable,  # texts to ids
+) -> TextChains:
+    "The phrases, and for each picture and each part what is true of it."
+    rows, owners, own = [], [], set(captions)
+    for i, (caption, above) in enumerate(zip(captions, phrases)):
+        chains = [[o, caption] for o in dict.fromkeys(above) if o != caption] or [[caption]]
+        rows += chains
+        owners += [i] * len(chains)
+    rows += [[phrase] for phrase in drawn]
+    owners += range(len(captions), len(captions) + len(drawn))
+    general = [o for o in dict.fromkeys(drawn) if o not in own]
+    tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)
+    return TextChains(tokens, _ids_of(general), _padded_ids(rows), torch.tensor(owners))
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):
@@ -264,7 +306,9 @@ class _Drawn(NamedTuple):
     samples: list[Sample]
     texts: list[str]  # one of each sample's
     augmented: list[str]  # as the model reads them
-    u: np.ndarray  # [b 32], uniform draws for the pictures
+    u: np.ndarray  # [p 32], uniform draws for the pictures
+    shown: list[Sample]  # the samples, then their parts
+    phrases: list[str] = []  # of each part
 
 # %% ../../nbs/data/24_loader.ipynb #7fd93b32
 def _draw_batch(
@@ -278,18 +322,34 @@ def _draw_batch(
     u = np.stack([rng.random(1 + n_draws) for rng in rngs])
     texts, augmented = [], []
     for sample, rng, u_text in zip(samples, rngs, u[:, 0]):
-        text = _choose_text(sample, u_text, loader.level_probs)
+        text = sample.caption if loader.parts else _choose_text(sample, u_text, loader.level_probs)
         texts.append(text)
         augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
-    return _Drawn(samples, texts, augmented, u[:, 1:])
+    drawn = _Drawn(samples, texts, augmented, u[:, 1:], samples)
+    return _with_parts(drawn, rngs) if loader.parts else drawn
+
+# %% ../../nbs/data/24_loader.ipynb #f8cb8c64
+def _with_parts(
+    drawn: _Drawn,
+    rngs: list[np.random.Generator],  # of each sample
+) -> _Drawn:
+    "A part of each picture behind the pictures; drawn last, so that all else is as without parts."
+    u = np.stack([rng.random(1 + n_draws) for rng in rngs])
+    parts, phrases = [], []
+    for sample, choice in zip(drawn.samples, u[:, 0]):
+        found = _boxed_phrases(sample.caption, sample.meta).found
+        text, box = found[int(choice * len(found))]
+        phrases.append(text)
+        parts.append(sample._replace(image=_cut_out(sample.image, box)))
+    return drawn._replace(u=np.concatenate([drawn.u, u[:, 1:]]), shown=drawn.shown + parts, phrases=phrases)
 
 # %% ../../nbs/data/24_loader.ipynb #a78e811e
-def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'b 3 s s'], Tensor | None]:
+def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'p 3 s s'], Tensor | None]:
     "Augmented pictures; or whole ones, and how the device is to augment them."
     if not loader.pre_resize:
-        return pictures(drawn.samples, loader.image_size, drawn.u, loader.augment), None
+        return pictures(drawn.shown, loader.image_size, drawn.u, loader.augment), None
     whole, sizes = [], []
-    for sample in drawn.samples:
+    for sample in drawn.shown:
         size = tuple(sample.image.shape[1:])
         whole.append(crop_resize(sample.image, (0, 0, *size), loader.pre_resize))
         sizes.append(size)
@@ -317,6 +377,7 @@ class Loader(_Walks):
     chain: Callable | None = (
         None  # (key, caption, meta) to the texts of a picture, see meru.data.chains; None: one text
     )
+    parts: bool = False  # draw a part of each picture too, by the phrases with boxes that samples bring
 
     def __post_init__(self):
         count, probs = len(self.shards), self.level_probs
@@ -327,7 +388,7 @@ class Loader(_Walks):
             )
         if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ValueError(f'level_probs is {probs}; it must be non-negative and sum to 1.')
-        self.source = Source(self.shards, len(probs or ()), self.cache)
+        self.source = Source(self.shards, len(probs or ()), self.cache, self.parts)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -349,7 +410,12 @@ class Loader(_Walks):
         drawn = _draw_batch(self, own.tolist(), epoch)
         images, params = _draw_pictures(self, drawn)
         batch = _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)
-        if self.chain is None:
-            return batch
+        return batch if self.chain is None and not self.parts else batch._replace(chains=self._chains(drawn))
+
+    def _chains(self, drawn: _Drawn) -> TextChains:
+        "What stands above the texts of a batch."
+        if self.parts:
+            phrases = [[o.text for o in _boxed_phrases(s.caption, s.meta).found] for s in drawn.samples]
+            return _gather_parts(drawn.texts, phrases, drawn.phrases, self.tokenizer)
         chains = [self.chain(o.key, o.caption, o.meta) for o in drawn.samples]
-        return batch._replace(chains=_gather_chains(chains, drawn.texts, self.tokenizer))
+        return _gather_chains(chains, drawn.texts, self.tokenizer)

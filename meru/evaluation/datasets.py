@@ -38,6 +38,8 @@ from meru.data.images import (
     resize_image,
     to_rgb,
 )
+from ..data.chains import _BoxedPhrase, _boxed_phrases
+from ..data.loader import _cut_out
 from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, read_listing, walk_files
 from ..data.shards import image_types, Shards
 from ..data.tables import table_suffixes
@@ -399,6 +401,9 @@ def _divided(task: Classification, rule: dict) -> Classification:
     whole = task.pictures, task.targets
     if 'each' in rule:
         train, test = (_take(whole, rows) for rows in _some_of_each(task.targets, rule['each']))
+        if 'each_test' in rule:
+            some, _ = _some_of_each(test[1], rule['each_test'])
+            test = _take(test, some)
         return task._replace(train=train, pictures=test[0], targets=test[1])
     if 'train' in rule:
         sizes = [rule[part] for part in ('train', 'val', 'test')]
@@ -543,6 +548,19 @@ def _torchvision_part(
 # %% ../../nbs/evaluation/64_datasets.ipynb #6998d6de
 _absent = FileNotFoundError, RuntimeError  # how torchvision says that a part is not there
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #06b7cea8
+def _listed_parts(
+    dataset,  # of torchvision, with all pictures
+    whole: tuple,  # the same as pictures and targets
+    lists: dict[str, list[str]],  # part -> its pictures, as /a/abbey/sun_aaa.jpg
+) -> dict[str, tuple]:  # part -> pictures and targets
+    "The parts that lists name; a picture that is not there is named."
+    where = {f'/{path.relative_to(dataset._data_dir).as_posix()}': i for i, path in enumerate(dataset._image_files)}
+    for part, names in lists.items():
+        if lost := [name for name in names if name not in where]:
+            raise ValueError(f'the list of the {part} part names {lost[0]}, which is not in {dataset._data_dir}')
+    return {part: _take(whole, torch.tensor([where[name] for name in names])) for part, names in lists.items()}
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #0998bfc0
 def _read_torchvision(
     path: str | Path,  # the `root` that torchvision was given
@@ -556,6 +574,8 @@ def _read_torchvision(
     make = getattr(torchvision.datasets, how['name'])
     test = make(path, **how['test'])
     parts = dict(test=_torchvision_part(test, size, known.get('first', 0)))
+    if lists := {part: files for part, name in how.get('lists', {}).items() for files in _Store(path).find(name)}:
+        parts = _listed_parts(test, parts['test'], {part: _lines(_Store(path), file) for part, file in lists.items()})
     for part in ('train', 'val'):
         if how.get(part):
             with suppress(*(_absent if part == 'val' else ())):
@@ -714,6 +734,22 @@ def _read_synset_files(
     return _make_classification(Path(path).stem, keys, dict(test=(_stored(store, list(shown), size), targets)))
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #3aece08a
+class _Parts(NamedTuple):
+    "Parts of pictures, and the phrases that are true of them."
+
+    pictures: Pictures  # cut out
+    phrases: list[str]  # each once
+    owner: Int64[Tensor, ' p']  # the picture of each part
+    phrase: Int64[Tensor, ' p']  # the phrase of each part
+
+    def some(self, rows: list[int]) -> '_Parts':
+        "Those of some pictures, and all phrases that they have."
+        kept = torch.isin(self.owner, torch.tensor(rows)).nonzero().flatten()
+        phrases, phrase = self.phrase[kept].unique(return_inverse=True)
+        owner = torch.searchsorted(torch.tensor(rows), self.owner[kept])
+        return _Parts(self.pictures.take(kept.tolist()), [self.phrases[i] for i in phrases], owner, phrase)
+
+
 class Captions(NamedTuple):
     "Pictures and their captions."
 
@@ -721,10 +757,14 @@ class Captions(NamedTuple):
     pictures: Pictures
     texts: list[str]  # every caption
     owner: Int64[Tensor, ' t']  # the picture of each caption
+    parts: _Parts | None = None  # of the pictures, where the data bring boxes
 
     def by(self, rules: Protocol) -> 'Captions':
         "With the pictures of a protocol: the paper's are squeezed."
-        return self._replace(pictures=self.pictures.whole()) if rules.is_paper else self
+        if not rules.is_paper:
+            return self
+        parts = self.parts and self.parts._replace(pictures=self.parts.pictures.whole())
+        return self._replace(pictures=self.pictures.whole(), parts=parts)
 
     def some(self, limit: int) -> 'Captions':
         "At most so many pictures, at equal steps, with their captions; 0: all."
@@ -736,7 +776,8 @@ class Captions(NamedTuple):
                 texts.append(text)
                 owner.append(number[picture])
         pictures = self.pictures.take(rows)
-        return self._replace(pictures=pictures, texts=texts, owner=torch.tensor(owner))
+        parts = self.parts and self.parts.some(rows)
+        return self._replace(pictures=pictures, texts=texts, owner=torch.tensor(owner), parts=parts)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #02c1cd6a
 def _numbered(
@@ -945,8 +986,11 @@ def shard_pairs(
     size: int,  # side of the pictures, pixels
 ) -> Captions:
     "Samples as captions; a sample's `captions` in its JSON stand in place of its one caption."
-    samples = (shards[i] for i in range(len(shards)))  # not held: they are whole pictures
-    captions = [caption_texts(o.meta.get('captions')) or [o.caption] for o in samples]
+    captions, phrases = [], []
+    for i in range(len(shards)):
+        sample = shards[i]  # not held: it is a whole picture
+        captions.append(caption_texts(sample.meta.get('captions')) or [sample.caption])
+        phrases.append(_boxed_phrases(sample.caption, sample.meta).found)
     turn = Lock()  # threads share the place in an open file
 
     def read(i: int) -> UInt8[Tensor, '3 h w']:
@@ -954,7 +998,23 @@ def shard_pairs(
             data = shards[i].image
         return decode_image(data)
 
-    return _numbered(shards.name, Pictures(range(len(shards)), read, size), captions)
+    task = _numbered(shards.name, Pictures(range(len(shards)), read, size), captions)
+    return task._replace(parts=_parts_of(phrases, read, size))
+
+
+def _parts_of(
+    phrases: list[list[_BoxedPhrase]],  # of each picture
+    read: Callable,  # number -> picture
+    size: int,  # side of the parts, pixels
+) -> _Parts | None:
+    "Every part of every picture."
+    places = [(i, o) for i, own in enumerate(phrases) for o in own]
+    texts = sorted({phrase.text for _, phrase in places})
+    number = {text: k for k, text in enumerate(texts)}
+    keys = [(i, phrase.box) for i, phrase in places]
+    owner, phrase = ([i for i, _ in places], [number[o.text] for _, o in places])
+    pictures = Pictures(keys, lambda key: _cut_out(read(key[0]), key[1]), size)
+    return _Parts(pictures, texts, torch.tensor(owner), torch.tensor(phrase)) if places else None
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #952588f6
 def _read_shards(

@@ -713,6 +713,28 @@ def _chain_chances(
     first = sum(1 / math.comb(candidates, count) for count in counts) / len(counts)
     return dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first, cone_ap=ap)
 
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #6ea54d0a
+def _part_values(
+    geometry,  # any of `meru.geometry`
+    wholes: Float[Tensor, 'w d'],  # pictures
+    candidates: Float[Tensor, 'n d'],  # phrases, or parts as pictures, of all of them
+    own: Bool[Tensor, 'w n'],  # which belong to which; at least one to each
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    min_radius: float = 0.1,  # cone constant K
+) -> dict[str, Float[Tensor, ' w']]:  # by measure
+    "What each picture finds of its parts, and what it is in the cones of."
+    share = lambda true, among: (true & among).sum(1) / among.sum(1).clamp_min(1).double()
+    each = _chain_values(geometry, wholes, candidates, own, curv, min_radius=min_radius)
+    values = dict(ap=each['chain_ap'])
+    if geometry.has_cones:
+        aperture = geometry.half_aperture(candidates, curv, min_radius)
+        inside = geometry.cone_angle(wholes, candidates, curv) < aperture
+        values |= dict(cone_ap=each['cone_ap'], in_cone=share(inside, own), other_in_cone=share(inside, ~own))
+    if geometry.has_radius:
+        farther = geometry.radius(wholes, curv)[:, None] > geometry.radius(candidates, curv)
+        values['outward'] = share(farther, own)
+    return values
+
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #1bcf609b
 def _drawn_pairs(common, pairs, seed):
     "Two rows of queries that share some text, but not all."

@@ -115,6 +115,20 @@ _quantities = {
     'cosine_agreement': _Quantity('nearest ten shared by cosine and geodesic', better=0),
 }  # in the order of tables
 
+# %% ../../nbs/evaluation/59_measures.ipynb #65a43291
+_quantities |= {
+    'phrase_ap': _Quantity('own phrases among those of all pictures, AP'),
+    'phrase_cone_ap': _Quantity('own phrases by cone margin, AP'),
+    'phrase_in_cone': _Quantity('picture in the cone of its phrase'),
+    'phrase_other_in_cone': _Quantity("picture in the cone of another's phrase", better=-1),
+    'phrase_outward': _Quantity('picture farther out than its phrase'),
+    'part_ap': _Quantity('own parts among those of all pictures, AP'),
+    'part_cone_ap': _Quantity('own parts by cone margin, AP'),
+    'part_in_cone': _Quantity('picture in the cone of its part'),
+    'part_other_in_cone': _Quantity("picture in the cone of another's part", better=-1),
+    'part_outward': _Quantity('picture farther out than its part'),
+}  # of pictures with parts
+
 # %% ../../nbs/evaluation/59_measures.ipynb #59000041
 def _flat_key(
     measure: Measure,

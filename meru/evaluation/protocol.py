@@ -46,7 +46,7 @@ _rows = [
     ),
     _Row(
         'parts of a set',
-        "sizes of the authors' parts, drawn by a fixed seed where the data have fewer parts",
+        "the authors' parts where the data bring them, else as many pictures, drawn by a fixed seed (table below)",
         'the parts that the data have',
         "the order of the authors' copies is not in the files",
     ),
@@ -86,7 +86,7 @@ def _protocol_table() -> str:  # Markdown
     return markdown_table(['', 'paper', 'ours', 'why'], [list(row) for row in _rows])
 
 # %% ../../nbs/evaluation/58_protocol.ipynb #bb3464a4
-_own_questions = 'path_ cone_ edge_ depth_ gromov cosine level_tau chain_ tree_ lca_ jaccard hier_'
+_own_questions = 'path_ cone_ edge_ depth_ gromov cosine level_tau chain_ phrase_ part_ tree_ lca_ jaccard hier_'
 
 # %% ../../nbs/evaluation/58_protocol.ipynb #896561a9
 class Protocol(NamedTuple):

@@ -55,10 +55,12 @@ from .retrieval import retrieval_metrics, retrieval_ranks
 from meru.evaluation.hierarchy import (
     _all_distances,
     _ancestor_overlap,
+    _chance_precision,
     _containment_metrics,
     gromov_delta,
     hierarchy_metrics,
     _hyco_metrics,
+    _part_values,
     _path_metrics,
     _ranking_agreement,
     _threshold_metrics,
@@ -81,7 +83,7 @@ from meru.evaluation.datasets import (
     _take,
     _zeroshot_sets,
 )
-from .emoji_suite import remarks, untrained
+from .emoji_suite import _ItemValues, remarks, untrained
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b48f1842
 _our_rules = Protocol()
@@ -241,6 +243,31 @@ def _photo_hits(
         hits[f'text_to_image_r{k}'] = found * each  # their mean is that over captions
     return hits
 
+# %% ../../nbs/evaluation/66_suites.ipynb #231283ae
+def _part_measures(
+    model: nn.Module,  # of `meru.models`
+    tokenizer,  # list of texts -> padded ids
+    task: Captions,  # with parts
+    wholes: Float[Tensor, 'i d'],  # its pictures
+    report: _Report,  # takes what each picture contributes
+) -> Measures:
+    "Which of the phrases, and of the parts, does the whole entail?"
+    parts, curv, geometry = task.parts, model.curv.detach().cpu().double(), model.geometry
+    cut, shape = encode_images(model, parts.pictures).cpu().double(), (len(wholes), len(parts.owner))
+    texts = encode_texts(model, tokenizer, parts.phrases).cpu().double()
+    of_parts = torch.zeros(shape, dtype=torch.bool)
+    of_parts[parts.owner, torch.arange(len(parts.owner))] = True
+    of_phrases = torch.zeros(len(wholes), len(texts), dtype=torch.bool)
+    of_phrases[parts.owner, parts.phrase] = True
+    some, measures = of_parts.any(1), Measures()
+    for kind, points, own in (('phrase', texts, of_phrases[some]), ('part', cut, of_parts[some])):
+        values = _part_values(geometry, wholes[some].double(), points, own, curv, model.cfg.min_radius)
+        for name, each in values.items():
+            chance = _chance_precision(own, len(points)) if name.endswith('ap') else None
+            report.values[task.name, f'{kind}_{name}'] = each
+            measures.append(_ItemValues(each, chance).measure('', f'{kind}_{name}'))
+    return measures
+
 # %% ../../nbs/evaluation/66_suites.ipynb #47f4a001
 def _examine_captions(
     model: nn.Module,  # of `meru.models`
@@ -270,7 +297,11 @@ def _examine_captions(
     def agreement():
         return [Measure('', 'cosine_agreement', _ranking_agreement(geometry, some, texts, curv))]
 
+    def parts():
+        return _part_measures(model, tokenizer, task, images, report)
+
     tries = {'retrieval': retrieval, 'cones': cones, 'delta-hyperbolicity': delta}
+    tries |= dict(parts=parts) if task.parts else {}
     for what, measure in (tries | {'cosine and geodesic ranking': agreement}).items():
         report.attempt(task.name, what, measure)
 
@@ -464,7 +495,7 @@ class _Places:
     @property
     def released(self) -> bool:
         "Is the checkpoint a file, not a run's?"
-        return Path(self.checkpoint).suffix == '.pth'
+        return Path(self.checkpoint).suffix in ('.pth', '.safetensors')
 
     @property
     def name(self) -> str:
@@ -493,7 +524,7 @@ class EvalConfig(_Places):
     "What `nbs/evaluate.ipynb` takes."
 
     run: str = 'outputs/demo'  # folder of a run or of a saved model, from the project's root; or org/name of the hub
-    checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: a .pth file
+    checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: .pth or .safetensors
     data: Given = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
     out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint or a saved model
     limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all

@@ -19,11 +19,22 @@ class _TextGraph(NamedTuple):
 
     of_images: Bool[Tensor, 'b n']  # is text j true of picture i?
     above: Bool[Tensor, 'n n']  # is text j more general than text i, and true of what i is true of?
+    parts: Bool[Tensor, 'b b'] | None = None  # is picture j a part of picture i? None: none is
+
+    def reduced(self) -> '_TextGraph':
+        "Without the edges that others imply (Aho, Garey and Ullman 1972)."
+        above = self.above.float()
+        return self._replace(
+            of_images=self.of_images & ~(self.of_images.float() @ above > 0),
+            above=self.above & ~(above @ above > 0),
+        )
 
 # %% ../../nbs/losses/14_chains.ipynb #ff5baecd
 def text_graph(
     text_ids: Int[Tensor, ' n'],  # of the batch's texts, all different
-    chains: Int[Tensor, 'b l'],  # ids of the texts of each picture, general to special; 0: no text
+    chains: Int[Tensor, 'r l'],  # ids of the texts of each picture, general to special; 0: no text
+    owners: Int[Tensor, ' r']
+    | None = None,  # picture of each chain, the second half parts of the first; None: one each
 ) -> _TextGraph:
     "Read the edges off the chains; a text that is in a chain but not in the batch is left out."
     places = chains[:, :, None] == text_ids
@@ -33,7 +44,16 @@ def text_graph(
         together = special.T @ general  # in how many chains; float32 is exact up to 16 million
         above |= together > 0
     above.fill_diagonal_(False)
-    return _TextGraph(places.any(1), above)
+    return _TextGraph(places.any(1), above) if owners is None else _with_parts(places.any(1), above, owners)
+
+# %% ../../nbs/losses/14_chains.ipynb #53b43706
+def _with_parts(of_chains, above, owners):
+    "Join the chains of each picture; each of the first half has one part, in the second."
+    count = int(owners.max()) + 1
+    true = torch.zeros(count, of_chains.shape[1], device=owners.device).index_add_(0, owners, of_chains.float())
+    parts = torch.eye(count, dtype=torch.bool, device=owners.device).roll(count // 2, 1)
+    parts[count // 2 :] = False
+    return _TextGraph(true > 0, above, parts)
 
 # %% ../../nbs/losses/14_chains.ipynb #bc5171e0
 def chain_loss(
@@ -87,6 +107,12 @@ def _edges(points, texts, positive):
     special, general = positive.nonzero().unbind(1)
     return points[special], texts[general]
 
+
+def _all_edges(images, texts, graph):
+    "Special and general ends of all edges, kind by kind: picture to text, text to text, picture to part."
+    ends = [_edges(images, texts, graph.of_images), _edges(texts, texts, graph.above)]
+    return ends if graph.parts is None else [*ends, _edges(images, images, graph.parts)]
+
 # %% ../../nbs/losses/14_chains.ipynb #37481ed3
 def radial_order(
     geometry: Geometry,  # has radii
@@ -97,7 +123,7 @@ def radial_order(
     margin: float = 0.1,  # by which the special end should lie farther out, >= 0
 ) -> Float[Tensor, '']:  # length
     "Mean of max(0, margin + r(general) − r(special)) over all edges (He et al. 2024, HiT)."
-    ends = _edges(images, texts, graph.of_images), _edges(texts, texts, graph.above)
+    ends = _all_edges(images, texts, graph)
     special, general = (geometry.radius(torch.cat(o), curv) for o in zip(*ends))
     gaps = (margin + general - special).relu()
     return gaps.sum() / max(1, len(gaps))
@@ -108,7 +134,7 @@ class Cones(NamedTuple):
 
     min_radius: float = 0.1  # constant K, > 0
     across: float = 1.0  # widening from texts to pictures, > 0; HyCoCLIP: 0.7
-    within: float = 1.0  # widening from texts to texts, > 0; HyCoCLIP: 1.2
+    within: float = 1.0  # widening from texts to texts and from parts to pictures, > 0; HyCoCLIP: 1.2
     away: float = 0.0  # angle by which others should miss a cone, radians, >= 0; 0: they may lie in it; Ganea: 0.1
 
 
@@ -139,6 +165,38 @@ def edge_entailment(
 ) -> Float[Tensor, '']:  # radians
     "Mean angle by which special ends miss the cones of general ends (MERU; HyCoCLIP; Ganea et al. 2018)."
     of_images = _cone_losses(geometry, images, texts, graph.of_images, curv, cones, cones.across)
-    above = _cone_losses(geometry, texts, texts, graph.above, curv, cones, cones.within)
-    every = torch.cat([of_images, above])
+    every = [of_images, _cone_losses(geometry, texts, texts, graph.above, curv, cones, cones.within)]
+    if graph.parts is not None:
+        every.append(_cone_losses(geometry, images, images, graph.parts, curv, cones, cones.within))
+    every = torch.cat(every)
     return every.sum() / max(1, len(every))
+
+# %% ../../nbs/losses/14_chains.ipynb #a2f9f8c3
+class _PartTerms(NamedTuple):
+    "What parts lose, nats."
+
+    images: Float[Tensor, '']  # parts of pictures among captions
+    texts: Float[Tensor, '']  # phrases among pictures
+
+    @property
+    def mean(self) -> Float[Tensor, '']:
+        return (self.images + self.texts) / 2
+
+# %% ../../nbs/losses/14_chains.ipynb #385e3542
+def _part_terms(
+    geometry: Geometry,  # gives the scores
+    images: Float[Tensor, 'b d'],  # points: pictures, then a part of each
+    texts: Float[Tensor, 'n d'],  # points, all different texts
+    graph: _TextGraph,  # their edges
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    scale: float | Float[Tensor, ''],  # inverse temperature s > 0, of the pairs
+) -> _PartTerms:
+    "Two of HyCoCLIP's four contrastive terms (Pal et al. 2025, equation 7); the other two are those of pairs."
+    whole, part = graph.parts.any(1), graph.parts.any(0)
+    caption = graph.reduced().of_images[whole].any(0)
+    phrase = graph.of_images[part].any(0)
+    below = graph.of_images[part].float() @ graph.above.T.float() > 0  # captions that hold the part's phrase
+    own = (below | graph.of_images[part])[:, caption]
+    of_captions = scale * geometry.scores(images[part], texts[caption], curv)
+    of_phrases = scale * geometry.scores(texts[phrase], images[whole], curv)
+    return _PartTerms(chain_loss(of_captions, own), chain_loss(of_phrases, graph.of_images[whole][:, phrase].T))

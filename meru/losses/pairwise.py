@@ -317,6 +317,19 @@ def _together(geometry, x, y, curv):
     own = slice(first, first + len(x))
     return _Batch(left, right, gain, link, positive, counts, own)
 
+# %% ../../nbs/losses/13_pairwise.ipynb #bbeddbc4
+def _in_one_type(image_points, text_points, text_ids, *scalars):
+    "Checked pairs, in float32 or wider: the type, points and scalars."
+    _check_pairs(image_points, text_points, text_ids)
+    dtype = _promote((image_points, text_points), torch.float32)
+    return dtype, *[o.to(dtype) for o in (image_points, text_points, *scalars)]
+
+
+def _paired(geometry, x, y, curv, scale, all_processes):
+    "Rows of a batch, here or in all processes, and the factor of their links in a logit."
+    batch = (_together if all_processes and world() > 1 else _alone)(geometry, x, y, curv)
+    return batch, scale / curv.sqrt() if geometry.has_curv else scale
+
 # %% ../../nbs/losses/13_pairwise.ipynb #f49d8282
 def _of_all(own, batch):
     "A number of each pair of all processes, with gradient to this one's."
@@ -402,15 +415,11 @@ def contrastive_loss(
     all_processes: bool = False,  # is the batch that of all processes? Their gradients then add up to the loss's
 ) -> Float[Tensor, '']:  # nats
     "`matrix_loss` of the geometry's scores, in memory that grows with the pairs, not with their square."
-    _check_pairs(image_points, text_points, text_ids)
-    dtype = _promote((image_points, text_points), torch.float32)
-    x, y, curv, scale = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale))
+    dtype, x, y, curv, scale = _in_one_type(image_points, text_points, text_ids, curv, logit_scale)
     if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
         return _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta)
     with torch.autocast(x.device.type, enabled=False):
-        many = all_processes and world() > 1
-        batch = (_together if many else _alone)(geometry, x, y, curv)
-        scale = scale / curv.sqrt() if geometry.has_curv else scale
+        batch, scale = _paired(geometry, x, y, curv, scale, all_processes)
         own = -scale * batch.positive - margin
         negatives = _negative_sums(batch, scale, text_ids, hard_beta)
         return _mean_nats(own, negatives, batch).to(dtype)

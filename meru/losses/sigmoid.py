@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
-from ..geometry import _full_float32, _promote, _wide, Geometry
-from .contrastive import _check_pairs, _Logits, _Slopes
-from .pairwise import _alone, _count_negatives, _fill, _floor, _memory, _SLOPES, _tile, _tiles, _together
-from ..parallel import gather_rows, mean_of_all, world
+from ..geometry import _full_float32, _wide, Geometry
+from .contrastive import _Logits, _Slopes
+from .pairwise import _count_negatives, _fill, _floor, _in_one_type, _memory, _paired, _SLOPES, _tile, _tiles
+from ..parallel import gather_rows, mean_of_all
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #5db92ce2
 def _negative_sum(
@@ -106,15 +106,13 @@ def sigmoid_loss(
     all_processes: bool = False,  # is the batch that of all processes? Their gradients then add up to the loss's
 ) -> Float[Tensor, '']:  # nats a pair
     "The pairwise sigmoid loss (SigLIP, equation 1) of the geometry's scores, in memory that grows with the pairs."
-    _check_pairs(image_points, text_points, text_ids)
-    dtype = _promote((image_points, text_points), torch.float32)
-    x, y, curv, scale, bias = (o.to(dtype) for o in (image_points, text_points, curv, logit_scale, logit_bias))
+    given = image_points, text_points, text_ids, curv, logit_scale, logit_bias
+    dtype, x, y, curv, scale, bias = _in_one_type(*given)
     if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
         return _plain_sigmoid(geometry, x, y, curv, scale, bias, text_ids)
     with torch.autocast(x.device.type, enabled=False):
-        many = all_processes and world() > 1
-        batch = (_together if many else _alone)(geometry, x, y, curv)
-        scale = scale / curv.sqrt() if geometry.has_curv else scale
+        batch, scale = _paired(geometry, x, y, curv, scale, all_processes)
+        many = batch.counts is not None
         if many and text_ids is not None:
             text_ids = gather_rows(text_ids, batch.counts)
         rows = batch.left, batch.right, batch.gain

@@ -20,7 +20,7 @@ from ..geometry import geometries, get_geometry
 from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
-from ..losses.chains import chain_terms, Cones, edge_entailment, radial_order, text_graph
+from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph
 from ..losses.pairwise import contrastive_loss
 from ..losses.sigmoid import sigmoid_loss
 from ..data.images import resize_image
@@ -76,6 +76,7 @@ class _SpaceConfig:
     chain_scale: Annotated[float, Above(0, _max_logit_scale)] = (
         8.0  # its inverse temperature, fixed: a free one flattens
     )
+    part_weight: Annotated[float, AtLeast(0)] = 0.0  # of parts and phrases among captions and pictures (HyCoCLIP: 0.5)
     order_weight: Annotated[float, AtLeast(0)] = 0.0  # of the radial order of chains, length to nats; 0 without radii
     order_margin: Annotated[float, AtLeast(0)] = (
         0.1  # by which a special text should lie farther out than a general one
@@ -83,7 +84,10 @@ class _SpaceConfig:
     entail_weight: Annotated[float, AtLeast(0)] = 0.2  # of the entailment loss, radians to nats; 0 without cones (MERU)
     min_radius: Annotated[float, Above(0)] = 0.1  # the cones' constant K (MERU)
     cone_across: Annotated[float, Above(0)] = 1.0  # in training, widening of a text's cone for pictures (HyCoCLIP: 0.7)
-    cone_within: Annotated[float, Above(0)] = 1.0  # chains: the same for texts (HyCoCLIP: 1.2)
+    cone_within: Annotated[float, Above(0)] = (
+        1.0  # chains: the same for texts, and from parts to wholes (HyCoCLIP: 1.2)
+    )
+    entail_edges: Literal['all', 'next'] = 'all'  # chains: all edges of the graph, or those that no others imply
     cone_away: Annotated[float, AtLeast(0)] = 0.0  # chains: radians by which others should miss a cone; 0: no such term
     shared_proj: bool = False  # one projection for images and texts; where the towers share a space, as CLIP's do
     unit_features: bool = False  # is each feature of a tower first given one length, the root of its width?
@@ -223,7 +227,9 @@ def _normalise_tangent(
     return v
 
 # %% ../../nbs/models/32_model.ipynb #ad6943d5
-_weighted = dict(contrastive='contrastive', chain='chain', order='order', entailment='entail')  # term to weight
+_weighted = dict(
+    contrastive='contrastive', chain='chain', part='part', order='order', entailment='entail'
+)  # term to weight
 
 
 def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[Tensor, 'm j']:
@@ -244,10 +250,11 @@ def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tenso
 class _ChainBatch(NamedTuple):
     "What the losses over chains read."
 
-    images: Float[Tensor, 'b d']  # points
+    images: Float[Tensor, 'p d']  # points; with parts: of the pairs, then a part of each
     texts: Float[Tensor, 'n d']  # points, the pairs' own before the more general
     text_ids: Int[Tensor, ' n']
-    of_images: Int[Tensor, 'b c']  # ids of each image's texts, general to special; 0: no text
+    of_images: Int[Tensor, 'r c']  # ids of each image's texts, general to special; 0: no text
+    owners: Int[Tensor, ' r'] | None = None  # with parts: the image of each row
 
 # %% ../../nbs/models/32_model.ipynb #c8b09aa0
 def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
@@ -261,11 +268,19 @@ def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
     width = own.of_images.shape[1]
     chains = nn.functional.pad(own.of_images, (max(gather_objects(width)) - width, 0))
     return _ChainBatch(
-        images=gather_own(own.images),
+        images=torch.cat([gather_own(o) for o in own.images.split(pairs)]),
         texts=torch.cat([gather_own(texts), gather_own(general, counts)]),
         text_ids=torch.cat([gather_rows(ids), gather_rows(general_ids, counts)]),
         of_images=gather_rows(chains),
+        owners=None if own.owners is None else _gather_owners(own.owners, pairs),
     )
+
+
+def _gather_owners(owners, pairs):
+    "Numbers of images among those of all processes: the pairs' of all, then their parts."
+    counts = gather_objects(pairs)
+    first = sum(counts[: rank()])
+    return gather_rows(torch.where(owners < pairs, owners, owners - pairs + sum(counts)) + first)
 
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
 class Model(_Scalars):
@@ -329,14 +344,16 @@ class Model(_Scalars):
     def encode_text(self, tokens):
         return self.lift_text(self.project_text(tokens))
 
+    @property
+    def pair_scale(self) -> Float[Tensor, '']:
+        "The inverse temperature of pairs."
+        return self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
+
     def contrastive(
         self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
     ) -> Float[Tensor, '']:
         "The contrastive loss of lifted images and texts, in training of all processes' pairs."
-        scale = self.logit_scale
-        if self.cfg.temperature == 'curvature':
-            scale = scale * self.curv.sqrt()
-        space = self.geometry, x, t, self.curv, scale
+        space = self.geometry, x, t, self.curv, self.pair_scale
         if self.cfg.pair_loss == 'sigmoid':
             return sigmoid_loss(*space, self.logit_bias, text_ids, self.training)
         how = text_ids, self.cfg.margin, self.cfg.hard_beta
@@ -344,7 +361,7 @@ class Model(_Scalars):
 
     def forward(
         self,
-        images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]
+        images: Tensor,  # uint8, or floats in [0, 1]; [b 3 s s]; parts of them behind them, where chains have owners
         tokens: Int[Tensor, 'b l'],  # row i describes image i
         text_ids: Int[Tensor, ' b'] | None = None,  # equal ids mark equal texts
         chains=None,  # `meru.data.loader.TextChains`: more general texts of the images; None: there are none
@@ -357,14 +374,15 @@ class Model(_Scalars):
 
     def losses(
         self,
-        x: Float[Tensor, 'b d'],  # lifted images
+        x: Float[Tensor, 'p d'],  # lifted images, and parts of them
         t: Float[Tensor, 'b d'],  # lifted texts, row i describing image i
         text_ids: Int[Tensor, ' b'] | None = None,  # as `forward`
         general: Float[Tensor, 'n d'] | None = None,  # lifted texts of the chains
         chains=None,  # as `forward`
     ) -> dict[str, Tensor]:  # as `forward`
         "The contrastive loss of pairs and their entailment; or, with chains, the losses over all edges of those."
-        out = dict(contrastive=self.contrastive(x, t, text_ids))
+        pictures = x[: len(t)]
+        out = dict(contrastive=self.contrastive(pictures, t, text_ids))
         if chains is None:
             out['entailment'] = self._entailment(x, t)
         else:
@@ -372,7 +390,7 @@ class Model(_Scalars):
         loss = sum(
             getattr(self.cfg, f'{weight}_weight') * out[name] for name, weight in _weighted.items() if name in out
         )
-        return dict(loss=loss, **out, image_points=x, text_points=t)
+        return dict(loss=loss, **out, image_points=pictures, text_points=t)
 
     def _entailment(self, x, t):
         "Of pairs; over those of all processes in training."
@@ -385,20 +403,36 @@ class Model(_Scalars):
     def _chain_losses(self, x, t, text_ids, general, chains):
         "Over the graph of pictures and distinct texts."
         ids = torch.cat([text_ids, chains.text_ids])
-        batch, curv = _ChainBatch(x, torch.cat([t, general]), ids, chains.of_images), self.curv
+        batch = _ChainBatch(x, torch.cat([t, general]), ids, chains.of_images, chains.owners)
+        curv, scale = self.curv, self.pair_scale
         if self.training:
             batch = _of_all_processes(batch, len(t))
-            curv = curv.detach() if rank() else curv  # all compute this same loss: its gradient is counted once
+            if rank():  # all compute this same loss: its gradient is counted once
+                curv, scale = curv.detach(), scale.detach()
         ids, first = _first_of_each(batch.text_ids)
-        x, texts, graph = batch.images, batch.texts[first], text_graph(ids, batch.of_images)
-        terms = chain_terms(self.geometry, x, texts, graph, curv, self.cfg.chain_scale)
-        found = dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
-        nothing = x.new_zeros(())
-        space = self.geometry, x, texts, graph, curv
-        cones = Cones(self.cfg.min_radius, self.cfg.cone_across, self.cfg.cone_within, self.cfg.cone_away)
-        found['entailment'] = edge_entailment(*space, cones) if self.geometry.has_cones else nothing
-        found['order'] = radial_order(*space, self.cfg.order_margin) if self.geometry.has_radius else nothing
+        points = self.geometry, batch.images, batch.texts[first]
+        graph = text_graph(ids, batch.of_images, batch.owners)
+        return self._softmax_terms(*points, graph, curv, scale) | self._edge_terms(*points, graph, curv)
+
+    def _softmax_terms(self, geometry, x, texts, graph, curv, scale):
+        "Parts among captions and pictures, and the loss over chains."
+        found = {}
+        if graph.parts is not None:
+            parts = _part_terms(geometry, x, texts, graph, curv, scale)
+            found = dict(part=parts.mean, part_images=parts.images, part_texts=parts.texts)
+        if graph.parts is None or self.cfg.chain_weight:
+            terms = chain_terms(geometry, x, texts, graph, curv, self.cfg.chain_scale)
+            found |= dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         return found
+
+    def _edge_terms(self, geometry, x, texts, graph, curv):
+        "Cones and radial order along the edges."
+        nothing, cfg = x.new_zeros(()), self.cfg
+        cones = Cones(cfg.min_radius, cfg.cone_across, cfg.cone_within, cfg.cone_away)
+        edges = graph.reduced() if cfg.entail_edges == 'next' else graph
+        entailment = edge_entailment(geometry, x, texts, edges, curv, cones) if geometry.has_cones else nothing
+        order = radial_order(geometry, x, texts, graph, curv, cfg.order_margin) if geometry.has_radius else nothing
+        return dict(entailment=entailment, order=order)
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def _projection(
@@ -462,6 +496,12 @@ def build_model(
     "A model with fresh weights."
     if cfg.image_tower == 'backbone':
         towers = load_towers(cfg.backbone, cfg.train_blocks, cfg.lora_rank)
+        if isinstance(towers.image_size, tuple):
+            high, wide = towers.image_size
+            raise ValueError(
+                f'{cfg.backbone} takes pictures of {high} x {wide} pixels, and training cuts squares: encode once with '
+                f'nbs/embed.ipynb -p towers {cfg.backbone}, and train a head_... preset on those features'
+            )
         if towers.image_size != cfg.image_size:
             raise ValueError(
                 f'image_size is {cfg.image_size}, but {cfg.backbone} takes pictures of {towers.image_size} pixels: '

@@ -9,13 +9,17 @@ __all__ = ['read_released', 'load_released']
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
+from jaxtyping import Float, Int
 import re
 import torch
 from pathlib import Path
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import nn, Tensor
 from typing import Literal, NamedTuple
 from ..core import project_path
 from .model import build_model, curv_range, _max_logit_scale, Model, ModelConfig, _paper_sizes
+from .pretrained import _Tower
 
 # %% ../../nbs/models/33_released.ipynb #b5bf77af
 def read_released(
@@ -23,13 +27,15 @@ def read_released(
 ) -> dict:  # model: tensors by name; CLIP's also holds root, the mean direction of its training set
     "The contents of a released checkpoint, opened without running any code that it may contain."
     try:
-        checkpoint = torch.load(project_path(path), map_location='cpu', weights_only=True)
+        whole = Path(path).suffix == '.safetensors'
+        read = load_file if whole else partial(torch.load, map_location='cpu', weights_only=True)
+        checkpoint = read(project_path(path))
     except FileNotFoundError:
         raise FileNotFoundError(f'there is no file {path}: download it first') from None
     except Exception:  # whatever a damaged pickle makes of torch's reader
         raise ValueError(f'{path} was refused: it is damaged, or holds more than tensors and plain values') from None
-    if isinstance(checkpoint, dict) and any('lora_' in str(name) for name in checkpoint):
-        raise ValueError(f'{path} looks like HySAC: adapters on CLIP of Hugging Face, a layout that is not read here')
+    if whole or isinstance(checkpoint, dict) and any('lora_' in str(name) for name in checkpoint):
+        checkpoint = dict(model=checkpoint)  # HySAC's and Hyper3-CLIP's hold tensors alone
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('model'), dict):
         raise ValueError(f"{path} is not in the released layout: it has no dictionary 'model'")
     return checkpoint
@@ -83,6 +89,11 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, names: Collection[str]) -> '_Layout':
+        if any('.lora_A.' in name for name in names):
+            return cls('HySAC', 'its adapters on CLIP are merged; pictures are prepared as for CLIP')
+        if any(name.startswith('vision_encoder.') for name in names):
+            pooled = 'average' if 'vision_encoder.backbone.fc_norm.weight' in names else 'class-token'
+            return cls('Hyper3-CLIP', f'{pooled} pooling; query_pooling and further temperatures serve its loss alone')
         if any(name in names for name in _left_out):
             gone = ', '.join(name for name in _left_out if name in names)
             lost = 'there, captions over 77 tokens lose their end token; here they keep it'
@@ -98,13 +109,13 @@ def _check_values(
 ):
     "Refuse NaN, infinity, and scalars out of range."
     high = dict(logit_scale=_max_logit_scale, visual_alpha=1.0, textual_alpha=1.0) | {'curv': curv_range[1]}
-    high |= dict(curvs=curv_range[1], visual_concept_alphas=1.0, textual_concept_alphas=1.0)
+    high |= dict(curvs=curv_range[1], visual_concept_alphas=1.0, textual_concept_alphas=1.0, log_curv=curv_range[1])
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f'{path}: tensor {name!r} holds NaN or infinity')
         kind = name.partition('.')[0]
         if kind in high:
-            low = curv_range[0] if kind.startswith('curv') else 0.0
+            low = curv_range[0] if 'curv' in kind else 0.0
             value = tensor.double().exp().item()
             if not low * 0.999 <= value <= high[kind] * 1.001:
                 raise ValueError(f'{path}: {name} is {value:.4g}, but it lies between {low} and {high[kind]}')
@@ -172,17 +183,180 @@ def _paper_heads(image_width):
         )
     return heads[image_width]
 
+# %% ../../nbs/models/33_released.ipynb #478daead
+def _merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "W + BA / r in place of W, A and B (LoRA, Hu et al. 2021), r being the rank."
+    plain = {name.replace('.base_layer.', '.'): o for name, o in tensors.items() if '.lora_' not in name}
+    for name, down in tensors.items():
+        module, adapter, _ = name.partition('.lora_A.')
+        if adapter:
+            up = tensors[name.replace('.lora_A.', '.lora_B.')]
+            weight = plain[f'{module}.weight']
+            change = up.flatten(1) @ down.flatten(1) / len(down)
+            plain[f'{module}.weight'] = weight + change.view_as(weight)
+    return plain
+
+# %% ../../nbs/models/33_released.ipynb #f998d49f
+_hugging_face = {
+    r'^(vision|text)_model\.': '',
+    r'embeddings\.patch_embedding': 'conv1',
+    r'embeddings\.position_embedding\.weight': 'positional_embedding',
+    r'embeddings\.': '',
+    r'pre_layrnorm': 'ln_pre',
+    r'post_layernorm': 'ln_post',
+    r'final_layer_norm': 'ln_final',
+    r'encoder\.layers\.': 'transformer.resblocks.',
+    r'layer_norm(\d)': r'ln_\1',
+    r'self_attn': 'attn',
+    r'mlp\.fc1': 'mlp.c_fc',
+    r'mlp\.fc2': 'mlp.c_proj',
+}  # names of CLIP there to open_clip's, applied from top to bottom
+
+
+def _open_clip_state(
+    tensors: dict[str, Tensor],  # of one tower
+    prefix: str,  # of its names in the file
+) -> dict[str, Tensor]:
+    "A tower's weights under open_clip's names, which has queries, keys and values in one matrix."
+    state = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefix)
+        if name == key or re.search(r'position_ids$|_projection|\.[kv]_proj\.', name):
+            continue
+        for pattern, new in _hugging_face.items():
+            name = re.sub(pattern, new, name)
+        if '.q_proj.' in name:
+            tensor = torch.cat([tensors[key.replace('q_proj', f'{o}_proj')] for o in 'qkv'])
+        state[name.replace('q_proj.', 'in_proj_')] = tensor
+    return state
+
+# %% ../../nbs/models/33_released.ipynb #17b7e44a
+def _layers(state: dict[str, Tensor], name: str) -> int:
+    "How many numbered blocks a tower has."
+    return len({key.removeprefix(name).split('.')[0] for key in state if key.startswith(name)})
+
+
+class _ClipText(_Tower):
+    "CLIP's text tower, which knows texts of its whole length alone."
+
+    def forward(self, x: Int[Tensor, 'b l']) -> Float[Tensor, 'b w']:
+        return super().forward(nn.functional.pad(x, (0, self.net.context_length - x.shape[1])))
+
+
+def _clip_text_tower(state: dict[str, Tensor]) -> _Tower:
+    "CLIP's text tower up to its projection, with fresh weights."
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    vocab_size, width = state['token_embedding.weight'].shape
+    sizes = dict(vocab_size=vocab_size, width=width, heads=width // 64, layers=_layers(state, 'transformer.resblocks.'))
+    net = TextTransformer(len(state['positional_embedding']), **sizes, proj_type='none', act_layer=QuickGELU)
+    return _ClipText(net, width, [], [])
+
+
+def _clip_image_tower(state: dict[str, Tensor]) -> _Tower:
+    "CLIP's image tower up to its projection, with fresh weights."
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
+    width, _, patch_size, _ = state['conv1.weight'].shape
+    side = math.isqrt(len(state['positional_embedding']) - 1) * patch_size
+    sizes = width, _layers(state, 'transformer.resblocks.'), width // 64, 4.0
+    net = VisionTransformer(side, patch_size, *sizes, act_layer=QuickGELU)
+    net.proj = None
+    return _Tower(net, width, [], [])
+
+# %% ../../nbs/models/33_released.ipynb #600e225a
+def _timm_tower(state: dict[str, Tensor]) -> _Tower:
+    "timm's ViT, pooled as its norms say, with fresh weights."
+    from timm.models.vision_transformer import VisionTransformer
+
+    width, _, patch_size, _ = state['patch_embed.proj.weight'].shape
+    side = math.isqrt(state['pos_embed'].shape[1] - 1) * patch_size
+    average = 'fc_norm.weight' in state
+    sizes = dict(embed_dim=width, depth=_layers(state, 'blocks.'), num_heads=width // 64, num_classes=0)
+    pooling = dict(global_pool='avg') if average else dict(global_pool='token', norm_layer=nn.LayerNorm)
+    return _Tower(VisionTransformer(side, patch_size, **sizes, **pooling), width, [], [])
+
+# %% ../../nbs/models/33_released.ipynb #bc260fb6
+class _Built(NamedTuple):
+    "A model with fresh weights, and those that it should have."
+
+    model: Model
+    state: dict[str, Tensor]
+
+
+def _from_meru(released: dict[str, Tensor], image_heads: int | None) -> _Built:
+    "The authors' own towers."
+    state = _our_state(released)
+    return _Built(build_model(_released_config(state, image_heads)), state)
+
+# %% ../../nbs/models/33_released.ipynb #fa8f408c
+def _on_towers(
+    towers: tuple[_Tower, _Tower],  # of pictures, and CLIP's of texts
+    states: tuple[dict, dict],  # their weights
+    own: dict[str, Tensor],  # projections and scalars, under our names
+    image: dict[str, int],  # sizes of the image tower, as a config calls them
+) -> _Built:
+    "A model whose towers are others'; what serves another loss is left out."
+    net, depth = towers[1].net, _layers(states[1], 'transformer.resblocks.')
+    text = dict(text_width=net.width, text_depth=depth, text_heads=net.heads, context_length=net.context_length)
+    width, dim = towers[0].width, len(own['image_proj.weight'])
+    sizes = dict(image_width=width, image_heads=width // 64, **image, **text, vocab_size=net.vocab_size)
+    model = Model(*towers, _ReleasedConfig(embed_dim=dim, **sizes))
+    for kind, tower in zip(('image', 'text'), towers):
+        setattr(model, f'{kind}_proj', nn.Linear(tower.width, dim, bias=f'{kind}_proj.bias' in own))
+    state = own | {name: model.get_buffer(name) for name in ('pixel_mean', 'pixel_std')}
+    for kind, weights in zip(('image', 'text'), states):
+        state |= {f'{kind}_tower.net.{name}': o for name, o in weights.items()}
+    return _Built(model, state)
+
+# %% ../../nbs/models/33_released.ipynb #395ee79c
+_clip_colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and deviation
+
+
+def _from_hysac(released: dict[str, Tensor], _: int | None) -> _Built:
+    "HySAC: CLIP of Hugging Face with adapters, lifted by MERU's scalars (Poppi et al. 2025)."
+    plain = _merged(released)
+    states = [_open_clip_state(plain, f'{o}.base_model.model.') for o in ('visual', 'textual')]
+    towers = _clip_image_tower(states[0]), _clip_text_tower(states[1])
+    own = {_our_name(name): plain[name] for name in ('curv', 'visual_alpha', 'textual_alpha', 'logit_scale')}
+    own['image_proj.weight'] = plain['visual.base_model.model.visual_projection.weight']
+    own['text_proj.weight'] = plain['textual.base_model.model.text_projection.weight']
+    net, depth = towers[0].net, _layers(states[0], 'transformer.resblocks.')
+    sizes = dict(image_size=net.image_size[0], patch_size=net.patch_size[0], image_depth=depth)
+    built = _on_towers(towers, states, own, sizes)
+    mean, std = (torch.tensor(o).view(3, 1, 1) for o in _clip_colours)
+    return built._replace(state=built.state | dict(pixel_mean=mean, pixel_std=std))
+
+# %% ../../nbs/models/33_released.ipynb #b75c46b9
+def _from_hyper3(released: dict[str, Tensor], _: int | None) -> _Built:
+    "Hyper3-CLIP, as published or as its training saves it (Mahmood et al. 2026)."
+    prefix = 'vision_encoder.backbone.'
+    image = {name.removeprefix(prefix): o for name, o in released.items() if name.startswith(prefix)}
+    states = image, _open_clip_state(released, 'text_encoder.backbone.')
+    towers = _timm_tower(image), _clip_text_tower(states[1])
+    own = {name: o for name, o in released.items() if re.match('(image|text)_proj', name)}
+    own |= {_our_name(name): released[name] for name in ('log_curv', 'visual_alpha', 'textual_alpha')}
+    scale = 'logit_scale' if 'logit_scale' in released else 'global_logit_scale'
+    own['log_logit_scale'] = released[scale]
+    size, patch = (o[0] for o in (towers[0].net.patch_embed.img_size, towers[0].net.patch_embed.patch_size))
+    return _on_towers(
+        towers, states, own, dict(image_size=size, patch_size=patch, image_depth=_layers(image, 'blocks.'))
+    )
+
+
+_builders = {'HySAC': _from_hysac, 'Hyper3-CLIP': _from_hyper3}
+
 # %% ../../nbs/models/33_released.ipynb #089ad401
 def load_released(
-    path: str | Path,  # a checkpoint of MERU, CLIP, HyCoCLIP, UNCHA or PHyCLIP
+    path: str | Path,  # a checkpoint of MERU, CLIP, HyCoCLIP, UNCHA, PHyCLIP, HySAC or Hyper3-CLIP
     image_heads: int | None = None,  # attention heads of the image tower; None: the paper's for this width
 ) -> Model:
     "The model of a released checkpoint; every tensor must find its place, or is left out and named."
     released = read_released(path)['model']
     _check_values(path, released)
-    layout, state = _Layout.of(released), _our_state(released)
+    layout = _Layout.of(released)
     try:
-        model = build_model(_released_config(state, image_heads))
+        model, state = _builders.get(layout.name, _from_meru)(released, image_heads)
     except KeyError as missing:
         raise ValueError(f'{path} is not in the released layout: tensor {missing} is missing') from None
     if odd := _misfits(model.state_dict(), state):

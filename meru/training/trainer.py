@@ -40,7 +40,7 @@ from ..data.chains import chain_kinds
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
 from ..data.shards import Shards
-from ..data.emoji import embedded_data
+from ..data.emoji import _embedded, embedded_data
 from ..data.loader import Batch, Loader
 from ..models.model import build_model, curv_range, Model, tokenizer_of
 from ..models.feature_cache import FeatureCache, open_cache
@@ -113,10 +113,10 @@ def _hold_out(cache: FeatureCache, most: int) -> FeatureCache:
 
 # %% ../../nbs/training/44_trainer.ipynb #695cde43
 def open_data(
-    cfg: TrainConfig,  # its `data` is 'emoji' or a folder
+    cfg: TrainConfig,  # its `data` is 'emoji', 'scenes' or a folder
 ) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
     "The two halves of a config's data."
-    folder = embedded_data(cfg.data) if cfg.data == 'emoji' else project_path(cfg.data)
+    folder = embedded_data(cfg.data) if cfg.data in _embedded else project_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
     if features and not cached:
         raise FileNotFoundError(
@@ -151,8 +151,8 @@ def _open_together(
     cfg: TrainConfig,  # its `data` is the same in every process
 ) -> tuple:  # as `open_data`
     "`open_data` in every process; of the embedded drawings, the first packs them."
-    if cfg.data == 'emoji' and not rank():
-        embedded_data()
+    if cfg.data in _embedded and not rank():
+        embedded_data(cfg.data)
     if world() > 1:
         gather_objects(None)  # wait for it
     data = open_data(cfg)
@@ -193,6 +193,7 @@ def make_loader(
         share=(rank(), world()),
         pre_resize=cfg.image_size * 3 // 2 if cfg.augment_on == 'device' else 0,
         chain=chain_kinds.get(cfg.chains),
+        parts=cfg.chains == 'parts',
     )
     return Loader(shards, tokenizer_of(cfg), **kw | changes)
 
@@ -247,7 +248,8 @@ def update(
     return out | dict(lr=lr, grad_norm=norm, bad=bad)
 
 # %% ../../nbs/training/44_trainer.ipynb #ea0c2d6a
-_terms = 'contrastive', 'chain', 'chain_up', 'chain_texts', 'chain_back', 'order', 'entailment'
+_chain_terms = 'chain', 'chain_up', 'chain_texts', 'chain_back'
+_terms = 'contrastive', 'part', 'part_images', 'part_texts', *_chain_terms, 'order', 'entailment'
 
 # %% ../../nbs/training/44_trainer.ipynb #430ca79d
 @torch.no_grad()
