@@ -12,10 +12,11 @@ import shlex
 import time
 import torch
 import torch.nn.functional as F
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pathlib import Path
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
@@ -457,24 +458,36 @@ def _plain_cosine(
     return retrieval_metrics(get_geometry('sphere'), images, texts, part.image_ids, part.text_ids, one)
 
 # %% ../nbs/73_pictures.ipynb #9da2e21c
+def _share_inside(
+    model: Model,
+    images: Float[Tensor, 'i d'],  # points
+    texts: Float[Tensor, 't d'],  # points
+    pairs: Bool[Tensor, 't i'],  # those that count
+) -> float:
+    "How many of the pairs have their picture in their text's cone."
+    angles = model.geometry.exterior_angle(texts[:, None], images, model.curv)
+    aperture = model.geometry.half_aperture(texts, model.curv, model.cfg.min_radius)
+    return (angles < aperture[:, None])[pairs].double().mean().item()
+
+
 @torch.no_grad()
 def _fit_cones(
     model: Model,  # its texts are moved
     part: _Unseen,  # held-out pictures, not those of the table
     most: float = 0.035,  # share of other pictures in a text's cone
 ):
-    "Move all texts outwards from near the root, until so few other pictures lie in their cones."
-    geometry, curv, began = model.geometry, model.curv, model.log_text_alpha.item()
-    images, vectors = model.encode_image(part.images), model.map_text(part.texts)
-    other = part.text_ids[:, None] != part.image_ids
-    for shift in torch.linspace(-0.5, 1.0, 76).tolist():
+    "Move all texts as little away from the root as keeps other pictures out of their cones, but for so few."
+    images, vectors = model.encode_image(part.images), model.map_text(part.texts[part.first])
+    other = part.text_ids[part.first][:, None] != part.image_ids
+    began = model.log_text_alpha.item()
+
+    def is_enough(shift):  # the further out, the fewer lie inside
         model.log_text_alpha.fill_(min(0.0, began + shift))
-        texts = model.lift_text(vectors)
-        angles = geometry.exterior_angle(texts[:, None], images, curv)
-        aperture = geometry.half_aperture(texts, curv, model.cfg.min_radius)
-        inside = angles < aperture[:, None]
-        if inside[other].double().mean() <= most:
-            return
+        return _share_inside(model, images, model.lift_text(vectors), other) <= most
+
+    shifts = torch.linspace(-0.5, 1.0, 76).tolist()
+    found = bisect_left(shifts, True, key=is_enough)
+    is_enough(shifts[min(found, len(shifts) - 1)])
 
 # %% ../nbs/73_pictures.ipynb #542822d1
 _shown = [f'{way}_r{k}' for way in ('text_to_image', 'image_to_text') for k in (1, 5, 10)]
