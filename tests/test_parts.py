@@ -1,13 +1,11 @@
 "Parts of pictures, from the shards to the evaluation, against definitions written out by hand."
 
-import io
-import json
+import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
 import zipfile
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from meru.core import file_sha256, root
 from meru.data.chains import _boxed_phrases
@@ -23,7 +21,7 @@ from meru.geometry import get_geometry
 from meru.losses.chains import _part_terms, Cones, edge_entailment, text_graph
 from meru.models.model import build_model
 from meru.training.config import make_config, presets
-from meru.training.run import Run
+from meru.training.run import load_config, Run
 from meru.training.trainer import fit
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -69,8 +67,6 @@ def test_a_scene_is_what_its_json_says(scenes):
 
 def test_scenes_are_the_same_everywhere(scenes):
     "The rule is in the text of hashes alone: captions, and the pixels of one scene."
-    import hashlib
-
     shards = Shards(scenes / 'test_style')
     texts = hashlib.sha256('\n'.join(shards[i].caption for i in range(24)).encode()).hexdigest()
     pixels = hashlib.sha256(decode_image(shards[0].image).numpy().tobytes()).hexdigest()
@@ -86,7 +82,7 @@ def test_what_is_no_part_is_counted(scenes, tmp_path):
     write_shards(few, tmp_path / 'odd')
     loader = Loader(Shards(tmp_path / 'odd'), Tokenizer(4096, 32), 32, 6, parts=True)
     assert len(next(loader.batches()).images) == 12
-    assert loader.failures == dict(no_parts=2, bad_box=3)
+    assert loader.failures == dict(no_parts=2, bad_box=2)
     again = Loader(Shards(tmp_path / 'odd'), Tokenizer(4096, 32), 32, 6, parts=True, workers=1, cache=False)
     next(again.batches())
     assert again.failures == loader.failures
@@ -196,11 +192,11 @@ def runs(scenes, tmp_path_factory):
 
 
 def test_a_run_learns_parts_and_resumes_to_the_bit(runs, tmp_path):
-    row = Run(runs / 'smoke_parts', (cfg := make_cfg(runs / 'smoke_parts'))).rows()[-1]
+    row = Run(runs / 'smoke_parts', (cfg := load_config(runs / 'smoke_parts'))).rows()[-1]
     terms = 0.5 * row['contrastive'] + 0.5 * row['part'] + 0.4 * row['entailment']
     assert row['loss'] == pytest.approx(terms, rel=1e-5) and 'chain' not in row
     assert row['part'] == pytest.approx((row['part_images'] + row['part_texts']) / 2, rel=1e-5)
-    assert Run(runs / 'smoke_parts_clip', make_cfg(runs / 'smoke_parts_clip')).rows()[-1]['entailment'] == 0
+    assert Run(runs / 'smoke_parts_clip', load_config(runs / 'smoke_parts_clip')).rows()[-1]['entailment'] == 0
     part = Run(tmp_path / 'again', cfg)
 
     class Stop(Exception):
@@ -217,12 +213,6 @@ def test_a_run_learns_parts_and_resumes_to_the_bit(runs, tmp_path):
     assert Run(tmp_path / 'again', cfg).step == 3
     fit(Run(tmp_path / 'again', cfg), quiet=True)
     assert file_sha256(Run(tmp_path / 'again', cfg).last) == file_sha256(runs / 'smoke_parts' / 'last.safetensors')
-
-
-def make_cfg(folder):
-    from meru.training.run import load_config
-
-    return load_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +259,9 @@ def test_part_measures_by_hand():
         assert got['other_in_cone'][i].item() == pytest.approx(sum(margins[j] > 0 for j in others) / len(others))
 
 
-def test_runs_are_paired_picture_by_picture(runs, scenes, tmp_path):
+def test_runs_are_paired_picture_by_picture(runs, scenes, tmp_path, monkeypatch):
     "Captions and parts of one set, the control beside, and a difference that is tested over pictures."
+    monkeypatch.setattr('meru.evaluation.suites._examine_nouns', lambda model, tokenizer: [])
     task = read_data(scenes / 'test_style', 24)
     assert len(task.parts.owner) == sum(len(Shards(scenes / 'test_style')[i].meta['file']) for i in range(24))
     data = str(scenes / 'test_style')
@@ -284,5 +275,4 @@ def test_runs_are_paired_picture_by_picture(runs, scenes, tmp_path):
     assert 0 < chance < 0.2 and 0 < fresh < 0.6
     values = found.runs[0].values['test_style', 'phrase_ap']
     assert len(values) == 24 and values.mean().item() == pytest.approx(lines['phrase_ap'].means['smoke_parts'].mean)
-    assert json.loads(json.dumps(lines['part_outward'].means['smoke_parts']))
-    assert isinstance(replace(make_cfg(runs / 'smoke_parts'), seed=1).entail_edges, str) and io
+    assert 0 <= found.runs[0].measures.value('part_outward', 'test_style') <= 1

@@ -165,21 +165,38 @@ class _Scene(NamedTuple):
     boxes: list[list[float]]  # left, top, right, bottom of each; shares of the side
 
 
+def _corner(quarter: int, down: int, right: int) -> tuple[int, int]:
+    "Where in its quarter a drawing begins, moved within what is free there."
+    row, column = divmod(quarter, 2)
+    free = _quarter - _side + 1
+    return row * _quarter + down % free, column * _quarter + right % free
+
+
+def _half_size(drawing: bytes) -> UInt8[Tensor, '3 32 32']:
+    "Means of 2 x 2 pixels, exactly: no library's way of scaling."
+    pixels = decode_image(drawing).float()
+    means = F.avg_pool2d(pixels, 2)
+    return (means + 0.5).byte()
+
+
 def _compose_scene(
     drawings: list[dict],  # two to four lines of emoji.jsonl
     read: Callable,  # a file's name to its bytes
 ) -> _Scene:
     "Each drawing in a quarter of its own; a hash of their files decides in which, and where in it."
     seed = ' '.join(o['file'] for o in drawings)
-    shifts, quarters = hashlib.sha256(seed.encode()).digest(), _hash_order('0123', seed)
-    scene = _Scene(torch.full((3, 2 * _quarter, 2 * _quarter), 255, dtype=torch.uint8), [], [])
-    for k, (drawing, quarter) in enumerate(zip(drawings, map(int, quarters))):
-        top = quarter // 2 * _quarter + shifts[2 * k] % (_quarter - _side + 1)
-        left = quarter % 2 * _quarter + shifts[2 * k + 1] % (_quarter - _side + 1)
-        small = F.avg_pool2d(decode_image(read(drawing['file'])).float(), 2) + 0.5
-        scene.pixels[:, top : top + _side, left : left + _side] = small.byte()
+    shifts = hashlib.sha256(seed.encode()).digest()
+    quarters = _hash_order('0123', seed)
+    side = 2 * _quarter
+    canvas = torch.full((3, side, side), 255, dtype=torch.uint8)
+    scene = _Scene(canvas, [], [])
+    for k, drawing in enumerate(drawings):
+        down, across = shifts[2 * k : 2 * k + 2]
+        top, left = _corner(int(quarters[k]), down, across)
+        bottom, right = top + _side, left + _side
+        canvas[:, top:bottom, left:right] = _half_size(read(drawing['file']))
         scene.names.append(drawing['name'])
-        scene.boxes.append([o / (2 * _quarter) for o in (left, top, left + _side, top + _side)])
+        scene.boxes.append([o / side for o in (left, top, right, bottom)])
     return scene
 
 # %% ../../nbs/data/23_emoji.ipynb #31e1bb42
@@ -197,20 +214,32 @@ def _scene_members(
             yield list(members.values())
 
 # %% ../../nbs/data/23_emoji.ipynb #a9bc6596
+def _grounded_caption(
+    scene: _Scene,
+) -> tuple[str, list[list[float]]]:  # the caption, and its `noun_chunks`
+    "All names, and of each where it stands in the text and in the picture."
+    caption, chunks = '', []
+    for k, name in enumerate(scene.names):
+        last = k == len(scene.names) - 1
+        caption += '' if k == 0 else ' and ' if last else ', '
+        start, caption = len(caption), caption + name
+        chunks.append([start, len(caption), *scene.boxes[k], 1.0])
+    return caption, chunks
+
+
 def _scene_sample(
     drawings: list[dict],  # lines of emoji.jsonl
     read: Callable,  # a file's name to its bytes
 ) -> Sample:
     "A scene in GRIT's layout."
-    scene, caption, chunks, file = _compose_scene(drawings, read), '', [], io.BytesIO()
-    for name, box in zip(scene.names, scene.boxes):
-        last = len(chunks) == len(scene.names) - 1
-        caption += (' and ' if last else ', ') if chunks else ''
-        chunks.append([len(caption), len(caption) + len(name), *box, 1.0])
-        caption += name
-    Image.fromarray(scene.pixels.permute(1, 2, 0).numpy()).save(file, 'PNG')
-    about = {k: [o[k] for o in drawings] for k in ('file', 'style', 'license')}
-    return Sample(' '.join(about['file']), file.getvalue(), caption, dict(noun_chunks=chunks, **about))
+    scene, file = _compose_scene(drawings, read), io.BytesIO()
+    caption, chunks = _grounded_caption(scene)
+    pixels = scene.pixels.permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(file, 'PNG')
+    meta = dict(noun_chunks=chunks)
+    for key in ('file', 'style', 'license'):
+        meta[key] = [o[key] for o in drawings]
+    return Sample(' '.join(meta['file']), file.getvalue(), caption, meta)
 
 # %% ../../nbs/data/23_emoji.ipynb #67a3f0f0
 def _packed_scenes(

@@ -61,6 +61,15 @@ def _has_levels(sample: Sample, count: int) -> bool:
     texts = sample.meta.get('levels')
     return isinstance(texts, list) and len(texts) == len(caption_texts(texts)) == count
 
+# %% ../../nbs/data/24_loader.ipynb #a7635aee
+def _odd_parts(i: int, sample: Sample) -> dict:  # (number of the sample, number of the box): why
+    "Every box that is none; a sample without any is an error."
+    phrases = _boxed_phrases(sample.caption, sample.meta)
+    odd = {(i, k): 'bad_box' for k in range(phrases.left_out)}
+    if not phrases.found:
+        raise SampleError('no_parts', f'sample {sample.key} brings no phrase with a box; {len(odd)} are none')
+    return odd
+
 # %% ../../nbs/data/24_loader.ipynb #ac50a765
 class Source:
     "Decoded samples by number; damaged ones are counted and replaced."
@@ -86,18 +95,11 @@ class Source:
         if self.levels and not _has_levels(sample, self.levels):
             raise SampleError('no_levels', f'sample {sample.key}')
         if self.parts:
-            self._check_parts(i, sample)
+            self.damaged |= _odd_parts(i, sample)
         sample = sample._replace(image=decode_image(sample.image))
         if self.cache:
             self.store[i] = sample
         return sample
-
-    def _check_parts(self, i: int, sample: Sample):
-        "Note each box that is none; a sample without any is an error."
-        phrases = _boxed_phrases(sample.caption, sample.meta)
-        self.damaged |= {(i, k): 'bad_box' for k in range(phrases.left_out)}
-        if not phrases.found:
-            raise SampleError('no_parts', f'sample {sample.key}')
 
     def try_get(self, i: int) -> Sample | None:
         "Sample `i`, or None; its reason is noted the first time."
@@ -200,7 +202,11 @@ def _gather_chains(
     for chain, text in zip(chains, texts):
         above |= dict.fromkeys(chain[: chain.index(text)])
     own = set(texts)
-    general = [o for o in above if o not in own]
+    return _text_chains([o for o in above if o not in own], chains, tokenizer)
+
+
+def _text_chains(general: list[str], chains: list[list[str]], tokenizer: Callable) -> TextChains:
+    "Texts that no pair has, and all chains."
     tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)
     return TextChains(tokens, _ids_of(general), _padded_ids(chains))
 
@@ -223,16 +229,17 @@ def _gather_parts(
     tokenizer: Callable,  # texts to ids
 ) -> TextChains:
     "The phrases, and for each picture and each part what is true of it."
-    rows, owners, own = [], [], set(captions)
+    rows, owners = [], []
     for i, (caption, above) in enumerate(zip(captions, phrases)):
-        chains = [[o, caption] for o in dict.fromkeys(above) if o != caption] or [[caption]]
-        rows += chains
-        owners += [i] * len(chains)
-    rows += [[phrase] for phrase in drawn]
-    owners += range(len(captions), len(captions) + len(drawn))
-    general = [o for o in dict.fromkeys(drawn) if o not in own]
-    tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)
-    return TextChains(tokens, _ids_of(general), _padded_ids(rows), torch.tensor(owners))
+        chains = [[o, caption] for o in dict.fromkeys(above) if o != caption]
+        rows += chains or [[caption]]
+        owners += [i] * max(1, len(chains))
+    for i, phrase in enumerate(drawn, len(captions)):
+        rows.append([phrase])
+        owners.append(i)
+    general = list(dict.fromkeys(drawn))
+    chains = _text_chains([o for o in general if o not in set(captions)], rows, tokenizer)
+    return chains._replace(owners=torch.tensor(owners))
 
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):
@@ -322,11 +329,13 @@ def _draw_batch(
     u = np.stack([rng.random(1 + n_draws) for rng in rngs])
     texts, augmented = [], []
     for sample, rng, u_text in zip(samples, rngs, u[:, 0]):
-        text = sample.caption if loader.parts else _choose_text(sample, u_text, loader.level_probs)
+        text = _choose_text(sample, u_text, loader.level_probs)
         texts.append(text)
         augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
     drawn = _Drawn(samples, texts, augmented, u[:, 1:], samples)
-    return _with_parts(drawn, rngs) if loader.parts else drawn
+    if loader.parts:
+        drawn = _with_parts(drawn, rngs)
+    return drawn
 
 # %% ../../nbs/data/24_loader.ipynb #f8cb8c64
 def _with_parts(
@@ -334,14 +343,17 @@ def _with_parts(
     rngs: list[np.random.Generator],  # of each sample
 ) -> _Drawn:
     "A part of each picture behind the pictures; drawn last, so that all else is as without parts."
-    u = np.stack([rng.random(1 + n_draws) for rng in rngs])
-    parts, phrases = [], []
-    for sample, choice in zip(drawn.samples, u[:, 0]):
+    shown, phrases, draws = list(drawn.shown), [], []
+    for sample, rng in zip(drawn.samples, rngs):
+        choice, *u = rng.random(1 + n_draws)
         found = _boxed_phrases(sample.caption, sample.meta).found
         text, box = found[int(choice * len(found))]
+        part = _cut_out(sample.image, box)
         phrases.append(text)
-        parts.append(sample._replace(image=_cut_out(sample.image, box)))
-    return drawn._replace(u=np.concatenate([drawn.u, u[:, 1:]]), shown=drawn.shown + parts, phrases=phrases)
+        shown.append(sample._replace(image=part))
+        draws.append(u)
+    u = np.concatenate([drawn.u, draws])
+    return drawn._replace(u=u, shown=shown, phrases=phrases)
 
 # %% ../../nbs/data/24_loader.ipynb #a78e811e
 def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'p 3 s s'], Tensor | None]:
@@ -355,6 +367,21 @@ def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'p 3 s s'], Ten
         sizes.append(size)
     params = augment_params(drawn.u, np.array(sizes), loader.augment)
     return torch.stack(whole), params
+
+# %% ../../nbs/data/24_loader.ipynb #4f8dfe65
+def _texts_above(loader, drawn: _Drawn) -> TextChains:
+    "Chains of the pairs' texts."
+    chains = [loader.chain(o.key, o.caption, o.meta) for o in drawn.samples]
+    return _gather_chains(chains, drawn.texts, loader.tokenizer)
+
+
+def _phrases_above(loader, drawn: _Drawn) -> TextChains:
+    "Phrases above the captions, and above their parts."
+    phrases = []
+    for sample in drawn.samples:
+        found = _boxed_phrases(sample.caption, sample.meta).found
+        phrases.append([o.text for o in found])
+    return _gather_parts(drawn.texts, phrases, drawn.phrases, loader.tokenizer)
 
 # %% ../../nbs/data/24_loader.ipynb #97dc6e16
 @dataclass(eq=False)
@@ -410,12 +437,6 @@ class Loader(_Walks):
         drawn = _draw_batch(self, own.tolist(), epoch)
         images, params = _draw_pictures(self, drawn)
         batch = _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)
-        return batch if self.chain is None and not self.parts else batch._replace(chains=self._chains(drawn))
-
-    def _chains(self, drawn: _Drawn) -> TextChains:
-        "What stands above the texts of a batch."
-        if self.parts:
-            phrases = [[o.text for o in _boxed_phrases(s.caption, s.meta).found] for s in drawn.samples]
-            return _gather_parts(drawn.texts, phrases, drawn.phrases, self.tokenizer)
-        chains = [self.chain(o.key, o.caption, o.meta) for o in drawn.samples]
-        return _gather_chains(chains, drawn.texts, self.tokenizer)
+        if self.chain is None and not self.parts:
+            return batch
+        return batch._replace(chains=(_phrases_above if self.parts else _texts_above)(self, drawn))

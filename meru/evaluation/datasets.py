@@ -555,11 +555,25 @@ def _listed_parts(
     lists: dict[str, list[str]],  # part -> its pictures, as /a/abbey/sun_aaa.jpg
 ) -> dict[str, tuple]:  # part -> pictures and targets
     "The parts that lists name; a picture that is not there is named."
-    where = {f'/{path.relative_to(dataset._data_dir).as_posix()}': i for i, path in enumerate(dataset._image_files)}
+    where, parts = {}, {}
+    for i, path in enumerate(dataset._image_files):
+        name = path.relative_to(dataset._data_dir).as_posix()
+        where[f'/{name}'] = i
     for part, names in lists.items():
-        if lost := [name for name in names if name not in where]:
+        lost = [name for name in names if name not in where]
+        if lost:
             raise ValueError(f'the list of the {part} part names {lost[0]}, which is not in {dataset._data_dir}')
-    return {part: _take(whole, torch.tensor([where[name] for name in names])) for part, names in lists.items()}
+        parts[part] = _take(whole, torch.tensor([where[name] for name in names]))
+    return parts
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #edae55f4
+def _part_lists(path: str | Path, names: dict[str, str]) -> dict[str, list[str]]:  # part -> its pictures
+    "What the lists beside a set say; nothing where they are not there."
+    store, lists = _Store(path), {}
+    for part, name in names.items():
+        for file in store.find(name):
+            lists[part] = _lines(store, file)
+    return lists if 'test' in lists else {}
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0998bfc0
 def _read_torchvision(
@@ -574,8 +588,8 @@ def _read_torchvision(
     make = getattr(torchvision.datasets, how['name'])
     test = make(path, **how['test'])
     parts = dict(test=_torchvision_part(test, size, known.get('first', 0)))
-    if lists := {part: files for part, name in how.get('lists', {}).items() for files in _Store(path).find(name)}:
-        parts = _listed_parts(test, parts['test'], {part: _lines(_Store(path), file) for part, file in lists.items()})
+    if 'lists' in how:
+        parts = _listed_parts(test, parts['test'], _part_lists(path, how['lists'])) or parts
     for part in ('train', 'val'):
         if how.get(part):
             with suppress(*(_absent if part == 'val' else ())):
@@ -1008,13 +1022,19 @@ def _parts_of(
     size: int,  # side of the parts, pixels
 ) -> _Parts | None:
     "Every part of every picture."
-    places = [(i, o) for i, own in enumerate(phrases) for o in own]
-    texts = sorted({phrase.text for _, phrase in places})
-    number = {text: k for k, text in enumerate(texts)}
-    keys = [(i, phrase.box) for i, phrase in places]
-    owner, phrase = ([i for i, _ in places], [number[o.text] for _, o in places])
+    keys, owner, texts = [], [], []
+    for i, own in enumerate(phrases):
+        for text, box in own:
+            keys.append((i, box))
+            owner.append(i)
+            texts.append(text)
+    if not keys:
+        return None
+    known = sorted(set(texts))
+    number = dict(zip(known, range(len(known))))
+    phrase = torch.tensor([number[text] for text in texts])
     pictures = Pictures(keys, lambda key: _cut_out(read(key[0]), key[1]), size)
-    return _Parts(pictures, texts, torch.tensor(owner), torch.tensor(phrase)) if places else None
+    return _Parts(pictures, known, torch.tensor(owner), phrase)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #952588f6
 def _read_shards(

@@ -9,7 +9,7 @@ __all__ = ['evaluate_folder', 'evaluate_with_control', 'photo_summary', 'EvalCon
 import torch
 from collections.abc import Callable
 from dataclasses import dataclass
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pathlib import Path
 from torch import nn, Tensor
 from typing import Annotated, Literal, NamedTuple
@@ -244,6 +244,25 @@ def _photo_hits(
     return hits
 
 # %% ../../nbs/evaluation/66_suites.ipynb #231283ae
+def _owned(owner: Int64[Tensor, ' p'], things: Int64[Tensor, ' p'], shape: tuple[int, int]) -> Bool[Tensor, 'i n']:
+    "Which things belong to which picture."
+    own = torch.zeros(shape, dtype=torch.bool)
+    own[owner, things] = True
+    return own
+
+
+def _found_parts(model, wholes, points, own):
+    "What each picture that has parts finds of them, and what a random order would."
+    some = own.any(1)
+    wholes, own = wholes[some].double(), own[some]
+    curv = model.curv.detach().cpu().double()
+    values = _part_values(model.geometry, wholes, points.double(), own, curv, model.cfg.min_radius)
+    chance, items = _chance_precision(own, len(points)), {}
+    for name, each in values.items():
+        items[name] = _ItemValues(each, chance if name in ('ap', 'cone_ap') else None)
+    return items
+
+
 def _part_measures(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -252,20 +271,16 @@ def _part_measures(
     report: _Report,  # takes what each picture contributes
 ) -> Measures:
     "Which of the phrases, and of the parts, does the whole entail?"
-    parts, curv, geometry = task.parts, model.curv.detach().cpu().double(), model.geometry
-    cut, shape = encode_images(model, parts.pictures).cpu().double(), (len(wholes), len(parts.owner))
-    texts = encode_texts(model, tokenizer, parts.phrases).cpu().double()
-    of_parts = torch.zeros(shape, dtype=torch.bool)
-    of_parts[parts.owner, torch.arange(len(parts.owner))] = True
-    of_phrases = torch.zeros(len(wholes), len(texts), dtype=torch.bool)
-    of_phrases[parts.owner, parts.phrase] = True
-    some, measures = of_parts.any(1), Measures()
-    for kind, points, own in (('phrase', texts, of_phrases[some]), ('part', cut, of_parts[some])):
-        values = _part_values(geometry, wholes[some].double(), points, own, curv, model.cfg.min_radius)
-        for name, each in values.items():
-            chance = _chance_precision(own, len(points)) if name.endswith('ap') else None
-            report.values[task.name, f'{kind}_{name}'] = each
-            measures.append(_ItemValues(each, chance).measure('', f'{kind}_{name}'))
+    parts, measures = task.parts, Measures()
+    phrases = encode_texts(model, tokenizer, parts.phrases)
+    pictures = encode_images(model, parts.pictures)
+    every = torch.arange(len(parts.owner))
+    for kind, points, things in (('phrase', phrases, parts.phrase), ('part', pictures, every)):
+        own = _owned(parts.owner, things, (len(wholes), len(points)))
+        values = _found_parts(model, wholes, points.cpu(), own)
+        for name, items in values.items():
+            report.values[task.name, f'{kind}_{name}'] = items.each
+            measures.append(items.measure('', f'{kind}_{name}'))
     return measures
 
 # %% ../../nbs/evaluation/66_suites.ipynb #47f4a001

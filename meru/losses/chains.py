@@ -44,16 +44,20 @@ def text_graph(
         together = special.T @ general  # in how many chains; float32 is exact up to 16 million
         above |= together > 0
     above.fill_diagonal_(False)
-    return _TextGraph(places.any(1), above) if owners is None else _with_parts(places.any(1), above, owners)
+    graph = _TextGraph(places.any(1), above)
+    return graph if owners is None else _with_parts(graph, owners)
 
 # %% ../../nbs/losses/14_chains.ipynb #53b43706
-def _with_parts(of_chains, above, owners):
+def _with_parts(graph, owners):
     "Join the chains of each picture; each of the first half has one part, in the second."
-    count = int(owners.max()) + 1
-    true = torch.zeros(count, of_chains.shape[1], device=owners.device).index_add_(0, owners, of_chains.float())
-    parts = torch.eye(count, dtype=torch.bool, device=owners.device).roll(count // 2, 1)
-    parts[count // 2 :] = False
-    return _TextGraph(true > 0, above, parts)
+    count, device = int(owners.max()) + 1, owners.device
+    true = torch.zeros(count, graph.of_images.shape[1], device=device)
+    true.index_add_(0, owners, graph.of_images.float())
+    first = torch.arange(count // 2, device=device)
+    second = first + count // 2
+    parts = torch.zeros(count, count, dtype=torch.bool, device=device)
+    parts[first, second] = True
+    return graph._replace(of_images=true > 0, parts=parts)
 
 # %% ../../nbs/losses/14_chains.ipynb #bc5171e0
 def chain_loss(
@@ -164,11 +168,13 @@ def edge_entailment(
     cones: Cones = _meru_cones,  # apertures and the side of what does not belong
 ) -> Float[Tensor, '']:  # radians
     "Mean angle by which special ends miss the cones of general ends (MERU; HyCoCLIP; Ganea et al. 2018)."
-    of_images = _cone_losses(geometry, images, texts, graph.of_images, curv, cones, cones.across)
-    every = [of_images, _cone_losses(geometry, texts, texts, graph.above, curv, cones, cones.within)]
+    kinds = [(images, texts, graph.of_images, cones.across), (texts, texts, graph.above, cones.within)]
     if graph.parts is not None:
-        every.append(_cone_losses(geometry, images, images, graph.parts, curv, cones, cones.within))
-    every = torch.cat(every)
+        kinds.append((images, images, graph.parts, cones.within))
+    losses = []
+    for special, general, edges, widening in kinds:
+        losses.append(_cone_losses(geometry, special, general, edges, curv, cones, widening))
+    every = torch.cat(losses)
     return every.sum() / max(1, len(every))
 
 # %% ../../nbs/losses/14_chains.ipynb #a2f9f8c3
@@ -193,10 +199,13 @@ def _part_terms(
 ) -> _PartTerms:
     "Two of HyCoCLIP's four contrastive terms (Pal et al. 2025, equation 7); the other two are those of pairs."
     whole, part = graph.parts.any(1), graph.parts.any(0)
+    of_parts, of_wholes = graph.of_images[part], graph.of_images[whole]
     caption = graph.reduced().of_images[whole].any(0)
-    phrase = graph.of_images[part].any(0)
-    below = graph.of_images[part].float() @ graph.above.T.float() > 0  # captions that hold the part's phrase
-    own = (below | graph.of_images[part])[:, caption]
-    of_captions = scale * geometry.scores(images[part], texts[caption], curv)
-    of_phrases = scale * geometry.scores(texts[phrase], images[whole], curv)
-    return _PartTerms(chain_loss(of_captions, own), chain_loss(of_phrases, graph.of_images[whole][:, phrase].T))
+    phrase = of_parts.any(0)
+    # a caption that holds the part's phrase, or is it
+    below = of_parts.float() @ graph.above.T.float() > 0
+    own = (below | of_parts)[:, caption]
+    holding = of_wholes[:, phrase].T
+    up = scale * geometry.scores(images[part], texts[caption], curv)
+    back = scale * geometry.scores(texts[phrase], images[whole], curv)
+    return _PartTerms(images=chain_loss(up, own), texts=chain_loss(back, holding))

@@ -427,12 +427,14 @@ class Model(_Scalars):
 
     def _edge_terms(self, geometry, x, texts, graph, curv):
         "Cones and radial order along the edges."
-        nothing, cfg = x.new_zeros(()), self.cfg
-        cones = Cones(cfg.min_radius, cfg.cone_across, cfg.cone_within, cfg.cone_away)
-        edges = graph.reduced() if cfg.entail_edges == 'next' else graph
-        entailment = edge_entailment(geometry, x, texts, edges, curv, cones) if geometry.has_cones else nothing
-        order = radial_order(geometry, x, texts, graph, curv, cfg.order_margin) if geometry.has_radius else nothing
-        return dict(entailment=entailment, order=order)
+        cfg, found = self.cfg, dict(entailment=x.new_zeros(()), order=x.new_zeros(()))
+        if geometry.has_cones:
+            edges = graph.reduced() if cfg.entail_edges == 'next' else graph
+            cones = Cones(cfg.min_radius, cfg.cone_across, cfg.cone_within, cfg.cone_away)
+            found['entailment'] = edge_entailment(geometry, x, texts, edges, curv, cones)
+        if geometry.has_radius:
+            found['order'] = radial_order(geometry, x, texts, graph, curv, cfg.order_margin)
+        return found
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf
 def _projection(

@@ -297,51 +297,81 @@ def _on_towers(
     image: dict[str, int],  # sizes of the image tower, as a config calls them
 ) -> _Built:
     "A model whose towers are others'; what serves another loss is left out."
-    net, depth = towers[1].net, _layers(states[1], 'transformer.resblocks.')
-    text = dict(text_width=net.width, text_depth=depth, text_heads=net.heads, context_length=net.context_length)
-    width, dim = towers[0].width, len(own['image_proj.weight'])
-    sizes = dict(image_width=width, image_heads=width // 64, **image, **text, vocab_size=net.vocab_size)
-    model = Model(*towers, _ReleasedConfig(embed_dim=dim, **sizes))
-    for kind, tower in zip(('image', 'text'), towers):
-        setattr(model, f'{kind}_proj', nn.Linear(tower.width, dim, bias=f'{kind}_proj.bias' in own))
-    state = own | {name: model.get_buffer(name) for name in ('pixel_mean', 'pixel_std')}
-    for kind, weights in zip(('image', 'text'), states):
-        state |= {f'{kind}_tower.net.{name}': o for name, o in weights.items()}
+    net, dim = towers[1].net, len(own['image_proj.weight'])
+    depth = _layers(states[1], 'transformer.resblocks.')
+    text = dict(text_width=net.width, text_depth=depth, text_heads=net.heads)
+    words = dict(context_length=net.context_length, vocab_size=net.vocab_size)
+    model = Model(*towers, _ReleasedConfig(embed_dim=dim, **image, **text, **words))
+    state = dict(own)
+    for name in ('pixel_mean', 'pixel_std'):
+        state[name] = model.get_buffer(name)
+    for kind, tower, weights in zip(('image', 'text'), towers, states):
+        biased = f'{kind}_proj.bias' in own
+        projection = nn.Linear(tower.width, dim, bias=biased)
+        setattr(model, f'{kind}_proj', projection)
+        for name, tensor in weights.items():
+            state[f'{kind}_tower.net.{name}'] = tensor
     return _Built(model, state)
 
 # %% ../../nbs/models/33_released.ipynb #395ee79c
 _clip_colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and deviation
 
 
+def _vit_sizes(width: int, depth: int, image_size: int, patch_size: int) -> dict[str, int]:
+    "Sizes of an image tower, as a config calls them."
+    return dict(
+        image_width=width, image_depth=depth, image_heads=width // 64, image_size=image_size, patch_size=patch_size
+    )
+
+
+_hysac_names = {
+    'curv': 'log_curv',
+    'visual_alpha': 'log_image_alpha',
+    'textual_alpha': 'log_text_alpha',
+    'logit_scale': 'log_logit_scale',
+    'visual.base_model.model.visual_projection.weight': 'image_proj.weight',
+    'textual.base_model.model.text_projection.weight': 'text_proj.weight',
+}  # of what is no tower, to ours
+
+
 def _from_hysac(released: dict[str, Tensor], _: int | None) -> _Built:
     "HySAC: CLIP of Hugging Face with adapters, lifted by MERU's scalars (Poppi et al. 2025)."
     plain = _merged(released)
-    states = [_open_clip_state(plain, f'{o}.base_model.model.') for o in ('visual', 'textual')]
-    towers = _clip_image_tower(states[0]), _clip_text_tower(states[1])
-    own = {_our_name(name): plain[name] for name in ('curv', 'visual_alpha', 'textual_alpha', 'logit_scale')}
-    own['image_proj.weight'] = plain['visual.base_model.model.visual_projection.weight']
-    own['text_proj.weight'] = plain['textual.base_model.model.text_projection.weight']
-    net, depth = towers[0].net, _layers(states[0], 'transformer.resblocks.')
-    sizes = dict(image_size=net.image_size[0], patch_size=net.patch_size[0], image_depth=depth)
-    built = _on_towers(towers, states, own, sizes)
-    mean, std = (torch.tensor(o).view(3, 1, 1) for o in _clip_colours)
-    return built._replace(state=built.state | dict(pixel_mean=mean, pixel_std=std))
+    image = _open_clip_state(plain, 'visual.base_model.model.')
+    text = _open_clip_state(plain, 'textual.base_model.model.')
+    towers = _clip_image_tower(image), _clip_text_tower(text)
+    own = {ours: plain[theirs] for theirs, ours in _hysac_names.items()}
+    net, depth = towers[0].net, _layers(image, 'transformer.resblocks.')
+    sizes = _vit_sizes(towers[0].width, depth, net.image_size[0], net.patch_size[0])
+    built = _on_towers(towers, (image, text), own, sizes)
+    for name, colour in zip(('pixel_mean', 'pixel_std'), _clip_colours):
+        built.state[name] = torch.tensor(colour).view(3, 1, 1)
+    return built
 
 # %% ../../nbs/models/33_released.ipynb #b75c46b9
+_hyper3_names = {
+    'log_curv': 'log_curv',
+    'visual_alpha': 'log_image_alpha',
+    'textual_alpha': 'log_text_alpha',
+    'logit_scale': 'log_logit_scale',
+    'global_logit_scale': 'log_logit_scale',
+}
+
+
 def _from_hyper3(released: dict[str, Tensor], _: int | None) -> _Built:
     "Hyper3-CLIP, as published or as its training saves it (Mahmood et al. 2026)."
-    prefix = 'vision_encoder.backbone.'
-    image = {name.removeprefix(prefix): o for name, o in released.items() if name.startswith(prefix)}
-    states = image, _open_clip_state(released, 'text_encoder.backbone.')
-    towers = _timm_tower(image), _clip_text_tower(states[1])
-    own = {name: o for name, o in released.items() if re.match('(image|text)_proj', name)}
-    own |= {_our_name(name): released[name] for name in ('log_curv', 'visual_alpha', 'textual_alpha')}
-    scale = 'logit_scale' if 'logit_scale' in released else 'global_logit_scale'
-    own['log_logit_scale'] = released[scale]
-    size, patch = (o[0] for o in (towers[0].net.patch_embed.img_size, towers[0].net.patch_embed.patch_size))
-    return _on_towers(
-        towers, states, own, dict(image_size=size, patch_size=patch, image_depth=_layers(image, 'blocks.'))
-    )
+    image, own = {}, {}
+    for name, tensor in released.items():
+        below = name.removeprefix('vision_encoder.backbone.')
+        if below != name:
+            image[below] = tensor
+        elif re.match('(image|text)_proj', name) or name in _hyper3_names:
+            own[_hyper3_names.get(name, name)] = tensor
+    text = _open_clip_state(released, 'text_encoder.backbone.')
+    towers = _timm_tower(image), _clip_text_tower(text)
+    patches = towers[0].net.patch_embed
+    sizes = _vit_sizes(towers[0].width, _layers(image, 'blocks.'), patches.img_size[0], patches.patch_size[0])
+    return _on_towers(towers, (image, text), own, sizes)
 
 
 _builders = {'HySAC': _from_hysac, 'Hyper3-CLIP': _from_hyper3}
