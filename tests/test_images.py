@@ -21,7 +21,7 @@ from meru.data.images import (
     n_draws,
     _decode_scaled,
     _random_affine,
-    random_boxes,
+    _random_boxes,
     reasons,
     augment_params,
     _recolour,
@@ -486,7 +486,7 @@ def test_hue_turns_the_colour_circle():
 
 
 def test_crops_keep_to_area_and_shape():
-    boxes = random_boxes(
+    boxes = _random_boxes(
         np.random.default_rng(4).random((2000, 22)), np.full((2000, 2), 1000), (0.25, 0.36), (0.8, 1.25)
     )
     area, shape = boxes[:, 2] * boxes[:, 3] / 1e6, boxes[:, 3] / boxes[:, 2]
@@ -508,7 +508,7 @@ def test_crops_follow_torchvisions_law(hw):
     n, scale, ratio = 20_000, (0.5, 1.0), (3 / 4, 4 / 3)
     photo = torch.zeros(1, 1, 1).expand(1, *hw)
     theirs = np.array([RandomResizedCrop.get_params(photo, scale, ratio) for _ in range(n)])
-    ours = random_boxes(np.random.default_rng(2).random((n, 22)), np.full((n, 2), hw), scale, ratio)
+    ours = _random_boxes(np.random.default_rng(2).random((n, 22)), np.full((n, 2), hw), scale, ratio)
     laws = dict(
         area=lambda box: box[:, 2] * box[:, 3],
         shape=lambda box: box[:, 3] / box[:, 2],
@@ -524,7 +524,7 @@ def test_crops_follow_torchvisions_law(hw):
 def test_a_crop_that_never_fits_is_the_central_one():
     u = np.random.default_rng(3).random((3, 22))
     sides = np.array([[8, 640], [640, 8], [1, 1]])
-    boxes = random_boxes(u, sides, (0.5, 1.0), (3 / 4, 4 / 3))
+    boxes = _random_boxes(u, sides, (0.5, 1.0), (3 / 4, 4 / 3))
     assert boxes.tolist() == [[0, 314, 8, 11], [314, 0, 11, 8], [0, 0, 1, 1]]
 
 

@@ -177,7 +177,7 @@ def test_tree_rows_do_not_cross():
 
 
 def test_walk_strip_places_captions_at_their_radii():
-    ax = plots.walk_strip(torch.tensor([2.0, 1.0, 0.5]), ['x', 'y', 'z'], torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    ax = plots._walk_strip(torch.tensor([2.0, 1.0, 0.5]), ['x', 'y', 'z'], torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     assert [(t.get_text(), t.xy[0]) for t in ax.texts] == [('root', 0), ('x', 2.0), ('y', 1.0), ('z', 0.5)] and len(
         ax.artists
     ) == 1
@@ -311,7 +311,7 @@ def test_captions_are_written_as_they_are(text):
     drawn = [ax, plots.contact_sheet(picture, [text, text]), plots.radius_histogram({f'level {text}': torch.rand(9)})]
     drawn.append(plots.similarity_matrix(torch.eye(2), [text, text], [text, text]))
     drawn.append(plots.level_tree(torch.tensor([-1, 0]), torch.tensor([0.5, 1.0]), [text, text]))
-    drawn.append(plots.walk_strip(torch.tensor([1.0, 0.5]), [text, text], picture))
+    drawn.append(plots._walk_strip(torch.tensor([1.0, 0.5]), [text, text], picture))
     drawn.append(plots.neighbour_strip(torch.tensor([1.0, 0.5]), [text, text], picture[:, None], 1.0))
     for ax in drawn:
         ax.figure.draw_without_rendering()

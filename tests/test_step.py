@@ -12,7 +12,7 @@ from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
 from meru.data.loader import Batch
-from meru.training.step import Kept, compile_blocks, gradients, to_device
+from meru.training.step import _Kept, compile_blocks, gradients, to_device
 
 pytestmark = pytest.mark.usefixtures('in_root')
 VIT = replace(
@@ -104,7 +104,7 @@ def test_parts_in_bfloat16_lose_no_gradient():
 
 def test_memory_follows_the_part():
     def kept(**changes):
-        with Kept() as k:
+        with _Kept() as k:
             found(replace(VIT, **changes))
         assert k.now == 0
         return k.most
