@@ -1089,7 +1089,7 @@ def _task_scene(
 
 # %% ../nbs/70_explorer.ipynb #47cd77f8
 def _cache_scene(
-    part: CachedPart,  # cached features
+    part: _CachedPart,  # cached features
     n: int = 2000,  # points at most
 ) -> _Scene:
     "Features at equal steps, each with the first of its captions; there is no picture to show."
@@ -1382,7 +1382,7 @@ def _read_scene(
     if by_towers or (data != cfg.data and cfg.image_tower != 'features'):
         return _task_scene(read_data(folder, model.resize), n)
     part = open_data(replace(cfg, data=data))[1]
-    return _cache_scene(part, n) if isinstance(part, CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
+    return _cache_scene(part, n) if isinstance(part, _CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
 
 # %% ../nbs/70_explorer.ipynb #2ab1c5dc
 def _explore_run(

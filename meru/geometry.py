@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['links', 'geometries', 'unit', 'products', 'common_centre', 'Pairing', 'readings', 'Geometry', 'Lorentz',
-           'lorentz_to_poincare', 'poincare_to_lorentz', 'Poincare', 'Euclidean', 'Flat', 'Sphere', 'Inner', 'Product',
-           'register', 'get_geometry']
+           'lorentz_to_poincare', 'poincare_to_lorentz', 'Poincare', 'Euclidean', 'Flat', 'Sphere', 'register',
+           'get_geometry']
 
 # %% ../nbs/00_geometry.ipynb #48225c9a
 import math
@@ -846,7 +846,7 @@ class Sphere(Geometry):
         return unit(v).mean(dim)
 
 # %% ../nbs/00_geometry.ipynb #d37a0007
-class Inner(Sphere):
+class _Inner(Sphere):
     "Flat vectors of free length, whose score is x·y: the control without distance, root and cones."
 
     name = 'inner'
@@ -873,7 +873,7 @@ class Inner(Sphere):
         return (1 - t) * x + t * y
 
 # %% ../nbs/00_geometry.ipynb #102c568a
-class Product(Geometry):
+class _Product(Geometry):
     "Hyperboloids of eight dimensions side by side, one curvature each; scored by the sum of products (PHyCLIP)."
 
     name, link_name, factor, factor_width = 'product', 'identity', -1.0, 8
@@ -931,7 +931,7 @@ def register(
     return geometry
 
 
-for _known in (Lorentz, Poincare, Euclidean, Flat, Sphere, Inner):
+for _known in (Lorentz, Poincare, Euclidean, Flat, Sphere, _Inner):
     register(_known)
 
 # %% ../nbs/00_geometry.ipynb #0821b3be
@@ -939,8 +939,8 @@ def get_geometry(
     name: str,  # lorentz, poincare, euclidean, flat, sphere, inner, one that was registered, or product
 ) -> Geometry:
     "The geometry called `name`."
-    if name == Product.name:
-        return Product()
+    if name == _Product.name:
+        return _Product()
     if name not in geometries:
         raise ValueError(f'Unknown geometry {name!r}; choose one of {", ".join(geometries)}.')
     return geometries[name]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['palette', 'style', 'disk', 'geodesic', 'geodesics', 'cone', 'principal_axes', 'to_disk', 'dots', 'labels',
            'polar_dist', 'fit_angles', 'to_disk_by_distance', 'contact_sheet', 'radius_histogram', 'similarity_matrix',
-           'level_tree', 'walk_strip', 'neighbour_strip', 'training_curves']
+           'level_tree', 'neighbour_strip', 'training_curves']
 
 # %% ../nbs/01_plots.ipynb #8063d417
 import io
@@ -587,7 +587,7 @@ def level_tree(
     return ax
 
 # %% ../nbs/01_plots.ipynb #9a2a314f
-def walk_strip(
+def _walk_strip(
     radii: Float[Tensor, ' n'],  # where each stop lies on the way, the farthest first
     captions: list[str],  # met there
     pictures: UInt8[Tensor, 'm 3 h w'] | None = None,  # at the first stops

@@ -108,11 +108,12 @@ def _config_names():
     from meru.image_index import SearchConfig
     from meru.models.embedding import EmbedConfig
     from meru.pictures import PicturesConfig
+    from meru.training.checks import CheckConfig
     from meru.training.config import TrainConfig
 
     configs = dict(train=TrainConfig, evaluate=EvalConfig, compare=CompareConfig, ablate=AblateConfig)
     configs |= dict(traverse=TraverseConfig, embed=EmbedConfig, fetch=FetchConfig)
-    configs |= dict(search=SearchConfig, publish=PublishConfig, pictures=PicturesConfig)
+    configs |= dict(search=SearchConfig, publish=PublishConfig, pictures=PicturesConfig, check=CheckConfig)
     names = {k: set(field_docs(cls)) for k, cls in configs.items()}
     names['train'] |= {'preset', 'out', 'processes'}
     names['fetch'] |= {'out'}

@@ -6,7 +6,7 @@ from pages import same_text
 
 # pages that tell the speed of the machine, the order of finished downloads, or a name made up for the moment
 VARYING = {
-    '44_trainer',  # a run's last digits depend on the number of threads
+    '45_trainer',  # a run's last digits depend on the number of threads
     '71_hub',  # names a temporary folder
 }
 

@@ -27,7 +27,7 @@ from ..models.towers import ConvMLP
 from ..models.model import build_model, Model
 from ..training.optim import make_optimizer, param_groups
 from ..training.config import presets, TrainConfig
-from ..training.step import compile_blocks, compiles, gradients, Kept, to_device
+from ..training.step import compile_blocks, compiles, gradients, _Kept, to_device
 from ..training.trainer import pick_device, update
 from .timing import _by_turns, _rates, _torch_threads
 
@@ -409,7 +409,7 @@ def _update_memory(
 ) -> int:  # bytes: kept for the way back on a CPU, allocated at most beyond what was there on a GPU
     "What an update needs."
     if device == 'cpu':
-        with Kept() as kept:
+        with _Kept() as kept:
             run()
         return kept.most
     torch.cuda.reset_peak_memory_stats()

@@ -17,6 +17,7 @@ from meru.core import (
     Count,
     Device,
     Given,
+    Matching,
     per_session,
     project_path,
     read_json,
@@ -28,6 +29,11 @@ from ..models.model import ModelConfig
 
 # %% ../../nbs/training/41_config.ipynb #a4f03761
 _Decay = Annotated[float, AtLeast(0, below=1)]
+_one_writer = r'(csv|tensorboard|wandb|[\w.]+:\w+)'
+_Log = Annotated[
+    str,
+    Matching(rf'off|{_one_writer}(,{_one_writer})*', 'off, or csv, tensorboard, wandb or module:Class, joined by commas'),
+]
 
 # %% ../../nbs/training/41_config.ipynb #4af959b4
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class TrainConfig(ModelConfig, ImageAugment):
     log_every: Annotated[Count, per_session] = 100  # updates between two lines of metrics.jsonl
     val_every: Count = 5_000  # updates between two looks at the held-out pairs
     save_every: Annotated[Count, per_session] = 1_000  # updates between two checkpoints
+    log: Annotated[_Log, per_session] = 'off'  # live curves: csv, tensorboard, wandb, module:Class; several by commas
     device: Annotated[Device, per_session] = 'auto'  # where the model computes
 
     def __post_init__(self):
