@@ -1,11 +1,10 @@
 """Checks before a long run, on a little of the embedded data."""
 
 import json
-import math
 from dataclasses import replace
 import pytest
 from meru.models.model import build_model
-from meru.training.checks import check_overfit, find_lr, held_out_gap, _suggest
+from meru.training.checks import check_overfit, find_lr, held_out_gap
 from meru.training.config import make_config
 from meru.training.trainer import open_data
 
@@ -61,10 +60,3 @@ def test_texts_that_are_cut_are_named():
     config = make_config('smoke', context_length=3, lr=1e-3)
     drill = check_overfit(config, open_data(config)[0], steps=10)
     assert any('differ only after their first 3 tokens: raise context_length' in o for o in drill.likely)
-
-
-def test_the_suggestion_is_where_a_curve_is_steepest():
-    rates = [10 ** (-6 + k / 10) for k in range(61)]
-    for middle in (-4, -3):
-        curve = [1 / (1 + math.exp(4 * (math.log10(r) - middle))) + max(0, math.log10(r) + 1.5) for r in rates]
-        assert abs(math.log10(_suggest(rates, curve)) - middle) < 0.11

@@ -45,8 +45,7 @@ class _LrSweep(NamedTuple):
     rates: list[float]  # of AdamW, growing
     losses: list[float]  # before each update
     smooth: list[float]  # their running mean
-    lr: float  # suggested peak rate
-    lowest: float  # where the running mean is lowest
+    lr: float  # suggested peak: where that mean is lowest
 
     def plot(self, ax: Axes | None = None) -> Axes:
         "Loss by rate; the suggestion is the dashed line."
@@ -60,18 +59,17 @@ class _LrSweep(NamedTuple):
         return ax
 
 # %% ../../nbs/training/47_checks.ipynb #fcb64c71
-def _suggest(
-    rates: list[float],
-    smooth: list[float],  # loss, one a rate
+def _turn(
+    rates: list[float],  # growing
+    smooth: list[float],  # running mean of the loss, one a rate
 ) -> float:
-    "The rate at which the loss falls fastest with the logarithm of the rate, before it is lowest."
-    turn = min(range(len(smooth)), key=smooth.__getitem__)
-    if turn < 4:
-        raise ValueError(
-            f'the loss is lowest at a learning rate of {rates[turn]:.1e}, where the sweep begins: give a smaller lowest'
-        )
-    falls = [smooth[k + 2] - smooth[k - 2] for k in range(2, turn - 1)]
-    return rates[2 + min(range(len(falls)), key=falls.__getitem__)]
+    "The rate at which the running mean is lowest; an error where the sweep has no turn."
+    low = min(range(len(smooth)), key=smooth.__getitem__)
+    if low < 4:
+        raise ValueError(f'the loss does not fall after a learning rate of {rates[0]:.1e}: give a smaller lowest')
+    if low > len(smooth) - 3:
+        raise ValueError(f'the loss still falls at a learning rate of {rates[-1]:.1e}: give a greater highest')
+    return rates[low]
 
 # %% ../../nbs/training/47_checks.ipynb #28ba18b0
 def find_lr(
@@ -81,7 +79,7 @@ def find_lr(
     lowest: float = 1e-6,  # first rate
     highest: float = 1.0,  # last rate
 ) -> _LrSweep:
-    "Sweep the learning rate over fresh batches of the data (Smith 2017)."
+    "Sweep the learning rate over fresh batches of the data, until the loss has trebled (Smith 2017)."
     device, model, opt = _fresh(cfg)
     loader = make_loader(cfg, pairs)
     rates, losses = [], []
@@ -94,11 +92,10 @@ def find_lr(
             break
         rates.append(rate)
         losses.append(loss)
-        if not math.isfinite(loss) or loss > 4 * min(losses) + 4:
+        if loss > 3 * min(losses):
             break
     smooth = _smooth(losses)
-    low = rates[min(range(len(smooth)), key=smooth.__getitem__)]
-    return _LrSweep(rates, losses, smooth, _suggest(rates, smooth), low)
+    return _LrSweep(rates, losses, smooth, _turn(rates, smooth))
 
 
 def _fresh(cfg: TrainConfig) -> tuple[str, Model, torch.optim.Optimizer]:

@@ -32,7 +32,9 @@ _Decay = Annotated[float, AtLeast(0, below=1)]
 _one_writer = r'(csv|tensorboard|wandb|[\w.]+:\w+)'
 _Log = Annotated[
     str,
-    Matching(rf'off|{_one_writer}(,{_one_writer})*', 'off, or csv, tensorboard, wandb or module:Class, joined by commas'),
+    Matching(
+        rf'off|{_one_writer}(,{_one_writer})*', 'off, or csv, tensorboard, wandb or module:Class, joined by commas'
+    ),
 ]
 
 # %% ../../nbs/training/41_config.ipynb #4af959b4
