@@ -16,7 +16,7 @@ def test_the_notebook_answers_three_questions(run_cells, tmp_path):
     assert 'all 4 pairs learned' in printed and 'right at first (chance 0.3%)' in printed
     assert '7,050 training pairs, 294 held out' in printed
     lr = float(printed.split('Learning rate ')[1].split('. A few')[0])
-    assert f'-p preset smoke -p data emoji -p lr {lr:.1e}' in printed and 1e-4 < lr < 1e-1
+    assert f'-p preset smoke -p data emoji -p lr {lr:.1e}' in printed and 3e-5 < lr < 1e-2
     assert json.loads((tmp_path / 'check/run/config.json').read_text())['lr'] == pytest.approx(lr, rel=0.05)
     pictures = {p.name: p.stat().st_size for p in (tmp_path / 'check/figures').iterdir()}
     assert sorted(pictures) == ['held_out.png', 'learning_rate.png', 'overfit.png'] and min(pictures.values()) > 3000
@@ -33,7 +33,7 @@ def test_a_head_on_features(features):
     config, (pairs, held_out) = features
     sweep = find_lr(config, pairs, steps=60)
     drill = check_overfit(replace(config, lr=sweep.lr), pairs)
-    assert 1e-4 < sweep.lr < 1 and drill.right == 1 and not drill.likely
+    assert 1e-3 < sweep.lr < 1 and drill.right == 1 and not drill.likely
     gap = held_out_gap(build_model(config), config, (pairs, held_out))
     assert gap.pairs == 40 and {'val_loss', 'val_top1'} <= gap.seen.keys() and 0 <= gap.seen['val_top1'] <= 1
 
@@ -44,19 +44,13 @@ def test_the_sweep_begins_at_the_presets_weights_and_leaves_them_alone(features)
     assert first == second and first.rates[0] == 1e-6 and len(first.smooth) == len(first.losses)
 
 
-def test_a_sweep_that_ends_early_is_told(features):
-    config, (pairs, _) = features
-    with pytest.raises(ValueError, match='give a smaller lowest'):
-        find_lr(config, pairs, steps=20, lowest=10.0, highest=1e6)
-
-
 def test_a_rate_that_is_too_high_is_named(features):
     config, (pairs, _) = features
     drill = check_overfit(replace(config, lr=1e4), pairs, steps=40)
-    assert drill.right < 1 and 'give a smaller lr than 1.0e+04' in drill.verdict
+    assert drill.right < 1 and 'settled on guessing: give a smaller lr than 1.0e+04' in drill.verdict
 
 
 def test_texts_that_are_cut_are_named():
     config = make_config('smoke', context_length=3, lr=1e-3)
-    drill = check_overfit(config, open_data(config)[0], steps=10)
+    drill = check_overfit(config, open_data(config)[0], few=64, steps=10)
     assert any('differ only after their first 3 tokens: raise context_length' in o for o in drill.likely)

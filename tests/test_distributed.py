@@ -665,8 +665,10 @@ def test_processes_that_see_different_things(team):
 
 
 def test_the_notebook_follows_two_processes(run_cells, tmp_path):
-    error, messages = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2)
+    error, messages = run_cells('train', preset='smoke', out=tmp_path / 'run', processes=2, log='csv')
     assert not error, error
+    table = (tmp_path / 'run' / 'curves.csv').read_text().splitlines()
+    assert [o.split(',')[0] for o in table] == ['step', '2', '4', '6', '8', '10', '12']
     record = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert 'finished' in record and record['sessions'][0]['processes'] == 2
     assert '100%' in messages and '384/384' in messages

@@ -132,6 +132,6 @@ import sys, time, warnings, importlib, difflib
 start = time.process_time()
 import meru
 assert time.process_time() - start < 0.1
-assert not {'torch', 'numpy', 'matplotlib', 'huggingface_hub'} & set(sys.modules)
+assert not {'torch', 'numpy', 'matplotlib', 'huggingface_hub', 'tensorboard', 'wandb'} & set(sys.modules)
 """
     run(script)
