@@ -31,7 +31,7 @@ from .data.images import _decode_scaled, ImageError, to_rgb
 from .models.taxonomy import ancestors
 from .models.model import encode_images, encode_texts, Model
 from .training.run import load_config, Run
-from .training.trainer import CachedPart, open_data
+from .training.trainer import _CachedPart, open_data
 from meru.evaluation.datasets import (
     Captions,
     Chains,

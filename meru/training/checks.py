@@ -10,9 +10,8 @@ import math
 import torch
 from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
-from torch import Tensor
 from typing import Annotated, NamedTuple
-from ..core import Above, AtLeast, check_config, Count, Device, Given, per_session, Seed
+from ..core import Above, AtLeast, check_config, Device, Given, per_session, Seed
 from ..data.loader import Batch
 from ..models.model import build_model, Model
 from ..plots import _axes, palette
@@ -45,7 +44,7 @@ class _LrSweep(NamedTuple):
     rates: list[float]  # of AdamW, growing
     losses: list[float]  # before each update
     smooth: list[float]  # their running mean
-    lr: float  # suggested peak: where that mean is lowest
+    lr: float  # suggested peak: a third of the rate where that mean is lowest
 
     def plot(self, ax: Axes | None = None) -> Axes:
         "Loss by rate; the suggestion is the dashed line."
@@ -63,13 +62,20 @@ def _turn(
     rates: list[float],  # growing
     smooth: list[float],  # running mean of the loss, one a rate
 ) -> float:
-    "The rate at which the running mean is lowest; an error where the sweep has no turn."
+    "The rate at which the running mean is lowest."
     low = min(range(len(smooth)), key=smooth.__getitem__)
     if low < 4:
         raise ValueError(f'the loss does not fall after a learning rate of {rates[0]:.1e}: give a smaller lowest')
-    if low > len(smooth) - 3:
-        raise ValueError(f'the loss still falls at a learning rate of {rates[-1]:.1e}: give a greater highest')
     return rates[low]
+
+
+def _lost(
+    losses: list[float],  # one a step
+    guessing: float,  # the loss of a model for which all pairs are alike
+) -> bool:
+    "Has the loss trebled, or has the model settled on guessing?"
+    settled = [abs(loss / guessing - 1) < 0.01 for loss in losses[-3:]]
+    return losses[-1] > 3 * min(losses) or (len(settled) == 3 and all(settled))
 
 # %% ../../nbs/training/47_checks.ipynb #28ba18b0
 def find_lr(
@@ -79,7 +85,7 @@ def find_lr(
     lowest: float = 1e-6,  # first rate
     highest: float = 1.0,  # last rate
 ) -> _LrSweep:
-    "Sweep the learning rate over fresh batches of the data, until the loss has trebled (Smith 2017)."
+    "Sweep the learning rate over fresh batches of the data, until the model is lost (Smith 2017)."
     device, model, opt = _fresh(cfg)
     loader = make_loader(cfg, pairs)
     rates, losses = [], []
@@ -92,10 +98,10 @@ def find_lr(
             break
         rates.append(rate)
         losses.append(loss)
-        if loss > 3 * min(losses):
+        if _lost(losses, math.log(len(batch.images))):
             break
     smooth = _smooth(losses)
-    return _LrSweep(rates, losses, smooth, _turn(rates, smooth))
+    return _LrSweep(rates, losses, smooth, _turn(rates, smooth) / 3)
 
 
 def _fresh(cfg: TrainConfig) -> tuple[str, Model, torch.optim.Optimizer]:
@@ -147,7 +153,11 @@ def _data_faults(
     return faults
 
 
-def _rate_faults(losses: list[float], lr: float) -> list[str]:
+def _rate_faults(
+    losses: list[float],  # one a step
+    lr: float,  # peak rate
+    pairs: int,  # how many
+) -> list[str]:
     "What the end of a curve says about the learning rate."
     quarter = len(losses) // 4
     last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
@@ -159,6 +169,8 @@ def _rate_faults(losses: list[float], lr: float) -> list[str]:
         return [f'the loss does not fall: lr = {lr:.1e} is too small, or nothing of the model is trained']
     if max(last) > 2 * min(last):
         return [f'the loss jumps: give a smaller lr than {lr:.1e}']
+    if min(last) > 0.9 * math.log(pairs):
+        return [f'the model settled on guessing: give a smaller lr than {lr:.1e}']
     return ['the loss stands still: look at the pictures and texts of the batch']
 
 # %% ../../nbs/training/47_checks.ipynb #06d773fe
@@ -183,7 +195,7 @@ def check_overfit(
             break
     right = _right(model, batch)
     learned = right == 1 and (losses[-1] < 0.1 * losses[0] or name == 'chain')
-    likely = [] if learned else _data_faults(batch, still) or _rate_faults(losses, cfg.lr)
+    likely = [] if learned else _data_faults(batch, still) or _rate_faults(losses, cfg.lr, few)
     return _Overfit(losses, right, len(batch.images), likely)
 
 
@@ -229,9 +241,12 @@ def _first_pairs(pairs, n: int):
     "The first training pairs as data of their own."
     if not isinstance(pairs, _CachedPart):
         return _Part(pairs, 0, min(n, len(pairs)))
-    cache, chosen = pairs.cache, set(pairs.cache.rows(pairs.split)[:n].tolist())
-    splits = ['seen' if i in chosen else split for i, split in enumerate(cache.info['splits'])]
-    return _CachedPart(cache._replace(info=cache.info | dict(splits=splits)), 'seen')
+    rows = pairs.cache.rows(pairs.split)[:n].tolist()
+    splits = list(pairs.cache.info['splits'])
+    for row in rows:
+        splits[row] = 'seen'
+    info = pairs.cache.info | dict(splits=splits)
+    return _CachedPart(pairs.cache._replace(info=info), 'seen')
 
 
 def held_out_gap(

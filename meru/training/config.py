@@ -78,7 +78,7 @@ class TrainConfig(ModelConfig, ImageAugment):
     log_every: Annotated[Count, per_session] = 100  # updates between two lines of metrics.jsonl
     val_every: Count = 5_000  # updates between two looks at the held-out pairs
     save_every: Annotated[Count, per_session] = 1_000  # updates between two checkpoints
-    log: Annotated[_Log, per_session] = 'off'  # live curves: csv, tensorboard, wandb, module:Class; several by commas
+    log: Annotated[_Log, per_session] = 'off'  # live curves: csv, tensorboard, wandb or module:Class, by commas
     device: Annotated[Device, per_session] = 'auto'  # where the model computes
 
     def __post_init__(self):

@@ -9,18 +9,20 @@ __all__ = ['writers', 'Writer', 'LiveCurves']
 import csv
 import importlib
 import io
+import secrets
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, ExitStack
+from contextlib import closing, contextmanager, ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
 from matplotlib.figure import Figure
 from ..core import write_file
 from ..parallel import rank
 from ..plots import training_curves
+from .config import TrainConfig
 from .run import Run
 
 # %% ../../nbs/training/44_curves.ipynb #7f20eff8
@@ -120,7 +122,7 @@ class _WandbWriter(Writer):
     def __init__(self, run: Run):
         import wandb
 
-        name = run.read('run.json').get('wandb') or wandb.util.generate_id()
+        name = run.read('run.json').get('wandb') or secrets.token_hex(4)
         run.record(wandb=name)
         before = list((run.folder / 'wandb').glob(f'offline-run-*-{name}'))
         how = dict(project='meru', name=run.name, config=asdict(run.config), dir=str(run.folder))
@@ -182,18 +184,21 @@ def _live_writers(
     run: Run,  # its config names them
     on_log: Callable,  # of a person: called with each line, after the writers
 ) -> Iterator[Callable]:  # to be called with each line of `metrics.jsonl`
-    "The writers of a session; the first process has them."
+    "The writers of a session, which the first process opens at its first line, when the run stands where it goes on."
     kinds = [] if rank() else _find_writers(run.config.log)
+    open_writers: list[Writer] = []
     with ExitStack() as stack:
-        open_writers = []
-        for kind in kinds:
-            writer = kind(run)
-            stack.callback(writer.close)
-            open_writers.append(writer)
-        for row in run.rows() if open_writers else ():
-            _tell(open_writers, row)
+
+        def begin():
+            for kind in kinds:
+                open_writers.append(stack.enter_context(closing(kind(run))))
+            kinds.clear()
+            for row in run.rows()[:-1]:
+                _tell(open_writers, row)
 
         def tell(row):
+            if kinds:
+                begin()
             _tell(open_writers, row)
             on_log(row)
 
@@ -207,20 +212,39 @@ _panels = (
 )
 
 
+def _pace(
+    rows: list[dict],  # lines of `metrics.jsonl`, the newest last
+) -> float | None:  # seconds a pair over the last ten lines that say; None: too few
+    "How fast a run is."
+    timed = [row for row in rows if 'seconds' in row][-10:]
+    if len(timed) < 2:
+        return None
+    first, last = timed[0], timed[-1]
+    return (last['seconds'] - first['seconds']) / (last['pairs'] - first['pairs'])
+
+
 def _time_left(
-    rows: list[dict],  # lines of `metrics.jsonl` with `pairs` and `seconds`, the newest last
+    rows: list[dict],  # lines of `metrics.jsonl`, the newest last
     pairs: int,  # of the whole run
 ) -> str:
-    "How long it goes on at the speed of the last ten lines; '' where that is unknown."
-    timed = [row for row in rows if 'seconds' in row][-10:]
-    if len(timed) < 2 or timed[-1]['pairs'] <= timed[0]['pairs']:
+    "In words, or '' where nobody knows."
+    pace = _pace(rows)
+    if pace is None:
         return ''
-    pace = (timed[-1]['seconds'] - timed[0]['seconds']) / (timed[-1]['pairs'] - timed[0]['pairs'])
-    seconds = round(pace * (pairs - timed[-1]['pairs']))
+    seen = max(row.get('pairs', 0) for row in rows)
+    seconds = round(pace * (pairs - seen))
     minutes, hours = seconds // 60, seconds // 3600
     if hours:
         return f'{hours} h {minutes % 60} min left'
     return f'{minutes} min left' if minutes else f'{seconds} s left'
+
+# %% ../../nbs/training/44_curves.ipynb #ffe845b1
+def _title(rows: list[dict], cfg: TrainConfig) -> str:
+    "How far a run is, and how long it will still take."
+    step = rows[-1]['step'] if rows else 0
+    left = _time_left(rows, cfg.total_steps * cfg.batch_size)
+    place = f'step {step:,} of {cfg.total_steps:,}'
+    return f'{place}, {left}' if left and step < cfg.total_steps else place
 
 # %% ../../nbs/training/44_curves.ipynb #c93c657b
 class LiveCurves:
@@ -247,16 +271,14 @@ class LiveCurves:
         rows: list[dict] | None = None,  # lines of `metrics.jsonl`; None: all there are
     ) -> Figure:
         "Losses, shares, curvature and radii; above them how far the run is, and how long it will take."
-        rows, cfg = self.run.rows() if rows is None else rows, self.run.config
+        rows = self.run.rows() if rows is None else rows
         logged = {name for row in rows for name in row}
         panels = [names for names in _panels if logged & set(names)]
         figure = Figure(figsize=(11, 3), layout='constrained')
         for k, names in enumerate(panels, 1):
-            training_curves(rows, names, figure.add_subplot(1, len(panels), k))
-        step = rows[-1]['step'] if rows else 0
-        left = _time_left(rows, cfg.total_steps * cfg.batch_size) if step < cfg.total_steps else ''
-        place = f'step {step:,} of {cfg.total_steps:,}'
-        figure.suptitle(f'{place}, {left}' if left else place, fontsize=10, x=0.01, ha='left')
+            ax = figure.add_subplot(1, len(panels), k)
+            training_curves(rows, names, ax)
+        figure.suptitle(_title(rows, self.run.config), fontsize=10, x=0.01, ha='left')
         return figure
 
     def _show(self, figure):

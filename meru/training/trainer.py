@@ -17,25 +17,14 @@ import time
 import torch
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from torch import nn, Tensor
 from tqdm import tqdm
-from meru.parallel import (
-    agree,
-    checksum,
-    gather_objects,
-    gather_rows,
-    make_backward,
-    PeerLost,
-    processes,
-    rank,
-    sync_batch_norms,
-    world,
-)
+from ..parallel import agree, checksum, gather_objects, gather_rows, make_backward, rank
+from ..parallel import PeerLost, processes, sync_batch_norms, world
 from ..core import file_sha256, locked, machine, project_path, session_fields, write_file
 from ..data.chains import chain_kinds
 from ..data.tokenizer import augment_caption
@@ -48,7 +37,7 @@ from ..models.feature_cache import FeatureCache, open_cache
 from ..models.mining import FeatureBatches
 from .optim import _lr_at, make_optimizer
 from .config import TrainConfig
-from .curves import _find_writers, _live_writers
+from .curves import _live_writers
 from .run import load_checkpoint, load_config, _load_weights, Run, save_checkpoint
 from .step import compile_blocks, compiles, gradients, NonFinite, to_device, _waits, _Watch
 
@@ -116,7 +105,7 @@ def _hold_out(cache: FeatureCache, most: int) -> FeatureCache:
 # %% ../../nbs/training/45_trainer.ipynb #695cde43
 def open_data(
     cfg: TrainConfig,  # its `data` is 'emoji', 'scenes' or a folder
-) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `CachedPart`
+) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `_CachedPart`
     "The two halves of a config's data."
     folder = embedded_data(cfg.data) if cfg.data in _embedded else project_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
@@ -249,9 +238,10 @@ def update(
     model.clamp_()
     return out | dict(lr=lr, grad_norm=norm, bad=bad)
 
-# %% ../../nbs/training/44_trainer.ipynb #ea0c2d6a
+# %% ../../nbs/training/45_trainer.ipynb #ea0c2d6a
 _chain_terms = 'chain', 'chain_up', 'chain_texts', 'chain_back'
 _terms = 'contrastive', 'part', 'part_images', 'part_texts', *_chain_terms, 'order', 'entailment'
+_others = 'loss', 'lr', 'grad_norm', 'bad', 'image_points', 'text_points'
 
 # %% ../../nbs/training/45_trainer.ipynb #430ca79d
 @torch.no_grad()
@@ -262,17 +252,16 @@ def _describe(
     "Losses in nats and radians, curvature, scale, and where images and texts lie."
     geometry, curv = model.geometry, model.curv
     points = {k: gather_rows(out[f'{k}_points']) for k in ('image', 'text')}
-    own = [k for k in out if k not in (*_terms, 'loss', 'lr', 'grad_norm', 'bad', 'image_points', 'text_points')]
+    own = [k for k in out if k not in (*_terms, *_others)]
     row = {k: float(out[k]) for k in ('loss', *_terms, *own, 'lr', 'grad_norm') if k in out}
-    row |= dict(curv=float(curv), curv_at_bound=_at_bound(float(curv)))
+    row['curv'] = float(curv)
+    row['curv_at_bound'] = _at_bound(row['curv'])
     row['logit_scale'] = float(model.logit_scale)
     if geometry.has_radius:
-        row |= {f'{k}_radius': _quantiles(geometry.radius(x, curv)) for k, x in points.items()}
+        for k, x in points.items():
+            row[f'{k}_radius'] = _quantiles(geometry.radius(x, curv))
     if geometry.has_cones:
-        aperture = geometry.half_aperture(points['text'], curv, model.cfg.min_radius)
-        half_space = aperture >= math.pi / 2 - 1e-6
-        inside = geometry.exterior_angle(points['text'], points['image'], curv) <= aperture
-        row |= dict(saturated=_share(half_space), cone_share=_share(inside))
+        row |= _cone_shares(model, points)
     return row
 
 # %% ../../nbs/training/45_trainer.ipynb #b1e2d8ed
@@ -282,9 +271,18 @@ def _at_bound(curv: float) -> bool:
     return not low * 1.0001 < curv < high * 0.9999
 
 
-def _share(x: Tensor) -> float:
-    "Of what is true."
-    return float(x.float().mean())
+def _cone_shares(model: Model, points: dict[str, Tensor]) -> dict[str, float]:
+    "Of texts whose cone is half of space, and of images inside their text's cone."
+    geometry, curv = model.geometry, model.curv
+    texts = points['text']
+    aperture = geometry.half_aperture(texts, curv, model.cfg.min_radius)
+    angle = geometry.exterior_angle(texts, points['image'], curv)
+    half_space = aperture >= math.pi / 2 - 1e-6
+    inside = angle <= aperture
+    return dict(
+        saturated=float(half_space.float().mean()),
+        cone_share=float(inside.float().mean()),
+    )
 
 
 def _quantiles(x: Tensor) -> list[float]:
@@ -374,14 +372,12 @@ def fit(
 ) -> Model:  # the trained model, in evaluation mode
     "Train to the end of the config, from wherever the run stands."
     _check_own(run, model, losses)
-    _find_writers(run.config.log)
     if run.finished:
         return _finished_model(run, model)
-    with locked(run.folder), ExitStack() as stack:
+    with locked(run.folder), _live_writers(run, on_log) as on_log:
         cfg, device = run.config, pick_device(run.config.device)
         model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
-        on_log = stack.enter_context(_live_writers(run, on_log))
         backward = make_backward(model)
         clock, watch, bar = _Clock(run), _Watch(), _bar(run, state['step'], quiet)
         batches = loader.batches(state['step'])
