@@ -8,6 +8,8 @@ cfg = ConfigParser(delimiters=["="])
 cfg.read(here/"settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 
+extras = [k.removesuffix("_requirements") for k in cfg if k.endswith("_requirements")]
+
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     author=cfg["author"], author_email=cfg["author_email"], license="Apache-2.0",
@@ -16,5 +18,5 @@ setup(
     python_requires=f">={cfg['min_python']}", packages=find_packages(include=["meru", "meru.*"], exclude=["meru.benchmarks", "meru.benchmarks.*"]),
     package_data={"meru": ["assets/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("notebooks", "fetch", "spark", "towers", "faiss", "heic", "dev")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in extras},
 )

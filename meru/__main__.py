@@ -54,10 +54,10 @@ _tests = 'pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadsco
 def _arguments() -> argparse.ArgumentParser:
     "What a person may type."
     parser = argparse.ArgumentParser('python -m meru', description='what make does, on any system')
-    parser.add_argument('command', choices=['demo', 'controls', 'test', 'lab'])
+    parser.add_argument('command', choices=['demo', 'controls', 'test', 'lab', 'serve'])
     parser.add_argument('preset', nargs='?', default='demo', help='what demo trains; its run is outputs/PRESET')
     parser.add_argument('--out', default='', help="folder of the demo's run")
-    parser.epilog = 'what follows lab goes to JupyterLab'
+    parser.epilog = 'what follows lab goes to JupyterLab, what follows serve to meru.gallery'
     return parser
 
 # %% ../nbs/74_commands.ipynb #b1e9ae6d
@@ -66,7 +66,10 @@ def _main(
 ) -> int:  # exit status
     "Run a command."
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    given, more = _arguments().parse_known_args(argv)
+    typed = sys.argv[1:] if argv is None else argv
+    if typed[:1] == ['serve']:
+        return _python('meru.gallery', *[os.path.abspath(o) if os.path.isdir(o) else o for o in typed[1:]])
+    given, more = _arguments().parse_known_args(typed)
     if more and given.command != 'lab':
         _arguments().error(f'unknown arguments: {" ".join(more)}')
     if given.command == 'test':

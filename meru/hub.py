@@ -10,7 +10,7 @@ import json
 import meru
 import numpy as np
 import torch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -20,12 +20,15 @@ from pathlib import Path
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 from typing import Literal, NamedTuple
+from .geometry import unit
 from .core import check_config, file_sha256, Given, markdown_table, project_path, write_file, write_json
 from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, _read_file, resize_image, to_rgb
 from .models.pretrained import load_towers, merge_adapters
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
+from .models.onnx import _export_onnx
 from .training.run import _check_shapes, checkpoint_state, find_model, load_config, load_run, load_saved
 
 # %% ../nbs/71_hub.ipynb #b25e0006
@@ -217,6 +220,13 @@ def _picture(
     )
 
 # %% ../nbs/71_hub.ipynb #46343674
+def _is_many(given) -> bool:
+    "Is it a list or a batch, and no single text or picture?"
+    if torch.is_tensor(given) or isinstance(given, np.ndarray):
+        return given.ndim > 3
+    return hasattr(given, '__iter__') and not isinstance(given, (str, *_one_picture)) and not hasattr(given, 'read')
+
+
 def _several(
     given,  # one thing, a batch [n ...], or an iterable of them
     single: tuple,  # types of one thing
@@ -264,6 +274,38 @@ def _read_texts(
         if not isinstance(text, str):
             raise TypeError(f'texts[{i}] is {text!r:.60}, of type {type(text).__name__}; a text is a str')
     return texts
+
+# %% ../nbs/71_hub.ipynb #c659e0f6
+def _batches(
+    rows: list[int],  # numbers of items
+    size: int,  # items at once
+    bar: tqdm,  # moves as they are handed out
+) -> Iterable[list[int]]:
+    "A few at a time."
+    for at in range(0, len(rows), size):
+        yield rows[at : at + size]
+        bar.update(len(rows[at : at + size]))
+
+# %% ../nbs/71_hub.ipynb #68d5c8f5
+_vectors = 'points', 'query', 'gallery'  # what `encode` may be asked for
+
+
+def _as_asked(
+    geometry,  # of the points
+    points: Float[Tensor, 'n d'],
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    vectors: str,  # one of `_vectors`
+    normalise: bool,  # directions from the root, of length 1?
+) -> Float[Tensor, 'n e']:
+    "Points, their directions, or the rows of an inner-product index."
+    if vectors not in _vectors:
+        raise ValueError(f'vectors is {vectors!r}; it must be one of {", ".join(_vectors)}')
+    if normalise and vectors != 'points':
+        raise ValueError(f'{vectors} vectors have the length that their inner product needs: normalise points alone')
+    if normalise:
+        return unit(geometry.log_map0(points, curv))
+    how = dict(points=lambda x, c: x, query=geometry.query_vectors, gallery=geometry.gallery_vectors)
+    return how[vectors](points, curv)
 
 # %% ../nbs/71_hub.ipynb #b25e0009
 class _Inputs(NamedTuple):
@@ -322,8 +364,95 @@ class _Embedder:
         aperture = self.geometry.half_aperture(texts, self.curv, self.model.cfg.min_radius)
         return self.geometry.exterior_angle(texts[:, None], images, self.curv) < aperture[:, None]
 
+# %% ../nbs/71_hub.ipynb #5a3a1577
+_remote_code = """"What transformers runs with trust_remote_code=True; the package meru must be installed."
+
+from meru.automodel import _Config, _ImageProcessor, _Model, _Tokenizer
+
+
+class MeruConfig(_Config):
+    "config.json."
+
+
+class MeruModel(_Model):
+    config_class = MeruConfig
+
+
+class MeruImageProcessor(_ImageProcessor):
+    "preprocessor_config.json."
+
+
+class MeruTokenizer(_Tokenizer):
+    "tokenizer_config.json."
+"""
+
+_auto_model = dict(
+    model_type='meru',
+    architectures=['MeruModel'],
+    auto_map=dict(
+        AutoConfig='modeling_meru.MeruConfig',
+        AutoModel='modeling_meru.MeruModel',
+        AutoModelForZeroShotImageClassification='modeling_meru.MeruModel',
+    ),
+)  # added to config.json
+
+# %% ../nbs/71_hub.ipynb #050bf579
+def _processors(
+    cfg: ModelConfig,  # of a model that is saved
+) -> dict[str, dict]:  # name of a JSON file to its content
+    "What the tokenizer and the image processor of transformers read."
+    backbone = '' if cfg.text_tower == 'transformer' else cfg.backbone
+    tokenizer = dict(
+        tokenizer_class='MeruTokenizer', auto_map=dict(AutoTokenizer=['modeling_meru.MeruTokenizer', None])
+    )
+    tokenizer |= dict(backbone=backbone, vocab_size=cfg.vocab_size, context_length=cfg.context_length)
+    pictures = dict(image_processor_type='MeruImageProcessor', backbone=backbone, image_size=cfg.image_size)
+    pictures |= dict(auto_map=dict(AutoImageProcessor='modeling_meru.MeruImageProcessor'))
+    return dict(tokenizer_config=tokenizer, preprocessor_config=pictures)
+
+# %% ../nbs/71_hub.ipynb #506a748e
+class _Encoder(_Embedder):
+    "An `_Embedder` as other libraries ask for one."
+
+    def _embed_mixed(self, items: list, batch_size: int, bar: tqdm) -> Float[Tensor, 'n d']:
+        "Points of texts and pictures, in the order of the items."
+        points = torch.empty(len(items), self.model.cfg.embed_dim)
+        is_text = [isinstance(item, str) for item in items]
+        for wanted, embed in ((True, self.embed_texts), (False, self.embed_images)):
+            rows = [i for i, text in enumerate(is_text) if text is wanted]
+            for some in _batches(rows, batch_size, bar):
+                batch = [items[i] for i in some]
+                points[some] = embed(batch).float().cpu()
+        return points
+
+    def encode(
+        self,
+        sentences,  # a text (str), a picture in any other form, or many of both
+        batch_size: int = 64,  # encoded at once
+        show_progress_bar: bool = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,  # instead
+        normalize_embeddings: bool = False,  # directions from the root, for cosines
+        vectors: str = 'points',  # or 'query' and 'gallery', for an inner-product index
+    ) -> Float[np.ndarray, 'n e'] | Float[Tensor, 'n e']:  # a single item: one row without its axis
+        "Vectors of texts and pictures, as sentence-transformers gives them."
+        items = _several(sentences, (str, *_one_picture))
+        with tqdm(total=len(items), disable=not show_progress_bar, desc='encode') as bar:
+            points = self._embed_mixed(items, batch_size, bar)
+        curv = self.curv.float().cpu()
+        found = _as_asked(self.geometry, points, curv, vectors, normalize_embeddings)
+        if not _is_many(sentences):
+            found = found[0]
+        as_tensor = convert_to_tensor or not convert_to_numpy
+        return found if as_tensor else found.numpy()
+
+    def export_onnx(self, folder: str | Path):
+        "`image.onnx`, `text.onnx` and `vectors.json`, see `meru.models.onnx`."
+        tokens = self.inputs.tokenizer(['a', 'a longer text'])
+        _export_onnx(self.inputs.model, project_path(folder), tokens)
+
 # %% ../nbs/71_hub.ipynb #b25e0027
-class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
+class Pretrained(_Encoder, ModelHubMixin, library_name='meru'):
     "A trained model: pictures and texts in, points out (layout of the Hugging Face hub)."
 
     def __init__(
@@ -345,9 +474,11 @@ class Pretrained(_Embedder, ModelHubMixin, library_name='meru'):
         if cfg.lora_rank:
             model, cfg = merge_adapters(model), replace(cfg, lora_rank=0)
         _save_weights(model, save_directory / 'model.safetensors')
-        for name, content in dict(config=asdict(cfg), run=self.record, metrics=self.metrics).items():
+        described = dict(config=asdict(cfg) | _auto_model, run=self.record, metrics=self.metrics)
+        for name, content in (described | _processors(cfg)).items():
             if content:
                 write_json(save_directory / f'{name}.json', content)
+        write_file(save_directory / 'modeling_meru.py', _remote_code)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_):

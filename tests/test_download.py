@@ -220,7 +220,7 @@ def test_nothing_is_read_behind_a_packed_body(length):
     sock = Endless(f'HTTP/1.1 200 OK\r\n{length}Content-Encoding: gzip\r\n\r\n'.encode() + gzip.compress(picture))
     answer = http.client.HTTPResponse(sock, method='GET')
     answer.begin()
-    assert D.read_body(answer, 1_000_000) == picture and sock.given < 200_000
+    assert D._read_body(answer, 1_000_000) == picture and sock.given < 200_000
 
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):

@@ -1,8 +1,11 @@
-"""Both towers leave for torch.export and ONNX with any number of rows, and say there what the model says."""
+"""Both towers leave for torch.export, a whole model for ONNX, and say there what the model says."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from meru.hub import Pretrained
 from meru.models.model import build_model
 from meru.training.config import make_config
 
@@ -46,19 +49,25 @@ def test_a_tower_exports_with_a_dynamic_batch(kind, model):
             torch.testing.assert_close(exported(rows), encoder(rows))
 
 
-@pytest.mark.filterwarnings('ignore')  # of the exporter itself
-@pytest.mark.parametrize('kind', ['image', 'text'])
-def test_a_tower_in_onnx_says_what_the_model_says(kind, model, tmp_path):
-    pytest.importorskip('onnxscript', reason='pip install onnx onnxscript onnxruntime')
-    runtime = pytest.importorskip('onnxruntime', reason='pip install onnxruntime')
-    encoder = Encoder(model, kind).eval()
-    with torch.no_grad():
-        program = torch.onnx.export(
-            encoder, (inputs(kind, 2, model),), dynamo=True, dynamic_shapes=BATCH, verbose=False
-        )
-        program.save(tmp_path / 'tower.onnx')
-        session = runtime.InferenceSession(tmp_path / 'tower.onnx')
+def test_a_whole_model_in_onnx_says_what_the_model_says(tmp_path):
+    "Points, and rows whose inner products order as the distances do; any number of rows, texts of any length."
+    pytest.importorskip('onnxscript', reason="pip install 'meru[onnx]'")
+    runtime = pytest.importorskip('onnxruntime', reason="pip install 'meru[onnx]'")
+    torch.manual_seed(0)
+    pretrained = Pretrained(build_model(make_config('smoke', image_tower='vit', **SIZES)))
+    model, found, wanted = pretrained.model, {}, {}
+    pretrained.export_onnx(tmp_path)
+    for kind in ('image', 'text'):
+        session = runtime.InferenceSession(tmp_path / f'{kind}.onnx')
+        assert [o.name for o in session.get_outputs()] == ['points', 'query', 'gallery']
         for n in (1, 5):
-            rows = inputs(kind, n, model)
-            points = session.run(None, {session.get_inputs()[0].name: rows.numpy()})[0]
-            np.testing.assert_allclose(points, encoder(rows).numpy(), rtol=1e-4, atol=1e-5)
+            rows = inputs(kind, n, model)[:, : None if kind == 'image' else 4 + n]
+            found[kind] = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+            with torch.no_grad():
+                wanted[kind] = getattr(model, f'encode_{kind}')(rows)
+            np.testing.assert_allclose(found[kind][0], wanted[kind].numpy(), rtol=1e-4, atol=1e-5)
+    products = torch.tensor(found['text'][1] @ found['image'][2].T)
+    scores = model.geometry.scores(wanted['text'], wanted['image'], model.curv.detach())
+    assert torch.equal(products.argsort(1), scores.argsort(1))
+    about = json.loads((tmp_path / 'vectors.json').read_text())
+    assert about['geometry'] == 'lorentz' and about['curv'] == pytest.approx(model.curv.item())

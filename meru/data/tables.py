@@ -199,7 +199,7 @@ def _parquet_rows(stream: BinaryIO, columns: _TableColumns, table: str) -> Itera
         with pyarrow.parquet.ParquetFile(stream) as file:
             names = file.schema_arrow.names
             _check_columns(names, columns, table)
-            batches = file.iter_batches(columns=_columns_read(names, columns))
+            batches = file.iter_batches(256, columns=_columns_read(names, columns))  # cells may be pictures
             records = chain.from_iterable(map(pyarrow.RecordBatch.to_pylist, batches))
             yield from map(_TableRow, count(1), records)
     except (OSError, pyarrow.ArrowException) as e:

@@ -541,7 +541,7 @@ def _measure_run(
     if control:
         model = _control_of(model, config.seed)
     if test_set is None:
-        report = evaluate_folder(model, tokenizer, project_path(cfg.data), model.resize, cfg.limit)
+        report = evaluate_folder(model, tokenizer, cfg.data, model.resize, cfg.limit)
         measures, values = report.measures, report.values
     else:
         emb = encode_test_set(model, tokenizer, test_set)

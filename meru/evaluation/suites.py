@@ -52,6 +52,7 @@ from meru.evaluation.zeroshot import (
 from .retrieval import retrieval_metrics, retrieval_ranks
 
 # %% ../../nbs/evaluation/66_suites.ipynb #cfbe77ea
+from ..data.shards import data_path
 from meru.evaluation.hierarchy import (
     _all_distances,
     _ancestor_overlap,
@@ -415,13 +416,13 @@ def _check_measured(
 def evaluate_folder(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
-    folder: str | Path,  # a dataset, a folder of datasets, or a feature cache
+    folder: str | Path,  # a dataset, a folder of them, a feature cache, or an address as `data_path` takes it
     image_size: int | Callable,  # side that the model takes, pixels; or its `resize`
     limit: int = 0,  # pictures of each set, at equal steps; 0: all
     rules: Protocol = _our_rules,  # whose
 ) -> _Report:  # raises ValueError where nothing could be measured
     "Every measure whose data lie in a folder; all others listed with the way to get them."
-    report, folder = _Report(rules), project_path(folder)
+    report, folder = _Report(rules), data_path(folder)
     cached = (folder / 'cache.json').exists()
     present, absent = ([folder], {}) if cached else survey(folder)
 
@@ -583,7 +584,7 @@ def load_evaluated(
         raise FileNotFoundError(f'there is no checkpoint {cfg.checkpoint}: download it by hand')
     heads = cfg.image_heads or None  # 0: those of the paper
     model = load_released(cfg.file, heads).eval() if cfg.released else load_run(cfg.run, cfg.checkpoint)
-    cached = (project_path(cfg.data) / 'cache.json').exists()
+    cached = (data_path(cfg.data) / 'cache.json').exists()
     model, tokenizer = (model, tokenizer_of(model.cfg)) if cached else _with_towers(model)
     cfg.folder.mkdir(parents=True, exist_ok=True)
     if cfg.data != 'emoji' and torch.cuda.is_available():

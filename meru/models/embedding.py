@@ -25,6 +25,7 @@ from ..data.tokenizer import augment_caption
 from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws
 from ..data.loader import sample_rng
 from ..data.tables import table_suffixes
+from ..data.shards import data_path
 from ..data.image_text import FileRows, PairRow, read_folder, read_table, ShardRows
 from .pretrained import load_towers, Towers
 from .feature_cache import FeatureCache, open_cache, _read_part, _same_plan, save_cache, _save_part
@@ -74,7 +75,7 @@ def open_rows(
     cfg: EmbedConfig,  # names the data
 ) -> ShardRows | FileRows:
     "The data of a config."
-    path = project_path(cfg.data)
+    path = data_path(cfg.data)
     if path.is_dir():
         return (
             ShardRows(path)

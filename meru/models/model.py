@@ -211,6 +211,21 @@ class _Scalars(nn.Module):
             log_alpha.clamp_(max=0.0)
         self.log_logit_scale.clamp_(max=math.log(_max_logit_scale))
 
+# %% ../../nbs/models/32_model.ipynb #b923fff9
+class _Logits(_Scalars):
+    "Scores of pairs, scaled as their loss has them."
+
+    @property
+    def pair_scale(self):
+        "What multiplies the scores of pairs."
+        by_curvature = self.cfg.temperature == 'curvature'
+        return self.logit_scale * self.curv.sqrt() if by_curvature else self.logit_scale
+
+    def logits(self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'n d']) -> Float[Tensor, 'b n']:
+        "Scores of all pairs as the loss of pairs has them."
+        logits = self.pair_scale * self.geometry.scores(x, t, self.curv)
+        return logits + self.logit_bias if self.cfg.pair_loss == 'sigmoid' else logits
+
 # %% ../../nbs/models/32_model.ipynb #346b34f9
 def _normalise_tangent(
     v: Float[Tensor, '*b d'],  # projected features
@@ -283,7 +298,7 @@ def _gather_owners(owners, pairs):
     return gather_rows(torch.where(owners < pairs, owners, owners - pairs + sum(counts)) + first)
 
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
-class Model(_Scalars):
+class Model(_Logits):
     "Images and texts as points of one space (MERU; CLIP is its case on the sphere)."
 
     def __init__(

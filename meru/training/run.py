@@ -211,6 +211,9 @@ def _folder_of(name: str | Path) -> Path:
         return project_path(name)
 
 # %% ../../nbs/training/42_run.ipynb #186bbe26
+_of_transformers = {'architectures', 'auto_map', 'model_type'}  # keys that `meru.hub` writes for it
+
+
 def load_config(
     folder: str | Path,  # of a run or of a saved model, or org/name of the hub
 ) -> TrainConfig:  # the config in it
@@ -221,7 +224,7 @@ def load_config(
             f'{folder} holds no run: {path} is missing. '
             f'Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}'
         )
-    cached = read_json(path)
+    cached = {k: o for k, o in read_json(path).items() if k not in _of_transformers}
     if unknown := sorted(cached.keys() - {o.name for o in fields(TrainConfig)}):
         raise ValueError(f'{path} has the field {unknown[0]!r}, which this version of meru does not know: update meru')
     try:

@@ -29,7 +29,7 @@ from ..core import file_sha256, locked, machine, project_path, session_fields, w
 from ..data.chains import chain_kinds
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
-from ..data.shards import Shards
+from ..data.shards import data_path, Shards
 from ..data.emoji import _embedded, embedded_data
 from ..data.loader import Batch, Loader
 from ..models.model import build_model, curv_range, Model, tokenizer_of
@@ -107,7 +107,7 @@ def open_data(
     cfg: TrainConfig,  # its `data` is 'emoji', 'scenes' or a folder
 ) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `_CachedPart`
     "The two halves of a config's data."
-    folder = embedded_data(cfg.data) if cfg.data in _embedded else project_path(cfg.data)
+    folder = embedded_data(cfg.data) if cfg.data in _embedded else data_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
     if features and not cached:
         raise FileNotFoundError(
@@ -116,9 +116,10 @@ def open_data(
         )
     if features:
         return _open_cached(cfg)
-    if (folder / 'train').is_dir():
+    if (folder / 'train').is_dir() and (folder / 'val').is_dir():
         val = Shards(folder / 'val', cfg.verify, cfg.damaged_shards)
         return Shards(folder / 'train', cfg.verify, cfg.damaged_shards), _Part(val, 0, min(cfg.val_pairs, len(val)))
+    folder = folder / 'train' if (folder / 'train').is_dir() else folder
     shards = Shards(folder, cfg.verify, cfg.damaged_shards)
     cut = len(shards) - min(cfg.val_pairs, len(shards) // 10)
     return _Part(shards, 0, cut), _Part(shards, cut, len(shards))
@@ -141,9 +142,9 @@ def _check_processes(
 def _open_together(
     cfg: TrainConfig,  # its `data` is the same in every process
 ) -> tuple:  # as `open_data`
-    "`open_data` in every process; of the embedded drawings, the first packs them."
-    if cfg.data in _embedded and not rank():
-        embedded_data(cfg.data)
+    "`open_data` in every process; what has to be packed or copied, the first does before."
+    if not rank():
+        embedded_data(cfg.data) if cfg.data in _embedded else data_path(cfg.data)
     if world() > 1:
         gather_objects(None)  # wait for it
     data = open_data(cfg)
