@@ -78,22 +78,34 @@ class _Point:
         return move_along_ray(self.space, point.float(), self.curv, asked.generality)
 
 # %% ../nbs/76_gallery.ipynb #94632d36
+def _may_be_met(
+    index: ImageIndex,
+) -> _TextPool:
+    "The texts of a folder, or where it has none, its pictures."
+    captioned = len(index.texts) > 0
+    met = index.texts if captioned else index.pictures
+    names = met.columns['text' if captioned else 'file']
+    points = met.points.double()
+    root_point = torch.zeros_like(points[0])
+    space = met.space, met.c.double(), index.model.cfg.min_radius
+    return _TextPool(names, points, root_point, *space, cones=captioned)
+
+
 def _walk(
     index: ImageIndex,
     row: int,  # of a picture
 ) -> list[dict]:  # text, number of the picture (-1: none), distance from the root
-    "What lies between a picture and the root: texts, or where the folder has none, pictures."
+    "What lies between a picture and the root."
     if not index.pictures.space.has_radius:
         raise ValueError('this model has no root: all its points are as far from everything general')
-    captioned = len(index.texts) > 0
-    met = index.texts if captioned else index.pictures
-    names = met.columns['text' if captioned else 'file']
-    points, root_point = met.points.double(), torch.zeros(met.points.shape[1]).double()
-    curv, min_radius = met.c.double(), index.model.cfg.min_radius
-    pool = _TextPool(names, points, root_point, met.space, curv, min_radius, cones=captioned)
-    numbers = {} if captioned else {name: i for i, name in enumerate(names)}
-    stops = _path_to_root(pool, index.pictures.points[row].double())
-    return [dict(text=o.text, row=numbers.get(o.text, -1), radius=round(o.radius, 3)) for o in stops]
+    pool, numbers, walk = _may_be_met(index), {}, []
+    if not len(index.texts):
+        numbers = {name: i for i, name in enumerate(pool.texts)}
+    start = index.pictures.points[row].double()
+    for stop in _path_to_root(pool, start):
+        number, radius = numbers.get(stop.text, -1), round(stop.radius, 3)
+        walk.append(dict(text=stop.text, row=number, radius=radius))
+    return walk
 
 # %% ../nbs/76_gallery.ipynb #51535d1d
 def _thumbnail(
