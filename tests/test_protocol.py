@@ -144,6 +144,46 @@ def test_parts_that_are_drawn():
     assert [len(o) for o in (scenes.train[1], scenes.val[1], scenes.targets)] == [4500, 500, 5000]
 
 
+def test_sun397_by_its_published_partition(tmp_path):
+    "torchvision has all pictures in one heap; the lists of the first partition say which are whose."
+    home = tmp_path / 'sun397'
+    for name in ('a/abbey', 'b/bar'):
+        for i in range(6):
+            paint(home / 'SUN397' / name / f'sun_{i}.jpg', (40 * i, 9, 80))
+    (home / 'SUN397' / 'ClassName.txt').write_text('/a/abbey\n/b/bar\n')
+    assert read_data(home, 16).train is None and len(read_data(home, 16).targets) == 12
+    drawn = read_data(home, 16).by(PAPER)
+    assert len(drawn.targets) + len(drawn.train[1]) + len(drawn.val[1]) <= 12
+    (home / 'Training_01.txt').write_text('/a/abbey/sun_0.jpg\n/b/bar/sun_1.jpg\n/b/bar/sun_2.jpg\n')
+    (home / 'Testing_01.txt').write_text('/b/bar/sun_5.jpg\n/a/abbey/sun_3.jpg\n')
+    task = read_data(home, 16)
+    assert task.targets.tolist() == [1, 0] and task.train[1].tolist() == [0, 1, 1]
+    blue = lambda pictures: [round(o.float().mean((1, 2))[0].item() / 40) for o in pictures[:]]
+    assert [abs(a - b) <= 1 for a, b in zip(blue(task.pictures), (5, 3))] == [True] * 2
+    assert len(task.by(PAPER).targets) == 2
+    (home / 'Testing_01.txt').write_text('/b/bar/sun_9.jpg\n')
+    with pytest.raises(ValueError, match='list of the test part names /b/bar/sun_9.jpg'):
+        read_data(home, 16)
+
+
+def test_parts_with_as_many_of_each_class_to_test_on():
+    pictures, targets = Pictures(range(480), None, 4), torch.arange(480) % 4
+    task = Classification('sun397', pictures, targets, list('abcd'), [], ['{}'], None, '').by(PAPER)
+    assert torch.bincount(task.targets).tolist() == [50] * 4
+    assert len(task.train[1]) + len(task.val[1]) == 200 and len(task.val[1]) == 40
+
+
+def test_caltech101_keeps_its_background(tmp_path):
+    "Class folders as torchvision unpacks them; it would leave out the one that is no thing."
+    for name in ('BACKGROUND_Google', 'Faces_easy', 'accordion'):
+        for i in range(40):
+            paint(tmp_path / 'caltech101/caltech101/101_ObjectCategories' / name / f'image_{i}.jpg', (6 * i, 9, 80))
+    task = read_data(tmp_path / 'caltech101', 16)
+    assert task.classes == ['background', 'face seen close', 'accordion'] and len(task.targets) == 120
+    paper = task.by(PAPER)
+    assert len(paper.train[1]) + len(paper.val[1]) == 90 and torch.bincount(paper.targets).tolist() == [10] * 3
+
+
 def test_pictures_of_retrieval_are_squeezed():
     "A red left end that the central square has cut off."
     strip = torch.zeros(3, 4, 16, dtype=torch.uint8)
