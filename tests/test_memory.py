@@ -1,0 +1,77 @@
+"What an update takes is foretold, and a GPU that is too small says what to set."
+
+from dataclasses import replace
+import pytest
+import torch
+from meru.geometry import get_geometry
+from meru.losses.pairwise import contrastive_loss
+from meru.training import memory, trainer
+from meru.training.config import make_config
+from meru.training.memory import fitting_config, step_memory
+from meru.training.run import Run
+from meru.training.trainer import fit
+
+pytestmark = pytest.mark.usefixtures('in_root')
+TINY = dict(image_size=64, patch_size=8, image_width=128, image_depth=4, image_heads=2, text_width=64, text_depth=1)
+TINY |= dict(text_heads=1, vocab_size=514, context_length=16, batch_size=64)
+
+
+@pytest.fixture(scope='module')
+def whole():
+    return step_memory(make_config('vit_s', **TINY))
+
+
+def test_all_that_outlives_an_update_is_counted(whole):
+    model = sum(p.numel() for p in memory.build_model(make_config('vit_s', **TINY)).parameters())
+    batch = 64 * (3 * 64 * 64 + 8 * 16 + 8)
+    assert 12 * model + batch < whole.between < 1.05 * (12 * model + batch)  # weights and two moments
+
+
+@pytest.mark.parametrize('preset', ['smoke', 'tree', 'head_pictures'])
+def test_every_kind_of_tower_is_foretold(preset):
+    small = step_memory(make_config(preset, data='emoji', batch_size=32))
+    assert 0 < small.between < small.peak and (small.pairs, small.at_once) == (32, 32)
+
+
+def test_real_tensors_never_meet_the_fake_ones(whole):
+    geometry = get_geometry('lorentz')
+    points = geometry.exp_map0(torch.randn(64, 8), torch.tensor(1.0)).requires_grad_()
+    contrastive_loss(geometry, points, points.detach().roll(1, 0), torch.tensor(1.0), torch.tensor(10.0)).backward()
+    assert type(points.grad) is torch.Tensor and points.grad.isfinite().all()
+
+
+def test_a_gpu_says_what_it_has_and_auto_makes_it_fit(whole, monkeypatch, capsys):
+    room = (whole.between + whole.peak) // 2
+    monkeypatch.setattr(memory, 'pick_device', lambda name: 'cuda')
+    monkeypatch.setattr(memory, '_room', lambda device: room)
+    assert fitting_config('vit_s', **TINY) == make_config('vit_s', **TINY)
+    told = capsys.readouterr().out
+    assert 'On cuda an update of 64 pairs takes 0.09' in told and 'Set -p micro_batch auto' in told
+    fitted = fitting_config('vit_s', micro_batch='auto', **TINY)
+    told = capsys.readouterr().out
+    assert 0 < fitted.micro_batch < 64 and step_memory(fitted).peak <= room
+    assert f', {fitted.micro_batch} at once,' in told and 'Set -p' not in told
+
+
+def test_where_parts_are_impossible_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr(memory, '_room', lambda device: 150 * 2**20)
+    with pytest.raises(ValueError, match="image_tower 'conv' normalises over the batch"):
+        fitting_config('demo', micro_batch='auto', batch_size=512)
+
+
+def test_processes_share_the_bytes(whole):
+    half = step_memory(replace(make_config('vit_s', **TINY), batch_size=128), processes=2)
+    assert half == whole
+
+
+def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
+    def too_much(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 12.00 GiB.\nOf the allocated memory')
+
+    monkeypatch.setattr(trainer, 'update', too_much)
+    run = Run(tmp_path / 'run', make_config('smoke', val_pairs=128))
+    says = 'too small for 32 pairs at once .*Tried to allocate 12.00 GiB.*set -p micro_batch auto.*checkpoint of step 0'
+    with pytest.raises(MemoryError, match=says):
+        fit(run)
+    with pytest.raises(SystemExit, match='process 0: the GPU is too small'):
+        trainer.main(['--config', str(run.folder / 'config.json')])
