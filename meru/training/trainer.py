@@ -17,6 +17,7 @@ import time
 import torch
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import partial
@@ -375,7 +376,7 @@ def fit(
     _check_own(run, model, losses)
     if run.finished:
         return _finished_model(run, model)
-    with locked(run.folder), _live_writers(run, on_log) as on_log:
+    with locked(run.folder), _memory_explained(run), _live_writers(run, on_log) as on_log:
         cfg, device = run.config, pick_device(run.config.device)
         model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
@@ -471,6 +472,7 @@ def _record_end(run: Run, clock: '_Clock', loader: Loader, val_loader: Loader):
         extend=run.config.extend,
         seconds=round(clock.seconds, 1),
         peak_memory=_peak(),
+        gpu_peak_memory=_gpu_peak(),
         failures=_failures(loader),
         held_out_failures=_failures(val_loader),
         checkpoints=checkpoints,
@@ -543,6 +545,12 @@ def _peak() -> int | None:
     peaks = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return max(peaks) * (1 if sys.platform == 'darwin' else 1024) if all(peaks) else None
 
+
+def _gpu_peak() -> int | None:
+    "Bytes of tensors on the GPU that held most; None without one."
+    here = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return max(gather_objects(here)) or None
+
 # %% ../../nbs/training/45_trainer.ipynb #404eddfa
 def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
     "The error, with the batch written down."
@@ -554,6 +562,22 @@ def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
         f'the last good checkpoint is {run.last}.',
     )
     return error
+
+# %% ../../nbs/training/45_trainer.ipynb #2886847d
+@contextmanager
+def _memory_explained(
+    run: Run,  # being trained
+):
+    "A GPU that is too small says in one sentence what to set."
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        cfg = run.config
+        raise MemoryError(
+            f'the GPU is too small for {cfg.micro_batch or cfg.batch_size:,} pairs at once '
+            f'({str(error).strip().splitlines()[0][:120]}): set -p micro_batch auto, -p recompute True '
+            f'or a smaller -p batch_size. {run.name} keeps its checkpoint of step {run.step}.'
+        ) from None
 
 # %% ../../nbs/training/45_trainer.ipynb #e71c0a03
 def main(
@@ -584,7 +608,7 @@ def main(
             else ', before it had begun'
         )
         sys.exit(f'process {os.environ.get("RANK", 0)}: {e}{kept}.')
-    except (ValueError, OSError, ArithmeticError) as e:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as e:
         sys.exit(f'process {os.environ.get("RANK", 0)}: {e}')
 
 # %% ../../nbs/training/45_trainer.ipynb #b8e57854
