@@ -1,13 +1,14 @@
 # make demo: train and evaluate on the embedded drawings    make check: style, types, links, the quick tests
 # make controls: the demo's three controls                  make test: every page and every test
 # make lab: read and write the notebooks                    make export: meru/ from the notebooks
+# make docs: the site, in _docs, without network
 # without make: python -m meru demo, controls, test, lab (INSTALL.md)
 export OMP_WAIT_POLICY = PASSIVE
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 MERU = $(BIN)/python -m meru
 
-.PHONY: demo controls twins check test lab export
+.PHONY: demo controls twins check test lab export docs
 
 demo: .venv/installed
 	$(MERU) demo
@@ -25,6 +26,9 @@ test: .venv/installed
 
 lab: .venv/installed
 	$(MERU) lab
+
+docs: .venv/installed
+	$(MERU) docs
 
 export: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/export

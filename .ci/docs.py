@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = {'README.md': 'index.md', 'INSTALL.md': 'install.md', 'CONTRIBUTING.md': 'contributing.md'}
 GUIDE |= {'CHANGELOG.md': 'changelog.md', 'outputs/LOG.md': 'log.md'}
 PACKAGES = ['meru']
+BAR = dict(Chapters='00_geometry.ipynb', Reports='reports/index.md', API='api/geometry.qmd')
+BAR |= dict(Explorer='files/outputs/reference/demo/explorer.html', Log='log.md')
 EXPLORERS = dict(demo='The demo', tree='A tree of texts', taxonomy='A taxonomy')
 
 
@@ -199,10 +201,12 @@ def api_pages():
         stem = module.rpartition('.')[2]
         entry = dict(text=module, href=f'api/{stem if last[stem] == 1 else module}.qmd')
         wings.setdefault(module.split('.')[1] if module.count('.') > 1 else 'meru', []).append(entry)
-    return [dict(section=wing, contents=entries) for wing, entries in sorted(wings.items(), key=lambda o: o[0] != 'meru')]
+    return [
+        dict(section=wing, contents=entries) for wing, entries in sorted(wings.items(), key=lambda o: o[0] != 'meru')
+    ]
 
 
-def settings(folder, out, api):
+def settings(folder, out):
     "The project's `_quarto.yml`, with the guide before the chapters and the API behind them."
     book = yaml.safe_load((ROOT / 'nbs/_quarto.yml').read_text(encoding='utf-8'))
     book['project'] |= {'output-dir': str(out), 'resources': ['files/**']}
@@ -214,12 +218,9 @@ def settings(folder, out, api):
     contents.insert(0, dict(section='Guide', contents=guide))
     explorers = [dict(text=v, href=f'files/outputs/reference/{k}/explorer.html') for k, v in EXPLORERS.items()]
     contents.insert(1, dict(section='Explorer', contents=explorers))
-    bar = dict(Chapters='00_geometry.ipynb', Reports='reports/index.md', Explorer=explorers[0]['href'], Log='log.md')
-    bar |= dict(API='api/geometry.qmd') if api else {}
-    site['navbar']['left'] = [dict(text=text, href=href) for text, href in bar.items()]
-    if api:
-        contents.append(dict(section='API', contents=api_pages()))
-        book['smalldocs'] = dict(api=dict(packages=PACKAGES, out='api', root=str(ROOT)))
+    site['navbar']['left'] = [dict(text=text, href=href) for text, href in BAR.items()]
+    contents.append(dict(section='API', contents=api_pages()))
+    book['smalldocs'] = dict(api=dict(packages=PACKAGES, out='api', root=str(ROOT)))
     (folder / '_quarto.yml').write_text(yaml.safe_dump(book, sort_keys=False), encoding='utf-8')
 
 
@@ -254,7 +255,7 @@ def broken_links(out):
     return bad + [f'no link leads to {p.relative_to(out)}' for p in sorted(made.keys() - reached)]
 
 
-def build(out, api=True):
+def build(out):
     "Build the site; its broken links."
     from smalldocs import api as reference
     from smalldocs.site import build as render
@@ -266,7 +267,7 @@ def build(out, api=True):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stage(folder)
-    settings(folder, out, api)
+    settings(folder, out)
     site = render(folder, quiet=True)
     for theme in out.rglob('*.css'):
         text = re.sub(r'@import url\([^)]*\);?', '', theme.read_text(encoding='utf-8'))  # fonts of another machine

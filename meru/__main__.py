@@ -43,18 +43,18 @@ def _demo(
 
 
 def _python(*args: str) -> int:  # exit status
-    "Run a module at the project's root."
+    "Run Python at the project's root."
     settings = dict(JUPYTER_CONFIG_PATH=str(root() / '.jupyter'))
-    return subprocess.run([sys.executable, '-m', *args], cwd=root(), env=os.environ | settings).returncode
+    return subprocess.run([sys.executable, *args], cwd=root(), env=os.environ | settings).returncode
 
 # %% ../nbs/74_commands.ipynb #343a7b8b
-_tests = 'pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder'
+_tests = '-m pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder'
 
 # %% ../nbs/74_commands.ipynb #8fba6b74
 def _arguments() -> argparse.ArgumentParser:
     "What a person may type."
     parser = argparse.ArgumentParser('python -m meru', description='what make does, on any system')
-    parser.add_argument('command', choices=['demo', 'controls', 'test', 'lab', 'serve'])
+    parser.add_argument('command', choices=['demo', 'controls', 'test', 'lab', 'docs', 'serve'])
     parser.add_argument('preset', nargs='?', default='demo', help='what demo trains; its run is outputs/PRESET')
     parser.add_argument('--out', default='', help="folder of the demo's run")
     parser.epilog = 'what follows lab goes to JupyterLab, what follows serve to meru.gallery'
@@ -75,7 +75,9 @@ def _main(
     if given.command == 'test':
         return _python(*_tests.split())
     if given.command == 'lab':
-        return _python('jupyter', 'lab', *more)
+        return _python('-m', 'jupyter', 'lab', *more)
+    if given.command == 'docs':
+        return _python('.ci/docs.py')
     if given.command == 'demo':
         _demo(given.preset, given.out)
     else:
