@@ -367,22 +367,22 @@ class _Embedder:
 # %% ../nbs/71_hub.ipynb #5a3a1577
 _remote_code = """"What transformers runs with trust_remote_code=True; the package meru must be installed."
 
-from meru.automodel import _Config, _ImageProcessor, _Model, _Tokenizer
+from meru import automodel
 
 
-class MeruConfig(_Config):
+class MeruConfig(automodel._Config):
     "config.json."
 
 
-class MeruModel(_Model):
+class MeruModel(automodel._Model):
     config_class = MeruConfig
 
 
-class MeruImageProcessor(_ImageProcessor):
+class MeruImageProcessor(automodel._ImageProcessor):
     "preprocessor_config.json."
 
 
-class MeruTokenizer(_Tokenizer):
+class MeruTokenizer(automodel._Tokenizer):
     "tokenizer_config.json."
 """
 
