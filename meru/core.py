@@ -401,11 +401,14 @@ def closing(
     result: str,  # the main result: a line or a table
     folder: Path,  # where all of it lies
     command: str,  # what may be run next; {folder} in it is the folder, as a shell takes it
+    **given: str,  # more names in braces, and what they stand for
 ):
     "Print the last words of a run notebook, on the terminal too."
     inside = folder.is_relative_to(root())
     shown = folder.relative_to(root()).as_posix() if inside else str(folder)
-    _say(f'{result}\nFolder: {shown}\nNext: {command.replace("{folder}", shlex.quote(shown))}')
+    for name, value in dict(given, folder=shown).items():
+        command = command.replace(f'{{{name}}}', shlex.quote(value))
+    _say(f'{result}\nFolder: {shown}\nNext: {command}')
 
 # %% ../nbs/03_core.ipynb #628fa1db
 def check_finite(
