@@ -159,8 +159,7 @@ def _unit_rows():
     rows += _each_idea('ideas, one length', 'head_lorentz', _unit, _unit_ideas)
     for name, preset in _unit_spaces.items():
         rows.append(_row('best, one length', f'best {name}', preset, _unit_best))
-    entailed = _unit_best | dict(entail_weight=0.2)
-    return rows + [_row('best, one length', 'best Lorentz, entailment', 'head_lorentz', entailed)]
+    return rows
 
 # %% ../../nbs/evaluation/68_ablation.ipynb #2e3058bf
 class _SplitPoints(NamedTuple):
