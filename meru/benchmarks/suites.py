@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from ..plots import palette
 from ..core import checked, machine, write_json
-from .memory import draw_memory, _memory_suite
+from .memory import _draw_memory, _memory_suite
 from .loading import _loader_suite, _processes_suite, _ranks_suite
 from .search import _generality_suite, _search_suite
 from .step import _step_suite
@@ -41,7 +41,7 @@ suites = dict(
     search=_Suite(_search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
     generality=_Suite(_generality_suite, dict(run='', other='')),
     step=_Suite(_step_suite, dict(cases='small', batch=8, reps=1)),
-    memory=_Suite(_memory_suite, dict(presets='vit_s', cards='24', batch_size=16, depth=1), draw_memory),
+    memory=_Suite(_memory_suite, dict(presets='vit_s', cards='24', batch_size=16, depth=1), _draw_memory),
 )
 
 # %% ../../nbs/benchmarks/84_suites.ipynb #68f821b2
