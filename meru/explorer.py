@@ -266,6 +266,7 @@ class _Space(NamedTuple):
     points: Float[Tensor, 'n d']
     curv: Float[Tensor, '']  # curvature magnitude c > 0
     min_radius: float = 0.1  # cone constant K
+    chained: bool = False  # did training see the texts above each picture?
 
     def wide(self) -> tuple[Tensor, Tensor]:  # points, curvature
         "In float64, on the CPU."
@@ -670,10 +671,14 @@ _exact = (
 def _taught(
     items: _Items,
     kappa: int,  # curvature of the space
+    chained: bool = False,  # did training see the texts above each picture?
 ) -> tuple[str, str]:  # heading and text
     "What the network was trained on."
     if items.placed:
         return 'What was asked?', 'That each point be nearer to all that lies above it than to anything else.'
+    if chained:
+        given = 'Which texts are true of which pictures, from the most general to the name'
+        return 'What was the network told?', f'{given}, and to put these nearer than all others.'
     order = ', and that a text is more general than its picture. ' if kappa < 1 else '. '
     rest = 'Whatever else is to be seen came of that.'
     if len(items.titles) > 2:
@@ -681,9 +686,19 @@ def _taught(
     return 'What was the network told?', f'Only which texts belong to which pictures{order}{rest}'
 
 # %% ../nbs/70_explorer.ipynb #2cb5a569
+_uncertain = (
+    'Near the middle: general, or uncertain. Towards the rim: special.',
+    'A text that fits many pictures has to stay close to them all, and only the middle, the root, is close to all. '
+    'Pictures lie further in than the texts that name them: the less sure the model is of one, the nearer to the '
+    'middle it stays.',
+)
+
+
 def _story(
     items: _Items,
     kappa: int,  # curvature of the space
+    inside: bool = False,  # do pictures lie nearer to the root than the texts right above them?
+    chained: bool = False,  # did training see the texts above each picture?
 ) -> dict:  # `points` and `more`: heading and text of each
     "What a page tells a newcomer."
     alike = (
@@ -698,9 +713,10 @@ def _story(
             'it in the tree. No network took part; a drawing only shows what is meant.',
         )
     curved = ('Near the middle: general. Towards the rim: special.', _example(items))
+    curved = _uncertain if inside else curved
     order = {-1: curved, 0: _flat, 1: _any_directions if items.given else _directions_only}[kappa]
     more = [_bent] if kappa < 0 else []
-    told = [] if items.given else [_taught(items, kappa)]
+    told = [] if items.given else [_taught(items, kappa, chained)]
     return dict(points=[alike, order, _hands], more=[*more, *told])
 
 # %% ../nbs/70_explorer.ipynb #bdbf65ea
@@ -711,6 +727,16 @@ def _text_of(
     return base64.b64encode(a if isinstance(a, bytes) else a.contiguous().numpy().tobytes()).decode()
 
 # %% ../nbs/70_explorer.ipynb #6b4bfdc5
+def _pictures_inside(
+    items: _Items,
+    radii: Float[Tensor, ' n'],
+) -> bool:
+    "Do pictures lie nearer to the root than the most special texts, in the median?"
+    last = len(items.titles) - 1
+    pictures, names = radii[items.levels == last], radii[items.levels == last - 1]
+    return bool(len(pictures) and len(names) and pictures.median() < names.median())
+
+
 def _space_data(
     space: _Space,
     items: _Items,
@@ -725,7 +751,7 @@ def _space_data(
     return dict(
         name=name,
         title=title,
-        story=_story(items, space.kappa),
+        story=_story(items, space.kappa, _pictures_inside(items, seen.radii), space.chained),
         kappa=space.kappa,
         cones=get_geometry(space.geometry).has_cones and not items.placed,
         curv=float(space.curv) if space.kappa < 0 else 1.0,
@@ -1247,7 +1273,8 @@ def _space_given(
         geometry = get_geometry(model)
         return _Space(model, points if geometry.has_length else unit(points), torch.tensor(1.0))
     model = getattr(model, 'model', model)
-    return _Space(model.cfg.geometry, points, model.curv.detach().cpu(), model.cfg.min_radius)
+    chained = getattr(model.cfg, 'chains', 'off') != 'off'
+    return _Space(model.cfg.geometry, points, model.curv.detach().cpu(), model.cfg.min_radius, chained)
 
 # %% ../nbs/70_explorer.ipynb #b3ebf557
 def _shown_of(
@@ -1344,7 +1371,7 @@ def _run_space(
     pictures = encode_images(model, images, names)
     points = torch.cat([texts, pictures]).cpu()
     curv = model.curv.detach().cpu()
-    return _Space(cfg.geometry, points, curv, cfg.min_radius)
+    return _Space(cfg.geometry, points, curv, cfg.min_radius, getattr(cfg, 'chains', 'off') != 'off')
 
 # %% ../nbs/70_explorer.ipynb #c36bf009
 def _one_dataset(
