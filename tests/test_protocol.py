@@ -195,6 +195,10 @@ def test_pictures_of_retrieval_are_squeezed():
     assert squeezed.take([0]).squeezed
 
 
+def paper_of(task):
+    return PAPER.of('per_class', task.used)
+
+
 def test_prompts_of_a_file(photos, tmp_path):
     (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
     prompts = _read_prompts(tmp_path / 'p.json', _zeroshot_sets())
@@ -202,6 +206,11 @@ def test_prompts_of_a_file(photos, tmp_path):
     task = read_data(photos / 'eurosat', 16).by(rules)
     assert task.prompts == ['{}, from above.'] and task.used == 'prompts of p.json'
     assert read_data(photos / 'animals', 16).by(rules).prompts != task.prompts
+    assert task.called == () and paper_of(task) == 'paper, our names'
+    called = read_data(photos / 'eurosat', 16).by(rules._replace(classes=dict(eurosat=['a', 'b', 'c'])))
+    assert called.called == ('a', 'b', 'c') and called.classes == task.classes and paper_of(called) == 'paper'
+    with pytest.raises(ValueError, match='p.json names 1 classes of eurosat, which has 3'):
+        read_data(photos / 'eurosat', 16).by(rules._replace(classes=dict(eurosat=['a'])))
     for bad, says in [({'eurosatt': ['{}']}, "'eurosatt'"), ({'dtd': ['x']}, "'x'"), ({'dtd': 'a {}'}, 'a list')]:
         (tmp_path / 'p.json').write_text(json.dumps(bad))
         with pytest.raises(ValueError, match=says):
@@ -213,18 +222,19 @@ def test_prompts_of_a_file(photos, tmp_path):
 
 def test_both_protocols(photos, tiny, tmp_path):
     tokenizer = Tokenizer(600, 24)
-    (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=['{}, from above.'])))
-    rules = Protocol('paper', _read_prompts(tmp_path / 'p.json', _zeroshot_sets()), 'p.json')
+    named = dict(prompts=['{}, from above.'], classes=['fields', 'trees', 'water'])
+    (tmp_path / 'p.json').write_text(json.dumps(dict(eurosat=named)))
+    rules = EvalConfig(data=str(photos), protocol='paper', prompts=str(tmp_path / 'p.json')).rules
     ours = evaluate_folder(tiny, tokenizer, photos, 16)
     paper = evaluate_with_control(tiny, tokenizer, photos, 16, rules=rules)
     assert ours.rules.name == 'ours' and not {k for k in paper.skipped if k.startswith(('animals', 'pairs'))}
     value = lambda report, name, dataset='animals': report.measures.value(name, dataset)
     assert value(paper, 'probe_cost') > 0 and value(ours, 'probe_cost') is None
     assert value(paper, 'probe_images') == value(ours, 'probe_images') == 6
-    assert value(paper, 'prompts', 'eurosat') == 'prompts of p.json'
+    assert value(paper, 'prompts', 'eurosat') == 'prompts of p.json, names of p.json'
     assert value(paper, 'images', 'eurosat') <= value(ours, 'images', 'eurosat') == 30
     lines = photo_summary(paper).splitlines()
-    assert any('| animals | top-1 accuracy, mean of classes | paper, our prompts |' in o for o in lines)
+    assert any('| animals | top-1 accuracy, mean of classes | paper, our prompts and names |' in o for o in lines)
     assert any('| eurosat | top-1 accuracy, mean of classes | paper |' in o for o in lines)
     assert any('| pairs | picture to caption, recall at 5 | paper |' in o for o in lines)
     assert any('| pairs | cone margin, AUC | ours |' in o for o in lines)

@@ -349,6 +349,7 @@ class Classification(NamedTuple):
     train: tuple | None  # pictures and targets of a training part
     used: str  # where the prompts come from, and what else a reader should know
     val: tuple | None = None  # pictures and targets of a validation part
+    called: tuple[str, ...] = ()  # other names of the classes, for prompts; (): their own
 
     def some(self, limit: int) -> 'Classification':
         "At most so many pictures of each part, at equal steps; 0: all."
@@ -359,8 +360,11 @@ class Classification(NamedTuple):
 
     def by(self, rules: Protocol) -> 'Classification':
         "With the prompts and parts of a protocol."
-        prompts = rules.prompts.get(_set_id(self.name))
-        task = self._replace(prompts=prompts, used=f'prompts of {rules.file}') if prompts else self
+        known, task = _set_id(self.name), self
+        if known in rules.prompts:
+            task = task._replace(prompts=rules.prompts[known], used=f'prompts of {rules.file}')
+        if known in rules.classes:
+            task = _renamed(task, rules.classes[known], rules.file)
         return _published_parts(task) if rules.is_paper else task
 
     def synsets(self) -> list[str]:
@@ -372,6 +376,16 @@ class Classification(NamedTuple):
             return _imagenet_ids()
         given = _zeroshot_sets().get(known, {}).get('synsets')
         return [given[c] for c in self.classes] if given else _find_nouns(self.classes)
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #06d7353b
+def _renamed(task: Classification, names: list[str], file: str) -> Classification:
+    "The classes as a file calls them."
+    if len(names) != len(task.classes):
+        raise ValueError(
+            f'{file} names {len(names)} classes of {task.name}, which has {len(task.classes)}: '
+            f'name each, in the order of {", ".join(task.keys[:3])}'
+        )
+    return task._replace(called=tuple(names), used=f'{task.used}, names of {file}')
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #cfa1fc30
 def _take(part: tuple, rows: Int64[Tensor, ' k']) -> tuple:  # pictures and targets

@@ -45,6 +45,12 @@ _rows = [
         "the authors' are not free to pass on",
     ),
     _Row(
+        'names of classes',
+        'from the same file, in label order',
+        'those of the data, of `data/wordnet` or of `sets.json`',
+        'the same; names move ImageNet by points',
+    ),
+    _Row(
         'parts of a set',
         "the authors' parts where the data bring them, else as many pictures, drawn by a fixed seed (table below)",
         'the parts that the data have',
@@ -95,6 +101,7 @@ class Protocol(NamedTuple):
     name: str = 'ours'  # paper or ours
     prompts: dict[str, list[str]] = {}  # by id of a set; the others keep the project's
     file: str = ''  # where the prompts come from
+    classes: dict[str, list[str]] = {}  # names by id of a set, from the same file
     graph: tuple = ()  # (parent, child) of another graph of classes
     graph_file: str = ''  # where it comes from; '': data/wordnet
 
@@ -114,18 +121,24 @@ class Protocol(NamedTuple):
             return 'HyCoCLIP' if self.graph else 'HyCoCLIP, our graph'
         if not self.is_paper or quantity.startswith(tuple(_own_questions.split())):
             return 'ours'
-        by_prompts = quantity in ('top1', 'top5', 'per_class')
-        return 'paper, our prompts' if by_prompts and not used.startswith('prompts of') else 'paper'
+        if quantity not in ('top1', 'top5', 'per_class'):
+            return 'paper'
+        ours = [what for what in ('prompts', 'names') if f'{what} of' not in used]
+        return ', our '.join(['paper', ' and '.join(ours)]) if ours else 'paper'
 
 # %% ../../nbs/evaluation/58_protocol.ipynb #6371612a
 def _read_prompts(
-    path: str | Path,  # of a JSON file: {"food101": ["a photo of {}.", ...], ...}
+    path: str | Path,  # of a JSON file: {"food101": ["a photo of {}.", ...], "mnist": {"prompts": [...], ...}}
     sets: Collection[str],  # ids that are known
 ) -> dict[str, list[str]]:  # templates by id
     "Prompts of a file; raises ValueError that names the set and the template that will not do."
-    prompts = read_json(Path(path))
-    if unknown := sorted(prompts.keys() - set(sets)):
+    entries = read_json(Path(path))
+    if unknown := sorted(entries.keys() - set(sets)):
         raise ValueError(f'{path} names the unknown set {unknown[0]!r}; known are: {", ".join(sets)}')
+    prompts = {}
+    for name, entry in entries.items():
+        prompts[name] = entry.get('prompts') if isinstance(entry, dict) else entry
+    prompts = {name: o for name, o in prompts.items() if o is not None}
     for name, templates in prompts.items():
         texts = isinstance(templates, list) and templates and all(isinstance(o, str) for o in templates)
         if not texts:
@@ -134,6 +147,20 @@ def _read_prompts(
             if template.count('{}') != 1:
                 raise ValueError(f'{path} gives {name!r} the template {template!r}: it must hold one {{}}')
     return prompts
+
+# %% ../../nbs/evaluation/58_protocol.ipynb #46ba67f6
+def _read_classes(
+    path: str | Path,  # of the same JSON file
+) -> dict[str, list[str]]:  # names by id
+    "The names of classes that a file brings; raises ValueError that names the set whose list will not do."
+    classes = {}
+    for name, entry in read_json(Path(path)).items():
+        if isinstance(entry, dict) and 'classes' in entry:
+            classes[name] = entry['classes']
+    for name, names in classes.items():
+        if not isinstance(names, list) or not all(isinstance(o, str) and o.strip() for o in names):
+            raise ValueError(f'{path} must give {name!r} a list of class names')
+    return classes
 
 # %% ../../nbs/evaluation/58_protocol.ipynb #ca07de46
 def _read_graph(

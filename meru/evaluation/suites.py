@@ -38,7 +38,7 @@ from meru.models.model import (
 from ..models.released import load_released
 from ..models.feature_cache import FeatureCache, open_cache
 from ..training.run import _is_saved, load_run, _weights_of
-from .protocol import Protocol, _read_graph, _read_prompts
+from .protocol import Protocol, _read_classes, _read_graph, _read_prompts
 from .measures import _flatten, Measure, Measures, _quantities
 from meru.evaluation.zeroshot import (
     _class_points,
@@ -199,7 +199,7 @@ def _examine_classes(
 ):
     "Accuracy, WordNet measures and linear probe of one set."
     points = encode_images(model, task.pictures, task.pictures.keys).cpu()
-    classes = _class_points(model, tokenizer, task.classes, task.prompts).cpu()
+    classes = _class_points(model, tokenizer, list(task.called or task.classes), task.prompts).cpu()
     scores = model.geometry.scores(points, classes, model.curv.detach().cpu())
     note, paper = Measure('', 'prompts', task.used), report.rules.is_paper
 
@@ -494,7 +494,8 @@ def _rules_of(
     rules = Protocol(name)
     if prompts:
         templates = _read_prompts(project_path(prompts), _zeroshot_sets())
-        rules = rules._replace(prompts=templates, file=Path(prompts).name)
+        names = _read_classes(project_path(prompts))
+        rules = rules._replace(prompts=templates, classes=names, file=Path(prompts).name)
     if graph:
         rules = rules._replace(graph=_read_graph(project_path(graph)), graph_file=Path(graph).name)
     return rules
