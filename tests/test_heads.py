@@ -79,21 +79,34 @@ def test_embed_as_a_person_runs_it(features, run_cells):
     assert not error and 'is finished: nothing to do' in printed and content() == before
 
 
-def test_embed_train_evaluate(features, run_cells):
-    cache, run = open_cache(features), features.parent / 'head'
-    error, _ = run_cells('train', preset='head_poincare', data=features, out=run, steps=100, batch_size=64, lr=0.002)
+def next_command(printed):
+    "The notebook and the parameters of the command that a run notebook ends with."
+    words = shlex.split(re.findall(r'Next: papermill nbs/(.*)', printed)[-1])
+    given = dict(zip(words[3::3], words[4::3], strict=True))
+    return words[0].removesuffix('.ipynb'), {k: int(o) if o.isdigit() else o for k, o in given.items()}
+
+
+def printed_by(notebook):
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    return '\n'.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
+
+
+def test_each_next_command_leads_on_from_photos_to_a_table(features, run_cells):
+    cache, run = open_cache(features), features.parent / 'my head'
+    notebook, given = next_command(printed_by(features.parent / 'embed.ipynb'))
+    assert (notebook, given['preset'], given['data']) == ('train', 'head_pictures', str(features))
+    error, printed = run_cells(notebook, **given | dict(out=run, steps=100))
     assert not error, error
     config = json.loads((run / 'config.json').read_text())
-    assert (
-        config['backbone'] == cache.info['towers']
-        and config['image_width'] == 1280
-        and config['geometry'] == 'poincare'
-    )
-    error, _ = run_cells('evaluate', run=run, data=features)
+    assert config['backbone'] == cache.info['towers'] and config['image_width'] == 1280
+    notebook, given = next_command(printed)
+    assert notebook == 'evaluate'
+    error, printed = run_cells(notebook, **given)
     assert not error, error
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
     assert len(found) == 1 and all(v > 0.5 for v in found.values()), metrics  # 44 photos: chance is 0.11
+    assert next_command(printed)[1] == dict(run=str(run), images='PHOTOS')
 
 
 def test_a_head_without_features_says_how_to_make_them(run_cells, tmp_path):

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 from conftest import ROOT
+from test_heads import next_command
 from test_pretrained import family_folder
 
 import meru
@@ -75,6 +76,7 @@ def as_tree(source, captions, folder):
     _in_folders(source, captions, folder, list(TREE.values()))
 
 
+COLUMNS = dict(file_column='image', caption_column='text')
 LAYOUTS = dict(table=as_table, texts=as_texts, classes=as_classes, tree=as_tree)
 
 
@@ -186,6 +188,21 @@ def test_without_texts_it_still_searches_groups_and_shows(photos, head, tmp_path
     assert not mine.table and len({path[0] for path in mine.paths}) > 1 and len(mine.search('a dog', k=3)) == 3
     assert mine.explore().path.stat().st_size > 50_000 and '-p model ' + head in mine.report()
     assert not (tmp_path / 'out/model').exists()
+
+
+def test_a_few_photos_go_the_longer_way_by_what_each_notebook_says(photos, towers, tmp_path, run_cells):
+    source, captions = photos
+    mine = tmp_path / 'my photos'
+    as_table(source, dict(list(captions.items())[:30]), mine)
+    error, printed = run_cells(
+        'embed', data=mine / 'labels.csv', towers=towers, out=tmp_path / 'my features', **COLUMNS
+    )
+    assert not error, error
+    notebook, given = next_command(printed)
+    assert (notebook, given['batch_size'], given['data']) == ('train', 15, str(tmp_path / 'my features'))
+    error, printed = run_cells(notebook, **given | dict(out=tmp_path / 'my head', steps=2))
+    assert not error, error
+    assert next_command(printed) == ('traverse', dict(run=str(tmp_path / 'my head'), images='PHOTOS'))
 
 
 def test_a_handful_is_not_learned_by_heart(photos, head, towers, tmp_path):
