@@ -68,7 +68,7 @@ def _main(
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     typed = sys.argv[1:] if argv is None else argv
     if typed[:1] == ['serve']:
-        return _python('meru.gallery', *[os.path.abspath(o) if os.path.isdir(o) else o for o in typed[1:]])
+        return _python('-m', 'meru.gallery', *[os.path.abspath(o) if os.path.isdir(o) else o for o in typed[1:]])
     given, more = _arguments().parse_known_args(typed)
     if more and given.command != 'lab':
         _arguments().error(f'unknown arguments: {" ".join(more)}')

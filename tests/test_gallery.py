@@ -124,6 +124,9 @@ def test_a_person_searches_in_chromium(server, folder, chrome):
     chrome.js("document.getElementById('like').click()")
     wait(chrome, f"{answered} && gallery.row === 7 && {first} === '07.webp'")
     wait(chrome, '[...document.images].some(o => o.naturalWidth > 0)')
+    phone = dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
+    chrome.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.setDeviceMetricsOverride', params=phone))
+    wait(chrome, 'innerWidth === 390 && document.documentElement.scrollWidth <= 390')
     assert chrome.js('return window.hurt') is None and chrome.log() == []
 
 

@@ -70,7 +70,8 @@ async function open_(hit) {
 function stop(met) {
   const item = made('li');
   if (met.row >= 0) item.append(picture(met.row, met.text));
-  item.append(made('span', met.text === '[root]' ? 'the root, under which everything lies' : met.text), ' ', made('small', `${met.radius} from the root`));
+  if (met.text === '[root]') item.append('the root, under which everything lies');
+  else item.append(made('span', met.text), ' ', made('small', `met at ${met.radius} from the root`));
   return item;
 }
 
