@@ -227,3 +227,13 @@ def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
     run = Run(tmp_path, make_config('smoke', steps=2, warmup=1))
     fit(run, quiet=True)
     assert run.read('run.json')['peak_memory'] is None and run.read('run.json')['held_out_failures'] == {}
+
+
+def test_deterministic_holds_while_a_run_lasts_and_changes_no_bit_on_a_cpu(tmp_path):
+    short, seen = dict(steps=4, log_every=1, val_pairs=64), []
+    plain, strict = Run(tmp_path / 'a', make_config('smoke', **short)), tmp_path / 'b'
+    strict = Run(strict, make_config('smoke', deterministic=True, **short))
+    fit(plain)
+    fit(strict, on_log=lambda row: seen.append(torch.are_deterministic_algorithms_enabled()))
+    assert seen == [True] * 4 and not torch.are_deterministic_algorithms_enabled()
+    assert file_sha256(plain.last) == file_sha256(strict.last)

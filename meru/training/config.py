@@ -82,6 +82,7 @@ class TrainConfig(ModelConfig, ImageAugment):
     save_every: Annotated[Count, per_session] = 1_000  # updates between two checkpoints
     log: Annotated[_Log, per_session] = 'off'  # live curves: csv, tensorboard, wandb or module:Class, by commas
     device: Annotated[Device, per_session] = 'auto'  # where the model computes
+    deterministic: Annotated[bool, per_session] = False  # on a GPU the same bits again, slower; on a CPU always so
 
     def __post_init__(self):
         ModelConfig.__post_init__(self)

@@ -376,7 +376,8 @@ def fit(
     _check_own(run, model, losses)
     if run.finished:
         return _finished_model(run, model)
-    with locked(run.folder), _memory_explained(run), _live_writers(run, on_log) as on_log:
+    bits = _repeatable(run.config.deterministic)
+    with locked(run.folder), _memory_explained(run), bits, _live_writers(run, on_log) as on_log:
         cfg, device = run.config, pick_device(run.config.device)
         model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
@@ -578,6 +579,23 @@ def _memory_explained(
             f'({str(error).strip().splitlines()[0][:120]}): set -p micro_batch auto, -p recompute True '
             f'or a smaller -p batch_size. {run.name} keeps its checkpoint of step {run.step}.'
         ) from None
+
+# %% ../../nbs/training/45_trainer.ipynb #693c5ccb
+@contextmanager
+def _repeatable(
+    wanted: bool,  # `deterministic` of a config
+):
+    "Only operations that give the same bits again; one that has no such form raises RuntimeError by its name."
+    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    if wanted:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when the first product runs on a GPU
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.deterministic = cudnn
 
 # %% ../../nbs/training/45_trainer.ipynb #e71c0a03
 def main(
