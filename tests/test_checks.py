@@ -10,7 +10,7 @@ from meru.training.trainer import open_data
 
 
 def test_the_notebook_answers_three_questions(run_cells, tmp_path):
-    little = dict(batch_size=32, sweep_steps=40, few=4, few_steps=60, steps=10)
+    little = dict(batch_size=32, sweep_steps=30, few=4, few_steps=40, steps=10)
     error, printed = run_cells('check', preset='smoke', out=tmp_path / 'check', **little)
     assert not error, error
     assert 'all 4 pairs learned' in printed and 'right at first (chance 0.3%)' in printed
@@ -51,6 +51,6 @@ def test_a_rate_that_is_too_high_is_named(features):
 
 
 def test_texts_that_are_cut_are_named():
-    config = make_config('smoke', context_length=3, lr=1e-3)
-    drill = check_overfit(config, open_data(config)[0], few=64, steps=10)
+    config = make_config('smoke', image_width=64, context_length=3, lr=1e-3)
+    drill = check_overfit(config, open_data(config)[0], few=48, steps=4)
     assert any('differ only after their first 3 tokens: raise context_length' in o for o in drill.likely)

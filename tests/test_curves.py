@@ -51,7 +51,7 @@ def resumed(tmp_path_factory):
 
     os.environ.update(WANDB_MODE='offline', WANDB_SILENT='true')
     log = ','.join([*packages(), 'test_curves:Kept'])
-    config = make_config('smoke', steps=8, batch_size=8, val_every=4, val_pairs=16, log=log)
+    config = make_config('smoke', image_width=64, steps=8, batch_size=8, val_every=4, val_pairs=16, log=log)
     folder = tmp_path_factory.mktemp('curves') / 'run'
     Kept.opened.clear()
     with pytest.raises(KeyboardInterrupt):

@@ -1,10 +1,14 @@
 """The site of a small project: four pages, one module of the API. `make docs` checks the links of the whole."""
 
 import fnmatch
+import http.server
 import importlib.util
 import json
 import re
 import shutil
+import socket
+import threading
+from functools import partial
 import pytest
 from conftest import ROOT
 from house import pages
@@ -43,9 +47,8 @@ def site(tmp_path_factory):
         shutil.copyfile(ROOT / f'nbs/{page}.ipynb', home / f'nbs/{page}.ipynb')
     for name in docs.GUIDE:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(
-            f'# {name}\n\n[Losses](nbs/losses), [a folder](tests), [R](nbs/reports), [T](nbs/training), $x^2$, `contrastive $a$`\n'
-        )
+        links = '[Losses](nbs/losses), [a folder](tests), [R](nbs/reports), [T](nbs/training)'
+        (home / name).write_text(f'# {name}\n\n{links}, $x^2$, `contrastive $a$`\n')
     (home / 'outputs/LOG.md').write_text('# Log\n\n[a cone](../nbs/01_plots.ipynb#Cones)\n')
     for name in docs.EXPLORERS:
         there = home / f'outputs/reference/{name}/explorer.html'
@@ -121,36 +124,43 @@ def test_it_reads_well_in_a_browser(site):
     binary, driver = next(filter(None, map(shutil.which, CHROMES)), None), shutil.which('chromedriver')
     if not binary or not driver:
         pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
-    browser = Browser(driver, binary, free_port())
-    try:
-        look(browser, site)
-    finally:
-        browser.close()
-
-
-def free_port():
-    import socket
-
+    quiet = type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None))
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+        port = s.getsockname()[1]
+    browser = Browser(driver, binary, port)
+    try:
+        look(browser, f'http://127.0.0.1:{server.server_port}')
+    finally:
+        browser.close()
+        server.shutdown()
+        server.server_close()
 
 
-def look(browser, site):
+def look(browser, address):
     phone = dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
     colours = []
     for scheme in ('light', 'dark'):
         media = dict(features=[dict(name='prefers-color-scheme', value=scheme)])
         for cmd, params in (('setDeviceMetricsOverride', phone), ('setEmulatedMedia', media)):
             browser.call('POST', '/goog/cdp/execute', dict(cmd=f'Emulation.{cmd}', params=params))
-        browser.call('POST', '/url', dict(url=(site / 'losses/11_entailment.html').as_uri()))
+        browser.call('POST', '/url', dict(url=f'{address}/losses/11_entailment.html'))
         width, colour = browser.js(
             'return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]'
         )
         assert width == 390
         colours.append(sum(map(int, re.findall(r'\d+', colour)[:3])))
     assert colours[0] > 600 and colours[1] < 200
-    assert [o for o in browser.log() if 'search.json' not in o] == []
+    hits = browser.js("""const input = document.querySelector('.smalldocs-search input')
+        input.value = 'entailment_loss'
+        input.dispatchEvent(new Event('focus'))
+        return fetch('../search.json').then(() => new Promise(done => setTimeout(() => {
+            input.dispatchEvent(new Event('input'))
+            setTimeout(() => done([...document.querySelectorAll('.search-result')].map(o => o.href)), 500)
+        }, 300)))""")
+    assert f'{address}/api/entailment.html#entailment_loss' in hits and browser.log() == []
 
 
 def test_the_chapters_list_every_page():
