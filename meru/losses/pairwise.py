@@ -395,11 +395,16 @@ def _mean_nats(own, negatives, batch):
     return (row_nats + col_nats) / 2
 
 # %% ../../nbs/losses/13_pairwise.ipynb #0d895f24
+def _own_logits(geometry, x, y, curv, scale, dtype):
+    "Logits of the pairs, to full precision."
+    link = geometry.pairing(x, y, curv).positive.to(dtype)
+    return -scale * (link / curv.sqrt() if geometry.has_curv else link)
+
+
 def _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta):
     "With the matrix of logits, for transforms that look into every operation."
     logits = scale * geometry.scores(x, y, curv)
-    positive = geometry.pairing(x, y, curv).positive.to(logits.dtype)
-    positive = -scale * (positive / curv.sqrt() if geometry.has_curv else positive)
+    positive = _own_logits(geometry, x, y, curv, scale, logits.dtype)
     return _matrix_loss(logits.diagonal_scatter(positive), text_ids, margin, hard_beta)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #27684a42

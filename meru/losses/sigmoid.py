@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from ..geometry import _full_float32, _wide, Geometry
 from .contrastive import _Logits, _Slopes
-from .pairwise import _count_negatives, _fill, _floor, _in_one_type, _memory, _paired, _SLOPES, _tile, _tiles
+from .pairwise import _count_negatives, _fill, _floor, _in_one_type, _memory, _own_logits, _paired, _SLOPES
+from .pairwise import _tile, _tiles
 from ..parallel import gather_rows, mean_of_all
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #5db92ce2
@@ -87,8 +88,7 @@ def _frame(batch, text_ids):
 def _plain_sigmoid(geometry, x, y, curv, scale, bias, text_ids):
     "With the matrix of logits, for transforms that look into every operation."
     logits = scale * geometry.scores(x, y, curv) + bias
-    link = geometry.pairing(x, y, curv).positive.to(logits.dtype)
-    positive = bias - scale * (link / curv.sqrt() if geometry.has_curv else link)
+    positive = bias + _own_logits(geometry, x, y, curv, scale, logits.dtype)
     ids = torch.arange(len(x), device=x.device) if text_ids is None else text_ids
     is_negative = ids[:, None] != ids
     negatives = softplus(logits) * is_negative

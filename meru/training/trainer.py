@@ -376,8 +376,7 @@ def fit(
     _check_own(run, model, losses)
     if run.finished:
         return _finished_model(run, model)
-    bits = _repeatable(run.config.deterministic)
-    with locked(run.folder), _memory_explained(run), bits, _live_writers(run, on_log) as on_log:
+    with _held(run), _live_writers(run, on_log) as on_log:
         cfg, device = run.config, pick_device(run.config.device)
         model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
@@ -596,6 +595,13 @@ def _repeatable(
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.deterministic = cudnn
+
+
+@contextmanager
+def _held(run: Run):
+    "One process at a time trains a run."
+    with locked(run.folder), _memory_explained(run), _repeatable(run.config.deterministic):
+        yield
 
 # %% ../../nbs/training/45_trainer.ipynb #e71c0a03
 def main(
