@@ -215,6 +215,17 @@ def test_a_run_learns_parts_and_resumes_to_the_bit(runs, tmp_path):
     assert file_sha256(Run(tmp_path / 'again', cfg).last) == file_sha256(runs / 'smoke_parts' / 'last.safetensors')
 
 
+def test_the_vit_preset_learns_parts_that_the_device_augments(scenes, tmp_path):
+    "Cut down in width and depth alone; pictures and parts are augmented a batch at a time."
+    image = dict(image_size=32, image_width=48, image_depth=1, image_heads=3, recompute=True)
+    text = dict(text_width=64, text_depth=1, text_heads=1, vocab_size=4096, context_length=32, embed_dim=16)
+    how = dict(batch_size=16, steps=2, warmup=1, log_every=1, workers=0, augment_on='device')
+    cfg = make_config('vit_b_parts', data=str(scenes), **image, **text, **how)
+    fit(Run(tmp_path / 'vit', cfg), quiet=True)
+    row = Run(tmp_path / 'vit', cfg).rows()[-1]
+    assert row['part'] > 0 and row['entailment'] > 0 and cfg.amp == 'bf16' and cfg.entail_weight == 0.4
+
+
 @pytest.mark.parametrize(
     'given, message',
     [
