@@ -144,10 +144,14 @@ def step_memory(
     pairs = -(-cfg.batch_size // max(1, processes))
     part = min(cfg.micro_batch or pairs, pairs)
     parts = pairs // part
+
+    def counted(n):
+        return _in_thread(_updated, cfg, n * part)
+
     if parts < 4:
-        return _StepMemory(pairs, part, *_in_thread(_updated, cfg, parts * part))
-    two, three = (_in_thread(_updated, cfg, n * part) for n in (2, 3))
-    between, peak = (a + (parts - 2) * (b - a) for a, b in zip(two, three))
+        return _StepMemory(pairs, part, *counted(parts))
+    two, three, more = counted(2), counted(3), parts - 2
+    between, peak = (a + more * (b - a) for a, b in zip(two, three))
     return _StepMemory(pairs, part, between, peak)
 
 # %% ../../nbs/training/48_memory.ipynb #385b6cd1
