@@ -61,6 +61,17 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/74_commands.ipynb #b1e9ae6d
+def _serve(
+    typed: list[str],  # a folder and options, from where the person stands
+) -> int:  # exit status
+    "The gallery, until Ctrl-C."
+    found = [os.path.abspath(o) if os.path.isdir(o) else o for o in typed]
+    try:
+        return _python('-m', 'meru.gallery', *found)
+    except KeyboardInterrupt:
+        return 0
+
+
 def _main(
     argv: list[str] | None = None,  # None: as typed
 ) -> int:  # exit status
@@ -68,7 +79,7 @@ def _main(
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     typed = sys.argv[1:] if argv is None else argv
     if typed[:1] == ['serve']:
-        return _python('-m', 'meru.gallery', *[os.path.abspath(o) if os.path.isdir(o) else o for o in typed[1:]])
+        return _serve(typed[1:])
     given, more = _arguments().parse_known_args(typed)
     if more and given.command != 'lab':
         _arguments().error(f'unknown arguments: {" ".join(more)}')

@@ -13,6 +13,7 @@ import meru
 import socket
 import sys
 import torch
+from contextlib import suppress
 from dataclasses import replace
 from jaxtyping import Float
 from pathlib import Path
@@ -307,7 +308,8 @@ def _serve(given: argparse.Namespace):
             f'port {given.port} of {given.host} cannot be had ({e.strerror}): give another with --port'
         ) from None
     print(f'{len(gallery.files):,} pictures at http://{given.host}:{listening.getsockname()[1]}', flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[listening])
 
 # %% ../nbs/76_gallery.ipynb #bdea4cee
 def _main(

@@ -191,7 +191,7 @@ def test_both_lie_between(server, folder):
     assert stops[0]['row'] == 5 and stops[-1]['text'] == '[root]'
 
 
-def test_the_command_names_what_is_wrong(folder, capsys):
+def test_the_command_names_what_is_wrong(server, folder, capsys):
     assert gallery._main([str(folder / 'nowhere')]) == 1
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
@@ -207,9 +207,5 @@ def test_meru_serve_hands_over(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'photos').mkdir()
     monkeypatch.setattr(commands, '_python', lambda *typed: typed)
-    assert commands._main(['serve', 'photos', '--port', '1']) == (
-        'meru.gallery',
-        str(tmp_path / 'photos'),
-        '--port',
-        '1',
-    )
+    handed = '-m', 'meru.gallery', str(tmp_path / 'photos'), '--port', '1'
+    assert commands._main(['serve', 'photos', '--port', '1']) == handed
