@@ -114,7 +114,7 @@ def _choose_towers(
     except (ConnectionError, ImportError):
         remedy = f'connect once, or name others with towers, to have {_clip}'
         why = 'CLIP is not on this machine and there is no network'
-        print(f'The small towers {_small} see the pictures: {why}; {remedy}.')
+        _say(f'The small towers {_small} see the pictures: {why}; {remedy}.')
         return load_towers(_small)
 
 # %% ../nbs/73_pictures.ipynb #7558255d
