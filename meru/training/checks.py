@@ -261,7 +261,8 @@ def held_out_gap(
     for part in (_first_pairs(pairs, n), _first_pairs(held_out, n)):
         loader = make_loader(cfg, part, batch_size=min(cfg.batch_size, n), workers=0)
         scores.append(_validate(model, loader))
-    return _Gap(*scores, n)
+    seen, unseen = scores
+    return _Gap(seen, unseen, n)
 
 # %% ../../nbs/training/47_checks.ipynb #f410c07d
 @dataclass(frozen=True)

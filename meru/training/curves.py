@@ -262,7 +262,7 @@ class LiveCurves:
         start = time.perf_counter()
         if start < self.due and row['step'] < self.run.config.total_steps:
             return
-        self._show(self.draw())
+        self.show()
         took = time.perf_counter() - start
         self.due = start + max(2.0, took / self.share)
 
@@ -281,14 +281,14 @@ class LiveCurves:
         figure.suptitle(_title(rows, self.run.config), fontsize=10, x=0.01, ha='left')
         return figure
 
-    def _show(self, figure):
-        "In the notebook, in place of the figure before; elsewhere nothing."
+    def show(self):
+        "Put the figure where the one before is, in a notebook; elsewhere nothing happens."
         shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
         if shell is None:
             return
         from IPython.display import display
 
         if self.shown is None:
-            self.shown = display(figure, display_id=True)
+            self.shown = display(self.draw(), display_id=True)
         else:
-            self.shown.update(figure)
+            self.shown.update(self.draw())
