@@ -198,6 +198,8 @@ def _part_terms(
     scale: float | Float[Tensor, ''],  # inverse temperature s > 0, of the pairs
 ) -> _PartTerms:
     "Two of HyCoCLIP's four contrastive terms (Pal et al. 2025, equation 7); the other two are those of pairs."
+    if graph.parts is None:
+        raise ValueError('the graph has no parts: give text_graph the owners of its chains')
     whole, part = graph.parts.any(1), graph.parts.any(0)
     of_parts, of_wholes = graph.of_images[part], graph.of_images[whole]
     caption = graph.reduced().of_images[whole].any(0)
