@@ -47,6 +47,9 @@ model = meru.from_pretrained('{{ name }}')  # a folder, or org/name on the hub w
 print(model.similarity(['photo.jpg'], ['a dog', 'a dog in the snow']))
 ```
 
+With transformers, and the package meru beside it:
+`pipeline('zero-shot-image-classification', '{{ name }}', trust_remote_code=True)`.
+
 {{ towers }}
 
 ## Training

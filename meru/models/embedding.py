@@ -36,7 +36,7 @@ class EmbedConfig(ImageAugment):
     "What is encoded, by which towers, in how many views."
 
     data: str = (
-        ''  # folder of shards (subfolders: splits) or pictures with texts, or .csv, .tsv, .jsonl, .json, .parquet
+        ''  # folder (shards, splits of them, pictures with texts), .csv, .tsv, .jsonl, .json, .parquet, or an address
     )
     towers: Given = 'lite2+minilm'  # see meru.models.pretrained.load_towers
     out: str = ''  # folder of the cache

@@ -42,7 +42,7 @@ _Log = Annotated[
 class TrainConfig(ModelConfig, ImageAugment):
     "Everything that decides a training run; the defaults are the paper's recipe, in bfloat16, equal texts masked."
 
-    data: Given = 'data/cc3m'  # 'emoji' for the embedded drawings, 'scenes' of them, or a folder of shards
+    data: Given = 'data/cc3m'  # 'emoji' for the embedded drawings, 'scenes' of them, a folder of shards or its address
     vocab_size: Annotated[int, Between(514, 49408)] = 49408  # token ids: 512 bytes, CLIP's merges, start and end
     seed: Seed = 0  # decides initial weights, order and augmentation
     steps: Count = 120_000  # updates of the whole run
