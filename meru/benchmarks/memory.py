@@ -61,5 +61,9 @@ def _draw_memory(
     for card in result['rows'][0]['cards']:
         ax.axvline(card['room'] / 2**30, color='k', lw=0.8, ls=':')
     ax.set(xscale='log', xlabel='GiB; dotted: what the cards can give')
+    marks = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+    ax.set_xticks(marks, map(str, marks))
+    ax.minorticks_off()
+    ax.set_xlim(0.5 * min(bars.values()) / 2**30, 1.2 * max(bars.values()) / 2**30)
     ax.invert_yaxis()
     return ax
