@@ -121,13 +121,13 @@ def test_ablate_runs_resumes_and_draws(made_up, papermill, run_cells, tmp_path):
     done = papermill('ablate', tmp_path / 'ablate.ipynb', *args)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / 'a' / 'results.json').read_text())
-    assert {'commit', 'torch', 'first_run'} <= set(results['sessions'][0]) and len(results['runs']) == 2 * 47
+    assert {'commit', 'torch', 'first_run'} <= set(results['sessions'][0]) and len(results['runs']) == 2 * 58
     assert all(0 <= r['metrics']['text_to_image_r1'] <= 1 for r in results['runs'])
     assert {'ideas.png', 'widths.png'} <= {p.name for p in (tmp_path / 'a').iterdir()}
     results['runs'].pop()
     (tmp_path / 'a' / 'results.json').write_text(json.dumps(results))
     error, _ = run_cells('ablate', data=made_up, out=tmp_path / 'a', seeds=2, steps=3)
-    assert not error and len(json.loads((tmp_path / 'a' / 'results.json').read_text())['runs']) == 2 * 47
+    assert not error and len(json.loads((tmp_path / 'a' / 'results.json').read_text())['runs']) == 2 * 58
 
 
 @pytest.mark.parametrize(
