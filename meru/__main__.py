@@ -28,6 +28,7 @@ def _run_notebook(
         raise SystemExit(f'there is no {source}: run inside a clone of the project')
     folder.mkdir(parents=True, exist_ok=True)
     print(f'nbs/{name}.ipynb', flush=True)
+    os.environ['MERU_ALOUD'] = '1'
     streams = dict(stdout_file=sys.stdout, stderr_file=sys.stderr)
     execute_notebook(source, folder / f'{name}.ipynb', parameters, progress_bar=False, cwd=root(), **streams)
 

@@ -393,7 +393,7 @@ def _say(
     "Print; in a notebook that papermill runs on the terminal too."
     print(text)
     terminal = getattr(sys.stdout, '_original_stdstream_copy', None)  # a kernel's; what it prints goes elsewhere
-    if terminal is not None:
+    if terminal is not None and 'MERU_ALOUD' not in os.environ:  # else all is shown there anyway
         os.write(terminal, f'\n{text}\n'.encode())
 
 
