@@ -1,4 +1,4 @@
-"""The site from the notebooks, without network: `.ci/docs.py [FOLDER]`, by default `_docs`; it fails if a link leads nowhere.
+"""The site from the notebooks, without network: `.ci/docs.py [FOLDER]`, by default `_docs`. A dead link fails it.
 
 Pages are copied as a reader wants them: without directives and hidden cells, formulas as MathML, links to files of
 the project beside them. smalldocs then renders them, and makes the API pages from the package's docments.
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -45,7 +46,7 @@ def place(path):
 
 
 def target(link, page):
-    "The project's file that a link on a page leads to, with what stands behind #; None: it leads elsewhere, or nowhere."
+    "The project's file that a link leads to, and what stands behind its #; None: it leads elsewhere, or nowhere."
     path, _, anchor = unquote(link).partition('#')
     if not path or re.match(r'[a-z]+:', path):
         return None
@@ -192,7 +193,7 @@ def stage(folder):
 
 
 def api_pages():
-    "The API's page of each public module, by wing, as smalldocs names them: by the last name, or the whole where two share it."
+    "The API's pages by wing. smalldocs calls them by the module's last name, or by the whole where two share it."
     found = sorted((ROOT / 'meru').rglob('[a-z]*.py'))
     modules = ['.'.join(('meru', *p.relative_to(ROOT / 'meru').with_suffix('').parts)) for p in found]
     last = Counter(m.rpartition('.')[2] for m in modules)
@@ -263,12 +264,10 @@ def build(out):
     methods = reference.methods
     public = lambda cls, private=False: [o for o in methods(cls, private) if private or o.__name__[0] != '_']
     reference.methods = public  # `dist = _lorentz_dist` of a class is no method called so
-    folder = ROOT / 'build' / 'docs'
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    stage(folder)
-    settings(folder, out)
-    site = render(folder, quiet=True)
+    with tempfile.TemporaryDirectory() as folder:
+        stage(Path(folder))
+        settings(Path(folder), out)
+        site = render(folder, quiet=True)
     for theme in out.rglob('*.css'):
         text = re.sub(r'@import url\([^)]*\);?', '', theme.read_text(encoding='utf-8'))  # fonts of another machine
         theme.write_text(text, encoding='utf-8')

@@ -231,7 +231,11 @@ def anchors(path):
 
 def dead_links():
     "Relative links of pages and Markdown files whose file or heading is not there."
-    kept = [p for p in ROOT.rglob('*.md') if not {'.venv', '.git', 'local', '.pytest_cache'} & set(p.parts)]
+    kept = [
+        p
+        for p in ROOT.rglob('*.md')
+        if not {'.venv', '.git', 'local', '.pytest_cache', '_docs', 'build'} & set(p.relative_to(ROOT).parts)
+    ]
     kept = [p for p in kept if 'outputs' not in p.parts or 'reference' in p.parts or p.parent.name == 'outputs']
     texts = {p: p.read_text(encoding='utf-8') for p in kept}
     texts |= {p: '\n\n'.join(s for c, s in cells(p) if c['cell_type'] == 'markdown') for p in pages()}
