@@ -606,7 +606,7 @@ def test_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.setattr('meru.core._holding', lambda folder: None)  # as where the package is installed by itself
     with pytest.raises(FileNotFoundError, match='inside a clone'):
         embedded_data()
-    with pytest.raises(ValueError, match="there is 'emoji'"):
+    with pytest.raises(ValueError, match="there are 'emoji' and 'scenes'"):
         embedded_data('cc3m')
 
 
