@@ -16,7 +16,7 @@ def test_the_notebook_answers_three_questions(run_cells, tmp_path):
     assert 'all 4 pairs learned' in printed and 'right at first (chance 0.3%)' in printed
     assert '7,050 training pairs, 294 held out' in printed
     lr = float(printed.split('Learning rate ')[1].split('. A few')[0])
-    assert f'-p preset smoke -p data emoji -p lr {lr:.1e}' in printed and 3e-5 < lr < 1e-2
+    assert f'-p preset smoke -p data emoji -p lr {lr:.1e}' in printed and 1e-4 < lr < 3e-2
     assert json.loads((tmp_path / 'check/run/config.json').read_text())['lr'] == pytest.approx(lr, rel=0.05)
     pictures = {p.name: p.stat().st_size for p in (tmp_path / 'check/figures').iterdir()}
     assert sorted(pictures) == ['held_out.png', 'learning_rate.png', 'overfit.png'] and min(pictures.values()) > 3000
@@ -33,7 +33,7 @@ def test_a_head_on_features(features):
     config, (pairs, held_out) = features
     sweep = find_lr(config, pairs, steps=60)
     drill = check_overfit(replace(config, lr=sweep.lr), pairs)
-    assert 1e-3 < sweep.lr < 1 and drill.right == 1 and not drill.likely
+    assert 1e-2 < sweep.lr <= 1 and drill.right == 1 and not drill.likely
     gap = held_out_gap(build_model(config), config, (pairs, held_out))
     assert gap.pairs == 40 and {'val_loss', 'val_top1'} <= gap.seen.keys() and 0 <= gap.seen['val_top1'] <= 1
 

@@ -44,7 +44,7 @@ class _LrSweep(NamedTuple):
     rates: list[float]  # of AdamW, growing
     losses: list[float]  # before each update
     smooth: list[float]  # their running mean
-    lr: float  # suggested peak: a third of the rate where that mean is lowest
+    lr: float  # suggested peak: where that mean is lowest
 
     def plot(self, ax: Axes | None = None) -> Axes:
         "Loss by rate; the suggestion is the dashed line."
@@ -101,7 +101,7 @@ def find_lr(
         if _lost(losses, math.log(len(batch.images))):
             break
     smooth = _smooth(losses)
-    return _LrSweep(rates, losses, smooth, _turn(rates, smooth) / 3)
+    return _LrSweep(rates, losses, smooth, _turn(rates, smooth))
 
 
 def _fresh(cfg: TrainConfig) -> tuple[str, Model, torch.optim.Optimizer]:
@@ -293,6 +293,6 @@ class CheckConfig:
     ) -> TrainConfig:
         "The config of the short run."
         given = dict(data=self.data or None, batch_size=self.batch_size or None, lr=lr)
-        rhythm = dict(log_every=max(1, self.steps // 20), val_every=max(1, self.steps // 4), save_every=self.steps)
+        rhythm = dict(log_every=max(1, self.steps // 20), val_every=max(1, self.steps // 2), save_every=self.steps)
         given = {name: value for name, value in given.items() if value is not None}
         return make_config(self.preset, **given, **rhythm, steps=self.steps, seed=self.seed, device=self.device)
