@@ -25,7 +25,7 @@ from ..data.images import augment_images, crop_resize, ImageAugment, n_draws
 from ..data.loader import Batch
 from ..models.towers import ConvMLP
 from ..models.model import build_model, Model
-from ..training.optim import make_optimizer, param_groups
+from ..training.optim import make_optimizer, _param_groups
 from ..training.config import presets, TrainConfig
 from ..training.step import compile_blocks, compiles, gradients, _Kept, to_device
 from ..training.trainer import pick_device, update
@@ -253,7 +253,7 @@ def _plain_step(
     gpu = device != 'cpu'
     model = build_model(cfg).to(device).train()
     batch = _whole_texts(_noise_batch(cfg, cfg.batch_size), cfg)
-    opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), cfg.lr, cfg.betas)
+    opt = torch.optim.AdamW(_param_groups(model, cfg.weight_decay), cfg.lr, cfg.betas)
     scaler = torch.amp.GradScaler(device, enabled=gpu)
 
     def run():
@@ -282,7 +282,7 @@ def _open_clip_step(
     forward = torch.compile(net) if compiled else net
     loss_of = open_clip.ClipLoss()
     batch = _whole_texts(_noise_batch(cfg, cfg.batch_size), cfg)
-    opt = torch.optim.AdamW(param_groups(net, cfg.weight_decay), cfg.lr, cfg.betas)
+    opt = torch.optim.AdamW(_param_groups(net, cfg.weight_decay), cfg.lr, cfg.betas)
 
     def run():
         with torch.autocast(device, torch.bfloat16, enabled=cfg.amp == 'bf16'):
