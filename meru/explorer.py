@@ -25,7 +25,7 @@ from typing import NamedTuple
 from .geometry import Geometry, get_geometry, readings, unit
 from .plots import fit_angles, polar_dist, principal_axes
 from .core import check_finite, project_path, write_file
-from .data.shards import Sample, Shards
+from .data.shards import data_path, Sample, Shards
 from .data.emoji import embedded_data
 from .data.images import _decode_scaled, ImageError, to_rgb
 from .models.taxonomy import ancestors
@@ -1378,7 +1378,7 @@ def _one_dataset(
     data: str,  # as `explore` takes it
 ) -> bool:
     "Is it something to show on one page, not a folder of datasets?"
-    folder = project_path(data)
+    folder = data_path(data)
     if data != 'emoji' and not folder.exists():
         raise FileNotFoundError(f'there is no {folder}: name a dataset with data=FOLDER')
     return data == 'emoji' or (folder / 'cache.json').exists() or holds_one(folder)
@@ -1389,7 +1389,7 @@ def _check_one(
 ):
     "Refuse a folder of datasets."
     if not _one_dataset(data):
-        inside = survey(project_path(data))[0]
+        inside = survey(data_path(data))[0]
         example = f'{data}/{inside[0].name}'
         raise ValueError(
             f'{data} holds {len(inside)} datasets, and a page shows one: name it, such as data={example!r}.'
@@ -1402,7 +1402,7 @@ def _read_scene(
     n: int,  # points at most
 ) -> _Scene:
     "The drawings; or the held-out part of the run's own data; or all of another dataset."
-    cfg, folder = model.cfg, project_path(data)
+    cfg, folder = model.cfg, data_path(data)
     if data == 'emoji':
         return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n)
     by_towers = cfg.image_tower == 'features' and not (folder / 'cache.json').exists()

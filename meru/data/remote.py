@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 from typing import Any, NamedTuple
