@@ -1,7 +1,5 @@
 """transformers loads a saved folder offline and says what we say; `encode` is as sentence-transformers has it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch

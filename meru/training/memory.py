@@ -11,7 +11,6 @@ import threading
 import torch
 import weakref
 from dataclasses import replace
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
