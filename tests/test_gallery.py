@@ -1,6 +1,7 @@
 """The gallery in a real browser and under requests that mean no good."""
 
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -209,3 +210,9 @@ def test_meru_serve_hands_over(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, '_python', lambda *typed: typed)
     handed = '-m', 'meru.gallery', str(tmp_path / 'photos'), '--port', '1'
     assert commands._main(['serve', 'photos', '--port', '1']) == handed
+
+
+def test_a_missing_package_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    assert gallery._main([str(folder)]) == 1
+    assert "pip install 'meru[serve]'" in capsys.readouterr().err

@@ -292,3 +292,9 @@ def test_a_table_of_the_hub_with_its_pictures_inside(store, tmp_path, monkeypatc
     assert len(opened) == 28 and (folder / 'train' / 'manifest.json').stat().st_mtime_ns == before
     train, val = open_data(make_config('smoke', data=store.url('hub'), val_pairs=2, batch_size=4))
     assert (len(train), len(val)) == (17, 1)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'aiohttp', None)
+    with pytest.raises(ImportError, match=r"http://127.0.0.1:1/x cannot be reached .*pip install 'meru\[remote\]'"):
+        data_path('http://me:secret@127.0.0.1:1/x')
