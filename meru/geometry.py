@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['links', 'geometries', 'unit', 'products', 'common_centre', 'Pairing', 'readings', 'Geometry', 'Lorentz',
-           'lorentz_to_poincare', 'poincare_to_lorentz', 'Poincare', 'Euclidean', 'Flat', 'Sphere', 'register',
-           'get_geometry']
+           'lorentz_to_poincare', 'poincare_to_lorentz', 'Euclidean', 'Flat', 'Sphere', 'register', 'get_geometry']
 
 # %% ../nbs/00_geometry.ipynb #48225c9a
 import math
@@ -660,7 +659,7 @@ def _ball_columns(p, curv, centre):
     return near * over[:, None].to(p.dtype), _wide_squares(p, centre) / -2 * over, over
 
 # %% ../nbs/00_geometry.ipynb #ecc3ffbd
-class Poincare(Geometry):
+class _Poincare(Geometry):
     "The ball of curvature −c, with |v| the geodesic length (Ganea et al. 2018, rescaled)."
 
     name, factor = 'poincare', -4.0
@@ -931,7 +930,7 @@ def register(
     return geometry
 
 
-for _known in (Lorentz, Poincare, Euclidean, Flat, Sphere, _Inner):
+for _known in (Lorentz, _Poincare, Euclidean, Flat, Sphere, _Inner):
     register(_known)
 
 # %% ../nbs/00_geometry.ipynb #0821b3be

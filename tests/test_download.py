@@ -191,7 +191,7 @@ def test_an_address_that_is_not_public_is_not_visited(address, monkeypatch):
     'address', ['93.184.216.34', '168.63.129.15', '2606:2800:220:1::1', '4000::1', '64:ff9b::808:808']
 )
 def test_a_public_address_is_visited(address):
-    assert D._may_visit(address) == (address != '4000::1')  # not handed out yet
+    assert D.may_visit(address) == (address != '4000::1')  # not handed out yet
 
 
 class Endless(io.RawIOBase):
@@ -220,7 +220,7 @@ def test_nothing_is_read_behind_a_packed_body(length):
     sock = Endless(f'HTTP/1.1 200 OK\r\n{length}Content-Encoding: gzip\r\n\r\n'.encode() + gzip.compress(picture))
     answer = http.client.HTTPResponse(sock, method='GET')
     answer.begin()
-    assert D._read_body(answer, 1_000_000) == picture and sock.given < 200_000
+    assert D.read_body(answer, 1_000_000) == picture and sock.given < 200_000
 
 
 def test_a_row_that_outlasts_its_time_costs_that_row(monkeypatch, tmp_path):

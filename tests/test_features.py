@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from meru.core import locked
 from meru.models.pretrained import Towers
-from meru.models.feature_cache import import_flickr8k, open_cache
+from meru.models.feature_cache import _import_flickr8k, open_cache
 from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
     FeatureBatches,
@@ -417,11 +417,11 @@ def test_all_pairs_or_one_caption_an_image(photos, tmp_path):
 
 def test_the_flickr8k_features_as_a_cache(tmp_path):
     files = local('flickr8k_frozen_features.safetensors'), local('flickr8k_frozen_features.json')
-    cache = import_flickr8k(*files, tmp_path / 'flickr8k')
+    cache = _import_flickr8k(*files, tmp_path / 'flickr8k')
     assert cache.image.shape == (8091, 1, 1280) and cache.text.shape == (40455, 1, 384)
     assert {k: len(cache.rows(k)) for k in ('train', 'dev', 'test')} == dict(train=6000, dev=1000, test=1000)
     assert cache.captions[0].startswith('A child in a pink dress') and cache.keys[0] == '1000268201_693b08cb0e.jpg'
-    assert import_flickr8k(*files, tmp_path / 'flickr8k').id == cache.id
+    assert _import_flickr8k(*files, tmp_path / 'flickr8k').id == cache.id
     loader = FeatureBatches(cache, 'train', 64, order='hard')
     start = time.perf_counter()
     for i in range(93):
