@@ -44,7 +44,7 @@ _parts = (
     'core geometry plots parallel losses data models training search evaluation explorer hub image_index pictures'
 ).split()
 
-
+# %% ../nbs/99_meru.ipynb #cd569ef4
 def _unknown(
     module: str,  # that was asked
     name: str,  # that it does not have
@@ -68,7 +68,7 @@ def __getattr__(
         return import_module(f'meru.{name}')
     raise _unknown('meru', name, __dir__())
 
-
+# %% ../nbs/99_meru.ipynb #1c7811af
 def __dir__() -> list[str]:  # for completion
     "The public names and the modules."
     return sorted([*_home, *_parts, '__version__', '__doc__', '__file__', '__path__'])

@@ -42,7 +42,7 @@ def _demo(
     _run_notebook('train', out, dict(preset=preset, out=out))
     _run_notebook('evaluate', out, dict(run=out))
 
-
+# %% ../nbs/74_commands.ipynb #6f20156c
 def _python(*args: str) -> int:  # exit status
     "Run Python at the project's root."
     settings = dict(JUPYTER_CONFIG_PATH=str(root() / '.jupyter'))
@@ -72,7 +72,7 @@ def _serve(
     except KeyboardInterrupt:
         return 0
 
-
+# %% ../nbs/74_commands.ipynb #f063a7f8
 def _main(
     argv: list[str] | None = None,  # None: as typed
 ) -> int:  # exit status

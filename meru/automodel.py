@@ -94,7 +94,7 @@ def _towers(backbone: str) -> Towers:
     "Loaded once for the pictures and the texts of a head."
     return load_towers(backbone)
 
-
+# %% ../nbs/75_automodel.ipynb #bd28bf6b
 class _ImageProcessor(ImageProcessingMixin):
     "Pictures in any form to pixels."
 

@@ -73,12 +73,12 @@ def _comments(source: str) -> dict[int, str]:  # line -> its comment
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {o.start[0]: o.string.lstrip('# ') for o in tokens if o.type == tokenize.COMMENT}
 
-
+# %% ../nbs/03_core.ipynb #243b9051
 def _beside(node: ast.AST, comments: dict[int, str]) -> str | None:  # the first comment on the node's lines, if any
     lines = range(node.lineno, node.end_lineno + 2)  # a closing bracket may stand between
     return next((comments[o] for o in lines if o in comments), None)
 
-
+# %% ../nbs/03_core.ipynb #83121f6a
 @cache
 def _class_docs(cls: type) -> dict[str, str]:
     source = ''.join(linecache.getlines(cls.__post_init__.__code__.co_filename))
@@ -396,7 +396,7 @@ def _say(
     if terminal is not None and 'MERU_ALOUD' not in os.environ:  # else all is shown there anyway
         os.write(terminal, f'\n{text}\n'.encode())
 
-
+# %% ../nbs/03_core.ipynb #b7e2a522
 def closing(
     result: str,  # the main result: a line or a table
     folder: Path,  # where all of it lies
@@ -534,7 +534,7 @@ def _plain(values: dict) -> dict:
     "As JSON has them: tuples are lists."
     return json.loads(json.dumps(values))
 
-
+# %% ../nbs/03_core.ipynb #7a75dc30
 def _changes(
     there: dict,  # what a folder's config.json holds
     config,  # what is asked

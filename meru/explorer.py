@@ -693,7 +693,7 @@ _uncertain = (
     'middle it stays.',
 )
 
-
+# %% ../nbs/70_explorer.ipynb #1c33bc61
 def _story(
     items: _Items,
     kappa: int,  # curvature of the space
@@ -736,7 +736,7 @@ def _pictures_inside(
     pictures, names = radii[items.levels == last], radii[items.levels == last - 1]
     return bool(len(pictures) and len(names) and pictures.median() < names.median())
 
-
+# %% ../nbs/70_explorer.ipynb #51baf2fe
 def _space_data(
     space: _Space,
     items: _Items,
@@ -1349,13 +1349,13 @@ class _Opened(NamedTuple):
     model: Model
     tokenizer: Callable
 
-
+# %% ../nbs/70_explorer.ipynb #295755af
 def _open_model(run: str | Path, checkpoint: str, data: str) -> _Opened:
     "A run's or a saved model; a head takes a cache of features as it is, and pictures by its towers."
     cfg = EvalConfig(run=str(run), checkpoint=checkpoint, data=data)
     return _Opened(cfg.run, *load_evaluated(cfg))
 
-
+# %% ../nbs/70_explorer.ipynb #4523f715
 def _run_space(
     opened: _Opened,
     scene: _Scene,
@@ -1383,7 +1383,7 @@ def _one_dataset(
         raise FileNotFoundError(f'there is no {folder}: name a dataset with data=FOLDER')
     return data == 'emoji' or (folder / 'cache.json').exists() or holds_one(folder)
 
-
+# %% ../nbs/70_explorer.ipynb #9f80e461
 def _check_one(
     data: str,  # as `explore` takes it
 ):

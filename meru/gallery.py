@@ -91,7 +91,7 @@ def _may_be_met(
     space = met.space, met.c.double(), index.model.cfg.min_radius
     return _TextPool(names, points, root_point, *space, cones=captioned)
 
-
+# %% ../nbs/76_gallery.ipynb #6ac930d3
 def _walk(
     index: ImageIndex,
     row: int,  # of a picture
@@ -163,7 +163,7 @@ class _Gallery(_Point):
 _most_upload = 20_000_000  # bytes of an uploaded picture
 _longest_text = 2_000  # characters of a question
 
-
+# %% ../nbs/76_gallery.ipynb #75a8564e
 def _asked_in(
     params,  # of an address, text to text
     picture: bytes,  # an uploaded file; b'': none

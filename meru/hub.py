@@ -229,7 +229,7 @@ def _is_many(given) -> bool:
         return given.ndim > 3
     return hasattr(given, '__iter__') and not isinstance(given, (str, *_one_picture)) and not hasattr(given, 'read')
 
-
+# %% ../nbs/71_hub.ipynb #3e1e1cd3
 def _several(
     given,  # one thing, a batch [n ...], or an iterable of them
     single: tuple,  # types of one thing
@@ -292,7 +292,7 @@ def _batches(
 # %% ../nbs/71_hub.ipynb #68d5c8f5
 _vectors = 'points', 'query', 'gallery'  # what `encode` may be asked for
 
-
+# %% ../nbs/71_hub.ipynb #684fd3b5
 def _as_asked(
     geometry,  # of the points
     points: Float[Tensor, 'n d'],
@@ -545,7 +545,7 @@ class _Saved(NamedTuple):
     record: dict  # run.json
     metrics: dict  # metrics.json
 
-
+# %% ../nbs/71_hub.ipynb #d3be8e50
 def _read_folder(
     folder: Path,  # of a saved model
 ) -> _Saved:

@@ -136,7 +136,7 @@ def _thumbnail(
     pixels = _decode_scaled(_read_file(file), least=2 * size).pixels
     return resize_image(torch.from_numpy(pixels).permute(2, 0, 1), size)
 
-
+# %% ../nbs/72_image_index.ipynb #af26ce56
 @dataclass
 class ImageIndex:
     "A folder of pictures in the space of one model."

@@ -127,7 +127,7 @@ class _Labels(NamedTuple):
     source: str  # 'captions', 'folders' or 'none'
     table: str = ''  # the file that holds the captions; '' where each lies beside its picture
 
-
+# %% ../nbs/73_pictures.ipynb #8b3393c4
 def _folder_names(
     keys: list[str],  # paths of pictures
 ) -> list[list[str]]:
@@ -469,7 +469,7 @@ def _share_inside(
     aperture = model.geometry.half_aperture(texts, model.curv, model.cfg.min_radius)
     return (angles < aperture[:, None])[pairs].double().mean().item()
 
-
+# %% ../nbs/73_pictures.ipynb #ef042fcd
 @torch.no_grad()
 def _fit_cones(
     model: Model,  # its texts are moved

@@ -217,7 +217,7 @@ def principal_axes(
 def _float64(x, curv):
     return x.detach().cpu().double(), torch.as_tensor(curv).detach().cpu().double()
 
-
+# %% ../nbs/01_plots.ipynb #988e4a91
 def _stretch(x, drawn, geometry, curv):
     "Median relative error of distances between points `drawn` in place of `x`, from 4,000 pairs."
     generator = torch.Generator().manual_seed(0)
@@ -229,7 +229,7 @@ def _stretch(x, drawn, geometry, curv):
     error = (shown / true - 1).abs()
     return float(error.nanmedian())
 
-
+# %% ../nbs/01_plots.ipynb #c3df46ad
 def _kept(flat, v):
     return float(flat.square().sum() / v.square().sum())
 

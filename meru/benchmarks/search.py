@@ -36,7 +36,7 @@ from .timing import _by_turns, _in_new_process, _peak_memory, _rates
 # %% ../../nbs/benchmarks/81_search.ipynb #22a00011
 _lorentz, _curv = Lorentz(), torch.tensor(1.0)
 
-
+# %% ../../nbs/benchmarks/81_search.ipynb #82e0abed
 class _Peer(NamedTuple):
     "An index of FAISS, and what goes into it."
 
@@ -120,7 +120,7 @@ def _our_searches(
         exact=lambda: exact_search(_lorentz, queries, index.points, _curv).row,
     )
 
-
+# %% ../../nbs/benchmarks/81_search.ipynb #ecc23ebc
 def _recalls(searches):
     nearest = searches['exact']()
     return {name: round(recall_at_k(search(), nearest), 4) for name, search in searches.items()}

@@ -42,7 +42,7 @@ _phrase = re.compile(
     r'(?:,|;|\s(?:and|in|on|at|with|by|near|under|over|behind|beside|from|of|while|that|which|for|to|as)\s)', re.I
 )
 
-
+# %% ../../nbs/data/16_chains.ipynb #68f1adc6
 def _word_chain(
     key: str,  # unused
     caption: str,  # a sentence
@@ -107,11 +107,11 @@ class _BoxedPhrase(NamedTuple):
     text: str
     box: tuple[float, ...]  # left, top, right, bottom; shares of width and height
 
-
+# %% ../../nbs/data/16_chains.ipynb #80c8d3f2
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and -1e9 < value < 1e9
 
-
+# %% ../../nbs/data/16_chains.ipynb #aa65e6f1
 def _boxed_phrase(
     row: Any,  # first and last character, left, top, right, bottom; what follows is not read
     caption: str,  # that the characters are counted in
@@ -137,7 +137,7 @@ class _BoxedPhrases(NamedTuple):
 
 _box_lists = 'noun_chunks', 'ref_exps'  # in the json
 
-
+# %% ../../nbs/data/16_chains.ipynb #dfadcb19
 def _boxed_phrases(
     caption: str,
     meta: dict,  # the sample's json

@@ -103,7 +103,7 @@ def _emoji_sample(
 # %% ../../nbs/data/23_emoji.ipynb #1c631abf
 _embedded = 'emoji', 'scenes'
 
-
+# %% ../../nbs/data/23_emoji.ipynb #a49a5a38
 def embedded_data(
     name: str = 'emoji',  # or 'scenes': two to four of the drawings on one canvas, with boxes
 ) -> Path:  # folder with train, val, test_style, test_concept
@@ -156,7 +156,7 @@ def _pack_emoji(
 # %% ../../nbs/data/23_emoji.ipynb #4fea5a26
 _quarter, _side = 40, 32  # of a scene, and of a drawing in it, pixels
 
-
+# %% ../../nbs/data/23_emoji.ipynb #00a09752
 class _Scene(NamedTuple):
     "Some drawings on one canvas."
 
@@ -164,21 +164,21 @@ class _Scene(NamedTuple):
     names: list[str]  # of the drawings
     boxes: list[list[float]]  # left, top, right, bottom of each; shares of the side
 
-
+# %% ../../nbs/data/23_emoji.ipynb #f594df30
 def _corner(quarter: int, down: int, right: int) -> tuple[int, int]:
     "Where in its quarter a drawing begins, moved within what is free there."
     row, column = divmod(quarter, 2)
     free = _quarter - _side + 1
     return row * _quarter + down % free, column * _quarter + right % free
 
-
+# %% ../../nbs/data/23_emoji.ipynb #52aba276
 def _half_size(drawing: bytes) -> UInt8[Tensor, '3 32 32']:
     "Means of 2 x 2 pixels, exactly: no library's way of scaling."
     pixels = decode_image(drawing).float()
     means = F.avg_pool2d(pixels, 2)
     return (means + 0.5).byte()
 
-
+# %% ../../nbs/data/23_emoji.ipynb #46c9b77c
 def _compose_scene(
     drawings: list[dict],  # two to four lines of emoji.jsonl
     read: Callable,  # a file's name to its bytes
@@ -226,7 +226,7 @@ def _grounded_caption(
         chunks.append([start, len(caption), *scene.boxes[k], 1.0])
     return caption, chunks
 
-
+# %% ../../nbs/data/23_emoji.ipynb #c274754a
 def _scene_sample(
     drawings: list[dict],  # lines of emoji.jsonl
     read: Callable,  # a file's name to its bytes

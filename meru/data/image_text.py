@@ -176,7 +176,7 @@ class Listing(NamedTuple):
 
 _aliases = ('file', 'file_name', 'path'), ('caption', 'captions')  # names that stand for each other
 
-
+# %% ../../nbs/data/25_image_text.ipynb #03c146de
 def _column_names(column: str) -> tuple[str, ...]:
     "A column's name, then those that may stand in its place."
     same = next((o for o in _aliases if column in o), ())
@@ -386,13 +386,13 @@ def _first_rows(path: Path, unnamed: tuple[str, ...], count: int = 20) -> list[d
     except (OSError, ValueError):
         return []
 
-
+# %% ../../nbs/data/25_image_text.ipynb #22588959
 def _met_column(rows: list[dict], names: tuple[str, ...]) -> str:
     "The first of the names that is a column; '' where none is."
     met = set().union(*rows)
     return next((o for o in names if o in met), '')
 
-
+# %% ../../nbs/data/25_image_text.ipynb #d04d7c82
 def _is_there(file: str, files: PathIndex) -> bool:
     "Does a list mean a picture of the folder, or several?"
     try:

@@ -159,7 +159,7 @@ def _exif_orientation(
 # %% ../../nbs/data/21_images.ipynb #b5964c59
 _jpeg_marker = re.compile(rb'\xff[^\x00\x01\xff\xd0-\xd8]')  # what has a length; not a byte of a scan, not a restart
 
-
+# %% ../../nbs/data/21_images.ipynb #232b4145
 def _segments(
     data: bytes,  # a JPEG
 ) -> Iterator[tuple[int, int, int]]:  # marker, where its content begins, where it ends

@@ -131,7 +131,7 @@ class TextChains(NamedTuple):
     of_images: Int64[Tensor, 'r c']  # ids of all that is true of each picture, general to special; 0: no text
     owners: Int64[Tensor, ' r'] | None = None  # with parts: the picture of each row; None: one row a picture, in order
 
-
+# %% ../../nbs/data/24_loader.ipynb #eb4b12b6
 class Batch(NamedTuple):
     "What a training step needs."
 
@@ -204,7 +204,7 @@ def _gather_chains(
     own = set(texts)
     return _text_chains([o for o in above if o not in own], chains, tokenizer)
 
-
+# %% ../../nbs/data/24_loader.ipynb #c9c1448a
 def _text_chains(general: list[str], chains: list[list[str]], tokenizer: Callable) -> TextChains:
     "Texts that no pair has, and all chains."
     tokens = tokenizer(general) if general else torch.zeros(0, 1, dtype=torch.int64)

@@ -204,7 +204,7 @@ def _files_of(
 # %% ../../nbs/data/09_remote.ipynb #bc4d7690
 _block = 1 << 20  # bytes read at once
 
-
+# %% ../../nbs/data/09_remote.ipynb #7e69b324
 def _stream(
     store: _Store,
     path: str,  # of a file in it

@@ -391,7 +391,7 @@ def _picture_column(
 # %% ../../nbs/data/22_shards.ipynb #fada86fb
 _caption_columns = 'caption', 'captions', 'text', 'texts'  # names that a column of captions may have
 
-
+# %% ../../nbs/data/22_shards.ipynb #b910baa4
 def _inner_sample(
     values: dict,  # of one row
     picture: str,  # name of the column of pictures
@@ -427,14 +427,14 @@ def _inner_samples(
 # %% ../../nbs/data/22_shards.ipynb #3ea5f170
 _split_words = dict(validation='val', valid='val', val='val', dev='val', test='test')
 
-
+# %% ../../nbs/data/22_shards.ipynb #0fa9ea1e
 def _split_of(
     path: Path,  # such as test-00000-of-00002.parquet
 ) -> str:
     "The split that a file's name begins with."
     return _split_words.get(re.split(r'[-_.]', path.name.lower())[0], 'train')
 
-
+# %% ../../nbs/data/22_shards.ipynb #03290f6f
 def _pack_split(place: Path, paths: list[Path], folder: Path):
     "The files of one split as shards."
     left_out = LeftOut()
@@ -478,7 +478,7 @@ def _inner_files(
         files = sorted(path.glob('*.parquet')) or sorted(path.glob('data/*.parquet'))
     return files if files and _picture_column(files[0]) else []
 
-
+# %% ../../nbs/data/22_shards.ipynb #96a26cee
 def data_path(
     name: str | Path,  # a folder or a table of this machine, or an address: http(s), s3, gs, hf
 ) -> Path:

@@ -211,7 +211,7 @@ def tar_samples(
 # %% ../../nbs/data/19_tar_samples.ipynb #2326a288
 _expansion = 200  # times its size that an archive may unpack to, and 64 MB
 
-
+# %% ../../nbs/data/19_tar_samples.ipynb #093ee7fd
 def open_tar(
     path: Path,  # .tar or .tar.gz
 ) -> BinaryIO:  # uncompressed, with places to seek

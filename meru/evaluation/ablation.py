@@ -137,23 +137,23 @@ def ablation_rows() -> list[dict]:  # group, name, preset, changes
 # %% ../../nbs/evaluation/68_ablation.ipynb #dc1db074
 _best_ideas = {'fixed radius': {}, 'learned scale': dict(tangent='scale')}
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #7953bcd4
 def _row(group, name, preset, *changes):
     merged = {}
     for fields in changes:
         merged |= fields
     return dict(group=group, name=name, preset=preset, changes=merged)
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #503f91b3
 def _each_idea(group, preset, recipe, ideas):
     return [_row(group, name, preset, recipe, changes) for name, changes in ideas.items()]
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #9b7086f8
 def _width_row(name, width, group='width', recipe=_plain):
     preset, changes = _spaces[name]
     return _row(group, f'{name} {width}', preset, recipe, changes, dict(embed_dim=width))
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #56b90de0
 def _unit_rows():
     rows = [_width_row(name, width, 'one length', _unit) for name in _unit_spaces for width in (8, 64)]
     rows += _each_idea('ideas, one length', 'head_lorentz', _unit, _unit_ideas)
@@ -280,7 +280,7 @@ def ablation_means(
         by_row.setdefault(row, []).append(run['metrics'])
     return [_mean_line(*row, metrics) for row, metrics in by_row.items()]
 
-
+# %% ../../nbs/evaluation/68_ablation.ipynb #5248ab6f
 def _mean_line(group, name, metrics):
     means = {key: _mean_over_seeds(metrics, key) for key in _shown_first}
     return dict(group=group, name=name, runs=len(metrics)) | means

@@ -777,7 +777,7 @@ class _Parts(NamedTuple):
         owner = torch.searchsorted(torch.tensor(rows), self.owner[kept])
         return _Parts(self.pictures.take(kept.tolist()), [self.phrases[i] for i in phrases], owner, phrase)
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #b989ea4d
 class Captions(NamedTuple):
     "Pictures and their captions."
 
@@ -1029,7 +1029,7 @@ def shard_pairs(
     task = _numbered(shards.name, Pictures(range(len(shards)), read, size), captions)
     return task._replace(parts=_parts_of(phrases, read, size))
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #9af604e8
 def _parts_of(
     phrases: list[list[_BoxedPhrase]],  # of each picture
     read: Callable,  # number -> picture
@@ -1109,7 +1109,7 @@ def _chain_of(row: dict, listing: str, store: _Store) -> tuple[str, list[str]]: 
         raise ValueError(f"a line of {listing} in {store} lacks 'file' or a 'hierarchy' of texts: {str(row)[:60]}")
     return file, texts
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #80457a97
 def _number_chains(hierarchies: list[list[str]]) -> tuple[list[str], Int64[Tensor, 'n l']]:
     "Texts, level after level, each once a level, and the numbers of each chain's."
     nodes = sorted({node for texts in hierarchies for node in enumerate(texts)})
@@ -1245,7 +1245,7 @@ _captions_from = {
     'HierarCaps': 'hierarcaps_test.csv and its pictures from https://hierarcaps.github.io, into FOLDER/hierarcaps',
 }  # sets that are not for classification: how to get them
 
-
+# %% ../../nbs/evaluation/64_datasets.ipynb #b51d13c6
 def _holds_pictures(folder: Path) -> bool:
     "Are there pictures, and no list of them?"
     suffixes = {p.suffix.lower() for p in folder.iterdir()}

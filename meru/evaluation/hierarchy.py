@@ -474,7 +474,7 @@ def _nearest_is_own(
     best_own = scores.masked_fill(~own, -torch.inf).amax(1)
     return best_own > scores.masked_fill(own, -torch.inf).amax(1)
 
-
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #2757862a
 def own_come_first(
     scores: Float[Tensor, 'q n'],  # larger comes first
     own: Bool[Tensor, 'q n'],  # the right answers

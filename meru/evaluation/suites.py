@@ -89,7 +89,7 @@ from .emoji_suite import _ItemValues, remarks, untrained
 # %% ../../nbs/evaluation/66_suites.ipynb #b48f1842
 _our_rules = Protocol()
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #7dd22479
 class _Report:
     "What was measured, and beside it what could not be, and why."
 
@@ -251,7 +251,7 @@ def _owned(owner: Int64[Tensor, ' p'], things: Int64[Tensor, ' p'], shape: tuple
     own[owner, things] = True
     return own
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #89b680a7
 def _found_parts(model, wholes, points, own):
     "What each picture that has parts finds of them, and what a random order would."
     some = own.any(1)
@@ -263,7 +263,7 @@ def _found_parts(model, wholes, points, own):
         items[name] = _ItemValues(each, chance if name in ('ap', 'cone_ap') else None)
     return items
 
-
+# %% ../../nbs/evaluation/66_suites.ipynb #866e40e1
 def _part_measures(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids

@@ -42,7 +42,7 @@ def _one_hot(
 # %% ../../nbs/evaluation/61_zeroshot.ipynb #41190c5a
 templates = ('{}', 'a drawing of a {}.', 'an icon of a {}.', 'a small picture of a {}.', 'the {} symbol.')
 
-
+# %% ../../nbs/evaluation/61_zeroshot.ipynb #7e03851f
 def _fill(
     names: list[str],  # class names
     prompts: list[str],  # templates with one `{}` each

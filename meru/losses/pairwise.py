@@ -56,20 +56,20 @@ def _spans(n, side):
 def _stays(logits):
     return logits.left.device.type == 'cpu' and len(logits.left) * len(logits.right) <= _KEPT
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #f25ede15
 def _sides(logits):
     "Rows and columns of a tile; where all stay they may be larger, for their memory is taken anyway."
     if logits.left.device.type != 'cpu':
         return 4096, 4096
     return (2048, 1024) if _stays(logits) else (1024, 1024)
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #2d75e0d2
 def _tiles(logits):
     "Rows and columns of every tile."
     rows, cols = map(_spans, (len(logits.left), len(logits.right)), _sides(logits))
     return [(i, j) for i in rows for j in cols]
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #4bbde4ae
 def _tile(logits, rows, cols):
     place = (rows.start, cols.start) if _stays(logits) else None
     shape = rows.stop - rows.start, cols.stop - cols.start
@@ -179,7 +179,7 @@ def _too_far_below(top, sums, dtype):
     lowest = min(o.min().item() for o in sums)
     return top - lowest > _limit(dtype)
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #4d616def
 def _weigh(tile, top, scale, sums, slopes):
     "Turn a tile's shares into the loss's derivatives against its logits."
     if _too_far_below(top, sums, tile.u.dtype):
@@ -300,7 +300,7 @@ class _Batch(NamedTuple):
     counts: list[int] | None  # pairs of each process; None: there is one
     own: slice  # where this process's are among all
 
-
+# %% ../../nbs/losses/13_pairwise.ipynb #df96079a
 def _alone(geometry, x, y, curv):
     left, right, gain, positive, link = geometry.pairing(x, y, curv, common_centre(x, y))
     return _Batch(left, right, gain, link, positive, None, slice(0, len(x)))

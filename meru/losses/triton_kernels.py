@@ -39,7 +39,7 @@ def _products(A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.
         z = tl.dot(x, tl.trans(y), z, input_precision='tf32x3')
     return z
 
-
+# %% ../../nbs/losses/12_triton_kernels.ipynb #288bc4e9
 @_jit
 def _sinh(z):  # sinh u = sqrt(δ(δ+2)); two roots, as a tiny δ has a tinier square
     return tl.sqrt(z) * tl.sqrt(z + 2.0)

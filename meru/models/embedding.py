@@ -320,7 +320,7 @@ def _old_cache(out: Path, plan: dict) -> FeatureCache | None:
     finished = out / 'cache.json'
     return open_cache(out) if _same_plan(finished, lasting, out) else None
 
-
+# %% ../../nbs/models/35_embedding.ipynb #c495c705
 def _finished_cache(out: Path, plan: dict) -> FeatureCache | None:
     "The cache of this very state of the folder, if nothing is left to be written."
     cache = None if (out / 'parts').exists() else _old_cache(out, plan)

@@ -246,13 +246,13 @@ _weighted = dict(
     contrastive='contrastive', chain='chain', part='part', order='order', entailment='entail'
 )  # term to weight
 
-
+# %% ../../nbs/models/32_model.ipynb #f4a9e949
 def _stack_tokens(first: Int[Tensor, 'b l'], second: Int[Tensor, 'n k']) -> Int[Tensor, 'm j']:
     "Two batches of texts as one, padded to the longer."
     longest = max(first.shape[1], second.shape[1])
     return torch.cat([nn.functional.pad(o, (0, longest - o.shape[1])) for o in (first, second)])
 
-
+# %% ../../nbs/models/32_model.ipynb #3c14982c
 def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tensor, ' k']]:
     "The different ids, and where each occurs first."
     unique, inverse = ids.unique(return_inverse=True)
@@ -290,7 +290,7 @@ def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
         owners=None if own.owners is None else _gather_owners(own.owners, pairs),
     )
 
-
+# %% ../../nbs/models/32_model.ipynb #28f5d9c9
 def _gather_owners(owners, pairs):
     "Numbers of images among those of all processes: the pairs' of all, then their parts."
     counts = gather_objects(pairs)

@@ -212,7 +212,7 @@ _hugging_face = {
     r'mlp\.fc2': 'mlp.c_proj',
 }  # names of CLIP there to open_clip's, applied from top to bottom
 
-
+# %% ../../nbs/models/33_released.ipynb #c398fbfa
 def _open_clip_state(
     tensors: dict[str, Tensor],  # of one tower
     prefix: str,  # of its names in the file
@@ -235,14 +235,14 @@ def _layers(state: dict[str, Tensor], name: str) -> int:
     "How many numbered blocks a tower has."
     return len({key.removeprefix(name).split('.')[0] for key in state if key.startswith(name)})
 
-
+# %% ../../nbs/models/33_released.ipynb #2c763341
 class _ClipText(_Tower):
     "CLIP's text tower, which knows texts of its whole length alone."
 
     def forward(self, x: Int[Tensor, 'b l']) -> Float[Tensor, 'b w']:
         return super().forward(nn.functional.pad(x, (0, self.net.context_length - x.shape[1])))
 
-
+# %% ../../nbs/models/33_released.ipynb #39e0167e
 def _clip_text_tower(state: dict[str, Tensor]) -> _Tower:
     "CLIP's text tower up to its projection, with fresh weights."
     from open_clip.transformer import QuickGELU, TextTransformer
@@ -252,7 +252,7 @@ def _clip_text_tower(state: dict[str, Tensor]) -> _Tower:
     net = TextTransformer(len(state['positional_embedding']), **sizes, proj_type='none', act_layer=QuickGELU)
     return _ClipText(net, width, [], [])
 
-
+# %% ../../nbs/models/33_released.ipynb #a7cfa2c4
 def _clip_image_tower(state: dict[str, Tensor]) -> _Tower:
     "CLIP's image tower up to its projection, with fresh weights."
     from open_clip.transformer import QuickGELU, VisionTransformer
@@ -316,7 +316,7 @@ def _on_towers(
 # %% ../../nbs/models/33_released.ipynb #395ee79c
 _clip_colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and deviation
 
-
+# %% ../../nbs/models/33_released.ipynb #1af37829
 def _vit_sizes(width: int, depth: int, image_size: int, patch_size: int) -> dict[str, int]:
     "Sizes of an image tower, as a config calls them."
     return dict(
@@ -333,7 +333,7 @@ _hysac_names = {
     'textual.base_model.model.text_projection.weight': 'text_proj.weight',
 }  # of what is no tower, to ours
 
-
+# %% ../../nbs/models/33_released.ipynb #dcd57c7c
 def _from_hysac(released: dict[str, Tensor], _: int | None) -> _Built:
     "HySAC: CLIP of Hugging Face with adapters, lifted by MERU's scalars (Poppi et al. 2025)."
     plain = _merged(released)
@@ -357,7 +357,7 @@ _hyper3_names = {
     'global_logit_scale': 'log_logit_scale',
 }
 
-
+# %% ../../nbs/models/33_released.ipynb #53e0bba9
 def _from_hyper3(released: dict[str, Tensor], _: int | None) -> _Built:
     "Hyper3-CLIP, as published or as its training saves it (Mahmood et al. 2026)."
     image, own = {}, {}

@@ -25,7 +25,7 @@ def _at_rate(cfg: TrainConfig, lr: float, step: int) -> TrainConfig:
     "A config whose first step is made at exactly this rate; each step with random numbers of its own."
     return replace(cfg, lr=lr, warmup=0, seed=(cfg.seed + step) % 2**32)
 
-
+# %% ../../nbs/training/47_checks.ipynb #30139111
 def _smooth(
     losses: list[float],  # one a step
     memory: float = 0.85,  # weight of what was before
@@ -68,7 +68,7 @@ def _turn(
         raise ValueError(f'the loss does not fall after a learning rate of {rates[0]:.1e}: give a smaller lowest')
     return rates[low]
 
-
+# %% ../../nbs/training/47_checks.ipynb #661c9c24
 def _lost(
     losses: list[float],  # one a step
     guessing: float,  # the loss of a model for which all pairs are alike
@@ -103,7 +103,7 @@ def find_lr(
     smooth = _smooth(losses)
     return _LrSweep(rates, losses, smooth, _turn(rates, smooth))
 
-
+# %% ../../nbs/training/47_checks.ipynb #cf0453ea
 def _fresh(cfg: TrainConfig) -> tuple[str, Model, torch.optim.Optimizer]:
     "Device, model and optimiser as a run begins with them."
     device = pick_device(cfg.device)
@@ -152,7 +152,7 @@ def _data_faults(
         faults.append('all texts are the same')
     return faults
 
-
+# %% ../../nbs/training/47_checks.ipynb #bca64c95
 def _rate_faults(
     losses: list[float],  # one a step
     lr: float,  # peak rate
@@ -198,7 +198,7 @@ def check_overfit(
     likely = [] if learned else _data_faults(batch, still) or _rate_faults(losses, cfg.lr, few)
     return _Overfit(losses, right, len(batch.images), likely)
 
-
+# %% ../../nbs/training/47_checks.ipynb #1c1a1586
 @torch.no_grad()
 def _right(model: Model, batch: Batch) -> float:
     "Share of a batch's pictures whose nearest text is their own."
@@ -248,7 +248,7 @@ def _first_pairs(pairs, n: int):
     info = pairs.cache.info | dict(splits=splits)
     return _CachedPart(pairs.cache._replace(info=info), 'seen')
 
-
+# %% ../../nbs/training/47_checks.ipynb #19683758
 def held_out_gap(
     model: Model,  # trained on the first of the two
     cfg: TrainConfig,

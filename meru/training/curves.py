@@ -28,7 +28,7 @@ from .run import Run
 # %% ../../nbs/training/44_curves.ipynb #7f20eff8
 _bands = 'low', 'median', 'high'
 
-
+# %% ../../nbs/training/44_curves.ipynb #b3bd1841
 def _scalars(
     row: dict,  # a line of `metrics.jsonl`
 ) -> dict[str, float]:
@@ -142,7 +142,7 @@ class _WandbWriter(Writer):
 # %% ../../nbs/training/44_curves.ipynb #072034bb
 writers = dict(csv=_CsvWriter, tensorboard=_TensorBoardWriter, wandb=_WandbWriter)
 
-
+# %% ../../nbs/training/44_curves.ipynb #0d034a3e
 def _own_writer(name: str) -> type:
     "A person's class, from `module:Class`."
     module, _, kind = name.partition(':')
@@ -151,7 +151,7 @@ def _own_writer(name: str) -> type:
     except (ImportError, AttributeError) as error:
         raise ValueError(f'log = {name!r}, but {error}: give module:Class of a file that Python finds') from None
 
-
+# %% ../../nbs/training/44_curves.ipynb #e023b77c
 def _find_writers(
     log: str,  # of the config: 'off', or names joined by commas
 ) -> list[type]:
@@ -211,7 +211,7 @@ _panels = (
     ('curv', 'image_radius', 'text_radius'),
 )
 
-
+# %% ../../nbs/training/44_curves.ipynb #7725e538
 def _pace(
     rows: list[dict],  # lines of `metrics.jsonl`, the newest last
 ) -> float | None:  # seconds a pair over the last ten lines that say; None: too few
@@ -222,7 +222,7 @@ def _pace(
     first, last = timed[0], timed[-1]
     return (last['seconds'] - first['seconds']) / (last['pairs'] - first['pairs'])
 
-
+# %% ../../nbs/training/44_curves.ipynb #b948dc1c
 def _time_left(
     rows: list[dict],  # lines of `metrics.jsonl`, the newest last
     pairs: int,  # of the whole run

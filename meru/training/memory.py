@@ -24,7 +24,7 @@ from .trainer import pick_device, update
 # %% ../../nbs/training/48_memory.ipynb #9587d40f
 _aten = torch.ops.aten
 
-
+# %% ../../nbs/training/48_memory.ipynb #ff7b47e7
 class _LiveBytes(TorchDispatchMode):
     "Bytes of all fake tensors that are alive: `now`, and the `most` at any moment."
 
@@ -184,7 +184,7 @@ def _most_at_once(
             return smaller
     raise MemoryError(f'{whole}, of which weights and moments {_gibibytes(whole.between)}: {_has(room)}')
 
-
+# %% ../../nbs/training/48_memory.ipynb #53ae7e0a
 def _has(room: int) -> str:
     return f'there are {_gibibytes(room)} to use; take a smaller model or batch_size, or more processes'
 

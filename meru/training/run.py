@@ -213,7 +213,7 @@ def _folder_of(name: str | Path) -> Path:
 # %% ../../nbs/training/42_run.ipynb #186bbe26
 _of_transformers = {'architectures', 'auto_map', 'model_type'}  # keys that `meru.hub` writes for it
 
-
+# %% ../../nbs/training/42_run.ipynb #410bad44
 def load_config(
     folder: str | Path,  # of a run or of a saved model, or org/name of the hub
 ) -> TrainConfig:  # the config in it

@@ -272,7 +272,7 @@ def _at_bound(curv: float) -> bool:
     low, high = curv_range
     return not low * 1.0001 < curv < high * 0.9999
 
-
+# %% ../../nbs/training/45_trainer.ipynb #27d2e644
 def _cone_shares(model: Model, points: dict[str, Tensor]) -> dict[str, float]:
     "Of texts whose cone is half of space, and of images inside their text's cone."
     geometry, curv = model.geometry, model.curv
@@ -286,7 +286,7 @@ def _cone_shares(model: Model, points: dict[str, Tensor]) -> dict[str, float]:
         cone_share=float(inside.float().mean()),
     )
 
-
+# %% ../../nbs/training/45_trainer.ipynb #e2507087
 def _quantiles(x: Tensor) -> list[float]:
     "5 %, median, 95 %."
     return [round(float(q), 5) for q in x.float().quantile(x.new_tensor([0.05, 0.5, 0.95], dtype=torch.float32))]
@@ -535,17 +535,17 @@ def _failures(loader: Loader) -> dict[str, int]:
         reasons |= damaged
     return dict(Counter(reasons.values()))
 
-
+# %% ../../nbs/training/45_trainer.ipynb #0e2fc616
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
-
+# %% ../../nbs/training/45_trainer.ipynb #88deb316
 def _peak() -> int | None:
     "Bytes of the process that held most; None where the system does not say."
     peaks = gather_objects(resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return max(peaks) * (1 if sys.platform == 'darwin' else 1024) if all(peaks) else None
 
-
+# %% ../../nbs/training/45_trainer.ipynb #676cc2d4
 def _gpu_peak() -> int | None:
     "Bytes of tensors on the GPU that held most; None without one."
     here = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
@@ -596,7 +596,7 @@ def _repeatable(
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.deterministic = cudnn
 
-
+# %% ../../nbs/training/45_trainer.ipynb #d0580393
 @contextmanager
 def _held(run: Run):
     "One process at a time trains a run."
