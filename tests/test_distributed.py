@@ -574,7 +574,7 @@ def test_the_cause_is_told_whatever_the_processes_do(tmp_path, monkeypatch):
         def kill(self):
             self.killed = True
 
-    def fails(run, child):
+    def fails(run, child, on_log):
         raise PermissionError('the cause')
 
     monkeypatch.setattr('meru.training.launch._start', lambda *a: child)
