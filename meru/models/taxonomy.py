@@ -10,6 +10,7 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from typing import NamedTuple
 from ..geometry import Geometry, unit
 from ..losses.chains import chain_loss
 
@@ -99,17 +100,32 @@ def _draw(
     return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
 # %% ../../nbs/models/37_taxonomy.ipynb #fc4af681
+class _Kinds(NamedTuple):
+    "Rows of a taxonomy."
+
+    below: Int64[Tensor, ' b']  # with ancestors
+    inner: Int64[Tensor, ' i']  # with something below them
+    leaves: Int64[Tensor, ' l']
+
+
+def _kinds(
+    above: Bool[Tensor, 'n n'],  # ancestors of each node
+) -> _Kinds:
+    inner = above.any(0)
+    return _Kinds(*(o.nonzero().flatten() for o in (above.any(1), inner, ~inner)))
+
+
 def _batch(
     above: Bool[Tensor, 'n n'],  # ancestors of each node
+    kinds: _Kinds,  # of its nodes
     generator: torch.Generator,
     size: int = 192,  # nodes a step
 ) -> tuple[Int64[Tensor, ' b'], Int64[Tensor, ' m']]:
     "Nodes, and what they are compared with: their ancestors, 250 inner nodes, 300 leaves."
-    inner = above.any(0)
-    nodes = _draw(above.any(1).nonzero().flatten(), size, generator)
+    nodes = _draw(kinds.below, size, generator)
     own = above[nodes].any(0).nonzero().flatten()
-    some_inner = _draw(inner.nonzero().flatten(), 250, generator)
-    leaves = _draw((~inner).nonzero().flatten(), 300, generator)
+    some_inner = _draw(kinds.inner, 250, generator)
+    leaves = _draw(kinds.leaves, 300, generator)
     return nodes, torch.cat([own, some_inner, leaves]).unique()
 
 # %% ../../nbs/models/37_taxonomy.ipynb #d4922f66
@@ -133,6 +149,7 @@ def place(
 ) -> Float[Tensor, 'n dim']:  # points of the geometry at curvature -1, float64
     "Put a taxonomy into a space: every node nearer to its ancestors than to anything else."
     above, generator = ancestors(parents), torch.Generator().manual_seed(seed)
+    kinds = _kinds(above)
     if not above.any() or dim < 2:
         raise ValueError(f'a taxonomy needs a parent and two dimensions; got {int(above.sum())} and {dim}')
     curv = torch.tensor(1.0, dtype=torch.float64)
@@ -143,7 +160,7 @@ def place(
     optimiser = torch.optim.Adam([v.requires_grad_()], betas=(0.9, 0.98))
     for step in range(steps):
         optimiser.param_groups[0]['lr'] = (0.1 if narrow else 0.2) * _warm_cosine(step, steps)
-        nodes, others = _batch(above, generator)
+        nodes, others = _batch(above, kinds, generator)
         x, y = geometry.exp_map0(v[nodes], curv), geometry.exp_map0(v[others], curv)
         scores = scale * geometry.scores(x, y, curv)
         loss = chain_loss(scores, above[nodes][:, others], nodes[:, None] == others)
