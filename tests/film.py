@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 from PIL import Image
-from test_explorer import CHROMES, Browser
+from browser import CHROMES, Browser
 
 folder, grabbed = Path(sys.argv[1]).resolve(), sys.argv[2:]
 chrome = Browser(shutil.which('chromedriver'), next(filter(None, map(shutil.which, CHROMES))), 9517)

@@ -6,10 +6,10 @@ import importlib.util
 import json
 import re
 import shutil
-import socket
 import threading
 from functools import partial
 import pytest
+from browser import open_browser
 from conftest import ROOT
 from house import pages
 
@@ -119,22 +119,13 @@ def test_nothing_is_asked_of_another_machine(site):
 
 def test_it_reads_well_in_a_browser(site):
     "Search finds a heading; nothing is wider than a phone; dark and light; no error."
-    from test_explorer import CHROMES, Browser
-
-    binary, driver = next(filter(None, map(shutil.which, CHROMES)), None), shutil.which('chromedriver')
-    if not binary or not driver:
-        pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
     quiet = type('Quiet', (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None))
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    browser = Browser(driver, binary, port)
     try:
-        look(browser, f'http://127.0.0.1:{server.server_port}')
+        with open_browser() as browser:
+            look(browser, f'http://127.0.0.1:{server.server_port}')
     finally:
-        browser.close()
         server.shutdown()
         server.server_close()
 

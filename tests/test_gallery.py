@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from test_explorer import CHROMES, Browser
+from browser import open_browser
 from meru import gallery
 from meru.hub import Pretrained
 from meru.image_index import SearchConfig, open_image_index
@@ -70,17 +70,8 @@ def ask(url, data=None, **headers):
 
 @pytest.fixture(scope='module')
 def chrome():
-    import shutil
-
-    binary, driver = next(filter(None, map(shutil.which, CHROMES)), None), shutil.which('chromedriver')
-    if not binary or not driver:
-        pytest.skip('no Chromium with chromedriver here: apt-get install chromium chromium-driver')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    browser = Browser(driver, binary, port)
-    yield browser
-    browser.close()
+    with open_browser() as browser:
+        yield browser
 
 
 def wait(chrome, condition, *args):

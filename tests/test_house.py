@@ -54,7 +54,7 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize('p', library(), ids=name)
 def test_library_notebook_is_small_and_has_its_outputs(p):
-    assert p.stat().st_size < 400_000
+    assert p.stat().st_size < 300 * 1024
     assert any(c['outputs'] for c, _ in cells(p) if c['cell_type'] == 'code')
 
 
