@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items):
         if item.path.stem != 'test_pages':
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=rank)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def temporary(tmp_path_factory):
+    "What programs leave in the temporary folder goes with the tests' own."
+    os.environ['TMPDIR'] = tempfile.tempdir = str(tmp_path_factory.mktemp('tmp'))
 
 
 @pytest.fixture(scope='session')
