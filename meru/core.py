@@ -54,8 +54,10 @@ def root() -> Path:
 def project_path(
     path: str | Path,  # absolute, with ~, or relative to the project
 ) -> Path:
-    "The same file from wherever it is named."
-    return root() / Path(path).expanduser()
+    "The same file from wherever it is named; what the project has not may lie in the current folder."
+    path = Path(path).expanduser()
+    inside, here = root() / path, Path.cwd() / path
+    return here if os.path.exists(here) and not os.path.exists(inside) else inside
 
 # %% ../nbs/03_core.ipynb #24aeacc0
 def file_sha256(

@@ -191,21 +191,13 @@ def _from_array(
         pixels = pixels.permute(2, 0, 1)
     return _from_channels(pixels, f'an array of shape {array.shape}, but a picture is [height, width, colours]')
 
-# %% ../nbs/71_hub.ipynb #b25e000a
-def _located(
-    file: str | Path,  # of a picture
-) -> Path:
-    "The file as given, else as seen from the project's root."
-    path = Path(file).expanduser()
-    return path if path.exists() else project_path(path)
-
 # %% ../nbs/71_hub.ipynb #c81cd808
 def _picture(
     item,  # path, bytes, open file, PIL image, array or tensor
 ) -> UInt8[Tensor, '3 h w']:
     "Pixels of one picture in any form."
     if isinstance(item, (str, Path)):
-        return decode_image(_read_file(_located(item)))
+        return decode_image(_read_file(project_path(item)))
     if hasattr(item, 'read') and not isinstance(item, Image.Image):
         item = item.read()
     if isinstance(item, (bytes, bytearray, memoryview)):

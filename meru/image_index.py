@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from .plots import contact_sheet
 from .core import AtLeast, check_config, Count, locked, project_path
 from .data.images import decode_image, _decode_scaled, ImageError, _read_file, resize_image
-from .data.image_text import picture_suffixes, read_texts, _table_in, walk_files
+from .data.image_text import _Folder, picture_suffixes, read_texts, _table_in, walk_files
 from .models.pretrained import Towers, weights_id
 from .models.model import attach_backbone, Model, tokenizer_of
 from .models.feature_cache import FeatureCache
@@ -119,7 +119,7 @@ def _left_out(
     walk = walk_files(folder)
     for reason, n in walk.left_out.counts.items():
         reasons[walk.left_out.examples[reason]] = f'{reason}, one of {n}'
-    table = _table_in(folder, walk.files)
+    table = _table_in(_Folder(folder, walk.files))
     others = [o for o in walk.files if not table or o != table.name]
     for suffix, n in sorted(_other_files(others).items()):
         reasons[f'*{suffix}'] = f'{n} files that are no pictures'

@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from jaxtyping import Bool, Float, Int64
 from pathlib import Path
 from scipy.cluster.vq import kmeans2
@@ -673,7 +674,8 @@ class OpenedFolder(_Walks, _Map):
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
         command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
-        lines += ['', f'Next: {command}']
+        browser = f'python -m meru serve {folder} --model {model} --out {place}'
+        lines += ['', f'In the browser: {browser}', f'Next: {command}']
         return '\n'.join(lines)
 
     def _model_name(self) -> str:
@@ -694,7 +696,7 @@ def _make_pool(
     known, total = index.texts.columns['text'], len(index.texts)
     at = torch.linspace(0, total - 1, min(most, total)).long()
     rows = {known[i]: i for i in at.tolist()}
-    above = sum(labels.general, [])
+    above = chain.from_iterable(labels.general)
     names = [own[0] for own in labels.captions]
     wanted = dict.fromkeys([*above, *names, *words])
     more = [text for text in wanted if text not in rows]
@@ -844,7 +846,7 @@ def open_folder(
     else:
         head = _own_head(cfg, cache, labels, _Encoder(towers))
     index = open_image_index(SearchConfig(cfg.folder, 'all', head.name, out))
-    words = _words(sum(labels.captions, []))
+    words = _words(list(chain.from_iterable(labels.captions)))
     pool = _make_pool(index, labels, words)
     paths = _paths_of(index, labels, pool, words, cfg.seed)
     notes = [*_found(index, labels), *head.notes]

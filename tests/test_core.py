@@ -164,6 +164,14 @@ def test_paths_mean_the_same_everywhere(tmp_path, monkeypatch):
     assert RunFolder('~/runs/a', make_config('smoke')).folder == tmp_path / 'runs' / 'a'
 
 
+def test_a_folder_beside_a_person_is_found_where_the_project_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('my photos', 'data'):
+        (tmp_path / name).mkdir()
+    assert project_path('my photos') == tmp_path / 'my photos'
+    assert project_path('data') == ROOT / 'data' and project_path('my other photos') == ROOT / 'my other photos'
+
+
 def test_what_decides_nothing_may_differ(tmp_path):
     assert session_fields(TrainConfig) >= {'workers', 'log_every', 'device'}
     Run(tmp_path, make_config('smoke')).log(dict(step=1))

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pathlib import Path
 from hypothesis import given, settings, strategies as st
 from meru.data.download import make_fetch_config
 from meru.data.fetch import fetch
@@ -25,7 +27,7 @@ from meru.data.shards import SampleError, Shards
 from meru.data.tables import _TableColumns, _table_rows
 from meru.data.tar_samples import ShardError, open_tar, _tar_members, tar_samples
 from meru.data.text_files import LeftOut, caption_texts, decode_text, json_lines, split_lines, _text_lines
-from meru.evaluation.datasets import read_data
+from meru.evaluation.datasets import holds_one, read_data
 from test_cases import fill, lines, pic, seen, tar_bytes
 
 COLUMNS = _TableColumns((('file', 'path'), ('caption', 'captions')), free=('caption',))
@@ -190,6 +192,35 @@ def test_evaluate_reads_every_table(kind, tmp_path):
     task = read_data(tmp_path, 8)
     assert task.texts == ['red', 'a red one', 'green'] and task.owner.tolist() == [0, 0, 1]
     assert [seen(o) for o in task.pictures[:]] == ['red', 'green']
+
+
+PHOTOS = {'labels.csv': 'image,text\nin/1.png,"red, all"\nin/2.png,green\nin/1.png,a red one\n'}
+PHOTOS['pairs.tsv'] = 'in/1.png\tred, all\nin/2.png\tgreen\nin/1.png\ta red one\n'
+PHOTOS['words.txt'] = 'path\ttitle\n1.png\tred, all\n2.png\tgreen\n1.png\ta red one\n'
+PHOTOS['beside'] = {'in/1.txt': 'red, all\na red one\n', 'in/2.txt': 'green', 'about.txt': 'taken in spring'}
+
+
+@pytest.mark.parametrize('layout', PHOTOS)
+@pytest.mark.parametrize('zipped', [False, True])
+def test_evaluate_finds_the_captions_that_every_command_finds(layout, zipped, tmp_path):
+    files = PHOTOS[layout] if layout == 'beside' else {layout: PHOTOS[layout]}
+    folder = tmp_path / 'mine'
+    fill(folder, {'in/1.png': pic('red'), 'in/2.png': pic('green'), 'in/3.png': pic('blue')} | files)
+    rows = read_folder(folder)
+    captions = {file: o.captions for file, o in rows.entries.items() if o.captions and file.endswith('.png')}
+    assert captions == {'in/1.png': ['red, all', 'a red one'], 'in/2.png': ['green']}
+    if zipped:
+        folder = shutil.make_archive(str(tmp_path / 'packed'), 'zip', folder)
+    task = read_data(folder, 8)
+    assert task.pictures.keys == list(captions) and task.texts == sum(captions.values(), [])
+    assert holds_one(Path(folder)) and [seen(o) for o in task.pictures[:]] == ['red', 'green']
+
+
+def test_two_tables_are_an_error_of_evaluate_too(tmp_path):
+    both = {'a.csv': 'file,caption\n0.png,red', 'b.csv': 'file,caption\n0.png,green'}
+    fill(tmp_path, {'0.png': pic()} | both)
+    with pytest.raises(ValueError, match='two tables of captions, a.csv and b.csv: rename the one that is meant'):
+        read_data(tmp_path, 8)
 
 
 # pictures by their path

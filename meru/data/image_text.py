@@ -361,6 +361,22 @@ def _lists_in(files: Iterable[str]) -> list[str]:
     "Tables at the top of a folder that describe its pictures."
     return [f'{name}{end}' for name in ('captions', 'metadata') for end in table_suffixes if f'{name}{end}' in files]
 
+# %% ../../nbs/data/25_image_text.ipynb #7a1c5e01
+class _Folder(NamedTuple):
+    "Files by name, in a folder; whatever else has these names is read alike, such as a zip."
+
+    path: Path
+    files: list[str]  # all that it holds, from `path`
+
+    def __str__(self):
+        return str(self.path)
+
+    def open(self, name: str) -> BinaryIO:
+        return open(self.path / name, 'rb')
+
+    def read(self, name: str) -> bytes:
+        return _read_file(self.path / name)
+
 # %% ../../nbs/data/25_image_text.ipynb #0e1a6b10
 _file_columns = 'file', 'file_name', 'filename', 'path', 'filepath', 'image', 'image_name', 'image_path', 'img'
 
@@ -377,12 +393,17 @@ class _Table(NamedTuple):
     unnamed: tuple[str, ...] = ()  # the columns where there is no header line
 
 # %% ../../nbs/data/25_image_text.ipynb #0e1a6b11
-def _first_rows(path: Path, unnamed: tuple[str, ...], count: int = 20) -> list[dict]:
+def _first_rows(
+    table: str,  # its name in the store
+    store: _Folder,
+    unnamed: tuple[str, ...],  # its columns where there is no header line
+    count: int = 20,
+) -> list[dict]:
     "A few rows of a table that has a column of files and one of captions; none of any other."
     columns = _TableColumns((_file_columns, _caption_columns), unnamed, free=_caption_columns)
     try:
-        with open(path, 'rb') as stream:
-            return [o.values for o in islice(_table_rows(stream, path.name, columns), count) if o.values]
+        with store.open(table) as stream:
+            return [o.values for o in islice(_table_rows(stream, table, columns), count) if o.values]
     except (OSError, ValueError):
         return []
 
@@ -402,47 +423,48 @@ def _is_there(file: str, files: PathIndex) -> bool:
 
 # %% ../../nbs/data/25_image_text.ipynb #0e1a6b12
 def _known_table(
-    path: Path,  # of a table
-    files: PathIndex,  # the pictures of its folder
+    table: str,  # its name in the store
+    files: PathIndex,  # the pictures of the store
+    store: _Folder,
 ) -> _Table | None:  # None: its columns are not known, or its pictures not there
     "How to read a table; without a header its first line must name a picture."
     for unnamed in ((), ('file', 'caption')):
-        rows = _first_rows(path, unnamed)
+        rows = _first_rows(table, store, unnamed)
         file_column, caption_column = _met_column(rows, _file_columns), _met_column(rows, _caption_columns)
         if not (file_column and caption_column):
             continue
         asked = rows[:1] if unnamed else rows
         if any(_is_there(_file_of(row.get(file_column)), files) for row in asked):
-            return _Table(path.name, file_column, caption_column, unnamed)
+            return _Table(table, file_column, caption_column, unnamed)
     return None
 
 # %% ../../nbs/data/25_image_text.ipynb #0e1a6b13
 def _table_in(
-    folder: Path,
-    files: list[str],  # all that it holds
+    store: _Folder,
 ) -> _Table | None:
-    "The table that describes the pictures of a folder; two that might are an error."
+    "The table at the top that describes the pictures; two that might are an error."
+    files = store.files
     pictures = list(filter(_is_picture, files))
     index, stems = PathIndex(pictures), set(map(_stem, pictures))
     if lists := _lists_in(set(files)):
-        return _known_table(folder / lists[0], index) or _Table(lists[0])
+        return _known_table(lists[0], index, store) or _Table(lists[0])
     suffixes = (*table_suffixes, '.txt')
     tables = [o for o in files if '/' not in o and o.lower().endswith(suffixes) and _stem(o) not in stems]
-    known = [table for o in tables if (table := _known_table(folder / o, index))]
+    known = [table for o in tables if (table := _known_table(o, index, store))]
     if len(known) > 1:
         both = f'{known[0].name} and {known[1].name}'
         end = Path(known[0].name).suffix
         raise ValueError(
-            f'{folder} has two tables of captions, {both}: rename the one that is meant to captions{end}, '
+            f'{store} has two tables of captions, {both}: rename the one that is meant to captions{end}, '
             'or move the other away.'
         )
     return known[0] if known else None
 
 # %% ../../nbs/data/25_image_text.ipynb #5e2f9a67
-def _text_captions(folder: Path, file: str, noted: LeftOut) -> list[str]:
+def _text_captions(store: _Folder, file: str, noted: LeftOut) -> list[str]:
     "The lines of a text file; none, and a note, where it is no text."
     try:
-        text, latin1 = decode_text(_read_file(folder / file))
+        text, latin1 = decode_text(store.read(file))
     except OSError as e:
         noted.add('unreadable_text', f'{file}: {e.strerror}')
     except ImageError:
@@ -461,14 +483,14 @@ def _in_order(files: Iterable[str]) -> list[str]:
     return sorted(files, key=lambda o: (_stem(o).split('/'), o.split('/')))
 
 # %% ../../nbs/data/25_image_text.ipynb #aabda9e4
-def _beside(folder: Path, files: list[str], noted: LeftOut) -> dict[str, _Entry]:
+def _beside(store: _Folder, noted: LeftOut) -> dict[str, _Entry]:
     "Every picture with the text of its name, and every text of no picture."
     stems, texts = {}, {}
-    for file in files:
+    for file in store.files:
         if _is_picture(file):
             stems[file] = _stem(file)
         elif file.lower().endswith('.txt'):
-            texts[_stem(file)] = _text_captions(folder, file, noted)
+            texts[_stem(file)] = _text_captions(store, file, noted)
     for stem in texts.keys() - set(stems.values()):
         stems[f'{stem}.?'] = stem
     return {file: _Entry(texts.get(stems[file], [])) for file in _in_order(stems)}
@@ -529,8 +551,9 @@ def read_folder(
             f'There is no picture ({", ".join(picture_suffixes)}) in {folder}, and no manifest.json of shards: '
             'nothing to encode.'
         )
-    if not (table := _table_in(folder, walk.files)):
-        return FileRows(folder, _beside(folder, walk.files, noted), uncaptioned, walk.left_out, noted)
+    store = _Folder(folder, walk.files)
+    if not (table := _table_in(store)):
+        return FileRows(folder, _beside(store, noted), uncaptioned, walk.left_out, noted)
     rows = read_table(folder / table.name, table.file_column, table.caption_column, folder, table.unnamed)
     rest = {o: _Entry([]) for o in walk.files if _is_picture(o) and o not in rows.entries}
     for reason, example in walk.left_out.examples.items():
@@ -575,7 +598,7 @@ def read_texts(
     if path.suffix.lower() == '.jsonl':
         texts = _jsonl_texts(path, noted)
     else:
-        texts = _text_captions(path.parent, path.name, noted)
+        texts = _text_captions(_Folder(path.parent, []), path.name, noted)
     if not texts:
         raise ValueError(f'{path} holds no text' + (f': {noted}' if noted else ''))
     return list(dict.fromkeys(texts))

@@ -40,12 +40,13 @@ from meru.data.images import (
 )
 from ..data.chains import _BoxedPhrase, _boxed_phrases
 from ..data.loader import _cut_out
-from ..data.image_text import find_paths, Listing, PathIndex, picture_suffixes, read_listing, walk_files
+from ..data.image_text import _beside, find_paths, _Folder, _known_table, Listing, PathIndex, picture_suffixes
+from ..data.image_text import read_listing, _stem, _Table, _table_in, walk_files
 from ..data.shards import image_types, Shards
 from ..data.tables import table_suffixes
 from ..data.tar_samples import open_tar, ShardError, tar_samples, TarSample
 from .protocol import _draw_parts, Protocol
-from ..data.text_files import caption_texts, decode_text, json_lines, parse_json, split_lines
+from ..data.text_files import caption_texts, decode_text, json_lines, LeftOut, parse_json, split_lines
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #1317a16d
 def _short(
@@ -865,38 +866,67 @@ def _of_test(
     return [r for r in rows if r.get('split') == 'test'] or rows
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #2a7e3c77
-def _refuse_lines(
+def _refuse_noted(
     store: _Store,
-    listing: str,
-    table: Listing,
+    examples: dict[str, str],  # reason -> the first place where it holds
 ):
-    "A list for an evaluation is used whole, or its first bad line is named."
-    for where in (table.left_out.examples.get('no_file'), table.noted.examples.get('no_caption_column')):
-        if where:
-            raise ValueError(f"{where} in {store} lacks 'file' or 'captions'")
-    for reason, where in (table.left_out.examples | table.noted.examples).items():
+    "What an evaluation reads is used whole, or the first bad place is named."
+    for reason, where in examples.items():
         if reason != 'read_as_latin1':
             raise ValueError(f'{where} in {store} cannot be used: {reason}')
 
+
+def _refuse_lines(store: _Store, table: Listing):
+    "The same for the lines of a list."
+    for where in (table.left_out.examples.get('no_file'), table.noted.examples.get('no_caption_column')):
+        if where:
+            raise ValueError(f"{where} in {store} lacks 'file' or 'captions'")
+    _refuse_noted(store, table.left_out.examples | table.noted.examples)
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #d252cffc
-def _lists_of(store: _Store) -> list[str]:
-    "Tables of pictures and captions, the likeliest first."
-    named = store.find(*(f'captions{o}' for o in table_suffixes))
-    return named or store.find('*.jsonl') or store.find(*(f'metadata{o}' for o in table_suffixes))
+def _table_of(
+    store: _Store,
+) -> _Table | None:
+    "The table of captions that every command finds at the top, else one further down."
+    if table := _table_in(store):
+        return table
+    inner = store.find(*(f'captions{o}' for o in table_suffixes)) or store.find('*.jsonl')
+    inner = inner or store.find(*(f'metadata{o}' for o in table_suffixes))
+    if not inner:
+        return None
+    return _known_table(inner[0], PathIndex(store.images), store) or _Table(inner[0])
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #11163891
 def _read_table(
-    path: str | Path,  # a folder or zip with captions.jsonl, .csv, .tsv, ... or another .jsonl, and pictures
+    path: str | Path,  # a folder or zip with a table of captions, as `_table_of` finds it, and pictures
     size: int,  # side of the pictures, pixels
 ) -> Captions:
-    "Captions from a table: `file`, `captions` or `caption`, perhaps `split`; of the test part where there is one."
+    "Captions from a table, and perhaps a column `split`: those of the test part where there is one."
     store = _Store(path)
-    listing = _lists_of(store)[0]
-    with store.open(listing) as stream:
-        table = read_listing(stream, listing)
-    _refuse_lines(store, listing, table)
+    name, *columns = _table_of(store)
+    with store.open(name) as stream:
+        table = read_listing(stream, name, *columns)
+    _refuse_lines(store, table)
     test = {k: o for k, o in table.captions.items() if table.splits[k] == 'test'}
-    return _make_captions(store, listing, test or table.captions, size)
+    return _make_captions(store, name, test or table.captions, size)
+
+# %% ../../nbs/evaluation/64_datasets.ipynb #11163892
+def _has_texts(store: _Folder) -> bool:
+    "Does a text file bear the name of a picture?"
+    texts = {_stem(file) for file in store.files if file.lower().endswith('.txt')}
+    return any(file.lower().endswith(picture_suffixes) and _stem(file) in texts for file in store.files)
+
+
+def _read_beside(
+    path: str | Path,  # a folder or zip of pictures, with text files of their names
+    size: int,  # side of the pictures, pixels
+) -> Captions:
+    "Captions from the text beside each picture, one a line; a picture without any is left out."
+    store, noted = _Store(path), LeftOut()
+    entries = _beside(store, noted)
+    _refuse_noted(store, noted.examples)
+    pictures = [file for file in store.images if entries[file].captions]
+    return _make_captions(store, 'a .txt', {file: entries[file].captions for file in pictures}, size)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #339098cc
 def _coco_captions(listed: dict) -> dict[str, list[str]]:  # by file name
@@ -977,6 +1007,7 @@ def _flickr_line(
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #93dffa4b
 _flickr_lists = ('*.token', '*.token.txt', 'captions.txt', 'results.csv', 'results_*.csv')
+_flickr_tests = ('*testImages.txt', 'test.txt')
 
 
 def _flickr_captions(store: _Store, listing: str) -> dict[str, list[str]]:
@@ -999,7 +1030,7 @@ def _read_flickr(
     listing = store.find(*_flickr_lists)[0]
     captions = _flickr_captions(store, listing)
     names = []
-    for file in store.find('*testImages.txt', 'test.txt'):
+    for file in store.find(*_flickr_tests):
         names += [o if PurePosixPath(o).suffix else f'{o}.jpg' for o in _lines(store, file)]
     for name in names:
         if name not in captions:
@@ -1184,6 +1215,21 @@ def _is_hierarchy(store: _Store, lines: str) -> bool:
         first = next(json_lines(stream), None)
     return first is not None and isinstance(first.value, dict) and 'hierarchy' in first.value
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #10fc7774
+def _caption_layout(
+    store: _Store,
+) -> Callable | None:  # a reader
+    "The reader that fits captions in files that bear no name of their own."
+    if store.find('val_annotations.txt'):
+        return None
+    lists, table = store.find(*_flickr_lists), _table_of(store)
+    tests = store.find(*_flickr_tests)
+    if table and not (tests and table.name in lists):
+        return _read_table
+    if lists:
+        return _read_flickr
+    return _read_beside if _has_texts(store) else None
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #10fc7775
 def _layout_of(
     store: _Store,
@@ -1203,10 +1249,8 @@ def _layout_of(
         return _read_hierarchies
     if store.find('*hierarcaps*.csv'):
         return _read_hierarcaps
-    if _lists_of(store):
-        return _read_table
-    if store.find(*_flickr_lists):
-        return _read_flickr
+    if captions := _caption_layout(store):
+        return captions
     if store.find('val_annotations.txt') or store.images and all(map(_is_synset_file, store.images)):
         return _read_synset_files
     return _read_class_folder if any('/' in o for o in store.images) else None
@@ -1251,6 +1295,14 @@ def _holds_pictures(folder: Path) -> bool:
     suffixes = {p.suffix.lower() for p in folder.iterdir()}
     return bool(suffixes & set(picture_suffixes)) and not suffixes & {'.jsonl', '.json', '.csv', '.token'}
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #4e9b8b42
+def _is_described(folder: Path) -> bool:
+    "Has it a table of captions, or pictures with texts beside them, at its top?"
+    if _has_texts(_Folder(folder, [p.name for p in folder.iterdir()])):
+        return True
+    at_top = any(p.suffix.lower() in (*table_suffixes, '.txt') for p in folder.iterdir())
+    return at_top and _table_in(_Folder(folder, walk_files(folder).files)) is not None
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #4e9b8b43
 def holds_one(
     folder: Path,  # or a zip
@@ -1277,6 +1329,7 @@ def holds_one(
         any(next(folder.glob(pattern), None) for pattern in lists)
         or {p.name for p in inner} & {'train', 'test', 'val'} != set()
         or 2 * sum(map(_holds_pictures, inner)) > len(inner)
+        or _is_described(folder)
     )
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #9d853efb

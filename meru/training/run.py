@@ -194,9 +194,9 @@ def find_model(
     revision: str | None = None,  # commit or tag; None: the newest
 ) -> Path:  # a folder on this machine
     "A model's folder; what the hub has is fetched once."
-    for folder in (project_path(name), Path(name).expanduser()):
-        if folder.is_dir():
-            return folder.resolve()
+    folder = project_path(name)
+    if folder.is_dir():
+        return folder.resolve()
     if not _is_hub_name(name):
         raise FileNotFoundError(f'there is no folder {name}, and a model of the hub is called org/name: {_no_model}')
     repo, _, pinned = str(name).partition('@')
