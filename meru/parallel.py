@@ -7,6 +7,7 @@ __all__ = ['world', 'rank', 'PeerLost', 'processes', 'total', 'gather_objects', 
            'scatter_sum', 'gather_own', 'mean_of_all', 'make_backward', 'sync_batch_norms', 'agree', 'checksum']
 
 # %% ../nbs/02_parallel.ipynb #7da258d3
+import itertools
 import os
 import torch
 import torch.distributed as dist
@@ -39,6 +40,52 @@ def _together():  # what goes wrong between processes, in one sentence
     except RuntimeError as e:
         raise PeerLost(f'another process of the run has gone ({str(e).strip().splitlines()[0][:200]})') from None
 
+# %% ../nbs/02_parallel.ipynb #0bab8090
+_nccl = dict(
+    TORCH_NCCL_ASYNC_ERROR_HANDLING='3',  # an exchange that is too late ends the process
+    TORCH_NCCL_PROPAGATE_ERROR='1',  # and all others learn of it
+    TORCH_NCCL_DUMP_ON_TIMEOUT='0',  # without first writing down what everybody did
+    TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC='110',  # so does a watch that hangs itself
+)
+_long = timedelta(minutes=30)  # for what one process does while others wait
+
+
+def _patience() -> timedelta:
+    "How long a step waits for a peer; MERU_PEER_SECONDS says otherwise."
+    return timedelta(seconds=float(os.environ.get('MERU_PEER_SECONDS', 90)))
+
+# %% ../nbs/02_parallel.ipynb #0a33275b
+class _Words:
+    "Where processes speak, if not where they compute."
+
+    group = None  # of gloo, beside NCCL's
+
+
+def _meet(gpu: bool):  # does each process have a GPU?
+    "Join the group of all processes."
+    if not gpu:
+        dist.init_process_group('gloo', timeout=timedelta(minutes=10))
+        return
+    for name, value in _nccl.items():
+        os.environ.setdefault(name, value)
+    dist.init_process_group('nccl', timeout=_long)
+    _Words.group = dist.new_group(backend='gloo', timeout=_long)
+
+
+def _part():
+    _Words.group = None
+    dist.destroy_process_group()
+
+# %% ../nbs/02_parallel.ipynb #f79d2d33
+def _lose_patience():
+    "From now on steps are alike: whoever is late has gone."
+    if _Words.group is not None:
+        gather_objects(None)  # all have compiled what a step needs
+        set_timeout = getattr(
+            dist, 'set_timeout', dist.distributed_c10d._set_pg_timeout
+        )  # before torch 2.12 the latter
+        set_timeout(_patience())
+
 # %% ../nbs/02_parallel.ipynb #d1500007
 @contextmanager
 def processes(
@@ -64,7 +111,7 @@ def processes(
             )
         torch.cuda.set_device(gpu)
     try:
-        dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=timedelta(minutes=10))
+        _meet(device == 'cuda')
     except RuntimeError as e:
         if 'EADDRINUSE' in str(e):
             raise ValueError(
@@ -75,7 +122,7 @@ def processes(
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        _part()
 
 # %% ../nbs/02_parallel.ipynb #d1500011
 def total(
@@ -99,7 +146,7 @@ def gather_objects(
         return [value]
     gathered = [None] * world()
     with _together():
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=_Words.group)
     return gathered
 
 # %% ../nbs/02_parallel.ipynb #8af6457f
@@ -226,7 +273,7 @@ def make_backward(
         )
     ddp.register_comm_hook(sent, _sum_bucket)
 
-    def backward(tensors, grad_tensors=None):
+    def exchanged(tensors, grad_tensors=None):
         sent.clear()
         ddp()
         torch.autograd.backward(tensors, grad_tensors)
@@ -234,11 +281,18 @@ def make_backward(
             for exchange in sent:
                 exchange.wait()
 
+    steps = itertools.count()
+
+    def backward(tensors, grad_tensors=None):
+        exchanged(tensors, grad_tensors)
+        if next(steps) == 0:
+            _lose_patience()
+
     # DistributedDataParallel makes its buckets anew at its second pass; were that one of the training's,
     # a resumed run would add in another order than one that was never stopped
     with _together():
         for _ in range(2):
-            backward(sum(p.sum() for p in ddp.parameters()))
+            exchanged(sum(p.sum() for p in ddp.parameters()))
     model.zero_grad()
     return backward
 

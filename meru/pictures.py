@@ -287,16 +287,16 @@ class _ChainedBatches(FeatureBatches):
 
     general: _General | None = None
 
-    def gather(self, text, u, v):
-        batch = super().gather(text, u, v)
+    def gather(self, rows):
+        batch = super().gather(rows)
         if self.general is None:
             return batch
-        above = self.general.of_images[self.cache.text_image[text]]
-        rows = above[above > 0].unique() - 1
+        above = self.general.of_images[rows.images]
+        used = above[above > 0].unique() - 1
         numbers = torch.where(above > 0, above + _after_all, 0)
         ids = batch.text_ids + 1  # 0 stands for no text
         of_images = torch.cat([numbers, ids[:, None]], 1)
-        chains = TextChains(self.general.features[rows], rows + 1 + _after_all, of_images)
+        chains = TextChains(self.general.features[used], used + 1 + _after_all, of_images)
         return batch._replace(text_ids=ids, chains=chains)
 
 # %% ../nbs/73_pictures.ipynb #877fcf45

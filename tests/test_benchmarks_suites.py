@@ -1,7 +1,10 @@
 "Every suite runs from one command in its short form, and says what it did."
 
 import json
+import multiprocessing
+import os
 import pytest
+from meru.benchmarks import gpu
 from meru.benchmarks.suites import _Suite, _ratios, record_suite, suites
 
 
@@ -49,9 +52,62 @@ def test_finds_every_ratio():
     ]
 
 
+def test_what_takes_long_writes_what_it_has(tmp_path, monkeypatch):
+    def long():
+        yield dict(rows=[1])
+        assert json.loads((tmp_path / 'long.json').read_text())['rows'] == [1]
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(suites, 'long', _Suite(long, {}))
+    with pytest.raises(ZeroDivisionError):
+        record_suite('long', tmp_path)
+    assert json.loads((tmp_path / 'long.json').read_text())['rows'] == [1]
+
+
 def test_from_the_command_line(papermill, tmp_path):
-    done = papermill(
-        'benchmark', tmp_path / 'out.ipynb', '-p', 'suite', 'head', '-p', 'quick', 'true', '-p', 'out', tmp_path
-    )
+    "The suite for a GPU to its end on a CPU, every part of it."
+    notebook = tmp_path / 'out.ipynb'
+    done = papermill('benchmark', notebook, '-p', 'suite', 'gpu', '-p', 'quick', 'true', '-p', 'out', tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / 'head.json').read_text())['quick'] and (tmp_path / 'head.png').stat().st_size > 3000
+    result = json.loads((tmp_path / 'gpu.json').read_text())
+    rows = {name: part['rows'] for name, part in result['parts'].items()}
+    assert result['quick'] and not any(part['error'] for part in result['parts'].values())
+    assert not [row for part in rows.values() for row in part if 'error' in row]
+    assert len(rows['kernels']) >= 15 and all(row['worst_error'] < 1e-4 for row in rows['kernels'])
+    assert [row['case'] for row in rows['step']] == ['small, ours', 'small, open_clip']
+    assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed']
+    assert rows['resume'] == [dict(case='smoke', killed_after=2, steps=6, same_bits=True)]
+    assert rows['demo'][-1]['case'] == 'smoke, step 12' and (tmp_path / 'gpu.png').stat().st_size > 3000
+    printed = notebook.read_text()
+    assert '| killed after step 2, resumed | the same bits |' in printed and 'step, small, ours, 8 pairs' in printed
+
+
+def test_a_part_that_hangs_or_dies_leaves_its_rows(monkeypatch):
+    card = gpu._Card('cpu', (64, 96), ('small',), 8, 'smoke', 12, True)
+
+    class Quick:  # as a process: this one
+        exitcode = -9
+
+        def __init__(self, target, args):
+            self.target, self.args = target, args
+
+        def start(self):
+            name, _, pipe = self.args
+            pipe.send(dict(case='first'))
+            if name == 'runs':
+                pipe.send('')
+            self.open = os.dup(pipe.fileno()) if name == 'hangs' else None
+
+        def kill(self):
+            if self.open:
+                os.close(self.open)
+
+        def join(self, seconds=None):
+            pass
+
+    context = multiprocessing.get_context('spawn')
+    monkeypatch.setattr(type(context), 'Process', Quick)
+    first = [dict(case='first')]
+    assert gpu._apart('runs', card, 5) == dict(rows=first, error='')
+    assert gpu._apart('dies', card, 5) == dict(rows=first, error='its process ended with -9')
+    assert gpu._apart('hangs', card, 0.1) == dict(rows=first, error='not done after 0 s')

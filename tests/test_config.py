@@ -92,7 +92,7 @@ def test_every_field_has_its_comment_and_its_default_is_allowed(cls):
         (dict(image_width=-1), 'image_width = -1 is not at least 1'),
         (dict(text_depth=-1), 'text_depth = -1 is not at least 1'),
         (dict(context_length=-1), 'context_length = -1 is not at least 3'),
-        (dict(workers=-1), 'workers = -1 is not at least 0'),
+        (dict(workers=-2), 'workers = -2 is not at least -1'),
         (dict(grad_clip=-0.5), 'grad_clip = -0.5 is not at least 0'),
         (dict(lr=0.0), 'lr = 0.0 is not above 0'),
         (dict(lr=math.nan), 'lr = nan is not of type float'),

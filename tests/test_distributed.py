@@ -511,6 +511,42 @@ def test_a_peer_that_goes_amid_a_step_is_told_from_other_faults(team):
         assert name == 'RuntimeError' and 'has gone' not in message
 
 
+def loses_patience():
+    "What a first step on GPUs would change, with gloo in NCCL's place."
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    with processes('cpu'):
+        parallel._Words.group = torch.distributed.new_group(backend='gloo')
+        backward, before = make_backward(model), parallel.gather_objects(rank())
+        with patch.object(torch.distributed, 'set_timeout', create=True) as limit:
+            for _ in range(3):
+                backward(model(torch.ones(2, 3)).sum())
+        said = [o.args[0].total_seconds() for o in limit.call_args_list]
+    return before, said, parallel._Words.group
+
+
+def test_after_the_first_step_a_late_peer_has_gone(team):
+    assert team.run(2, loses_patience) == [([0, 1], [90.0], None)] * 2
+
+
+def test_nccl_is_told_to_end_a_run_whose_peer_has_gone(monkeypatch):
+    calls = []
+    for name in ('init_process_group', 'new_group', 'destroy_process_group'):
+        note = lambda *a, name=name, **k: calls.append((name, *a, *k.values()))
+        monkeypatch.setattr(torch.distributed, name, note)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda i: None)
+    monkeypatch.setattr(os, 'environ', dict(WORLD_SIZE='2', RANK='0', TORCH_NCCL_DUMP_ON_TIMEOUT='1'))
+    with processes('cuda'):
+        half_an_hour = parallel._long
+    begun = [('init_process_group', 'nccl', half_an_hour), ('new_group', 'gloo', half_an_hour)]
+    assert calls == [*begun, ('destroy_process_group',)]
+    assert os.environ['TORCH_NCCL_ASYNC_ERROR_HANDLING'] == '3' and os.environ['TORCH_NCCL_DUMP_ON_TIMEOUT'] == '1'
+    assert parallel._patience().total_seconds() + 30 <= 120
+    os.environ['MERU_PEER_SECONDS'] = '300'
+    assert parallel._patience().total_seconds() == 300
+
+
 def test_not_a_number_in_one_process_stops_all(team, tmp_path):
     run = Run(tmp_path / 'run', make_config('smoke', **SMOKE))
     team.start(2, train, run.folder, True)

@@ -17,6 +17,7 @@ from torch import nn
 from meru.core import locked
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import _import_flickr8k, open_cache
+from meru.training.trainer import _room_for
 from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
     FeatureBatches,
@@ -413,6 +414,23 @@ def test_all_pairs_or_one_caption_an_image(photos, tmp_path):
     )
     with pytest.raises(ValueError, match="no split 'dev'; it has train"):
         FeatureBatches(cache, split='dev')
+
+
+def test_features_lie_where_batches_are_gathered(made_up):
+    cache = open_cache(made_up)
+    train, dev = (FeatureBatches(cache, split, 20, device='meta') for split in ('train', 'dev'))
+    batch, plain = train.batch_at(3), FeatureBatches(cache, 'train', 20).batch_at(3)
+    assert {o.device.type for o in batch[:3]} == {'meta'} and train.image_rows is dev.image_rows
+    assert batch.keys == plain.keys and batch.images.shape == plain.images.shape and plain.images.is_cpu
+    assert [o.images.device.type for o in dev.eval_batches()] == ['meta', 'meta']
+
+
+def test_features_that_would_fill_half_a_gpu_stay(made_up, monkeypatch):
+    cache = open_cache(made_up)
+    size = cache.image.nbytes + cache.text.nbytes
+    for free, where in ((2 * size, 'cuda'), (2 * size - 1, 'cpu')):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free, free))
+        assert _room_for(cache, 'cuda') == where and _room_for(cache, 'cpu') == 'cpu'
 
 
 def test_the_flickr8k_features_as_a_cache(tmp_path):

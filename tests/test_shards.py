@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from conftest import ROOT
 from meru.data.images import ImageAugment
 from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_shards
 from meru.data.emoji import embedded_data, emoji_rows, _emoji_splits, _without_person
-from meru.data.loader import Loader, _epoch_order, sample_rng
+from meru.data.loader import _batch_bytes, _cpu_quota, _epoch_order, Loader, sample_rng, _spare_cores
 from meru.data.tokenizer import Tokenizer, augment_caption
 
 pytestmark = [
@@ -102,6 +103,30 @@ def same(a, b):
 @pytest.mark.parametrize('cache', [True, False])
 def test_the_number_of_workers_and_the_cache_do_not_matter(loader, workers, cache):
     assert same(take(loader(workers=workers, cache=cache), 9), take(loader(), 9))
+
+
+@pytest.mark.parametrize('room, says', [(1e9, ''), (3.5 * 3840, 'one waits'), (0, 'through pipes')])
+def test_batches_that_shared_memory_does_not_hold_come_another_way(loader, monkeypatch, capsys, room, says):
+    monkeypatch.setattr('meru.data.loader._free_shared', lambda: room)
+    whole, l = take(loader(), 3), loader(workers=2)
+    assert _batch_bytes(l) == 3840 == 5 * 3 * 16 * 16
+    assert same(take(l, 3), whole) and says in capsys.readouterr().out
+
+
+def test_workers_follow_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr('os.sched_getaffinity', lambda pid: set(range(16)))
+    monkeypatch.setattr('meru.data.loader._cpu_quota', lambda: 13.0)
+    assert [_spare_cores(n) for n in (0, 1, 2, 8, 32)] == [12, 12, 5, 1, 1]
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    assert _spare_cores() == 5
+
+
+@pytest.mark.parametrize('text, cores', [('max 100000\n', math.inf), ('250000 100000\n', 2.5), (None, math.inf)])
+def test_a_containers_share_of_the_cores(monkeypatch, tmp_path, text, cores):
+    if text:
+        (tmp_path / 'cpu.max').write_text(text)
+    monkeypatch.setattr('meru.data.loader.Path', lambda _: tmp_path / 'cpu.max')
+    assert _cpu_quota() == cores
 
 
 @pytest.mark.parametrize('drop_last', [True, False])

@@ -12,7 +12,7 @@ from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
 from meru.data.loader import Batch
-from meru.training.step import _Kept, compile_blocks, gradients, to_device
+from meru.training.step import _ahead, compile_blocks, gradients, _Kept, to_device
 
 pytestmark = pytest.mark.usefixtures('in_root')
 VIT = replace(
@@ -140,6 +140,46 @@ def test_a_bad_batch_is_named_later_and_touches_nothing(tmp_path, monkeypatch):
     assert T.update(model, opt, bad._replace(images=bad.images.float() * torch.nan), run.config, 4)['bad']
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
     assert {float(s['step']) for s in opt.state.values()} == {4.0}
+
+
+class Stream:
+    "Notes what is asked of a GPU's streams."
+
+    def __init__(self, name, notes):
+        self.name, self.notes = name, notes
+
+    def __enter__(self):
+        self.notes.append(f'on {self.name}')
+
+    def __exit__(self, *_):
+        self.notes.append(f'off {self.name}')
+
+    def record_event(self):
+        self.notes.append('event')
+        return len(self.notes)
+
+    def wait_event(self, event):
+        self.notes.append(f'{self.name} waits')
+
+
+def test_the_next_batch_travels_while_a_step_is_computed(monkeypatch):
+    notes, batches = [], [pairs(4), pairs(5), pairs(6)]
+    side, main = Stream('side', notes), Stream('main', notes)
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: side)
+    monkeypatch.setattr(torch.cuda, 'stream', lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda: main)
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda o, stream: notes.append(f'read on {stream.name}'))
+
+    def move(batch):
+        notes.append(f'send {len(batch.images)}')
+        return batch
+
+    for batch in _ahead(batches, move, 'cuda'):
+        notes.append(f'step {len(batch.images)}')
+    send = lambda n: ['on side', f'send {n}', 'event', 'off side']
+    step = lambda n: ['main waits', *['read on main'] * 3, f'step {n}']
+    assert notes == send(4) + send(5) + step(4) + send(6) + step(5) + step(6)
+    assert [len(o.images) for o in _ahead(batches, lambda o: o, 'cpu')] == [4, 5, 6]
 
 
 def test_a_few_graphs_for_all_blocks_and_lengths():

@@ -229,11 +229,21 @@ def test_where_the_system_does_not_say_memory_is_unknown(tmp_path, monkeypatch):
     assert run.read('run.json')['peak_memory'] is None and run.read('run.json')['held_out_failures'] == {}
 
 
-def test_deterministic_holds_while_a_run_lasts_and_changes_no_bit_on_a_cpu(tmp_path):
+def test_deterministic_holds_while_a_run_lasts_and_changes_no_bit_on_a_cpu(tmp_path, monkeypatch):
     short, seen = dict(steps=4, log_every=1, val_pairs=64), []
     plain, strict = Run(tmp_path / 'a', make_config('smoke', **short)), tmp_path / 'b'
     strict = Run(strict, make_config('smoke', deterministic=True, **short))
     fit(plain)
-    fit(strict, on_log=lambda row: seen.append(torch.are_deterministic_algorithms_enabled()))
-    assert seen == [True] * 4 and not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
+
+    def switches():
+        cudnn, inductor = torch.backends.cudnn, torch._inductor.config
+        products = os.environ.get('CUBLAS_WORKSPACE_CONFIG')
+        strict = torch.are_deterministic_algorithms_enabled(), inductor.deterministic
+        return *strict, cudnn.deterministic, cudnn.benchmark, products
+
+    fit(strict, on_log=lambda row: seen.append(switches()))
+    assert seen == [(True, True, True, False, ':4096:8')] * 4
+    assert switches()[:4] == (False, False, False, True)
     assert file_sha256(plain.last) == file_sha256(strict.last)

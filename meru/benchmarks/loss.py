@@ -88,6 +88,7 @@ def _near_pairs(
     pairs: int,  # how many
     dim: int,  # of the points
     seed: int = 0,  # of the noise
+    device: str = 'cpu',  # where they lie
 ) -> list[Tensor]:  # images, texts, curvature 1, scale 1/0.07
     "Random points that belong together in pairs."
     g = torch.Generator().manual_seed(seed)
@@ -97,7 +98,7 @@ def _near_pairs(
     images = lift(v, curv)
     texts = lift(v + noise, curv)
     leaves = (images, texts, curv, curv / 0.07)
-    return [o.clone().requires_grad_() for o in leaves]
+    return [o.clone().to(device).requires_grad_() for o in leaves]
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #05605143
 def _both_passes(
@@ -139,6 +140,30 @@ def _loss_peers(
         peers['geoopt'] = _geoopt_loss
     return peers
 
+# %% ../../nbs/benchmarks/83_loss.ipynb #b73325a3
+_most_in_double = 2**14  # pairs; beyond, float64 takes minutes on most cards
+
+
+def _finished_passes(loss, leaves):
+    "Both passes, and the device has finished."
+    result = _both_passes(loss, leaves)
+    if leaves[0].is_cuda:
+        torch.cuda.synchronize()
+    return result
+
+
+def _those_that_fit(passes):
+    "The passes that a device has memory for, and the names of the others."
+    fit, too_large = {}, []
+    for name, run in passes.items():
+        try:
+            run()
+            fit[name] = run
+        except torch.OutOfMemoryError:
+            too_large.append(name)
+            torch.cuda.empty_cache()
+    return fit, too_large
+
 # %% ../../nbs/benchmarks/83_loss.ipynb #4d8c7cb1
 def _loss_row(
     geometry: str,  # 'lorentz' or 'sphere'
@@ -147,19 +172,24 @@ def _loss_row(
     threads: int,  # of torch
     reps: int,  # counted rounds; fewer for big batches
     compiled: Callable | None,  # `_published_once`, compiled
+    device: str = 'cpu',  # where
 ) -> dict:
-    "One size: times, ratios, gradient errors."
-    leaves = _near_pairs(geometry, pairs, dim)
+    "One size: times, ratios, gradient errors, and who does not fit the device."
+    leaves = _near_pairs(geometry, pairs, dim, device=device)
     peers = _loss_peers(geometry, pairs, dim, compiled)
-    passes = {name: partial(_both_passes, f, leaves) for name, f in peers.items()}
+    passes = {name: partial(_finished_passes, f, leaves) for name, f in peers.items()}
+    passes, too_large = _those_that_fit(passes)
     rounds = max(2, min(reps, 24576 // pairs))
     with _torch_threads(threads):
         times = _wall_and_core(passes, rounds)
-    exact = _both_passes(peers['ours'], _in_double(leaves))
-    errors = {name: _two_digits(_worst_error(run(), exact)) for name, run in passes.items()}
+    errors = {}
+    if pairs <= _most_in_double:
+        exact = _both_passes(peers['ours'], _in_double(leaves))
+        errors = {name: _two_digits(_worst_error(run(), exact)) for name, run in passes.items()}
     case = f'{geometry} {pairs} x {dim}, {threads} thread{"s" * (threads > 1)}'
     settings = dict(geometry=geometry, pairs=pairs, dim=dim, threads=threads)
-    return dict(case=case, **settings, **times, gradient_error=errors)
+    more = dict(too_large=too_large) if too_large else {}
+    return dict(case=case, **settings, **times, gradient_error=errors, **more)
 
 # %% ../../nbs/benchmarks/83_loss.ipynb #0c8c29a2
 def _two_digits(x):
@@ -189,13 +219,14 @@ def _exponent(
 # %% ../../nbs/benchmarks/83_loss.ipynb #6af0e161
 def _compile_published(
     on: bool,  # False: leave it out
+    device: str = 'cpu',  # where
 ) -> tuple[Callable | None, str]:  # the compiled form, or the reason why there is none
     "`_published_once` through torch.compile, tried once."
     if not on:
         return None, 'not asked for'
     try:
         compiled = torch.compile(_published_once, dynamic=True)
-        _both_passes(compiled, _near_pairs('lorentz', 64, 8))
+        _both_passes(compiled, _near_pairs('lorentz', 64, 8, device=device))
         return compiled, 'runs'
     except Exception as e:
         return None, f'left out: {type(e).__name__}: {str(e).splitlines()[0][:200]}'
@@ -339,10 +370,11 @@ def _head_steps(
     pairs: int,  # of the batch
     dim: int,  # of the space
     width: int,  # of the features
+    device: str = 'cpu',  # where
 ) -> dict[str, Callable]:  # ours first
     "Two models of the same weights, each with its AdamW, on the same batch of noise."
-    batch = torch.randn(2, pairs, width, generator=torch.Generator().manual_seed(0)).unbind()
-    ours, published = _heads(width, dim).values()
+    batch = torch.randn(2, pairs, width, generator=torch.Generator().manual_seed(0)).to(device).unbind()
+    ours, published = (model.to(device) for model in _heads(width, dim).values())
     our_opt = make_optimizer(ours, 5e-4, 0.2, (0.9, 0.98), False)
     published_opt = torch.optim.AdamW(published.parameters(), 5e-4, (0.9, 0.98), weight_decay=0.2)
     return dict(

@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from jaxtyping import Float, Int
 from torch import nn, Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from ..core import machine
 from ..data.images import augment_images, crop_resize, ImageAugment, n_draws
 from ..data.loader import Batch
@@ -27,6 +26,7 @@ from ..models.towers import ConvMLP
 from ..models.model import build_model, Model
 from ..training.optim import make_optimizer, _param_groups
 from ..training.config import presets, TrainConfig
+from ..training.feeding import _flops_per_pair, _peak_rate
 from ..training.step import compile_blocks, compiles, gradients, _Kept, to_device
 from ..training.trainer import pick_device, update
 from .timing import _by_turns, _rates, _torch_threads
@@ -339,25 +339,6 @@ def _step_peers(
         peers['open_clip_compiled'] = _open_clip_step(cfg, device, compiled=True)
     return peers
 
-# %% ../../nbs/benchmarks/82_step.ipynb #22b5e041
-_peak_rates = dict(A100=312e12, H100=989.5e12, H200=989.5e12)  # dense bfloat16, NVIDIA's data sheets
-
-# %% ../../nbs/benchmarks/82_step.ipynb #665a7c15
-def _flops_per_pair(
-    cfg: TrainConfig,  # sizes
-    length: int,  # of the texts, tokens
-) -> int:  # multiplications and additions of a step, both towers, forwards and backwards
-    "What a step has to compute."
-    with torch.device('meta'):
-        model = build_model(cfg).train()
-        images = torch.empty(2, 3, cfg.image_size, cfg.image_size)
-        tokens = torch.zeros(2, length, dtype=torch.long)
-        with FlopCounterMode(display=False) as count:
-            u = model.image_proj(_plain_image(model.image_tower, images))
-            v = model.text_proj(_plain_text(model.text_tower, tokens))
-            (u.sum() + v.sum()).backward()
-    return count.get_total_flops() // 2
-
 # %% ../../nbs/benchmarks/82_step.ipynb #af422136
 def _ticks(
     device: str,  # where
@@ -442,13 +423,6 @@ def _step_row(
         share_of_peak=peak and round(rate / peak, 3),
         error=_agreement(cfg, min(32, cfg.batch_size), device),
     )
-
-# %% ../../nbs/benchmarks/82_step.ipynb #d4f7efba
-def _peak_rate(device):  # None: not known
-    if device == 'cpu':
-        return None
-    name = torch.cuda.get_device_name()
-    return next((rate for card, rate in _peak_rates.items() if card in name), None)
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e052
 def _augment_row(

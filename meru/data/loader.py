@@ -9,6 +9,7 @@ __all__ = ['sample_rng', 'Source', 'TextChains', 'Batch', 'pictures', 'part_of',
 import itertools
 import math
 import numpy as np
+import os
 import torch
 import torch.nn.functional as F
 from bisect import bisect
@@ -17,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from jaxtyping import Int64, UInt8
+from pathlib import Path
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from typing import NamedTuple
 from .chains import _boxed_phrases
@@ -241,22 +244,102 @@ def _gather_parts(
     chains = _text_chains([o for o in general if o not in set(captions)], rows, tokenizer)
     return chains._replace(owners=torch.tensor(owners))
 
+# %% ../../nbs/data/24_loader.ipynb #c100ebc7
+class _Parcel:
+    "What travels through a pipe: tensors as arrays, which need no shared memory."
+
+    def __init__(self, item):
+        self.item = tree_map_only(Tensor, Tensor.numpy, item)
+
+    def opened(self):
+        return tree_map_only(np.ndarray, torch.from_numpy, self.item)
+
+    def pin_memory(self):  # `DataLoader` calls it
+        return tree_map_only(Tensor, Tensor.pin_memory, self.opened())
+
 # %% ../../nbs/data/24_loader.ipynb #e5ad822f
 class _Steps(torch.utils.data.Dataset):
     "The steps of a loader, for worker processes."
 
-    def __init__(self, loader):
-        self.loader = loader
+    def __init__(self, loader, parcels: bool = False):
+        self.loader, self.parcels = loader, parcels
 
-    def __getitem__(self, step: int) -> tuple[Batch, dict]:  # and the samples newly found damaged
+    def __getitem__(self, step: int):  # a batch, and the samples newly found damaged; or a parcel with both
         damaged = self.loader.source.damaged
         known = len(damaged)
-        return self.loader.batch_at(step), dict(itertools.islice(damaged.items(), known, None))
+        item = self.loader.batch_at(step), dict(itertools.islice(damaged.items(), known, None))
+        return _Parcel(item) if self.parcels else item
 
 # %% ../../nbs/data/24_loader.ipynb #8da5adba
 def _as_it_is(item: tuple) -> tuple:
     "What a `DataLoader` is to do with one item of `_Steps`: nothing."
     return item
+
+# %% ../../nbs/data/24_loader.ipynb #db5b4cd4
+def _cpu_quota() -> float:
+    "Cores that a container may use; infinite where nobody limits them."
+    path = Path('/sys/fs/cgroup/cpu.max')
+    quota, _, period = path.read_text().partition(' ') if path.exists() else ('max', '', '')
+    return math.inf if quota.strip() == 'max' else int(quota) / int(period)
+
+
+def _spare_cores(
+    processes: int = 0,  # of the run, on this machine; 0: as torchrun says
+) -> int:
+    "Cores for the workers of one process: its share of the machine's, but for the one it computes on."
+    here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = min(here, _cpu_quota()) / (processes or _processes_here())
+    return max(1, int(cores) - 1)
+
+
+def _processes_here() -> int:  # of the run, on this machine
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+# %% ../../nbs/data/24_loader.ipynb #7de3a30d
+def _free_shared() -> float:
+    "Bytes of shared memory for this process's batches; infinite where the system has no such folder."
+    folder = '/dev/shm'
+    if not os.path.isdir(folder):
+        return math.inf
+    there = os.statvfs(folder)
+    return 0.8 * there.f_bavail * there.f_frsize / _processes_here()
+
+# %% ../../nbs/data/24_loader.ipynb #e45f8257
+def _batch_bytes(loader) -> int:
+    "Of a process's pictures, which are nearly all of a batch."
+    pairs = part_of(loader.batch_size, loader.share)
+    side = loader.pre_resize or loader.image_size
+    return (1 + loader.parts) * (pairs.stop - pairs.start) * 3 * side**2
+
+
+class _Transport(NamedTuple):
+    "How batches come from workers."
+
+    waiting: int  # batches of each worker that wait
+    piped: bool  # through a pipe; else in shared memory
+    says: str  # what a person should know; '' where all is well
+
+
+def _transport(
+    batch: int,  # bytes
+    workers: int,
+    free: float,  # bytes of shared memory
+) -> _Transport:
+    "Two waiting batches a worker, or what fits."
+    places = free // max(1, batch) - 1  # one is being read
+    if places >= 2 * workers:
+        return _Transport(2, False, '')
+    wanted = 2 * workers + 1
+    says = f'{wanted} batches of {batch / 1e6:,.0f} MB do not fit {free / 1e6:,.0f} MB of shared memory (/dev/shm): '
+    if places >= workers:
+        return _Transport(1, False, says + 'one waits for each worker.')
+    return _Transport(
+        2, True, says + f'they come through pipes. docker run --shm-size {_gigabytes(wanted * batch)}g is faster.'
+    )
+
+
+def _gigabytes(size: float) -> int:  # rounded up, with some left
+    return math.ceil(1.3 * size / 1e9)
 
 # %% ../../nbs/data/24_loader.ipynb #41d0526d
 def part_of(
@@ -278,7 +361,8 @@ class _Walks:
         "Batches from any step on, exactly as if all steps before had been made."
         if self.cache:
             self.source.fill()
-        for batch, damaged in self._steps(start_step):
+        for item in self._steps(start_step):
+            batch, damaged = item.opened() if isinstance(item, _Parcel) else item
             self.source.damaged.update(damaged)
             yield batch
 
@@ -286,11 +370,16 @@ class _Walks:
         "The steps from here or from worker processes."
         if not self.workers:
             return map(_Steps(self).__getitem__, itertools.count(start_step))
+        workers = _spare_cores() if self.workers < 0 else self.workers
+        way = _transport(_batch_bytes(self), workers, _free_shared())
+        if way.says and not self.share[0]:
+            print(way.says)
         return DataLoader(
-            _Steps(self),
+            _Steps(self, way.piped),
             batch_size=None,
             sampler=itertools.count(start_step),
-            num_workers=self.workers,
+            num_workers=workers,
+            prefetch_factor=way.waiting,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )
@@ -396,7 +485,7 @@ class Loader(_Walks):
     augment: ImageAugment | None = None  # None: the evaluation transform
     augment_text: Callable | None = None  # (text, rng) to text, e.g. partial(augment_caption, drop=.1)
     level_probs: tuple | None = None  # chance of each of meta['levels']; None: one of its captions
-    workers: int = 0  # processes; 0: this one
+    workers: int = 0  # processes; 0: this one, -1: as the machine has cores
     cache: bool = True  # decode everything first and keep it in memory
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes

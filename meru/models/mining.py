@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -184,6 +184,23 @@ def _clashes(
     return sum(len(o) - len(o.unique()) for o in ids.split(batch_size))
 
 # %% ../../nbs/models/36_mining.ipynb #4f334930
+class _Rows(NamedTuple):
+    "Pairs in the order in which they are shown."
+
+    texts: Int64[Tensor, ' n']  # their numbers
+    images: Int64[Tensor, ' n']  # of the image of each
+    text_rows: Int64[Tensor, ' n']  # of the view of each, among all views of all texts
+    image_rows: Int64[Tensor, ' n']  # the same of images
+    ids: Int64[Tensor, ' n']  # equal for what is no negative
+
+    def part(self, at: slice) -> '_Rows':
+        return _Rows(*[o[at] for o in self])
+
+    def to(self, device: str) -> '_Rows':
+        "What a batch is gathered by, on a device; numbers stay."
+        return self._replace(**{name: getattr(self, name).to(device) for name in ('text_rows', 'image_rows', 'ids')})
+
+# %% ../../nbs/models/36_mining.ipynb #e32dfcaa
 class _FeatureWalks:
     "Ways through cached features, for a class that has `cache`, `ids`, `texts`, `batch_at` and settings."
 
@@ -196,13 +213,20 @@ class _FeatureWalks:
     def steps_per_epoch(self) -> int:
         return len(self) // self.batch_size + (not self.drop_last and len(self) % self.batch_size > 0)
 
-    def gather(self, text, u, v) -> Batch:
-        image = self.cache.text_image[text]
+    def rows(self, texts, text_view, image_view) -> _Rows:
+        "Where the features of pairs lie."
+        cache, images = self.cache, self.cache.text_image[texts]
+        text_rows = texts * cache.text.shape[1] + text_view
+        image_rows = images * cache.image.shape[1] + image_view
+        return _Rows(texts, images, text_rows, image_rows, self.ids[texts])
+
+    def gather(self, rows: _Rows) -> Batch:
+        "Features of pairs, gathered where they lie."
         return Batch(
-            self.cache.image[image, v].float(),
-            self.cache.text[text, u].float(),
-            self.ids[text],
-            [self.cache.keys[i] for i in image.tolist()],
+            self.image_rows.index_select(0, rows.image_rows).float(),
+            self.text_rows.index_select(0, rows.text_rows).float(),
+            rows.ids,
+            list(map(self.cache.keys.__getitem__, rows.images.tolist())),
         )
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:  # without end
@@ -214,8 +238,8 @@ class _FeatureWalks:
 
     def eval_batches(self) -> Iterator[Batch]:
         "One pass in order: the first caption of each image (or all), plain views, a smaller last batch."
-        for text in self.texts[part_of(len(self), self.share)].split(self.batch_size):
-            yield self.gather(text, 0, 0)
+        for texts in self.texts[part_of(len(self), self.share)].split(self.batch_size):
+            yield self.gather(self.rows(texts, 0, 0).to(self.device))
 
 # %% ../../nbs/models/36_mining.ipynb #dbbf969a
 _known = {}  # ids of the last cache: each run of an ablation asks for them
@@ -230,6 +254,23 @@ def _known_ids(
         _known.clear()
         _known[key] = _pair_ids(cache, threshold)
     return _known[key]
+
+# %% ../../nbs/models/36_mining.ipynb #7c1e646f
+_placed = {}  # features of the last cache on a GPU: those of training and of validation are one
+
+
+def _placed_rows(
+    cache: FeatureCache,  # the features
+    device: str,  # where they are to lie
+) -> tuple[Float16[Tensor, 'i w'], Float16[Tensor, 't w']]:  # a row for each view of each image, and of each text
+    "All features, on a device."
+    rows = cache.image.flatten(0, 1), cache.text.flatten(0, 1)
+    if device == 'cpu':
+        return rows
+    if (key := (cache.id, device)) not in _placed:
+        _placed.clear()
+        _placed[key] = tuple(o.to(device) for o in rows)
+    return _placed[key]
 
 # %% ../../nbs/models/36_mining.ipynb #bde1de92
 class _FeaturePlans(_FeatureWalks):
@@ -250,7 +291,7 @@ class _FeaturePlans(_FeatureWalks):
         images = self.cache.image[self.cache.text_image[self.texts], 0]
         return _neighbours(images, min(self.near, len(images) - 1))[1]
 
-    def epoch_plan(self, epoch: int) -> tuple:  # texts, their views, their images' views, in order
+    def epoch_plan(self, epoch: int) -> _Rows:
         "What an epoch shows, in which order."
         if self.at == epoch:
             return self.plan
@@ -264,7 +305,8 @@ class _FeaturePlans(_FeatureWalks):
             order = _hard_order(self.nearest, self.ids[texts], self.batch_size, self.seed, epoch)
         else:
             order = sample_rng(self.seed, epoch, -1).permutation(len(texts))
-        self.at, self.plan = epoch, tuple(o[order] for o in (texts, text_view, image_view))
+        shown = self.rows(texts[order], text_view[order], image_view[order])
+        self.at, self.plan = epoch, shown.to(self.device)
         return self.plan
 
 # %% ../../nbs/models/36_mining.ipynb #df6785ba
@@ -284,6 +326,7 @@ class FeatureBatches(_FeaturePlans):
     near: int = 7  # neighbours that come with each row of a hard batch
     drop_last: bool = True  # leave out an epoch's last, smaller batch
     share: tuple = (0, 1)  # of each batch, and of an evaluation: what process i of k takes
+    device: str = 'cpu'  # where the features lie and batches are gathered
 
     def __post_init__(self):
         if self.order not in ('random', 'hard'):
@@ -294,6 +337,7 @@ class FeatureBatches(_FeaturePlans):
         self.start = self.count.cumsum(0) - self.count
         self.ids = _known_ids(self.cache, self.duplicate)
         self.at, self.plan = -1, None
+        self.image_rows, self.text_rows = _placed_rows(self.cache, self.device)
         self.texts = self._texts_of(rows)
         if not 1 <= self.batch_size <= len(self.texts):
             there = f'{self.cache.folder} holds {len(self.texts)} of {self.split}'
@@ -304,8 +348,8 @@ class FeatureBatches(_FeaturePlans):
     def batch_at(self, step: int) -> Batch:  # images [b d] and tokens [b w] are features, float32
         "The batch of one step, counted from the beginning of the run."
         epoch, place = divmod(step, self.steps_per_epoch)
-        batch = (o[place * self.batch_size : (place + 1) * self.batch_size] for o in self.epoch_plan(epoch))
-        return self.gather(*(o[part_of(len(o), self.share)] for o in batch))
+        batch = self.epoch_plan(epoch).part(slice(place * self.batch_size, (place + 1) * self.batch_size))
+        return self.gather(batch.part(part_of(len(batch.texts), self.share)))
 
 # %% ../../nbs/models/36_mining.ipynb #80a5ec35
 def summary(

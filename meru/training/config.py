@@ -73,8 +73,8 @@ class TrainConfig(ModelConfig, ImageAugment):
     verify: Literal['sizes', 'hashes'] = 'hashes'  # on opening shards: compare bytes and counts, or every byte too
     damaged_shards: Literal['fail', 'quarantine'] = 'fail'  # quarantine: go on without such a shard, on record
     val_pairs: Count = 1024  # pairs held out for validation where the data has no own split
-    workers: Annotated[int, AtLeast(0), per_session] = (
-        4  # processes that read and decode; the order does not depend on it
+    workers: Annotated[int, AtLeast(-1), per_session] = (
+        -1  # processes that read and decode; -1: as the machine has cores; the order does not depend on it
     )
     cache: Annotated[bool, per_session] = False  # keep decoded pictures in memory
     log_every: Annotated[Count, per_session] = 100  # updates between two lines of metrics.jsonl

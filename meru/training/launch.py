@@ -77,6 +77,8 @@ def _what_happened(
     own = re.findall(r'^(process \d+: .*)$', log, re.M)
     if first := [o for o in own if 'has gone' not in o and 'another has ended' not in o]:
         return first[0]
+    if late := re.search(r'\[Rank (\d+)\] Watchdog caught collective operation timeout', log):
+        return f'process {late[1]} waited in vain for another (NCCL)'
     killed = re.search(r'Root Cause.*?rank\s*: (\d+).*?Signal \d+ \((\w+)\)', log, re.S)
     if killed:
         return f'process {killed[1]} was ended by {killed[2]}'

@@ -9,10 +9,11 @@ __all__ = ['gradients', 'compiles', 'compile_blocks', 'to_device', 'NonFinite']
 import torch
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from functools import partial
 from torch import nn, Tensor
+from torch.utils._pytree import tree_leaves
 from ..data.images import augment_batch
 from ..data.loader import Batch
 from ..models.towers import cut_texts
@@ -131,9 +132,18 @@ def compile_blocks(
             block.compile(backend=backend, dynamic=False)
 
 # %% ../../nbs/training/43_step.ipynb #10a5e041
+def _sent(o, device):
+    "A tensor on the device, or on its way; a GPU fetches only from pinned memory without a wait."
+    if not isinstance(o, Tensor):
+        return o
+    if device.startswith('cuda') and torch.cuda.is_available() and not o.is_cuda:
+        o = o if o.is_pinned() else o.pin_memory()
+    return o.to(device, non_blocking=True)
+
+
 def _moved(fields, device):
     "A NamedTuple whose tensors are on the device, or on their way."
-    moved: list[Any] = [o.to(device, non_blocking=True) if isinstance(o, Tensor) else o for o in fields]
+    moved: list[Any] = [_sent(o, device) for o in fields]
     return type(fields)(*moved)
 
 # %% ../../nbs/training/43_step.ipynb #f323d127
@@ -155,6 +165,37 @@ def to_device(
             images=augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg), augment_params=None
         )
     )
+
+# %% ../../nbs/training/43_step.ipynb #46544deb
+def _arrived(batch, there):
+    "A batch that a step may read: the computing stream waits for its copy, and memory knows who reads it."
+    stream = torch.cuda.current_stream()
+    stream.wait_event(there)
+    for o in tree_leaves(batch):
+        if isinstance(o, Tensor):
+            o.record_stream(stream)
+    return batch
+
+# %% ../../nbs/training/43_step.ipynb #3360dd72
+def _ahead(
+    batches: Iterable[Batch],  # from a loader
+    move: Callable[[Batch], Batch],  # to the device
+    device: str,  # where the model computes
+) -> Iterator[Batch]:  # on the device
+    "Batches, on a GPU each sent off before the step that comes before it."
+    if not device.startswith('cuda'):
+        yield from map(move, batches)
+        return
+    side, waiting = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(side):
+            moved = move(batch)
+            there = side.record_event()
+        if waiting:
+            yield _arrived(*waiting)
+        waiting = moved, there
+    if waiting:
+        yield _arrived(*waiting)
 
 # %% ../../nbs/training/43_step.ipynb #10a5e051
 def _waits(

@@ -16,11 +16,12 @@ import threading
 import time
 import torch
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from torch import nn, Tensor
 from tqdm import tqdm
@@ -40,7 +41,7 @@ from .optim import _lr_at, make_optimizer
 from .config import TrainConfig
 from .curves import _live_writers
 from .run import load_checkpoint, load_config, _load_weights, Run, save_checkpoint
-from .step import compile_blocks, compiles, gradients, NonFinite, to_device, _waits, _Watch
+from .step import _ahead, compile_blocks, compiles, gradients, NonFinite, to_device, _waits, _Watch
 
 # %% ../../nbs/training/45_trainer.ipynb #5debb122
 try:
@@ -152,10 +153,22 @@ def _open_together(
     _check_processes(world(), batch_size=cfg.batch_size, val_pairs=len(data[1]))
     return data
 
+# %% ../../nbs/training/45_trainer.ipynb #e8eaa75e
+def _room_for(
+    cache: FeatureCache,  # features
+    device: str,  # where a head computes
+) -> str:  # where they are to lie
+    "A GPU, if they take at most half of what it has free; else the CPU, from where batches travel ahead."
+    if not device.startswith('cuda'):
+        return 'cpu'
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if 2 * (cache.image.nbytes + cache.text.nbytes) <= free else 'cpu'
+
 # %% ../../nbs/training/45_trainer.ipynb #ce4f0d19
 def make_loader(
     cfg: TrainConfig,  # batch size, seed, augmentation
     shards,  # the pairs: a `Shards`, a `Part` or a `_CachedPart`
+    device: str = 'cpu',  # that may hold cached features
     **changes,  # loader arguments that differ from the config's
 ) -> Loader | FeatureBatches:  # batches in an order that (seed, epoch, index) decides
     "The loader of a config."
@@ -171,6 +184,7 @@ def make_loader(
             text_views=cfg.text_views and train,
             duplicate=cfg.duplicate,
             share=(rank(), world()),
+            device=_room_for(shards.cache, device),
         )
     augment = ImageAugment(**{f.name: getattr(cfg, f.name) for f in fields(ImageAugment)})
     say = partial(augment_caption, mask=cfg.word_mask, shuffle=cfg.word_shuffle, drop=cfg.word_drop)
@@ -382,11 +396,10 @@ def fit(
         loader, val_loader = _open_session(run, model, state['step'], device)
         backward = make_backward(model)
         clock, watch, bar = _Clock(run), _Watch(), _bar(run, state['step'], quiet)
-        batches = loader.batches(state['step'])
-        for step, batch in zip(range(state['step'], cfg.total_steps), batches):
+        for step, batch in _coming(loader, state['step'], cfg, device):
             done = step + 1
             try:
-                out = update(model, opt, to_device(batch, cfg, device), cfg, step, backward, losses)
+                out = update(model, opt, batch, cfg, step, backward, losses)
                 watch.see(out['bad'], step, read=any(_due(cfg, done, o) for o in ('log', 'val', 'save')))
             except NonFinite as error:
                 raise _with_batch(run, error, loader) from None
@@ -399,13 +412,13 @@ def fit(
                 row |= _validate(model, val_loader)
             if row.get('val_top1', -1) > state['best']:
                 state['best'] = row['val_top1']
-                save_checkpoint(run.best, model, step=done)
+                _save_together(run.best, model, step=done)
             if row:
                 run.log(dict(step=done) | row)
                 on_log(dict(step=done) | row)
             if _due(cfg, done, 'save'):
                 agree(weights=checksum(model))
-                save_checkpoint(run.last, model, opt, **state | dict(step=done))
+                _save_together(run.last, model, opt, **state | dict(step=done))
         bar.close()
         _record_end(run, clock, loader, val_loader)
     return model.eval()
@@ -432,8 +445,9 @@ def _open_session(
     "Open the data, and see that all processes and all sessions see the same."
     cfg = run.config
     pairs, held_out = _open_together(cfg)
-    loader = make_loader(cfg, pairs)
-    val_loader = make_loader(cfg, held_out, batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
+    loader = make_loader(cfg, pairs, device=device)
+    val = dict(batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
+    val_loader = make_loader(cfg, held_out, device=device, **val)
     agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=step, weights=checksum(model))
     if step and not rank():
         print(f'{run.name} goes on after step {step} of {cfg.total_steps}.')
@@ -496,6 +510,18 @@ def _due(
 ) -> bool:
     "Whether something that happens every so often happens now; at the end it always does."
     return done % getattr(cfg, f'{what}_every') == 0 or done in (cfg.steps, cfg.total_steps)
+
+# %% ../../nbs/training/45_trainer.ipynb #d2e9d8f2
+def _coming(loader: Loader, first: int, cfg: TrainConfig, device: str) -> Iterator[tuple[int, Batch]]:
+    "Numbered batches on the device, from a step to the end of the run."
+    batches = islice(loader.batches(first), cfg.total_steps - first)
+    return enumerate(_ahead(batches, partial(to_device, cfg=cfg, device=device), device), first)
+
+# %% ../../nbs/training/45_trainer.ipynb #2500c5df
+def _save_together(*args, **state):
+    "`save_checkpoint` by the first process; the others wait for it, however slow its disk, not in an exchange."
+    save_checkpoint(*args, **state)
+    gather_objects(None)
 
 # %% ../../nbs/training/45_trainer.ipynb #f4eddd49
 def _bar(run: Run, step: int, quiet: bool) -> tqdm:
@@ -585,16 +611,17 @@ def _repeatable(
     wanted: bool,  # `deterministic` of a config
 ):
     "Only operations that give the same bits again; one that has no such form raises RuntimeError by its name."
-    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    chosen = cudnn.deterministic, cudnn.benchmark
     if wanted:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when the first product runs on a GPU
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)  # of torch.compile too; attention by its repeatable way back
+        cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.deterministic = cudnn
+        cudnn.deterministic, cudnn.benchmark = chosen
 
 # %% ../../nbs/training/45_trainer.ipynb #d0580393
 @contextmanager
