@@ -113,7 +113,7 @@ class _Way(NamedTuple):
     read_by: tuple[str, ...] = ()  # readings of the finished points, beside the score
 
 
-_scales = (2.0, 4.0, 8.0, 16.0)
+_scales = (1.0, 2.0, 4.0, 8.0)
 _ways = {
     'Lorentz': _Way('lorentz', _scales),
     'Poincaré': _Way('poincare', _scales),
@@ -149,8 +149,8 @@ class _Setting(NamedTuple):
     way: str  # key in `_ways`
     dim: int  # of the space
     scale: float  # inverse temperature, fixed
-    lr: float = 3e-3  # peak learning rate
-    steps: int = 300  # updates
+    lr: float = 1e-2  # peak learning rate
+    steps: int = 250  # updates
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #3b86502a
 def _perceptron(width: int, hidden: int = 256, dropout: float = 0.2) -> nn.Module:
@@ -293,11 +293,11 @@ def _look(trial: _Trial, setting: _Setting) -> dict:
 
 
 def _looks(trial: _Trial, name: str, dim: int, steps: int) -> list[dict]:
-    "Four inverse temperatures at one learning rate, then a higher rate at the best of them."
+    "Four inverse temperatures at one learning rate, then two more rates at the best of them."
     start = _Setting(name, dim, 0.0, steps=steps // 2)
     rows = [_look(trial, start._replace(scale=scale)) for scale in _ways[name].scales]
     best = max(rows, key=lambda row: row['judged'])
-    return [*rows, _look(trial, start._replace(scale=best['scale'], lr=1e-2))]
+    return rows + [_look(trial, start._replace(scale=best['scale'], lr=lr)) for lr in (3e-3, 3e-2)]
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #a9eeaa6e
 _asked = [
@@ -487,7 +487,7 @@ def _tree_heads_suite(
     features: str = 'outputs/tree_heads/drawings.safetensors',  # of the drawings, made where missing; '': made up
     dims: tuple[int, ...] = (8, 64),  # of the space
     seeds: int = 5,  # runs of each way, at least two
-    steps: int = 300,  # updates of each run
+    steps: int = 250,  # updates of each run
 ) -> dict:
     "Chains of unseen drawings and texts, by heads in five geometries at equal tuning."
     with _opened(features) as (found, folder):
@@ -518,7 +518,7 @@ def _tree_dial_suite(
     features: str = 'outputs/tree_heads/drawings.safetensors',  # of the drawings, made where missing; '': made up
     dim: int = 64,  # of the space
     seeds: int = 3,  # runs of each temperature
-    steps: int = 300,  # updates of each run
+    steps: int = 250,  # updates of each run
 ) -> dict:
     "Names and chains of heads by their fixed temperature, in hyperbolic space and on the sphere."
     pairs = [(way, scale) for way, scales in _dial.items() for scale in scales]
