@@ -285,6 +285,11 @@ def _minus(x, y):
     return x if y is None else x - y
 
 # %% ../nbs/00_geometry.ipynb #aadda4b3
+def _rows_at_once(h):
+    "On a CPU as many as have wide copies that stay in the cache; elsewhere all."
+    return 2**18 // h.shape[-1] + 1 if h.device.type == 'cpu' else max(1, len(h))
+
+
 class _Squares(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -293,8 +298,8 @@ class _Squares(torch.autograd.Function):
         h = _minus(x, y)
         if h.ndim < 2:
             return vector_norm(h, dim=-1, dtype=_wide(x.device)).square()
-        some = h.split(2**18 // h.shape[-1] + 1)  # wide copies that stay in the cache
-        return torch.cat([vector_norm(part, dim=-1, dtype=_wide(x.device)) for part in some]).square()
+        parts = h.split(_rows_at_once(h))
+        return torch.cat([vector_norm(part, dim=-1, dtype=_wide(x.device)) for part in parts]).square()
 
     @staticmethod
     def setup_context(ctx, inputs, output):

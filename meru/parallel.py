@@ -154,9 +154,12 @@ def row_counts(
     x: Tensor,  # this process's rows
 ) -> list[int]:  # of each process
     "How many rows each process holds; none may be idle."
-    counts = x.new_zeros(world(), dtype=torch.int64)
+    counts = torch.zeros(world(), dtype=torch.int64)  # on the CPU, by gloo: a GPU would have to finish first
     counts[rank()] = len(x)
-    counts = total(counts).tolist()
+    if world() > 1:
+        with _together():
+            dist.all_reduce(counts, group=_Words.group)
+    counts = counts.tolist()
     if 0 in counts:
         raise ValueError(
             f'process {counts.index(0)} of {world()} has no pair: start fewer processes, or take a larger batch'
@@ -235,7 +238,7 @@ def mean_of_all(
     "A mean over the pairs of all processes."
     if world() == 1:
         return mean
-    return _Share.apply(mean * (n / total(torch.tensor(float(n), device=mean.device)).item()))
+    return _Share.apply(mean * (n / total(mean.new_full((), n))))
 
 # %% ../nbs/02_parallel.ipynb #d1500a31
 class _Parameters(nn.Module):

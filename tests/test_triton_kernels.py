@@ -12,10 +12,11 @@ import torch
 from meru.losses import pairwise
 from meru.losses.contrastive import _matrix_loss as matrix_loss
 from meru.losses.pairwise import contrastive_loss
-from meru.losses.triton_kernels import _triton_slopes as triton_slopes, _triton_sums as triton_sums
-from meru.geometry import geometries, get_geometry
-def sums(logits): return triton_sums(logits, (16, 16, 16), 2)
-def slopes(logits, *sums): return triton_slopes(logits, *sums, (16, 16, 16))
+from meru.losses.triton_kernels import _Block as Block, _triton_slopes as triton_slopes, _triton_sums as triton_sums
+from meru.geometry import get_geometry
+block = Block(16, 16, 16)
+def sums(logits): return triton_sums(logits._replace(precision=precision), block, 2)
+def slopes(logits, *sums): return triton_slopes(logits._replace(precision=precision), *sums, block)
 tiles = pairwise._engine
 pairwise._engine = lambda left: (sums, slopes) if left.dtype == torch.float32 else tiles(left)
 def plain_loss(geometry, x, y, curv, scale, *how): return matrix_loss(scale*geometry.scores(x, y, curv), *how)
@@ -27,17 +28,19 @@ def outcome(loss, name, dtype, b, d, curv, scale, *how):
     value = loss(get_geometry(name), *(get_geometry(name).exp_map0(o, c) for o in (u, v)), c, s, *how)
     return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
 ids = lambda b: torch.arange(b)//2
-cases = (37, 5, .7, 14.), (33, 18, 2., 30., ids(33), .3), (18, 3, 1., 9., ids(18), 0., .5), (1, 4, 1., 5.)
+cases = (23, 5, .7, 14.), (19, 18, 2., 30., ids(19), .3), (18, 3, 1., 9., ids(18), 0., .5), (1, 4, 1., 5.)
 cases += (6, 4, 1., 5., 0*ids(6), 0., 1.),
-worst, count = 0., 0
-for name in geometries:
+worst = dict(ieee=0., tf32x3=0., bf16=0.)
+for name in ('lorentz', 'flat', 'sphere'):  # their links are all there are
     for b, d, curv, scale, *how in cases:
-        got = outcome(contrastive_loss, name, torch.float32, b, d, curv, scale, *how)
         want = outcome(plain_loss, name, torch.float64, b, d, curv, scale, *how)
-        error = max(((g - w).norm()/(w.norm() + 1e-2)).item() for g, w in zip(got, want))
-        assert error < 1e-4, (name, b, d, error, [(float(g.norm()), float(w.norm())) for g, w in zip(got, want)])
-        worst, count = max(worst, error), count + 1
-print('checked', count, worst)
+        for precision in worst if b < 20 else ['ieee']:
+            got = outcome(contrastive_loss, name, torch.float32, b, d, curv, scale, *how)
+            assert all(o.isfinite().all() for o in got), (name, b, precision)
+            errors = [((g - w).norm()/(w.norm() + 1e-2)).item() for g, w in zip(got, want)]
+            if precision != 'ieee': errors.pop(3)  # of the curvature: a difference of larger numbers
+            worst[precision] = max(worst[precision], *errors)
+print(*worst.values())
 """
 
 
@@ -52,7 +55,9 @@ def test_in_the_interpreter():
         env=os.environ | dict(TRITON_INTERPRET='1'),
         timeout=600,
     )
-    assert done.stdout.startswith('checked 30'), done.stderr[-3000:]
+    assert not done.returncode, done.stderr[-3000:]
+    full, three, half = map(float, done.stdout.split())
+    assert full < 1e-4 and three < 1e-4 and 1e-4 < half < 1e-2, done.stdout
 
 
 def test_without_triton_the_rest_works():

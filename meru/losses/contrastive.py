@@ -75,10 +75,11 @@ class _Logits(NamedTuple):
     gain: float | Float[Tensor, '']  # < 0
     scale: float | Float[Tensor, '']  # > 0
     link: str  # key in `links`: what u is of z
-    floor: float  # a z below is rounding, unless u is z
+    floor: float | Float[Tensor, '']  # a z below is rounding, unless u is z
     first: int = 0  # the text of image i is number first + i
     ids: Int[Tensor, ' m'] | None = None  # texts with equal ids are not each other's negatives; None: all differ
     tag: object = None  # says whose tiles are in memory
+    precision: str = 'tf32x3'  # of Triton's products
 
     def hidden(self) -> Bool[Tensor, 'n m']:
         "Which pairs are no negatives."

@@ -29,13 +29,14 @@ class _Memory(threading.local):
 
     def room(self, name, like, rows, columns):
         "A matrix whose numbers are left from before."
-        if like.device.type != 'cpu':
-            return like.new_empty(rows, columns)
-        place, size = (name, like.dtype), rows * columns
-        if place not in self.rooms or len(self.rooms[place]) < size:
+        place = name, like.dtype
+        size = rows * columns
+        memory = self.rooms.get(place)
+        if memory is None or len(memory) < size:
             with torch.inference_mode(False):
-                self.rooms[place] = torch.empty(size, dtype=like.dtype)
-        return self.rooms[place][:size].view(rows, columns)
+                memory = torch.empty(size, dtype=like.dtype)
+            self.rooms[place] = memory
+        return memory[:size].view(rows, columns)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #6a164b80
 _memory = _Memory()
@@ -54,13 +55,11 @@ def _spans(n, side):
 
 # %% ../../nbs/losses/13_pairwise.ipynb #56fb4633
 def _stays(logits):
-    return logits.left.device.type == 'cpu' and len(logits.left) * len(logits.right) <= _KEPT
+    return len(logits.left) * len(logits.right) <= _KEPT
 
 # %% ../../nbs/losses/13_pairwise.ipynb #f25ede15
 def _sides(logits):
     "Rows and columns of a tile; where all stay they may be larger, for their memory is taken anyway."
-    if logits.left.device.type != 'cpu':
-        return 4096, 4096
     return (2048, 1024) if _stays(logits) else (1024, 1024)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #2d75e0d2
@@ -227,21 +226,82 @@ def _tile_slopes(
     _memory.owner = None  # the shares have been used up
     return _Slopes(d_left, d_right, d_scale)
 
+# %% ../../nbs/losses/13_pairwise.ipynb #fa2768ca
+_AT_ONCE = 2**26  # logits of a chunk, on other devices than a CPU
+
+
+def _chunks(logits):
+    "Blocks of rows, with all columns: which rows, and their logits."
+    side = max(1, _AT_ONCE // max(1, len(logits.right)))
+    spans = _spans(len(logits.left), side)
+    return [(i, logits._replace(left=logits.left[i], first=logits.first + i.start)) for i in spans]
+
+# %% ../../nbs/losses/13_pairwise.ipynb #5e79bf4c
+def _chunk_sums(
+    logits: _Logits,  # of all pairs; gain, scale and floor may be tensors
+) -> _Sums:  # float64; −inf where there is no negative
+    "`_tile_sums` without a look at any number."
+    wide = _wide(logits.left.device)
+    rows, cols = [], logits.right.new_full((len(logits.right),), -torch.inf, dtype=wide)
+    for _, part in _chunks(logits):
+        matrix = part.matrix()
+        rows.append(matrix.logsumexp(1).to(wide))
+        cols = torch.logaddexp(cols, matrix.logsumexp(0).to(wide))
+    return _Sums(torch.cat(rows), cols)
+
+# %% ../../nbs/losses/13_pairwise.ipynb #88a86c40
+def _chunk_gradients(logits, weigh):
+    "What reaches rows and scale by autograd; `weigh(rows, matrix)` is what the logits of some rows receive."
+    right, scale = (o.detach().requires_grad_() for o in (logits.right, torch.as_tensor(logits.scale).to(logits.right)))
+    d_left, d_right, d_scale = [], torch.zeros_like(right), torch.zeros_like(scale)
+    for i, part in _chunks(logits):
+        left = part.left.detach().requires_grad_()
+        with torch.enable_grad():
+            matrix = part._replace(left=left, right=right, scale=scale).matrix()
+        by_left, by_right, by_scale = torch.autograd.grad(matrix, (left, right, scale), weigh(i, matrix.detach()))
+        d_left.append(by_left)
+        d_right += by_right
+        d_scale += by_scale
+    return _Slopes(torch.cat(d_left), d_right, d_scale)
+
+# %% ../../nbs/losses/13_pairwise.ipynb #7da2f9cc
+def _chunk_slopes(
+    logits: _Logits,  # of all pairs
+    sums: _Sums,  # as `_chunk_sums` gives them
+    slopes: _Sums,  # a loss's derivatives against those
+) -> _Slopes:
+    "The gradient of `_chunk_sums`."
+    rows, cols = [o.clamp_min(-1e28).to(logits.left) for o in sums]  # finite where there is no negative
+    row_slopes, col_slopes = [o.to(logits.left) for o in slopes]
+
+    def weigh(i, matrix):
+        by_row = (matrix - rows[i, None]).exp() * row_slopes[i, None]
+        return by_row + (matrix - cols).exp() * col_slopes
+
+    return _chunk_gradients(logits, weigh)
+
 # %% ../../nbs/losses/13_pairwise.ipynb #738dac42
 def _engine(left):
-    "Sums and their gradient: Triton's kernels where they run, else tiles."
+    "Sums and their gradient: tiles on a CPU, elsewhere Triton's kernels where they run, or chunks."
+    if left.device.type == 'cpu':
+        return _tile_sums, _tile_slopes
     if left.is_cuda and left.dtype == torch.float32:
         from meru.losses import triton_kernels as kernels
 
-        if kernels.triton:
+        if kernels._runs_on(left.device):
             return kernels._triton_sums, kernels._triton_slopes
-    return _tile_sums, _tile_slopes
+    return _chunk_sums, _chunk_slopes
 
 # %% ../../nbs/losses/13_pairwise.ipynb #0e43502a
+def _number(x):
+    "A number of a CPU; elsewhere, where reading it would stop the device, the tensor itself."
+    return x.item() if x.device.type == 'cpu' else x.detach()
+
+
 class _PairSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, left, right, gain, scale, logits, join):
-        ctx.logits = logits._replace(gain=gain.item(), scale=scale.item(), tag=object())
+        ctx.logits = logits._replace(gain=_number(gain), scale=_number(scale), tag=object())
         with _full_float32(left.device.type):
             sums = _engine(left)[0](ctx.logits._replace(left=left, right=right))
         rows, cols = sums.rows, join(sums.cols)
@@ -348,16 +408,20 @@ def _floor(batch):
     "Below this a z is made of rounding errors: one part in 2²³ (float32) of the products' largest terms."
     sizes = torch.stack([_largest(o.detach()) for o in (batch.left, batch.right)])
     sizes = sizes if batch.counts is None else total(sizes, 'MAX')
-    largest = (sizes.prod(0).sum() * batch.gain.detach().abs()).item()
-    return torch.finfo(sizes.dtype).eps * min(1.0, max(largest, 1e-20))
+    largest = sizes.prod(0).sum() * batch.gain.detach().abs()
+    return _number(torch.finfo(sizes.dtype).eps * largest.clamp(1e-20, 1.0))
 
 # %% ../../nbs/losses/13_pairwise.ipynb #64c5e0a0
-def _count_negatives(text_ids, n):
-    "Ids, or None where all differ; and how many negatives each of n pairs has."
+def _count_negatives(text_ids, batch):
+    "Numbers of the texts, or None where all are seen to differ; and how many negatives each of all pairs has."
+    n, device = len(batch.right), batch.right.device
     if text_ids is None:
-        return None, torch.full((n,), n - 1)
-    _, ids, counts = text_ids.unique(return_inverse=True, return_counts=True)
-    return (None if counts.max() == 1 else ids), n - counts[ids]
+        return None, torch.full((n,), n - 1, device=device)
+    ordered = text_ids.sort().values
+    first = torch.searchsorted(ordered, text_ids, out_int32=True)
+    count = torch.searchsorted(ordered, text_ids, right=True, out_int32=True) - first
+    all_differ = device.type == 'cpu' and count.max() == 1
+    return None if all_differ else first, n - count
 
 # %% ../../nbs/losses/13_pairwise.ipynb #ecce3882
 def _hardened(sums, easy, beta, negatives):
@@ -371,7 +435,7 @@ def _negative_sums(batch, scale, text_ids, hard_beta):
     "Of every row and every column, over its negatives: the logarithm of what stands beside the positive."
     alone = batch.counts is None
     text_ids = text_ids if alone or text_ids is None else gather_rows(text_ids, batch.counts)
-    ids, negatives = _count_negatives(text_ids, len(batch.right))
+    ids, negatives = _count_negatives(text_ids, batch)
     logits = _Logits(batch.left, batch.right, batch.gain, scale, batch.link, _floor(batch), batch.own.start, ids)
 
     def sums(power):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from ..geometry import _full_float32, _wide, Geometry
 from .contrastive import _Logits, _Slopes
-from .pairwise import _count_negatives, _fill, _floor, _in_one_type, _memory, _own_logits, _paired, _SLOPES
-from .pairwise import _tile, _tiles
+from .pairwise import _chunk_gradients, _chunks, _count_negatives, _fill, _floor, _in_one_type, _memory
+from .pairwise import _number, _own_logits, _paired, _SLOPES, _tile, _tiles
 from ..parallel import gather_rows, mean_of_all
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #5db92ce2
@@ -22,7 +22,7 @@ def _negative_sum(
     bias: float,
 ) -> Float[Tensor, '']:  # float64, but on mps float32
     "log(1 + e^l) of all negatives."
-    sums, scale = [], float(logits.scale)
+    sums, scale = [], logits.scale
     _memory.owner = None  # the tiles that another loss has kept are overwritten
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
@@ -39,8 +39,8 @@ def _negative_slopes(
     "1/(1 + e^(−l)) of each negative is what it sends to its logit."
     d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
     d_scale, d_bias = d_left.new_zeros(()), d_left.new_zeros(())
-    scale, gain = float(logits.scale), float(logits.gain)
-    weight = -scale * gain * _SLOPES[logits.link]
+    scale = logits.scale
+    weight = -scale * logits.gain * _SLOPES[logits.link]
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)
@@ -56,22 +56,48 @@ def _negative_slopes(
         d_right[cols].addmm_(share.T, logits.left[rows], alpha=weight)
     return _Slopes(d_left, d_right, d_scale), d_bias
 
+# %% ../../nbs/losses/15_sigmoid.ipynb #5f86a8ad
+def _chunk_sum(
+    logits: _Logits,  # of all pairs; gain, scale and floor may be tensors
+    bias: float | Float[Tensor, ''],
+) -> Float[Tensor, '']:  # float64, but on mps float32
+    "`_negative_sum` without a look at any number, for other devices than a CPU."
+    wide = _wide(logits.left.device)
+    return torch.stack([softplus(part.matrix() + bias).sum(1).sum(dtype=wide) for _, part in _chunks(logits)]).sum()
+
+
+def _chunk_sum_slopes(logits, bias):
+    "The gradient of `_chunk_sum`, and its part against the bias."
+    d_bias = []
+
+    def weigh(_, matrix):
+        weights = (matrix + bias).sigmoid()
+        d_bias.append(weights.sum())
+        return weights
+
+    return _chunk_gradients(logits, weigh), torch.stack(d_bias).sum()
+
+# %% ../../nbs/losses/15_sigmoid.ipynb #af55290f
+def _engine(left):
+    "The sum and its gradient: tiles on a CPU, chunks elsewhere."
+    return (_negative_sum, _negative_slopes) if left.device.type == 'cpu' else (_chunk_sum, _chunk_sum_slopes)
+
 # %% ../../nbs/losses/15_sigmoid.ipynb #9c93840d
 class _NegativeSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, left, right, gain, scale, bias, logits):
-        ctx.logits = logits._replace(gain=gain.item(), scale=scale.item())
+        ctx.logits = logits._replace(gain=_number(gain), scale=_number(scale))
         ctx.save_for_backward(left, right)
-        ctx.bias = bias.item()
+        ctx.bias = _number(bias)
         with _full_float32(left.device.type):
-            return _negative_sum(ctx.logits._replace(left=left, right=right), ctx.bias)
+            return _engine(left)[0](ctx.logits._replace(left=left, right=right), ctx.bias)
 
     @staticmethod
     def backward(ctx, grad):
         left, right = ctx.saved_tensors
         logits = ctx.logits._replace(left=left, right=right)
         with _full_float32(left.device.type):
-            slopes, d_bias = _negative_slopes(logits, ctx.bias)
+            slopes, d_bias = _engine(left)[1](logits, ctx.bias)
         d_gain = torch.linalg.vecdot(slopes.left, left).sum() / logits.gain
         parts = slopes.left, slopes.right, d_gain, slopes.scale, d_bias
         grad = grad.to(left)
@@ -80,7 +106,7 @@ class _NegativeSum(torch.autograd.Function):
 # %% ../../nbs/losses/15_sigmoid.ipynb #94939ed3
 def _frame(batch, text_ids):
     "Which logits are no negatives, and where the rounding of their links ends; without rows and scale."
-    ids, _ = _count_negatives(text_ids, len(batch.right))
+    ids, _ = _count_negatives(text_ids, batch)
     nothing = batch.left[:0], batch.right[:0], 0.0, 0.0
     return _Logits(*nothing, batch.link, _floor(batch), batch.own.start, ids)
 
@@ -88,11 +114,13 @@ def _frame(batch, text_ids):
 def _plain_sigmoid(geometry, x, y, curv, scale, bias, text_ids):
     "With the matrix of logits, for transforms that look into every operation."
     logits = scale * geometry.scores(x, y, curv) + bias
-    positive = bias + _own_logits(geometry, x, y, curv, scale, logits.dtype)
+    own_logits = _own_logits(geometry, x, y, curv, scale, logits.dtype)
+    positives = softplus(-bias - own_logits)
     ids = torch.arange(len(x), device=x.device) if text_ids is None else text_ids
     is_negative = ids[:, None] != ids
     negatives = softplus(logits) * is_negative
-    return (softplus(-positive).sum() + negatives.sum()) / len(x)
+    total = positives.sum() + negatives.sum()
+    return total / len(x)
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #152cfeee
 def sigmoid_loss(

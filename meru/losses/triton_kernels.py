@@ -7,10 +7,14 @@ __all__ = []
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #0b9f5a85
 import math
+import os
+import shutil
 import torch
 import torch.nn.functional as F
+import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 from types import SimpleNamespace
 from .contrastive import _Logits, _Slopes, _Sums
 
@@ -18,8 +22,11 @@ from .contrastive import _Logits, _Slopes, _Sums
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no wheels for this system: the tiles of `meru.losses.pairwise` serve
+    from triton.language.extra.cuda import libdevice
+except ImportError:  # no wheels for this system: the chunks of `meru.losses.pairwise` serve
     triton, tl = None, SimpleNamespace(constexpr=int)
+
+_FAST = tl.constexpr(triton is not None and not triton.knobs.runtime.interpret)  # by one instruction of the GPU
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #2bf52f1c
 def _jit(
@@ -28,23 +35,30 @@ def _jit(
     "`triton.jit`, where there is Triton."
     return triton.jit(f) if triton else f
 
+# %% ../../nbs/losses/12_triton_kernels.ipynb #0b0affa0
+@_jit
+def _log2(x):
+    return libdevice.fast_log2f(x) if _FAST else tl.log2(x)
+
+
+@_jit
+def _exp2(x):
+    return libdevice.exp2(x) if _FAST else tl.exp2(x)
+
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1eb64162
 @_jit
-def _products(A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def _products(
+    A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr
+):
     z = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
         at = k + tl.arange(0, BK)
         x = tl.load(A + rows[:, None] * K + at[None, :], mask=rows[:, None] < n, other=0.0)
         y = tl.load(B + cols[:, None] * K + at[None, :], mask=cols[:, None] < m, other=0.0)
-        z = tl.dot(x, tl.trans(y), z, input_precision='tf32x3')
+        z = tl.dot(x, tl.trans(y), z, input_precision=DOT)
     return z
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #288bc4e9
-@_jit
-def _sinh(z):  # sinh u = sqrt(δ(δ+2)); two roots, as a tiny δ has a tinier square
-    return tl.sqrt(z) * tl.sqrt(z + 2.0)
-
-
 _KINDS = dict(identity=0, acosh=1, sqrt=2)  # what kernels call the links
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #49f1b27f
@@ -56,31 +70,85 @@ def _clamped(z, floor, LINK: tl.constexpr):  # no root of a negative, no overflo
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #5b1f99b2
 @_jit
-def _links(z, LINK: tl.constexpr):  # acosh(1 + δ), √z or z, over ln 2
+def _links(z, LINK: tl.constexpr):  # acosh(1 + δ), √z or z, over ln 2; and du/dz
     if LINK == 1:
-        e = z + _sinh(z)
-        u = tl.where(e > 1e-3, tl.log2(1.0 + e), (e - e * e / 2 + e * e * e / 3) * 1.4426950408889634)
+        square = z * (z + 2.0)  # of sinh u
+        slope = tl.rsqrt(square)
+        u = _log2(1.0 + (z + square * slope))
     elif LINK == 2:
-        u = tl.sqrt(z) * 1.4426950408889634
+        slope = tl.rsqrt(z)
+        u = z * slope * 1.4426950408889634
+        slope = 0.5 * slope
     else:
         u = z * 1.4426950408889634
-    return u
+        slope = 1.0
+    return u, slope
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #05bfa9b1
 @_jit
-def _by_slope(share, z, LINK: tl.constexpr):  # times du/dz
-    if LINK == 1:
-        share = share / _sinh(z)
-    elif LINK == 2:
-        share = share / (2.0 * tl.sqrt(z))
-    return share
+def _logits(u, slope, rows, cols, ida, idb, n, m):  # in bits; far below all others where there is no negative
+    far = -1e30
+    row_there, col_there = tl.where(rows < n, 0.0, far), tl.where(cols < m, 0.0, far)
+    l = slope * u + (row_there[:, None] + col_there[None, :])
+    return tl.where(ida[:, None] == idb[None, :], far, l)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #1c5c28ac
+class _Precision(NamedTuple):
+    "How products of all pairs are made; those of the pairs themselves are exact in any case."
+
+    dot: str  # of z, as Triton calls it: tf32x3 for three products in TF32; ieee for one in the rows' own type
+    half: bool  # are the rows of z bfloat16, but for their last columns?
+    parts: int  # how many bfloat16 tensors add up to what gradients are products of; 0: they are float32
+
+
+_precisions = dict(
+    bf16=_Precision('ieee', True, 1), tf32x3=_Precision('tf32x3', False, 2), ieee=_Precision('ieee', False, 0)
+)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #ca58dab9
+_TAIL = 16  # last columns of a row that keep their digits: those that geometries put beside a point
+
+
+def _halves(x):
+    "Two bfloat16 tensors that add up to x, but for one part in 2¹⁷."
+    high = x.bfloat16()
+    return high, (x - high).bfloat16()
+
+
+def _with_low(x, columns):
+    "In bfloat16: x, then what its last columns are short of."
+    high, low = _halves(x)
+    return torch.cat([high, low[:, -columns:]], 1)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #f1297364
+def _ends(x):
+    "The last columns."
+    return x[:, -_TAIL:]
+
+
+def _half_rows(left, right):
+    "Rows of bfloat16 with the same products; the last columns by three products of their halves."
+    left_high, left_low = _halves(left)
+    right_high, right_low = _halves(right)
+    left_parts = left_high, _ends(left_high), _ends(left_low)
+    right_parts = right_high, _ends(right_low), _ends(right_high)
+    rows = torch.cat(left_parts, 1), torch.cat(right_parts, 1)
+    return rows if left.is_cuda else [o.float() for o in rows]  # as Triton's interpreter wants them
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #fe14e222
 @_jit
-def _with_tile(top, total, l, negative, AXIS: tl.constexpr):  # a running maximum, and a sum of 2^(l − maximum)
+def _with_tile(top, total, l, AXIS: tl.constexpr):  # a running maximum, and a sum of 2^(l − maximum)
     new = tl.maximum(top, tl.max(l, AXIS))
-    shares = tl.where(negative, tl.exp2(l - tl.expand_dims(new, AXIS)), 0.0)
-    return new, total * tl.exp2(top - new) + tl.sum(shares, AXIS)
+    return new, total * _exp2(top - new) + tl.sum(_exp2(l - tl.expand_dims(new, AXIS)), AXIS)
+
+
+@_jit
+def _into_slot(TOP, SUM, at, there, l):  # the same for rows, in memory
+    top, total = tl.load(TOP + at, mask=there, other=-1e29), tl.load(SUM + at, mask=there, other=0.0)
+    top, total = _with_tile(top, total, l, 1)
+    tl.store(TOP + at, top, mask=there)
+    tl.store(SUM + at, total, mask=there)
+    tl.debug_barrier()  # the next block of columns reads these slots
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b77168a6
 @_jit
@@ -93,10 +161,10 @@ def _sums_kernel(
     RS,
     CM,
     CS,
+    SCALE,
+    FLOOR,
     n,
     m,
-    slope,
-    floor,
     rows_each,
     cols_each,
     K: tl.constexpr,
@@ -104,26 +172,22 @@ def _sums_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    DOT: tl.constexpr,
 ):
     g, h = tl.program_id(0), tl.program_id(1)
+    slope, floor = -tl.load(SCALE), tl.load(FLOOR)
     for j in range(0, cols_each, BN):
         cols = h * cols_each + j + tl.arange(0, BN)
         idb = tl.load(IDB + cols, mask=cols < m, other=0)
-        col_top, col_sum = tl.full((BN,), -1e30, tl.float32), tl.zeros((BN,), tl.float32)
+        col_top, col_sum = tl.full((BN,), -1e29, tl.float32), tl.zeros((BN,), tl.float32)
         for i in range(0, rows_each, BM):
             rows = g * rows_each + i + tl.arange(0, BM)
             ida = tl.load(IDA + rows, mask=rows < n, other=0)
-            z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, LINK)
-            negative = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
-            l = tl.where(negative, slope * _links(z, LINK), -1e30)
-            col_top, col_sum = _with_tile(col_top, col_sum, l, negative, 0)
-            at = h * n + rows
-            top = tl.load(RM + at, mask=rows < n, other=-1e30)
-            row_sum = tl.load(RS + at, mask=rows < n, other=0.0)
-            row_top, row_sum = _with_tile(top, row_sum, l, negative, 1)
-            tl.store(RM + at, row_top, mask=rows < n)
-            tl.store(RS + at, row_sum, mask=rows < n)
-            tl.debug_barrier()  # the next block of columns reads these slots
+            z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK, DOT), floor, LINK)
+            u, _ = _links(z, LINK)
+            l = _logits(u, slope, rows, cols, ida, idb, n, m)
+            col_top, col_sum = _with_tile(col_top, col_sum, l, 0)
+            _into_slot(RM, RS, h * n + rows, rows < n, l)
         tl.store(CM + g * m + cols, col_top, mask=cols < m)
         tl.store(CS + g * m + cols, col_sum, mask=cols < m)
 
@@ -131,31 +195,91 @@ def _sums_kernel(
 def _operands(logits, deep):
     "Rows of both sides whose products are z, with zeros up to a multiple of the depth of a tile."
     left, right = logits.left, logits.gain * logits.right
+    if _precisions[logits.precision].half:
+        left, right = _half_rows(left, right)
     return [F.pad(o, (0, -o.shape[1] % deep)).contiguous() for o in (left, right)]
 
 
 def _ids(logits):
     "Of rows and of columns: equal ones are no negatives."
     n, m, device = len(logits.left), len(logits.right), logits.left.device
-    ids = torch.arange(m, device=device) if logits.ids is None else logits.ids
+    ids = torch.arange(m, dtype=torch.int32, device=device) if logits.ids is None else logits.ids
     return ids[logits.first : logits.first + n].contiguous(), ids
+
+
+def _numbers(logits):
+    "Scale and floor, where the kernels read them."
+    return [torch.as_tensor(o).to(logits.left) for o in (logits.scale, logits.floor)]
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #39b7139a
 def _joined(tops, sums):
     "Log-sum-exp in nats over the slots."
-    top = tops.double().amax(0)
-    return (top + (sums.double() * (tops.double() - top).exp2()).sum(0).log2()) * math.log(2)
+    tops, sums = tops.double(), sums.double()
+    top = tops.amax(0)
+    return (top + (sums * (tops - top).exp2()).sum(0).log2()) * math.log(2)
 
 
 def _slots(like, slots, n):
     "Running maxima and sums."
-    return like.new_full((slots, n), -1e30), like.new_zeros(slots, n)
+    return like.new_full((slots, n), -1e29), like.new_zeros(slots, n)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #7cba262d
+class _Block(NamedTuple):
+    "A tile of logits, and who makes it."
+
+    high: int  # rows
+    wide: int  # columns
+    deep: int  # of their products at a time
+    warps: int = 4
+    stages: int = 2  # loads under way
 
 
-def _shape(left, logits, block):
+def _options(width, logits, block):
     "What a kernel is compiled for."
-    high, wide, deep = block
-    return dict(K=left.shape[1], LINK=_KINDS[logits.link], BM=high, BN=wide, BK=deep)
+    high, wide, deep, warps, stages = block
+    shape = dict(K=width, LINK=_KINDS[logits.link], BM=high, BN=wide, BK=deep)
+    return shape | dict(
+        DOT=_precisions[logits.precision].dot, num_warps=warps, num_stages=stages, enable_fp_fusion=True
+    )
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #ce36835a
+def _blocks(
+    capability: int,  # of a GPU: 80, 86, 89, 90, 100, ...
+    precision: str,  # key in `_precisions`
+) -> list[_Block]:
+    "Tiles to try on a GPU, the likeliest first."
+    small, deep = _Block(64, 64, 32), _Block(64, 64, 64, stages=3)
+    if precision != 'bf16':
+        return [small, _Block(128, 64, 32, warps=8), _Block(64, 128, 32, warps=8)]
+    if capability < 90:
+        return [deep, _Block(128, 64, 64, stages=2), _Block(128, 128, 32, warps=8, stages=3)]
+    return [deep, _Block(128, 64, 64, stages=3), _Block(128, 128, 64, warps=8, stages=3)]
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #a843dd45
+_FEW = 2**22  # logits for which trying is not worth its time
+_best: dict[tuple, _Block] = {}
+
+
+def _seconds(run, block):
+    "How long something takes with a tile; infinite where it does not fit."
+    try:
+        return triton.testing.do_bench(lambda: run(block=block), warmup=5, rep=20)
+    except triton.runtime.OutOfResources:
+        return math.inf
+
+
+def _best_block(function, logits, *rest):
+    "The tile for a batch of this size on this GPU."
+    n, m, width = len(logits.left), *logits.right.shape
+    major, minor = torch.cuda.get_device_capability(logits.left.device)
+    blocks = _blocks(10 * major + minor, logits.precision)
+    if n * m < _FEW or torch.are_deterministic_algorithms_enabled():
+        return blocks[0]
+    key = function.__name__, n, m, width, logits.link, logits.precision
+    if key not in _best:
+        run = partial(function, logits, *rest)
+        _best[key] = min(blocks, key=partial(_seconds, run))
+    return _best[key]
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1f166d52
 def _share_of(n, parts, block):
@@ -165,22 +289,21 @@ def _share_of(n, parts, block):
 # %% ../../nbs/losses/12_triton_kernels.ipynb #cfd6d1a1
 def _triton_sums(
     logits: _Logits,  # float32, on a GPU
-    block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
+    block: _Block | None = None,  # None: the best for this GPU
     slots: int = 16,  # programs across, and twice as many down
 ) -> _Sums:  # float64
     "Log-sum-exp over the negatives of every row and of every column."
+    block = block or _best_block(_triton_sums, logits)
     n, m = len(logits.left), len(logits.right)
-    rows_each = _share_of(n, 2 * slots, block[0])
-    cols_each = _share_of(m, slots, block[1])
+    rows_each = _share_of(n, 2 * slots, block.high)
+    cols_each = _share_of(m, slots, block.wide)
     down = triton.cdiv(n, rows_each)
     across = triton.cdiv(m, cols_each)
-    left, right = _operands(logits, block[2])
-    rows = _slots(left, across, n)
-    cols = _slots(left, down, m)
-    tensors = left, right, *_ids(logits), *rows, *cols
-    numbers = n, m, -logits.scale, logits.floor, rows_each, cols_each
-    constants = _shape(left, logits, block)
-    _sums_kernel[down, across](*tensors, *numbers, **constants)
+    left, right = _operands(logits, block.deep)
+    rows = _slots(logits.left, across, n)
+    cols = _slots(logits.left, down, m)
+    tensors = left, right, *_ids(logits), *rows, *cols, *_numbers(logits)
+    _sums_kernel[down, across](*tensors, n, m, rows_each, cols_each, **_options(left.shape[1], logits, block))
     return _Sums(_joined(*rows), _joined(*cols))
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #bca7fea3
@@ -196,68 +319,137 @@ def _shares_kernel(
     CS,
     W,
     GAP,
+    SCALE,
+    FLOOR,
     n,
     m,
-    slope,
-    floor,
+    room,
     K: tl.constexpr,
     LINK: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    DOT: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     h = tl.program_id(1)
+    slope, floor = -tl.load(SCALE), tl.load(FLOOR)
     rows, cols = tl.program_id(0) * BM + tl.arange(0, BM), h * BN + tl.arange(0, BN)
     ida, idb = tl.load(IDA + rows, mask=rows < n, other=0), tl.load(IDB + cols, mask=cols < m, other=0)
     r, c = tl.load(R + rows, mask=rows < n, other=0.0), tl.load(C + cols, mask=cols < m, other=0.0)
     rs, cs = tl.load(RS + rows, mask=rows < n, other=0.0), tl.load(CS + cols, mask=cols < m, other=0.0)
-    z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK), floor, LINK)
-    u = _links(z, LINK)
-    negative = (rows[:, None] < n) & (cols[None, :] < m) & (ida[:, None] != idb[None, :])
-    by_row, by_col = tl.exp2(slope * u - r[:, None]), tl.exp2(slope * u - c[None, :])
-    share = tl.where(negative, rs[:, None] * by_row + cs[None, :] * by_col, 0.0)
+    z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK, DOT), floor, LINK)
+    u, by_z = _links(z, LINK)
+    l = _logits(u, slope, rows, cols, ida, idb, n, m)
+    share = rs[:, None] * _exp2(l - r[:, None]) + cs[None, :] * _exp2(l - c[None, :])
     tl.store(GAP + h * n + rows, tl.sum(share * u, 1), mask=rows < n)
-    share = _by_slope(share, z, LINK)
-    tl.store(W + rows[:, None] * m + cols[None, :], share, mask=(rows[:, None] < n) & (cols[None, :] < m))
+    share = share * by_z
+    inside = (rows[:, None] < n) & (cols[None, :] < m)
+    for i in tl.static_range(PARTS):
+        part = share.to(W.dtype.element_ty)
+        tl.store(W + i * room + rows[:, None] * m + cols[None, :], part, mask=inside)
+        share = share - part.to(tl.float32)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb
-def _shares(logits, sums, slopes, block, room):
-    "Fill `room` with the loss's derivatives against u, but for −scale, times du/dz; their sum with u."
-    n, m = room.shape
-    left, right = _operands(logits, block[2])
-    bits = [(o / math.log(2)).to(left) for o in sums]
-    weights = [o.to(left) for o in slopes]
-    down = triton.cdiv(n, block[0])
-    across = triton.cdiv(m, block[1])
-    gaps = left.new_empty(across, n)
-    tensors = left, right, *_ids(logits), *bits, *weights, room, gaps
-    numbers = n, m, -logits.scale, logits.floor
-    constants = _shape(left, logits, block)
-    _shares_kernel[down, across](*tensors, *numbers, **constants)
+def _launch_shares(logits, block, room, vectors):
+    "Fill `room`; vectors are sums of rows and of columns, in bits, then their slopes. What `room` times u sums to."
+    parts, n, m = room.shape
+    left, right = _operands(logits, block.deep)
+    across = triton.cdiv(m, block.wide)
+    grid = triton.cdiv(n, block.high), across
+    gaps = logits.left.new_empty(across, n)
+    tensors = left, right, *_ids(logits), *vectors, room, gaps, *_numbers(logits)
+    options = _options(left.shape[1], logits, block)
+    _shares_kernel[grid](*tensors, n, m, room.stride(0), PARTS=parts, **options)
     return gaps.double().sum() * math.log(2)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #11674a46
+def _in_bits(sums, like):
+    "Sums as the kernels read them: finite where there is no negative."
+    return [(o.clamp_min(-1e28) / math.log(2)).to(like) for o in sums]
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #4c8f61b2
+def _rooms(logits, block):
+    "Some thousand rows at a time, and where their shares go: in bfloat16 half a GiB a part, else 1 GiB."
+    n, m = len(logits.left), len(logits.right)
+    parts = _precisions[logits.precision].parts
+    kind = torch.bfloat16 if parts else torch.float32
+    step = min(n, max(block.high, 2**28 // m))
+    parts = max(1, parts)
+    memory = torch.empty(parts * step * m, dtype=kind, device=logits.left.device)
+    for i in range(0, n, step):
+        rows = slice(i, min(i + step, n))
+        high = rows.stop - i
+        yield rows, memory[: parts * high * m].view(parts, high, m)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #b5e6f5e5
+def _mm(x, y):
+    "Products of bfloat16 numbers, summed in float32."
+    return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else x.float() @ y.float()
+
+
+def _times_rows(shares, rows):
+    "shares · rows, either in as many tensors as there are shares."
+    if shares[0].dtype == torch.float32:
+        return shares[0] @ rows
+    width = rows.shape[1]
+    low = width if len(shares) == 2 else min(width, _TAIL)
+    rows = _with_low(rows, low)
+    both = _mm(shares[0], rows)
+    product, rest = both[:, :width].contiguous(), both[:, width:]
+    product[:, -low:] += rest
+    for share in shares[1:]:
+        product += _mm(share, rows[:, :width])
+    return product
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #d0b797af
 def _triton_slopes(
     logits: _Logits,  # float32, on a GPU
     sums: _Sums,  # as `_triton_sums` gives them
     slopes: _Sums,  # the loss's derivatives against those
-    block: tuple[int, int, int] = (64, 64, 32),  # rows, columns, depth of a tile
+    block: _Block | None = None,  # None: the best for this GPU
 ) -> _Slopes:
     "The gradient of `_triton_sums`."
+    block = block or _best_block(_triton_slopes, logits, sums, slopes)
     left, right = logits.left, logits.right
-    d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
+    row_bits, col_bits = _in_bits(sums, left)
+    row_slopes, col_slopes = [o.to(left) for o in slopes]
+    d_left, d_right = [], torch.zeros_like(right)
     d_scale = sums.rows.new_zeros(())
-    weight = float(-logits.scale * logits.gain)
-    most = max(block[0], 2**28 // len(right))  # rows at a time: 1 GiB of shares
-    step = min(len(left), most)
-    room = left.new_empty(step, len(right))
-    for i in range(0, len(left), step):
-        at = slice(i, min(i + step, len(left)))
-        part = logits._replace(left=left[at], first=logits.first + i)
-        part_sums = sums._replace(rows=sums.rows[at])
-        part_slopes = slopes._replace(rows=slopes.rows[at])
-        share = room[: len(part.left)]
-        d_scale -= _shares(part, part_sums, part_slopes, block, share)
-        torch.mm(share, right, out=d_left[at])
-        d_right.addmm_(share.T, left[at], alpha=weight)
-    return _Slopes(d_left.mul_(weight), d_right, d_scale)
+    for at, room in _rooms(logits, block):
+        part = logits._replace(left=left[at], first=logits.first + at.start)
+        vectors = row_bits[at], col_bits, row_slopes[at], col_slopes
+        d_scale -= _launch_shares(part, block, room, vectors)
+        d_left.append(_times_rows(room, right))
+        d_right += _times_rows(room.mT, left[at])
+    weight = -logits.scale * logits.gain
+    return _Slopes(torch.cat(d_left) * weight, d_right * weight, d_scale)
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #77c683e2
+@_jit
+def _one_kernel(X):
+    tl.store(X, tl.load(X) + 1.0)
+
+
+def _obstacle(device):
+    "Why the kernels do not run on a GPU; nothing where they do."
+    if triton is None:
+        return 'there is no Triton for this system'
+    if torch.version.hip:
+        return 'the kernels are written for NVIDIA'
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f'{torch.cuda.get_device_name(device)} is older than compute capability 8.0'
+    if not (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')):
+        return 'Triton needs a C compiler, and there is none: install gcc'
+    try:
+        _one_kernel[(1,)](torch.zeros(1, device=device))
+    except Exception as error:
+        return f'Triton does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})'
+
+# %% ../../nbs/losses/12_triton_kernels.ipynb #244dbd32
+@cache
+def _runs_on(device: torch.device) -> bool:
+    "Whether the kernels run on a GPU; if not, say why, once."
+    if reason := _obstacle(device):
+        warnings.warn(f'{reason}: the contrastive loss runs in chunks of plain operations, more slowly', stacklevel=2)
+    return not reason
