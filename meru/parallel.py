@@ -68,7 +68,7 @@ def _meet(gpu: bool):  # does each process have a GPU?
         return
     for name, value in _nccl.items():
         os.environ.setdefault(name, value)
-    dist.init_process_group('nccl', timeout=_long)
+    dist.init_process_group('cpu:gloo,cuda:nccl', timeout=_long)
     _Words.group = dist.new_group(backend='gloo', timeout=_long)
 
 

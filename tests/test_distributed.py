@@ -539,7 +539,7 @@ def test_nccl_is_told_to_end_a_run_whose_peer_has_gone(monkeypatch):
     monkeypatch.setattr(os, 'environ', dict(WORLD_SIZE='2', RANK='0', TORCH_NCCL_DUMP_ON_TIMEOUT='1'))
     with processes('cuda'):
         half_an_hour = parallel._long
-    begun = [('init_process_group', 'nccl', half_an_hour), ('new_group', 'gloo', half_an_hour)]
+    begun = [('init_process_group', 'cpu:gloo,cuda:nccl', half_an_hour), ('new_group', 'gloo', half_an_hour)]
     assert calls == [*begun, ('destroy_process_group',)]
     assert os.environ['TORCH_NCCL_ASYNC_ERROR_HANDLING'] == '3' and os.environ['TORCH_NCCL_DUMP_ON_TIMEOUT'] == '1'
     assert parallel._patience().total_seconds() + 30 <= 120
