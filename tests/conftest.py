@@ -15,6 +15,9 @@ from hypothesis import settings
 from pages import run_page, run_papermill
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+if WORKERS > 1:  # each its share of the cores, or threads of one wait for those of another
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
 settings.register_profile('repeatable', derandomize=True, deadline=None)
 settings.load_profile('repeatable')
 ROOT = Path(__file__).parent.parent
