@@ -2,7 +2,7 @@
 
 import io
 import json
-import multiprocessing
+import multiprocessing.util
 import os
 import subprocess
 import sys
@@ -42,6 +42,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session', autouse=True)
 def temporary(tmp_path_factory):
     "What programs leave in the temporary folder goes with the tests' own."
+    multiprocessing.util.get_temp_dir()  # outlives the tests' folder and removes itself
     os.environ['TMPDIR'] = tempfile.tempdir = str(tmp_path_factory.mktemp('tmp'))
 
 
