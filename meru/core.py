@@ -28,14 +28,16 @@ import sys
 import textwrap
 import tokenize
 import torch
-from collections.abc import Callable, Collection
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import asdict, fields
 from functools import cache, partial
 from jaxtyping import Float
 from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
+from tqdm import tqdm as plain_tqdm
+from tqdm.auto import tqdm
 from typing import Annotated, get_args, get_origin, get_type_hints, Literal, NamedTuple
 from .parallel import rank
 
@@ -389,16 +391,55 @@ def markdown_table(
     return '\n'.join('| ' + ' | '.join(map(cell, line)) + ' |' for line in lines)
 
 # %% ../nbs/03_core.ipynb #01f2a564
+def _terminal() -> int | None:  # a file descriptor
+    "The terminal of a kernel whose output goes elsewhere, as under papermill; None where all is shown there anyway."
+    return None if 'MERU_ALOUD' in os.environ else getattr(sys.stdout, '_original_stdstream_copy', None)
+
+
 def _say(
     text: str,
 ):
     "Print; in a notebook that papermill runs on the terminal too."
     print(text)
-    terminal = getattr(sys.stdout, '_original_stdstream_copy', None)  # a kernel's; what it prints goes elsewhere
-    if terminal is not None and 'MERU_ALOUD' not in os.environ:  # else all is shown there anyway
+    if (terminal := _terminal()) is not None:
         os.write(terminal, f'\n{text}\n'.encode())
 
+# %% ../nbs/03_core.ipynb #5a10ba01
+@contextmanager
+def _bar(
+    total: int,  # steps
+    unit: str,  # what a step is
+    desc: str,  # what is done
+) -> Iterator[Callable]:  # to be called with a number of steps
+    "A progress bar; in a notebook that papermill runs on the terminal too."
+    terminal, how = _terminal(), dict(total=total, unit=unit, desc=desc)
+    with ExitStack() as stack:
+        bars = [stack.enter_context(tqdm(**how))]
+        if terminal is not None:
+            file = stack.enter_context(os.fdopen(os.dup(terminal), 'w'))
+            often = 1 if file.isatty() else 30  # seconds
+            bars.append(stack.enter_context(plain_tqdm(**how, file=file, mininterval=often)))
+        yield lambda steps: [bar.update(steps) for bar in bars]
+
 # %% ../nbs/03_core.ipynb #b7e2a522
+def _short_path(
+    path: Path,
+) -> str:  # from the project's root, where it lies within
+    "A path as a person types it."
+    return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+
+# %% ../nbs/03_core.ipynb #b7e2a523
+def _seen_from_here(path: Path) -> str:
+    "The same for a person who stands in the project; whole for one who stands elsewhere."
+    return _short_path(path) if Path.cwd().is_relative_to(root()) else str(path)
+
+
+def _command_from_here(command: str) -> str:
+    "A command, its notebook as it is seen from the current folder."
+    seen = lambda found: shlex.quote(_seen_from_here(root() / found[0]))
+    return re.sub(r'\bnbs/\w+\.ipynb', seen, command)
+
+
 def closing(
     result: str,  # the main result: a line or a table
     folder: Path,  # where all of it lies
@@ -406,8 +447,7 @@ def closing(
     **given: str,  # more names in braces, and what they stand for
 ):
     "Print the last words of a run notebook, on the terminal too."
-    inside = folder.is_relative_to(root())
-    shown = folder.relative_to(root()).as_posix() if inside else str(folder)
+    shown, command = _seen_from_here(folder), _command_from_here(command)
     for name, value in dict(given, folder=shown).items():
         command = command.replace(f'{{{name}}}', shlex.quote(value))
     _say(f'{result}\nFolder: {shown}\nNext: {command}')

@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 from typing import Annotated, Literal
 from .plots import contact_sheet
-from .core import AtLeast, check_config, Count, locked, project_path
+from .core import AtLeast, check_config, Count, locked, project_path, root
 from .data.images import decode_image, _decode_scaled, ImageError, _read_file, resize_image
 from .data.image_text import _Folder, picture_suffixes, read_texts, _table_in, walk_files
 from .models.pretrained import Towers, weights_id
@@ -63,7 +63,7 @@ class SearchConfig:
         if self.out:
             return project_path(self.out)
         path = self.folder.resolve()
-        return project_path('outputs') / 'search' / f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
+        return root() / 'outputs' / 'search' / f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
 
 # %% ../nbs/72_image_index.ipynb #26a00021
 def _own_towers(

@@ -23,8 +23,8 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing import NamedTuple
-from .core import check_config, Count, machine, markdown_table, project_path, read_json, root, _say, Seed
-from .core import write_file, write_json
+from .core import check_config, _command_from_here, Count, machine, markdown_table, project_path, read_json
+from .core import _say, _seen_from_here, Seed, _short_path, root, write_file, write_json
 from .geometry import get_geometry
 from .plots import style
 from .data.chains import _noun_tree, chain_kinds
@@ -75,18 +75,11 @@ class PicturesConfig:
             return project_path(self.out)
         path = project_path(self.folder).resolve()
         name = f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}'
-        return project_path('outputs') / 'pictures' / name
+        return root() / 'outputs' / 'pictures' / name
 
     @property
     def recipe(self) -> dict:  # what decides the weights of a head, beside its pairs
         return {name: getattr(self, name) for name in ('passes', 'patience', 'embed_dim', 'seed')}
-
-# %% ../nbs/73_pictures.ipynb #f5e2084b
-def _short_path(
-    path: Path,
-) -> str:  # from the project's root, where it lies within
-    "A path as a person types it."
-    return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
 # %% ../nbs/73_pictures.ipynb #08639e92
 _clip = 'open_clip:ViT-B-32:openai'
@@ -670,12 +663,12 @@ class OpenedFolder(_Walks, _Map):
         lines.append('Made:')
         for name in ('explorer.html', 'walks.png', 'model'):
             if (self.place / name).exists():
-                lines.append(f'- {_short_path(self.place / name)}')
+                lines.append(f'- {_seen_from_here(self.place / name)}')
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
         command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
-        lines += ['', f'In the browser: {browser}', f'Next: {command}']
+        lines += ['', f'In the browser: {browser}', f'Next: {_command_from_here(command)}']
         return '\n'.join(lines)
 
     def _model_name(self) -> str:

@@ -5,14 +5,27 @@ import json
 import os
 import platform
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import pytest
+from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 from conftest import ROOT
-from meru.core import locked, project_path, read_json, root, RunFolder, session_fields, write_file, write_json
+from meru.core import (
+    _bar,
+    closing,
+    locked,
+    project_path,
+    read_json,
+    root,
+    RunFolder,
+    session_fields,
+    write_file,
+    write_json,
+)
 from meru.training.config import TrainConfig, make_config
 from meru.training.run import Run
 
@@ -170,6 +183,29 @@ def test_a_folder_beside_a_person_is_found_where_the_project_has_none(tmp_path, 
         (tmp_path / name).mkdir()
     assert project_path('my photos') == tmp_path / 'my photos'
     assert project_path('data') == ROOT / 'data' and project_path('my other photos') == ROOT / 'my other photos'
+
+
+def test_last_words_lead_on_from_wherever_a_person_stands(tmp_path, monkeypatch, capsys):
+    command, out = 'papermill nbs/search.ipynb OUT.ipynb -p out {folder}', ROOT / 'outputs/my run'
+    for place in (ROOT, ROOT / 'nbs'):
+        monkeypatch.chdir(place)
+        closing('found', out, command)
+        assert capsys.readouterr().out.endswith("Next: papermill nbs/search.ipynb OUT.ipynb -p out 'outputs/my run'\n")
+    monkeypatch.chdir(tmp_path)
+    closing('found', out, command)
+    _, folder, words = capsys.readouterr().out.splitlines()
+    _, _, notebook, *_, named = shlex.split(words)
+    assert folder == f'Folder: {out}' and named == str(out) and Path(notebook) == ROOT / 'nbs/search.ipynb'
+
+
+def test_a_bar_shows_on_the_terminal_of_papermill(monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr('meru.core._terminal', lambda: writer)
+    with _bar(3, 'picture', 'encode') as advance:
+        advance(3)
+    os.close(writer)
+    with open(reader) as shown:
+        assert 'encode: 100%' in shown.read()
 
 
 def test_what_decides_nothing_may_differ(tmp_path):

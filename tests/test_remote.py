@@ -42,7 +42,7 @@ def source(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
     "Copies of each test lie in its own folder."
-    monkeypatch.setattr(remote, 'project_path', lambda path: tmp_path / path)
+    monkeypatch.setattr(remote, 'root', lambda: tmp_path)
     return tmp_path / 'outputs' / 'remote'
 
 
@@ -107,7 +107,7 @@ def test_a_broken_connection_goes_on_where_it_was(ranges, server, source):
         ConnectionError, match=r'http://127.0.0.1:\d+/ broke off at byte .* of .* of 00002.tar, run aga'
     ):
         data_path(server.url)
-    (folder,) = remote.project_path('outputs/remote').iterdir()
+    (folder,) = (remote.root() / 'outputs/remote').iterdir()
     assert '00002.tar' not in names(folder) and '00002.tar.part' in names(folder)
     came = (folder / '00002.tar.part').stat().st_size
     server.begun.clear()
@@ -268,7 +268,7 @@ def test_a_table_of_the_hub_with_its_pictures_inside(store, tmp_path, monkeypatc
     from meru.data import shards
     from meru.models.embedding import EmbedConfig, open_rows
 
-    monkeypatch.setattr(shards, 'project_path', lambda path: tmp_path / path)
+    monkeypatch.setattr(shards, 'root', lambda: tmp_path)
     rows = [dict(image=dict(bytes=noise(i), path=None), text=f'noise {i}', label=i) for i in range(30)]
     rows[3]['image']['bytes'], rows[5]['text'] = b'\x89PNG\r\n\x1a\n torn', ' '
     for name, some in {

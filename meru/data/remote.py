@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from ..core import file_sha256, locked, _naming, project_path, read_json, write_json
+from ..core import file_sha256, locked, _naming, read_json, root, write_json
 
 # %% ../../nbs/data/09_remote.ipynb #e0b5c6aa
 def _is_url(
@@ -296,7 +296,7 @@ def _copy_place(
     "Where a copy lies."
     name = PurePosixPath(urlsplit(url).path.rstrip('/')).name or urlsplit(url).netloc
     plain = re.sub(r'[^\w.-]', '_', name)
-    return project_path('outputs') / 'remote' / f'{plain}-{hashlib.sha256(_shown(url).encode()).hexdigest()[:8]}'
+    return root() / 'outputs' / 'remote' / f'{plain}-{hashlib.sha256(_shown(url).encode()).hexdigest()[:8]}'
 
 # %% ../../nbs/data/09_remote.ipynb #406ab473
 def _refuse_changed(

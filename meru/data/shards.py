@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from jaxtyping import Int64
 from pathlib import Path
 from typing import NamedTuple
-from ..core import file_sha256, locked, _naming, project_path
+from ..core import file_sha256, locked, _naming, project_path, root
 from .remote import _is_url, _local_copy
 from .images import ImageError, _open_image
 from .tar_samples import _header_name, ShardError, _split_name, tar_samples, TarSample
@@ -454,7 +454,7 @@ def _pack(
     "Pictures inside parquet files as shards, once; files that have changed are packed anew, in another folder."
     stamps = [[str(o.resolve()), o.stat().st_size, o.stat().st_mtime_ns] for o in paths]
     mark = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:8]
-    folder = project_path('outputs') / 'packed' / f'{place.name}-{mark}'
+    folder = root() / 'outputs' / 'packed' / f'{place.name}-{mark}'
     splits = {}
     for path in paths:
         splits.setdefault(_split_of(path), []).append(path)

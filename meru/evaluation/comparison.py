@@ -11,6 +11,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import re
+import shlex
 import torch
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -471,7 +472,7 @@ def plot_comparison(
 class CompareConfig:
     "What `nbs/compare.ipynb` takes."
 
-    runs: str = ''  # runs, heads or saved models, spaces between, * allowed; '' = those of presets and seeds
+    runs: str = ''  # runs, heads or saved models, spaces between, * allowed, a name with blanks in quotes; '' = of presets and seeds
     presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
     seeds: Annotated[int, AtLeast(2)] = 3  # of each preset: 0, 1, ...
     steps: Annotated[int, AtLeast(0)] = 0  # updates of each run; 0 = the preset's own
@@ -484,17 +485,26 @@ class CompareConfig:
     def __post_init__(self):
         check_config(self)
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #0a3e5101
+def _names_in(text: str) -> list[str]:
+    "Names with spaces between them; one that has blanks stands in quotes."
+    names = shlex.shlex(text, posix=True)
+    names.whitespace_split, names.escape, names.commenters = True, '', ''
+    return list(names)
+
 # %% ../../nbs/evaluation/67_comparison.ipynb #e5f0042c
 def _named_runs(
-    patterns: str,  # folders, * allowed, or names of the hub; spaces between them
+    patterns: str,  # folders, * allowed, or names of the hub, as `_names_in` reads them
 ) -> list[str]:
     "The runs and saved models that exist."
     found = []
-    for pattern in patterns.split():
+    for pattern in _names_in(patterns):
         folders = map(Path, sorted(glob(str(project_path(pattern)))))
         here = [str(path) for path in folders if (path / 'config.json').exists()]
         if not here and ('*' in pattern or not _is_hub_name(pattern)):
-            raise FileNotFoundError(f"no run fits {pattern!r}: name folders, such as 'outputs/compare/*'")
+            raise FileNotFoundError(
+                f"no run fits {pattern!r}: name folders, such as 'outputs/compare/*', one with blanks in quotes"
+            )
         found += here or [pattern]
     return found
 

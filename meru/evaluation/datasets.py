@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from torch import Tensor
 from typing import BinaryIO, NamedTuple
-from ..core import project_path, root
+from ..core import project_path, root, _short_path
 from meru.data.images import (
     _check_size,
     crop_resize,
@@ -47,13 +47,6 @@ from ..data.tables import table_suffixes
 from ..data.tar_samples import open_tar, ShardError, tar_samples, TarSample
 from .protocol import _draw_parts, Protocol
 from ..data.text_files import caption_texts, decode_text, json_lines, LeftOut, parse_json, split_lines
-
-# %% ../../nbs/evaluation/64_datasets.ipynb #1317a16d
-def _short(
-    path: Path,  # of a file or folder
-) -> str:
-    "The path as a person would write it: from the project's root where it lies below it."
-    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #0d9750c0
 def _is_hidden(name: str) -> bool:
@@ -100,7 +93,7 @@ def _folder_names(folder: Path) -> tuple[list[str], list[str]]:
     "Files and subfolders; what cannot be read whole is refused."
     walk = walk_files(folder)
     if lost := [o for o in walk.left_out.examples if o != 'linked_again']:
-        raise ValueError(f'{_short(folder)} cannot be read whole: {lost[0]}, {walk.left_out.examples[lost[0]]}')
+        raise ValueError(f'{_short_path(folder)} cannot be read whole: {lost[0]}, {walk.left_out.examples[lost[0]]}')
     return walk.files, walk.folders
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #e62728d3
@@ -125,7 +118,7 @@ class _Store:
         self.images = [o for o in self.files if o.lower().endswith(picture_suffixes)]
 
     def __str__(self):
-        return _short(self.path)
+        return _short_path(self.path)
 
     def __getstate__(self):
         raise TypeError('a store holds an open file and is not copied: open the path again')
@@ -208,7 +201,7 @@ class Pictures:
                 return crop_resize(picture, (0, 0, *picture.shape[1:]), resized.shape[-1])
             return resized
         except ImageError as e:
-            raise ValueError(f'picture {key} cannot be used: {e}') from None
+            raise ValueError(f'picture {key} cannot be used: {e}; mend it, or take it away') from None
 
     def take(self, rows: list[int]) -> 'Pictures':
         "Some of them."

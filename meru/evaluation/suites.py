@@ -22,7 +22,9 @@ from meru.core import (
     Given,
     markdown_table,
     project_path,
+    root,
     Seed,
+    _short_path,
     write_json,
 )
 
@@ -78,7 +80,6 @@ from meru.evaluation.datasets import (
     _paper_rule,
     _published_parts,
     read_data,
-    _short,
     spread,
     survey,
     _take,
@@ -410,7 +411,7 @@ def _check_measured(
     ]
     layouts = 'one folder per class, a captions.jsonl or table beside the pictures, shards, or a cache of features'
     why = '; '.join(reasons).rstrip('.') or 'it holds no dataset'
-    raise ValueError(f'nothing in {_short(folder)} could be measured: {why}. What can be read: {layouts}')
+    raise ValueError(f'nothing in {_short_path(folder)} could be measured: {why}. What can be read: {layouts}')
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b8378d43
 def evaluate_folder(
@@ -435,7 +436,7 @@ def evaluate_folder(
     _check_measured(report, folder)
     if not cached:
         report.attempt('wordnet', 'depth and radius', lambda: _examine_nouns(model, tokenizer))
-    report.skipped |= {title: f'not in {_short(folder)}: {how}' for title, how in absent.items()}
+    report.skipped |= {title: f'not in {_short_path(folder)}: {how}' for title, how in absent.items()}
     return report
 
 # %% ../../nbs/evaluation/66_suites.ipynb #0d6e24e8
@@ -516,8 +517,11 @@ class _Places:
 
     @property
     def name(self) -> str:
-        "Of the model, in figures and folders."
-        return Path(self.checkpoint).stem if self.released else Path(self.run.partition('@')[0]).name
+        "Of the model, in figures and folders; a folder `model`, as of `open_folder`, is called by that around it."
+        path = Path(self.checkpoint if self.released else self.run.partition('@')[0])
+        if self.released:
+            return path.stem
+        return path.parent.name if path.name == 'model' and path.parent.name else path.name
 
     @property
     def file(self) -> Path:
@@ -527,8 +531,10 @@ class _Places:
     @property
     def folder(self) -> Path:
         "Where the results go."
+        if self.out:
+            return project_path(self.out)
         own = not self.released and not _is_saved(self.run)
-        return project_path(self.out or (self.run if own else f'outputs/{self.name}'))
+        return project_path(self.run) if own else root() / 'outputs' / self.name
 
     @property
     def record(self) -> Path:

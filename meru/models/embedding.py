@@ -18,9 +18,8 @@ from functools import partial
 from jaxtyping import Float16, UInt8
 from pathlib import Path
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
-from ..core import Between, Given, locked, project_path, Seed, Share, write_json
+from ..core import _bar, Between, Given, locked, project_path, Seed, Share, write_json
 from ..data.tokenizer import augment_caption
 from ..data.images import augment_images, decode_image, ImageAugment, ImageError, n_draws
 from ..data.loader import sample_rng
@@ -237,12 +236,12 @@ def _encode_rows(
     for tower in (towers.image_tower, towers.text_tower):
         tower.to(device)
     paths = [parts / f'{i:06d}.safetensors' for i in range(math.ceil(len(rows) / cfg.batch_size))]
-    with torch.inference_mode(), tqdm(total=len(rows), unit='picture', desc='encode') as bar:
+    with torch.inference_mode(), _bar(len(rows), 'picture', 'encode') as advance:
         for first, path in zip(range(0, len(rows), cfg.batch_size), paths):
             numbers = range(first, min(first + cfg.batch_size, len(rows)))
             if not path.exists():
                 _save_part(path, *_encode_block(rows, numbers, towers, cfg, device))
-            bar.update(len(numbers))
+            advance(len(numbers))
     return paths
 
 # %% ../../nbs/models/35_embedding.ipynb #680b8fbb
