@@ -234,11 +234,12 @@ class _Share(torch.autograd.Function):
 def mean_of_all(
     mean: Float[Tensor, ''],  # over this process's pairs
     n: int,  # how many they are
+    every: int | None = None,  # pairs of all processes; None: ask them
 ) -> Float[Tensor, '']:  # over all pairs, the same in every process
     "A mean over the pairs of all processes."
     if world() == 1:
         return mean
-    return _Share.apply(mean * (n / total(mean.new_full((), n))))
+    return _Share.apply(mean * (n / (every or total(mean.new_full((), n)))))
 
 # %% ../nbs/02_parallel.ipynb #d1500a31
 class _Parameters(nn.Module):

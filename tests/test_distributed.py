@@ -110,7 +110,7 @@ CUTS = {1: [11], 2: [8, 3], 4: [1, 5, 3, 2]}  # pairs of each process
 MUTANTS = {
     'gather without gradient': dict(scatter_sum=lambda x, counts: torch.zeros_like(x[: counts[rank()]])),
     'wrong target offset': dict(first_row=lambda counts: 0),
-    'missing average': dict(mean_of_all=lambda mean, n: parallel._Share.apply(mean)),
+    'missing average': dict(mean_of_all=lambda mean, n, every: parallel._Share.apply(mean)),
 }
 
 

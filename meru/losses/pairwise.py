@@ -370,7 +370,7 @@ def _together(geometry, x, y, curv):
     counts = row_counts(x)
     centres = gather_rows(common_centre(x, y)[None], [1] * world())
     shortest = centres.square().sum(1).argmin()
-    shared = centres[shortest]  # any centre would do that all share
+    shared = centres.index_select(0, shortest[None])[0]  # any centre would do that all share
     left, right, gain, positive, link = geometry.pairing(x, y, curv, shared)
     right = _Gather.apply(right, counts)
     first = first_row(counts)
@@ -455,7 +455,7 @@ def _mean_nats(own, negatives, batch):
     row_nats = softplus(negatives.rows - own, threshold=50).mean()
     col_nats = softplus(negatives.cols - _of_all(own, batch), threshold=50).mean()
     if batch.counts is not None:
-        row_nats = mean_of_all(row_nats, len(own))
+        row_nats = mean_of_all(row_nats, len(own), sum(batch.counts))
     return (row_nats + col_nats) / 2
 
 # %% ../../nbs/losses/13_pairwise.ipynb #0d895f24

@@ -1,0 +1,129 @@
+"What an update does on a GPU, told without one: where the host waits, what is copied, launched and exchanged."
+
+from collections import Counter
+from dataclasses import asdict, replace
+import pytest
+import torch
+from meru import parallel
+from meru.geometry import geometries, get_geometry
+from meru.losses import pairwise, sigmoid, triton_kernels
+from meru.losses.contrastive import _matrix_loss
+from meru.training.config import presets
+from fake_gpu import ranks, small, step
+
+SIZES = set('image_width image_depth image_heads batch_size steps warmup cache log_every val_every save_every'.split())
+TWINS = dict(smoke='demo', smoke_parts='demo_parts', vit_s='vit_b', vit_l='vit_b', vit_s_parts='vit_b_parts')
+TWINS |= {f'{a}_{end}': f'{b}_{end}' for a, b in TWINS.items() for end in ('clip', 'euclid', 'poincare')}
+
+
+def waits_of(cfg):
+    "Where the host waits: in the graph of texts alone, the size of which is known on the device."
+    if cfg.chains == 'off':
+        return {}
+    parts, edges = cfg.chains == 'parts', get_geometry(cfg.geometry).has_cones
+    waits = {'unique2 in model._first_of_each': 1}
+    if parts:
+        waits |= {'index in chains._part_terms': 9, 'local_scalar_dense in chains._with_parts': 1}
+    return waits | ({'nonzero in chains._edges': 6 if parts else 4} if edges else {})
+
+
+@pytest.mark.parametrize('name', [o for o in presets if o not in TWINS])
+def test_an_update_waits_for_nothing_but_the_graph_of_texts(name, monkeypatch):
+    cfg = presets[name]
+    told = step(small(cfg), monkeypatch)
+    assert Counter(told.waits) == waits_of(cfg)
+    copies = 3 if cfg.chains == 'off' else 7 if cfg.chains == 'parts' else 6  # the fields of a batch, all asynchronous
+    assert told.copies == {'cpu to cuda': copies}
+    assert (told.launches['_sums_kernel'], told.launches['_shares_kernel']) == (1 + bool(cfg.hard_beta), 1)
+    most = 1350 if cfg.chains == 'off' else 2700
+    assert sum(told.launches.values()) < most
+
+
+def test_the_other_presets_differ_from_these_in_sizes():
+    for name, twin in TWINS.items():
+        fields = [asdict(presets[o]) for o in (name, twin)]
+        assert {k for k in fields[0] if fields[0][k] != fields[1][k]} <= SIZES, name
+
+
+def test_eight_ranks_exchange_rows_and_sums(monkeypatch):
+    "Of 256 pairs each: all texts, their ids and positives; sums of columns; six numbers; and gradients of texts."
+    for module in (parallel, pairwise):
+        monkeypatch.setattr(module, 'row_counts', lambda x: [len(x)] * 8)
+    with ranks(8):
+        told = step(replace(small(presets['vit_b']), batch_size=256), monkeypatch)
+    assert not told.waits and set(told.copies) == {'cpu to cuda'}
+    assert told.exchanges == [
+        'allgather_base cuda float32[8, 512] float32[1, 512] in parallel.gather_rows',
+        'allgather_base cuda float32[2048, 520] float32[256, 520] in parallel.gather_rows',
+        'allgather_base cuda int64[2048] int64[256] in parallel.gather_rows',
+        'allreduce cuda float32[2, 520] in parallel.total',
+        'allreduce cuda float64[2048] in parallel.total',
+        'allreduce cuda float64[2048] in parallel.total',
+        'allgather_base cuda float64[2048] float64[256] in parallel.gather_rows',
+        'allreduce cuda float64[] in parallel.total',
+        'allreduce cuda float32[] in parallel.total',
+        'allreduce cuda float32[] in parallel.total',
+        'reduce_scatter_base cuda float32[256, 520] float32[2048, 520] in parallel.scatter_sum',
+    ]
+
+
+# where Triton does not run
+
+
+@pytest.mark.parametrize(
+    'gpu, says',
+    [
+        (dict(triton=None), 'no Triton for this system'),
+        ({'torch.version.hip': '7.0'}, 'written for NVIDIA'),
+        ({'torch.cuda.get_device_capability': lambda device: (7, 5)}, 'Tesla T4 is older than compute capability 8.0'),
+        ({'shutil.which': lambda name: None}, 'install gcc'),
+        ({}, 'Triton does not run'),  # as on this machine
+    ],
+)
+def test_an_obstacle_is_said_once_and_chunks_serve(gpu, says, monkeypatch):
+    monkeypatch.delenv('CC', raising=False)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda device: 'Tesla T4')
+    monkeypatch.setattr('torch.cuda.get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr('shutil.which', lambda name: '/usr/bin/gcc')
+    for name, value in gpu.items():
+        monkeypatch.setattr(name if '.' in name else f'meru.losses.triton_kernels.{name}', value)
+    triton_kernels._runs_on.cache_clear()
+    with pytest.warns(UserWarning, match=says):
+        assert not triton_kernels._runs_on(torch.device('cuda', 0))
+    assert not triton_kernels._runs_on(torch.device('cuda', 0))
+    triton_kernels._runs_on.cache_clear()
+
+
+def outcome(loss, name, *how):
+    g, geometry = torch.Generator().manual_seed(0), get_geometry(name)
+    vectors = 0.7 * torch.randn(2, 23, 4, generator=g, dtype=torch.float64)
+    scalars = [torch.tensor(o, dtype=torch.float64) for o in (1.2, 9.0)]
+    leaves = [o.requires_grad_() for o in (*vectors, *scalars)]
+    points = [geometry.exp_map0(o, leaves[2]) for o in leaves[:2]]
+    value = loss(geometry, *points, *leaves[2:], *how)
+    return [value, *torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)]
+
+
+def plain_loss(geometry, x, y, curv, scale, *how):
+    return _matrix_loss(scale * geometry.scores(x, y, curv), *how)
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_chunks_give_the_loss_of_the_whole_matrix(name, monkeypatch):
+    monkeypatch.setattr(pairwise, '_number', lambda x: x.detach())
+    monkeypatch.setattr(pairwise, '_AT_ONCE', 100)
+    monkeypatch.setattr(pairwise, '_engine', lambda left: (pairwise._chunk_sums, pairwise._chunk_slopes))
+    for how in ((), (torch.arange(23) // 3, 0.2, 0.5), (torch.zeros(23, dtype=torch.int64), 0.0, 1.0)):
+        for got, want in zip(outcome(pairwise.contrastive_loss, name, *how), outcome(plain_loss, name, *how)):
+            torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', geometries)
+def test_chunks_give_the_sigmoid_loss_of_tiles(name, monkeypatch):
+    how = torch.tensor(5.0).double(), torch.arange(23) // 3
+    want = outcome(sigmoid.sigmoid_loss, name, *how)
+    monkeypatch.setattr(sigmoid, '_number', lambda x: x.detach())
+    monkeypatch.setattr(pairwise, '_AT_ONCE', 100)
+    monkeypatch.setattr(sigmoid, '_engine', lambda left: (sigmoid._chunk_sum, sigmoid._chunk_sum_slopes))
+    for a, b in zip(outcome(sigmoid.sigmoid_loss, name, *how), want):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
