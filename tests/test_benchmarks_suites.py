@@ -73,7 +73,9 @@ def test_from_the_command_line(papermill, tmp_path):
     rows = {name: part['rows'] for name, part in result['parts'].items()}
     assert result['quick'] and not any(part['error'] for part in result['parts'].values())
     assert not [row for part in rows.values() for row in part if 'error' in row]
-    assert len(rows['kernels']) >= 15 and all(row['worst_error'] < 1e-4 for row in rows['kernels'])
+    assert rows['kernels'][0] == dict(case='engine', says='_tile_sums') and len(rows['kernels']) > 15
+    assert all(row['worst_error'] < 1e-4 for row in rows['kernels'][1:])
+    assert [row['case'].split(',')[0] for row in rows['loss'][-3:]] == ['bf16', 'tf32x3', 'ieee']
     assert [row['case'] for row in rows['step']] == ['small, ours', 'small, open_clip']
     assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed']
     assert rows['resume'] == [dict(case='smoke', killed_after=2, steps=6, same_bits=True)]

@@ -17,6 +17,7 @@ import tempfile
 import time
 import torch
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import NamedTuple
 from ..core import file_sha256, machine, markdown_table, root
 from ..geometry import geometries, get_geometry
+from ..losses import pairwise
 from ..losses.pairwise import contrastive_loss
+from ..losses.triton_kernels import _precisions
 from ..models.feature_cache import FeatureCache
 from ..models.mining import FeatureBatches
 from ..models.model import build_model
@@ -106,9 +109,43 @@ def _kernel_error(
 def _kernels_part(card: _Card, send: Callable):
     "Every geometry, every form of the loss."
     pairs = card.sizes[0] - 7  # no multiple of a tile
+    sums, _ = pairwise._engine(torch.zeros(1, device=card.device))
+    send(dict(case='engine', says=sums.__name__))
     for geometry in geometries:
         for form, how in _losses.items():
             _send_row(send, f'{geometry}, {form}', partial(_kernel_error, geometry, pairs, card.device, **how))
+
+# %% ../../nbs/benchmarks/84_gpu.ipynb #813dd1f8
+@contextmanager
+def _at_precision(
+    name: str,  # of the kernels' products
+):
+    "The loss with products of one precision; tiles on a CPU have but one."
+    engine = pairwise._engine
+
+    def at(function):
+        return lambda logits, *rest: function(logits._replace(precision=name), *rest)
+
+    pairwise._engine = lambda left: tuple(map(at, engine(left)))
+    try:
+        yield
+    finally:
+        pairwise._engine = engine
+
+# %% ../../nbs/benchmarks/84_gpu.ipynb #f480febe
+def _precision_row(
+    name: str,  # of the kernels' products
+    pairs: int,  # in the batch
+    device: str,  # where
+) -> dict:
+    "Milliseconds of both passes, and how far they are from float64."
+    leaves = _near_pairs('lorentz', pairs, 512, device=device)
+    loss = partial(contrastive_loss, get_geometry('lorentz'))
+    passes = partial(_both_passes, loss, leaves)
+    with _at_precision(name):
+        (took,) = _by_turns(dict(run=passes), 5, partial(_wall, device)).values()
+        error = _worst_error(passes(), _both_passes(loss, _in_double(leaves)))
+    return dict(pairs=pairs, took_ms=round(1e3 * float(np.median(took)), 3), worst_error=_two_digits(error))
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #745018ae
 def _loss_part(card: _Card, send: Callable):
@@ -120,6 +157,9 @@ def _loss_part(card: _Card, send: Callable):
     for geometry, pairs in cases:
         row = partial(_loss_row, geometry, pairs, 512, torch.get_num_threads(), 10, form, card.device)
         _send_row(send, f'{geometry} {pairs} x 512', row)
+    for name in _precisions:
+        row = partial(_precision_row, name, card.sizes[1], card.device)
+        _send_row(send, f'{name}, {card.sizes[1]} x 512', row)
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #6f52db65
 def _batch_that_fits(
@@ -271,7 +311,7 @@ def _kill_after_a_checkpoint(run: Run):
     "Train in a process of its own, and end that without a word."
     command = [sys.executable, '-m', 'meru.training.trainer', '--followed', '--config']
     command.append(str(run.folder / 'config.json'))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=root()) as child:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root()) as child:
         while not run.step and child.poll() is None:
             time.sleep(0.02)
         child.kill()
@@ -294,7 +334,7 @@ def _interrupt_after_a_checkpoint(run: Run):
 # %% ../../nbs/benchmarks/84_gpu.ipynb #d83535ee
 def _resumed(card: _Card) -> dict:
     "Step of the kill, and whether both runs end with the same bits."
-    steps = dict(steps=400, save_every=40) if card.apart else dict(steps=6, save_every=2)
+    steps = dict(steps=120, save_every=20) if card.apart else dict(steps=6, save_every=2)
     rhythm = dict(log_every=1, val_every=200, val_pairs=64, verify='sizes')
     cfg = make_config('smoke', device=card.device, deterministic=True, **rhythm, **steps)
     with tempfile.TemporaryDirectory() as home:
@@ -422,7 +462,7 @@ def _gpu_suite(
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #5ef6c00d
 def _tell_kernels(rows):
-    worst = max(rows, key=lambda row: row['worst_error'])
+    worst = max((row for row in rows if 'worst_error' in row), key=lambda row: row['worst_error'])
     return [['kernels beside float64, worst error', f'{worst["worst_error"]:.0e} ({worst["case"]})']]
 
 
@@ -432,6 +472,9 @@ def _tell_loss(rows):
         if 'ms' in row:
             times = [f'{name} {ms["median"]:.3g} ms' for name, ms in row['ms'].items()]
             lines.append([f'loss and gradients, {row["case"]}', ', '.join(times)])
+        if 'took_ms' in row:
+            told = f'{row["took_ms"]:.3g} ms, error {row["worst_error"]:.0e}'
+            lines.append([f'loss and gradients, {row["case"]}', told])
     return lines
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #6376e766
