@@ -472,7 +472,9 @@ def plot_comparison(
 class CompareConfig:
     "What `nbs/compare.ipynb` takes."
 
-    runs: str = ''  # runs, heads or saved models, spaces between, * allowed, a name with blanks in quotes; '' = of presets and seeds
+    runs: str = (
+        ''  # runs, heads or saved models, spaces between, * allowed, blanks in quotes; '' = of presets and seeds
+    )
     presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
     seeds: Annotated[int, AtLeast(2)] = 3  # of each preset: 0, 1, ...
     steps: Annotated[int, AtLeast(0)] = 0  # updates of each run; 0 = the preset's own
