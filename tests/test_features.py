@@ -7,16 +7,20 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
 from meru.core import locked
 from meru.models.pretrained import Towers
 from meru.models.feature_cache import _import_flickr8k, open_cache
+from meru.training.config import make_config
+from meru.training.step import to_device
 from meru.training.trainer import _room_for
 from meru.models.embedding import EmbedConfig, embed, embed_folder, open_rows
 from meru.models.mining import (
@@ -423,6 +427,29 @@ def test_features_lie_where_batches_are_gathered(made_up):
     assert {o.device.type for o in batch[:3]} == {'meta'} and train.image_rows is dev.image_rows
     assert batch.keys == plain.keys and batch.images.shape == plain.images.shape and plain.images.is_cpu
     assert [o.images.device.type for o in dev.eval_batches()] == ['meta', 'meta']
+
+
+class Launches(TorchDispatchMode):
+    "Counts what is computed or copied on a device that stands for a GPU."
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta and not func.is_view:
+            self.names[func.__name__] += 1
+        return out
+
+
+def test_a_batch_of_features_on_a_device_is_four_launches_and_no_copy(made_up):
+    loader = FeatureBatches(open_cache(made_up), 'train', 20, device='meta')
+    loader.batch_at(0)  # the numbers of the epoch travel
+    with Launches() as seen:
+        batch = to_device(loader.batch_at(1), make_config('head_lorentz'), 'meta')
+    assert seen.names == {'index_select.default': 2, '_to_copy.default': 2}  # the latter to float32
+    assert batch.images.is_meta and batch.text_ids.is_meta and batch.images.dtype == torch.float32
 
 
 def test_features_that_would_fill_half_a_gpu_stay(made_up, monkeypatch):

@@ -35,7 +35,7 @@ from ..training.config import make_config, TrainConfig
 from ..training.memory import _room, step_memory
 from ..training.optim import make_optimizer
 from ..training.run import Run
-from ..training.step import to_device
+from ..training.step import compiles, to_device
 from ..training.trainer import fit, pick_device, update
 from .timing import _by_turns
 from .step import step_cases, _flops_per_pair, _noise_batch, _open_clip_step, _our_step
@@ -200,7 +200,8 @@ def _step_row(
     (took,) = _by_turns(dict(run=run), reps, partial(_wall, device)).values()
     rate = cfg.batch_size / float(np.median(took))
     whole = _whole_texts(_noise_batch(cfg, 2), cfg)
-    ours = to_device(_noise_batch(cfg, cfg.batch_size), cfg, 'cpu')
+    cut = replace(cfg, compile='on' if compiles(cfg, device) else 'off')
+    ours = to_device(_noise_batch(cfg, cfg.batch_size), cut, 'cpu')
     length = (ours if build is _our_step else whole).tokens.shape[1]
     flops, peak = rate * _flops_per_pair(cfg, length), _peak_rate(device)
     return dict(

@@ -186,7 +186,9 @@ def _loss_row(
     if pairs <= _most_in_double:
         exact = _both_passes(peers['ours'], _in_double(leaves))
         errors = {name: _two_digits(_worst_error(run(), exact)) for name, run in passes.items()}
-    case = f'{geometry} {pairs} x {dim}, {threads} thread{"s" * (threads > 1)}'
+    case = f'{geometry} {pairs} x {dim}'
+    if device == 'cpu':
+        case += f', {threads} thread{"s" * (threads > 1)}'
     settings = dict(geometry=geometry, pairs=pairs, dim=dim, threads=threads)
     more = dict(too_large=too_large) if too_large else {}
     return dict(case=case, **settings, **times, gradient_error=errors, **more)
