@@ -4,10 +4,9 @@ import pytest
 from house import library
 from pages import same_text
 
-# pages that tell the speed of the machine, the order of finished downloads, or a name made up for the moment
+# pages that tell the speed of the machine or the order of finished downloads
 VARYING = {
     '45_trainer',  # a run's last digits depend on the number of threads
-    '71_hub',  # names a temporary folder
 }
 
 

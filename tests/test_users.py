@@ -1,0 +1,147 @@
+"""Three kinds of new user with nothing but README: a student, somebody with 200 photos, a researcher.
+
+Each step that README names has its test, here or where `STEPS` says; here, too, from folders whose names have blanks
+and umlauts and which are not the project's.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+import pytest
+from conftest import ROOT
+from PIL import Image
+from test_pictures import as_table, photos, towers  # noqa: F401, fixtures
+import meru
+from meru import gallery
+from meru.evaluation.comparison import compare_runs, CompareConfig
+from meru.evaluation.suites import EvalConfig, evaluate_folder, load_evaluated
+from meru.evaluation.traversal import traverse, TraverseConfig
+from meru.hub import publish, PublishConfig
+from meru.image_index import open_image_index, SearchConfig
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+STEPS = {
+    'make demo': 'install what_make_does_without_make',
+    'make controls': 'install what_make_does_without_make',
+    'make test': 'install commands_hand_on_their_status',
+    'make lab': 'install commands_hand_on_their_status',
+    'make docs': 'docs the_command',
+    'python -m meru demo': 'install what_make_does_without_make',
+    'python -m meru serve': 'gallery meru_serve_hands_over',
+    'import meru': 'readme the_python_prints_what_it_says',
+    'pip install -e': 'package wheel_installs_and_works_outside_the_checkout',
+    'nbs/00_geometry.ipynb': 'pages page_runs',
+    'nbs/train.ipynb': 'notebooks train_leaves_a_complete_record',
+    'nbs/evaluate.ipynb': 'notebooks evaluate_writes_metrics_and_figures',
+    'nbs/fetch.ipynb': 'fetch the_same_command_again_changes_nothing',
+    'nbs/embed.ipynb': 'heads embed_as_a_person_runs_it',
+    'nbs/pictures.ipynb': 'pictures the_command',
+    'nbs/check.ipynb': 'checks the_notebook_answers_three_questions',
+    'nbs/compare.ipynb': 'comparison compare_notebook',
+    'nbs/traverse.ipynb': 'traversal traverse_notebook',
+    'nbs/publish.ipynb': 'hub publish_as_a_person_runs_it',
+    'nbs/reports/98_library.ipynb': 'pages page_runs',
+    'explorer.html': 'explorer a_run_becomes_a_page',
+}
+
+
+def test_each_step_of_readme_has_its_test():
+    commands = re.findall(
+        r'make \w+|python -m meru \w+|pip install -e|import meru\b|nbs/\w+\.ipynb|explorer\.html', README
+    )
+    commands = {o for o in commands if not re.match(r'nbs/\d', o)} | {'nbs/00_geometry.ipynb'}
+    without = {'make shards', 'python -m meru or'}  # words of a table
+    assert commands - without <= set(STEPS), commands - set(STEPS)
+    for step, (file, name) in {step: o.split() for step, o in STEPS.items()}.items():
+        tests = (ROOT / f'tests/test_{file}.py').read_text(encoding='utf-8')
+        assert f'def test_{name}' in tests, step
+        assert step in README or step.split('/')[-1] in README, f'{step} has gone'
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "A person's own folder, where they stand."
+    place = tmp_path / 'Müllers Ordner'
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_a_student_in_a_copy_of_the_project(elsewhere, monkeypatch):
+    "Train in short form, explore, walk, in a copy whose path has blanks and umlauts."
+    copy = elsewhere / 'meru für mich'
+    copy.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in ('outputs', '.git', '.venv'):
+            (copy / path.name).symlink_to(path)
+    monkeypatch.chdir(copy)
+    config = meru.make_config('smoke', steps=2, warmup=1, val_pairs=64, save_every=2, val_every=2, log_every=1)
+    meru.fit(meru.Run('outputs/mein smoke', config), quiet=True)
+    assert (copy / 'outputs/mein smoke/last.safetensors').exists()
+    pictures = {f'outputs/bilder/{colour}/{i}.png': colour for colour in ('red', 'blue') for i in range(2)}
+    for name, colour in pictures.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (32, 32), colour).save(copy / name)
+    page = meru.explore('outputs/mein smoke', data='outputs/bilder')
+    assert page.path == copy / 'outputs/mein smoke/explorer_bilder.html' and page.path.stat().st_size > 20_000
+    (copy / 'worte.txt').write_text('a dog\nan animal\n')
+    cfg = TraverseConfig(run='outputs/mein smoke', text='a dog | a cat', pool='worte.txt')
+    starts, paths = traverse(*load_evaluated(EvalConfig(run=cfg.run)), cfg)
+    assert [o.name for o in starts] == ['a dog', 'a cat'] and all(path[-1].text == '[root]' for path in paths)
+
+
+@pytest.fixture
+def album(elsewhere, photos):  # noqa: F811
+    "Thirty photos with a table of captions, HEIC and AVIF among them, and a damaged one."
+    source, captions = photos
+    some = dict(list(captions.items())[:30])
+    as_table(source, some, elsewhere / 'Urlaub am Meer')
+    images = elsewhere / 'Urlaub am Meer/images'
+    for name in sorted(o.name for o in images.iterdir() if o.name not in some):
+        (images / name).unlink()
+    first, second, third = list(some)[:3]
+    for name, kind in ((first, 'HEIF'), (second, 'AVIF')):
+        if kind == 'HEIF':
+            pytest.importorskip('pillow_heif', reason="pip install 'meru[heic]'").register_heif_opener()
+        with Image.open(images / name) as picture:
+            picture.load()
+        picture.save(images / name, kind)  # the bytes decide, not the name
+    (images / third).write_bytes((images / third).read_bytes()[:900])
+    return third
+
+
+def printed_in(notebook):
+    "What the code of a finished notebook printed."
+    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
+    outputs = [o for cell in cells for o in cell.get('outputs', []) if o.get('name') == 'stdout']
+    return '\n'.join(''.join(o['text']) for o in outputs)
+
+
+def test_somebody_with_photos_goes_on_by_what_is_said(elsewhere, album, towers, papermill):  # noqa: F811
+    "One command from a folder that is not the project's; then what it says, by the paths that it says."
+    out = elsewhere / 'was daraus wird'
+    given = dict(folder='Urlaub am Meer', out=out, towers=towers, passes=2)
+    typed = [o for pair in given.items() for o in ('-p', *pair)]
+    done = papermill('pictures', elsewhere / 'OUT mein.ipynb', *typed, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = printed_in(elsewhere / 'OUT mein.ipynb')
+    assert '29 pictures, of which 29 have captions, by labels.csv.' in report
+    assert f'Left out, 1: images/{album} (' in report and f'- {out}/explorer.html' in report
+    _, notebook, _, *words = shlex.split(re.findall('Next: (.*)', report)[-1])
+    assert Path(notebook) == ROOT / 'nbs/search.ipynb'
+    asked = dict(zip(words[1::3], words[2::3], strict=True))
+    index = open_image_index(SearchConfig(**asked | dict(out=str(out))))
+    assert len(index.pictures) == 29 and asked['images'] == 'Urlaub am Meer' and asked['query'] == 'a dog on a beach'
+    words = shlex.split(re.findall('In the browser: (.*)', report)[-1])
+    assert words[:4] == ['python', '-m', 'meru', 'serve']
+    shown = vars(gallery._arguments().parse_args(words[4:]))
+    assert shown | dict(folder='Urlaub am Meer', model=f'{out}/model', out=str(out)) == shown
+    model = meru.from_pretrained('was daraus wird/model')
+    assert model.embed_images(f'Urlaub am Meer/images/{Path(index.pictures.columns["file"][0]).name}').shape[1] == 64
+    assert publish(PublishConfig(f'{out}/model', f'{elsewhere}/zum Weitergeben', licence='mit')).record['passes'] <= 2
+    with pytest.raises(ValueError, match=f'picture images/{album} cannot be used: .*; mend it, or take it away'):
+        evaluate_folder(model.model, None, 'Urlaub am Meer', model.inputs.resize)
+    names = f"'{out}/model' '{elsewhere}/zum Weitergeben'"
+    found = compare_runs(CompareConfig(runs=names, data=f'{out}/pairs', out=str(elsewhere / 'verglichen')))
+    assert [run.name for run in found.runs] == ['was daraus wird', 'zum Weitergeben']
