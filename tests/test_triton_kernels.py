@@ -1,5 +1,6 @@
 "The Triton kernels, in Triton's interpreter, against the plain loss in float64."
 
+import json
 import os
 import subprocess
 import sys
@@ -73,3 +74,19 @@ def test_triton_is_not_imported_before_it_is_used():
     code = "import sys; from meru.losses import pairwise; assert 'meru.losses.triton_kernels' not in sys.modules"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(find_spec('triton') is None, reason='triton is missing: no wheels for this system')
+@pytest.mark.filterwarnings('ignore:TRITON_DEFAULT_FP_FUSION')
+def test_compiled_kernels_take_no_more_than_is_on_record(tmp_path, monkeypatch):
+    "For GPUs of four generations: registers, spilled bytes, instructions. `python tests/kernels.py` records anew."
+    import kernels
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    recorded = json.loads(kernels.JSON.read_text())
+    for case, row in zip(kernels.CASES, recorded['rows'], strict=True):
+        now = kernels.taken(*case)
+        assert {k: now[k] for k in ('block', 'width')} == {k: row[k] for k in ('block', 'width')}
+        for ceiling in ('registers', 'spilled', 'instructions', 'product_instructions'):
+            assert now[ceiling] <= 1.03 * row[ceiling], (case, ceiling, now[ceiling], row[ceiling])
+        assert now['spilled'] <= 64

@@ -248,12 +248,12 @@ def _blocks(
     precision: str,  # key in `_precisions`
 ) -> list[_Block]:
     "Tiles to try on a GPU, the likeliest first."
-    small, deep = _Block(64, 64, 32), _Block(64, 64, 64, stages=3)
+    plain = _Block(64, 64, 32)
     if precision != 'bf16':
-        return [small, _Block(128, 64, 32, warps=8), _Block(64, 128, 32, warps=8)]
+        return [_Block(64, 64, 16, 4, 3) if capability < 90 else _Block(128, 64, 32, 8), plain]
     if capability < 90:
-        return [deep, _Block(128, 64, 64, stages=2), _Block(128, 128, 32, warps=8, stages=3)]
-    return [deep, _Block(128, 64, 64, stages=3), _Block(128, 128, 64, warps=8, stages=3)]
+        return [plain, _Block(128, 64, 32, 8, 3)]
+    return [_Block(128, 64, 64, 4 if capability < 100 else 8, 3), _Block(128, 128, 64, 8, 3), _Block(64, 64, 64, 4, 3)]
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #a843dd45
 _FEW = 2**22  # logits for which trying is not worth its time
@@ -390,7 +390,7 @@ def _mm(x, y):
 
 def _times_rows(shares, rows):
     "shares · rows, either in as many tensors as there are shares."
-    if shares[0].dtype == torch.float32:
+    if shares[0].dtype != torch.bfloat16:
         return shares[0] @ rows
     width = rows.shape[1]
     low = width if len(shares) == 2 else min(width, _TAIL)
