@@ -668,7 +668,9 @@ class OpenedFolder(_Walks, _Map):
         asked = f'-p images {folder} -p model {model} -p out {place}'
         command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
-        lines += ['', f'In the browser: {browser}', f'Next: {_command_from_here(command)}']
+        lines += ['', f'In the browser: {browser}']
+        if (root() / 'nbs').is_dir():  # a wheel brings no notebooks
+            lines.append(f'Next: {_command_from_here(command)}')
         return '\n'.join(lines)
 
     def _model_name(self) -> str:

@@ -283,10 +283,13 @@ def test_bad_parameters_are_named(given, says, run_cells):
     assert says in error
 
 
-def test_three_lines(photos, towers, tmp_path, in_root):
+def test_three_lines(photos, towers, tmp_path, in_root, monkeypatch):
     as_classes(*photos, tmp_path / 'mine')
     mine = meru.open_folder(tmp_path / 'mine', out=str(tmp_path / 'out'), towers=towers, passes=1)
     assert mine.search('a dog')[0]['file'].endswith('.jpg')
     asked = SearchConfig(str(tmp_path / 'mine'), 'a dog', model=str(mine.place / 'model'), out=str(mine.place))
     assert search(mine.index, asked).row.shape == (1, 12)
     assert PicturesConfig(str(tmp_path / 'mine')).place.parent == ROOT / 'outputs/pictures'
+    assert 'Next: papermill nbs/search.ipynb' in mine.report()
+    monkeypatch.setattr('meru.pictures.root', lambda: tmp_path)  # as a wheel would have it, without notebooks
+    assert 'papermill' not in mine.report() and 'In the browser: python -m meru serve' in mine.report()
