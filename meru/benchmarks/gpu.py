@@ -335,7 +335,9 @@ def _interrupt_after_a_checkpoint(run: Run):
 # %% ../../nbs/benchmarks/84_gpu.ipynb #d83535ee
 def _resumed(card: _Card) -> dict:
     "Step of the kill, and whether both runs end with the same bits."
-    steps = dict(steps=120, save_every=20) if card.apart else dict(steps=6, save_every=2)
+    steps = dict(steps=120, save_every=20)
+    if not card.apart:
+        steps = dict(steps=6, save_every=2, image_width=64, image_depth=1, text_width=32, embed_dim=16)
     rhythm = dict(log_every=1, val_every=200, val_pairs=64, verify='sizes')
     cfg = make_config('smoke', device=card.device, deterministic=True, **rhythm, **steps)
     with tempfile.TemporaryDirectory() as home:
