@@ -130,3 +130,12 @@ def test_chunks_give_the_sigmoid_loss_of_tiles(name, monkeypatch):
     monkeypatch.setattr(sigmoid, '_engine', lambda left: (sigmoid._chunk_sum, sigmoid._chunk_sum_slopes))
     for a, b in zip(outcome(sigmoid.sigmoid_loss, name, *how), want):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def test_a_config_says_how_precise_the_products_are(monkeypatch):
+    seen = []
+    sums = triton_kernels._triton_sums
+    monkeypatch.setattr(triton_kernels, '_triton_sums', lambda logits: seen.append(logits.precision) or sums(logits))
+    for precision in ('bf16', 'tf32x3'):
+        step(replace(small(presets['head_clip']), pair_products=precision, hard_beta=0.0), monkeypatch)
+    assert seen == ['bf16', 'tf32x3']

@@ -9,6 +9,8 @@ __all__ = ['contrastive_loss']
 import math
 import threading
 import torch
+from contextlib import contextmanager
+from contextvars import ContextVar
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -292,6 +294,21 @@ def _engine(left):
             return kernels._triton_sums, kernels._triton_slopes
     return _chunk_sums, _chunk_slopes
 
+# %% ../../nbs/losses/13_pairwise.ipynb #a10ee85b
+_precision = ContextVar('precision', default='tf32x3')
+
+
+@contextmanager
+def _products_in(
+    precision: str,  # tf32x3, bf16 or ieee, as `losses.triton_kernels` has them
+):
+    "The losses that are computed here have their products on a GPU in this precision."
+    before = _precision.set(precision)
+    try:
+        yield
+    finally:
+        _precision.reset(before)
+
 # %% ../../nbs/losses/13_pairwise.ipynb #0e43502a
 def _number(x):
     "A number of a CPU; elsewhere, where reading it would stop the device, the tensor itself."
@@ -437,6 +454,7 @@ def _negative_sums(batch, scale, text_ids, hard_beta):
     text_ids = text_ids if alone or text_ids is None else gather_rows(text_ids, batch.counts)
     ids, negatives = _count_negatives(text_ids, batch)
     logits = _Logits(batch.left, batch.right, batch.gain, scale, batch.link, _floor(batch), batch.own.start, ids)
+    logits = logits._replace(precision=_precision.get())
 
     def sums(power):
         return _pair_sums(logits._replace(scale=power * scale), (lambda cols: cols) if alone else _join_sums)

@@ -21,7 +21,7 @@ from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, ran
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
 from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph
-from ..losses.pairwise import contrastive_loss
+from ..losses.pairwise import contrastive_loss, _products_in
 from ..losses.sigmoid import sigmoid_loss
 from ..data.images import resize_image
 from ..data.tokenizer import Tokenizer
@@ -71,6 +71,7 @@ class _SpaceConfig:
     hard_beta: Annotated[float, AtLeast(0)] = 0.0  # concentration on hard negatives (Robinson 2021); 0: none
     pair_loss: Literal['softmax', 'sigmoid'] = 'softmax'  # of pairs: softmax (CLIP, MERU), sigmoid (SigLIP)
     logit_bias_init: float = -10.0  # of the sigmoid loss: SigLIP's, for cosines; for distances rather 10
+    pair_products: Literal['tf32x3', 'bf16', 'ieee'] = 'tf32x3'  # precision of products on a GPU; bf16: fast, 1e-3 off
     contrastive_weight: Annotated[float, AtLeast(0)] = 1.0  # of the contrastive loss of pairs
     chain_weight: Annotated[float, AtLeast(0)] = 0.0  # of the loss over chains of texts, mean of three directions
     chain_scale: Annotated[float, Above(0, _max_logit_scale)] = (
@@ -372,7 +373,8 @@ class Model(_Logits):
         if self.cfg.pair_loss == 'sigmoid':
             return sigmoid_loss(*space, self.logit_bias, text_ids, self.training)
         how = text_ids, self.cfg.margin, self.cfg.hard_beta
-        return contrastive_loss(*space, *how, all_processes=self.training)
+        with _products_in(self.cfg.pair_products):
+            return contrastive_loss(*space, *how, all_processes=self.training)
 
     def forward(
         self,
