@@ -17,7 +17,6 @@ import tempfile
 import time
 import torch
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from typing import NamedTuple
 from ..core import file_sha256, machine, markdown_table, root
 from ..geometry import geometries, get_geometry
 from ..losses import pairwise
-from ..losses.pairwise import contrastive_loss
+from ..losses.pairwise import contrastive_loss, _products_in
 from ..losses.triton_kernels import _precisions
 from ..models.feature_cache import FeatureCache
 from ..models.mining import FeatureBatches
@@ -115,23 +114,6 @@ def _kernels_part(card: _Card, send: Callable):
         for form, how in _losses.items():
             _send_row(send, f'{geometry}, {form}', partial(_kernel_error, geometry, pairs, card.device, **how))
 
-# %% ../../nbs/benchmarks/84_gpu.ipynb #813dd1f8
-@contextmanager
-def _at_precision(
-    name: str,  # of the kernels' products
-):
-    "The loss with products of one precision; tiles on a CPU have but one."
-    engine = pairwise._engine
-
-    def at(function):
-        return lambda logits, *rest: function(logits._replace(precision=name), *rest)
-
-    pairwise._engine = lambda left: tuple(map(at, engine(left)))
-    try:
-        yield
-    finally:
-        pairwise._engine = engine
-
 # %% ../../nbs/benchmarks/84_gpu.ipynb #f480febe
 def _precision_row(
     name: str,  # of the kernels' products
@@ -142,7 +124,7 @@ def _precision_row(
     leaves = _near_pairs('lorentz', pairs, 512, device=device)
     loss = partial(contrastive_loss, get_geometry('lorentz'))
     passes = partial(_both_passes, loss, leaves)
-    with _at_precision(name):
+    with _products_in(name):
         (took,) = _by_turns(dict(run=passes), 5, partial(_wall, device)).values()
         error = _worst_error(passes(), _both_passes(loss, _in_double(leaves)))
     return dict(pairs=pairs, took_ms=round(1e3 * float(np.median(took)), 3), worst_error=_two_digits(error))
