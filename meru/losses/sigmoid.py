@@ -22,7 +22,7 @@ def _negative_sum(
     bias: float,
 ) -> Float[Tensor, '']:  # float64, but on mps float32
     "log(1 + e^l) of all negatives."
-    sums, scale = [], logits.scale
+    sums, scale = [], float(logits.scale)
     _memory.owner = None  # the tiles that another loss has kept are overwritten
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
@@ -39,8 +39,8 @@ def _negative_slopes(
     "1/(1 + e^(−l)) of each negative is what it sends to its logit."
     d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
     d_scale, d_bias = d_left.new_zeros(()), d_left.new_zeros(())
-    scale = logits.scale
-    weight = -scale * logits.gain * _SLOPES[logits.link]
+    scale, gain = float(logits.scale), float(logits.gain)
+    weight = -scale * gain * _SLOPES[logits.link]
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)

@@ -270,7 +270,7 @@ def _seconds(run, block):
 
 def _best_block(function, logits, *rest):
     "The tile for a batch of this size on this GPU."
-    n, m, width = len(logits.left), *logits.right.shape
+    n, (m, width) = len(logits.left), logits.right.shape
     major, minor = torch.cuda.get_device_capability(logits.left.device)
     blocks = _blocks(10 * major + minor, logits.precision)
     if n * m < _FEW or torch.are_deterministic_algorithms_enabled():
