@@ -7,7 +7,7 @@ import torch
 from meru import parallel
 from meru.geometry import geometries, get_geometry
 from meru.losses import pairwise, sigmoid, triton_kernels
-from meru.losses.contrastive import _matrix_loss
+from meru.losses.contrastive import _Logits, _matrix_loss
 from meru.models.model import _SpaceConfig
 from meru.training.config import presets
 from fake_gpu import ranks, small, step
@@ -139,3 +139,29 @@ def test_a_config_says_how_precise_the_products_are(monkeypatch):
     for precision in ('bf16', 'tf32x3'):
         step(replace(small(presets['head_clip']), pair_products=precision, hard_beta=0.0), monkeypatch)
     assert seen == ['bf16', 'tf32x3']
+
+
+@pytest.mark.skipif(triton_kernels.triton is None, reason='triton is missing: no wheels for this system')
+def test_a_big_batch_tries_its_tiles_once_and_takes_the_fastest(monkeypatch):
+    blocks, tried = triton_kernels._blocks(90, 'bf16'), []
+
+    def timed(run, **how):
+        tried.append(run())
+        if tried[-1] == blocks[0]:
+            raise triton_kernels.triton.runtime.OutOfResources(300000, 232448, 'shared memory')
+        return {blocks[1]: 2.0, blocks[2]: 3.0}[tried[-1]]
+
+    monkeypatch.setattr('torch.cuda.get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr('triton.testing.do_bench', timed)
+    monkeypatch.setattr(triton_kernels, '_best', {})
+    rows = torch.zeros(2048, 8)
+    logits = _Logits(rows, rows, -1.0, 1.0, 'acosh', 1e-7, precision='bf16')
+
+    def function(logits, block):
+        return block
+
+    best = [triton_kernels._best_block(function, logits) for _ in range(2)]
+    assert best == [blocks[1]] * 2 and tried == blocks
+    assert triton_kernels._best_block(function, logits._replace(left=rows[:64])) == blocks[0]  # not worth it
+    monkeypatch.setattr('torch.are_deterministic_algorithms_enabled', lambda: True)
+    assert triton_kernels._best_block(function, logits) == blocks[0] and tried == blocks
