@@ -13,7 +13,7 @@ from test_pretrained import family_folder
 
 import meru
 from meru.hub import from_pretrained, Pretrained
-from meru.image_index import search, SearchConfig
+from meru.image_index import ImageIndex, search, SearchConfig
 from meru.models.feature_cache import open_cache
 from meru.models.model import build_model
 from meru.pictures import open_folder, PicturesConfig
@@ -126,6 +126,16 @@ def test_its_head_loads_as_any_other(opened):
     radii = again.geometry.radius(mine.index.pictures.points, again.curv)
     assert radii.max() - radii.min() < 1e-4, 'pictures lie on one shell'
     assert 'unseen_cone_own' in (mine.place / 'model/README.md').read_text(encoding='utf-8')
+
+
+def test_no_caption_is_encoded_twice(opened, monkeypatch):
+    layout, mine, given = opened
+    encoded, encode = [], ImageIndex.text_points
+    monkeypatch.setattr(ImageIndex, 'text_points', lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    again = open_folder(mine.cfg.folder, **given)
+    assert not set(encoded) & set(again.index.texts.columns['text']) and set(encoded) <= set(again.pool.texts)
+    assert {path[-1] for path in again.paths} <= set(again.pool.texts)
+    assert len(set(again.pool.texts)) == len(again.pool.texts) == len(again.pool.points)
 
 
 def test_the_names_of_folders_are_the_tree(opened):
