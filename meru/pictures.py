@@ -689,16 +689,17 @@ def _make_pool(
 ) -> _Pool:
     "Captions, names of folders and nouns, each once."
     known, total = index.texts.columns['text'], len(index.texts)
-    at = torch.linspace(0, total - 1, min(most, total)).long()
-    rows = {known[i]: i for i in at.tolist()}
+    row = {text: i for i, text in enumerate(known)}
+    some = [known[i] for i in torch.linspace(0, total - 1, min(most, total)).long().tolist()]
     above = chain.from_iterable(labels.general)
     names = [own[0] for own in labels.captions]
-    wanted = dict.fromkeys([*above, *names, *words])
-    more = [text for text in wanted if text not in rows]
-    points = index.texts.points[list(rows.values())]
+    wanted = dict.fromkeys([*some, *above, *names, *words])
+    there = [text for text in wanted if text in row]
+    points = index.texts.points[[row[text] for text in there]]
+    more = [text for text in wanted if text not in row]  # the others are encoded already
     if more:
         points = torch.cat([points, index.text_points(more)])
-    return _Pool([*rows, *more], points)
+    return _Pool([*there, *more], points)
 
 # %% ../nbs/73_pictures.ipynb #6cea242d
 def _paths_of(
