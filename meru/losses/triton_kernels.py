@@ -377,10 +377,11 @@ def _rooms(logits, block):
     step = min(n, max(block.high, 2**28 // m))
     parts = max(1, parts)
     memory = torch.empty(parts * step * m, dtype=kind, device=logits.left.device)
-    for i in range(0, n, step):
-        rows = slice(i, min(i + step, n))
-        high = rows.stop - i
-        yield rows, memory[: parts * high * m].view(parts, high, m)
+    for start in range(0, n, step):
+        end = min(start + step, n)
+        high = end - start
+        room = memory[: parts * high * m]
+        yield slice(start, end), room.view(parts, high, m)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b5e6f5e5
 def _mm(x, y):
