@@ -130,7 +130,7 @@ vit_l = replace(vit_s, image_width=1024, image_depth=24, image_heads=16)
 
 # %% ../../nbs/training/41_config.ipynb #3a5ce167
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
-# two CPU cores, 7 to 12 minutes; style_top1 0.45: see outputs/reference/demo
+# two CPU cores, 7 to 12 minutes; style_top1 0.44: see outputs/reference/demo
 demo = TrainConfig(
     data='emoji',
     image_tower='conv',
