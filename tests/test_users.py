@@ -41,6 +41,7 @@ STEPS = {
     'nbs/compare.ipynb': 'comparison compare_notebook',
     'nbs/traverse.ipynb': 'traversal traverse_notebook',
     'nbs/publish.ipynb': 'hub publish_as_a_person_runs_it',
+    'nbs/benchmark.ipynb': 'benchmarks_suites from_the_command_line',
     'nbs/reports/98_library.ipynb': 'pages page_runs',
     'explorer.html': 'explorer a_run_becomes_a_page',
 }
