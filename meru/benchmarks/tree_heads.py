@@ -12,7 +12,9 @@ import tempfile
 import time
 import torch
 import torch.nn.functional as F
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from jaxtyping import Bool, Float, Int64
 from matplotlib.axes import Axes
@@ -113,14 +115,15 @@ class _Way(NamedTuple):
     read_by: tuple[str, ...] = ()  # readings of the finished points, beside the score
 
 
-_scales = (1.0, 2.0, 4.0, 8.0)
+_scales, _angle_scales, _also = (1.0, 2.0, 4.0, 8.0), (4.0, 8.0, 16.0, 32.0), ('detour', 'cone_angle')
 _ways = {
-    'Lorentz': _Way('lorentz', _scales),
+    'Lorentz': _Way('lorentz', _scales, read_by=_also),
     'Poincaré': _Way('poincare', _scales),
-    'flat': _Way('flat', _scales, read_by=('detour', 'cone_angle')),
+    'flat': _Way('flat', _scales, read_by=_also),
     'sphere': _Way('sphere', (12.0, 24.0, 48.0, 96.0), more=1),
     'inner product': _Way('inner', _scales, more=1),
-    'flat, trained on the angle': _Way('flat', (4.0, 8.0, 16.0, 32.0), trained_on='cone_angle'),
+    'Lorentz, trained on the angle': _Way('lorentz', _angle_scales, trained_on='cone_angle'),
+    'flat, trained on the angle': _Way('flat', _angle_scales, trained_on='cone_angle'),
 }
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #b3ed4786
@@ -141,6 +144,15 @@ def _space_of(way: _Way):
     "What scores."
     geometry = get_geometry(way.geometry)
     return _ReadBy(geometry, way.trained_on) if way.trained_on else geometry
+
+
+def _spaces_of(name: str) -> dict:
+    "What a way's points are read by: its score, and its other readings."
+    way = _ways[name]
+    spaces, geometry = {name: _space_of(way)}, get_geometry(way.geometry)
+    for reading in way.read_by:
+        spaces[f'{name}, read by the {reading.removeprefix("cone_")}'] = _ReadBy(geometry, reading)
+    return spaces
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #f505f6b2
 class _Setting(NamedTuple):
@@ -292,12 +304,12 @@ def _look(trial: _Trial, setting: _Setting) -> dict:
     return dict(scale=setting.scale, lr=setting.lr, seen=seen, unseen=unseen, judged=(seen + unseen) / 2)
 
 
-def _looks(trial: _Trial, name: str, dim: int, steps: int) -> list[dict]:
+def _looks(look: Callable, name: str, dim: int, steps: int) -> list[dict]:
     "Four inverse temperatures at one learning rate, then two more rates at the best of them."
     start = _Setting(name, dim, 0.0, steps=steps // 2)
-    rows = [_look(trial, start._replace(scale=scale)) for scale in _ways[name].scales]
+    rows = [look(start._replace(scale=scale)) for scale in _ways[name].scales]
     best = max(rows, key=lambda row: row['judged'])
-    return rows + [_look(trial, start._replace(scale=best['scale'], lr=lr)) for lr in (3e-3, 3e-2)]
+    return rows + [look(start._replace(scale=best['scale'], lr=lr)) for lr in (3e-3, 3e-2)]
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #a9eeaa6e
 _asked = [
@@ -378,41 +390,44 @@ def _answers(space, found: _Drawn, emb: _Embeddings) -> tuple[Measures, dict]:
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #4c95d7d0
 def _measured(found: _Drawn, setting: _Setting, seed: int) -> list[_MeasuredRun]:
     "Train one head and ask it; one entry a reading."
-    begun, way, code = time.process_time(), _ways[setting.way], machine()
+    begun, code = time.process_time(), machine()
     model = _fit_head(found.chained('train'), setting, seed)
     seconds, emb = round(time.process_time() - begun, 1), _embedded(model, found)
     record = dict(seconds=seconds, commit=code['commit'], dirty=code['dirty'])
     record['radii'] = _radii(model.geometry, found, emb)
-    spaces = {setting.way: _space_of(way)}
-    for reading in way.read_by:
-        spaces[f'{setting.way}, read by the {reading.removeprefix("cone_")}'] = _ReadBy(model.geometry, reading)
     runs = []
-    for name, space in spaces.items():
+    for name, space in _spaces_of(setting.way).items():
         measures, values = _answers(space, found, emb)
         runs.append(_MeasuredRun(name, seed, dict(seed=seed) | setting._asdict(), record, measures, values))
     return runs
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #d5792d80
-def _kept_runs(found: _Drawn, setting: _Setting, seed: int, folder: Path) -> list[_MeasuredRun]:
-    "`_measured`, once."
+def _kept_runs(
+    measure: Callable,  # a setting and a seed to runs, one a reading
+    about: list,  # what else decides them
+    setting: _Setting,
+    seed: int,
+    folder: Path,
+) -> list[_MeasuredRun]:
+    "What `measure` gives, once."
     place = list(_ways).index(setting.way)
-    count, about = 1 + len(_ways[setting.way].read_by), json.loads(json.dumps([found.id, setting, seed]))
-    paths = [folder / f'{setting.dim}_{place}_{seed}_{reading}.json' for reading in range(count)]
+    about = json.loads(json.dumps([*about, setting, seed]))
+    paths = [folder / f'{setting.dim}_{place}_{seed}_{reading}.json' for reading in range(len(_spaces_of(setting.way)))]
     kept = [_read_run(path, about) for path in paths]
     if None not in kept:
         return kept
-    runs = _measured(found, setting, seed)
+    runs = measure(setting, seed)
     for path, run in zip(paths, runs):
         _write_run(path, run, about)
     return runs
 
 
-def _kept_looks(found: _Drawn, name: str, dim: int, steps: int, folder: Path) -> list[dict]:
+def _kept_looks(look: Callable, about: list, name: str, dim: int, steps: int, folder: Path) -> list[dict]:
     "`_looks`, once."
-    path, about = folder / f'looks_{dim}_{list(_ways).index(name)}.json', [found.id, name, dim, steps]
+    path, about = folder / f'looks_{dim}_{list(_ways).index(name)}.json', [*about, name, dim, steps]
     kept = read_json(path) if path.exists() else {}
     if kept.get('about') != about:
-        kept = dict(about=about, looks=_looks(_trial_of(found), name, dim, steps))
+        kept = dict(about=about, looks=_looks(look, name, dim, steps))
         write_json(path, kept)
     return kept['looks']
 
@@ -468,19 +483,43 @@ def _opened(features: str):
             yield _made_up_drawings(), Path(tmp)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #935e9d4e
+_asymmetric = (
+    'Lorentz, read by the angle',
+    'flat, read by the angle',
+    'inner product',
+    'Lorentz, trained on the angle',
+    'flat, trained on the angle',
+)  # no distances: the first is compared with the others
+
+
+def _chosen(looks: dict[str, list[dict]], dim: int, steps: int) -> list[_Setting]:
+    "The best look of each way, at full length."
+    settings = []
+    for name, rows in looks.items():
+        best = max(rows, key=lambda row: row['judged'])
+        settings.append(_Setting(name, dim, best['scale'], best['lr'], steps))
+    return settings
+
+
+def _compared(runs: list[_MeasuredRun], names: tuple[str, ...], groups: dict = {}) -> dict:
+    "The first of some names beside the others."
+    some = [run for run in runs if run.name in names]
+    table = compare(some, names[0], groups)
+    return comparison_record(_Comparison([], names[0], {}, table))
+
+# %% ../../nbs/benchmarks/77_tree_heads.ipynb #403f33aa
 def _table_of(found: _Drawn, dim: int, seeds: int, steps: int, folder: Path) -> dict:
     "All ways at one dimension: how they were chosen, means, intervals, paired tests, runs."
-    looks, settings, runs = {}, [], []
+    looks, runs, look = {}, [], partial(_look, _trial_of(found))
     for name in _ways:
-        looks[name] = _kept_looks(found, name, dim, steps, folder)
-        best = max(looks[name], key=lambda row: row['judged'])
-        settings.append(_Setting(name, dim, best['scale'], best['lr'], steps))
+        looks[name] = _kept_looks(look, [found.id], name, dim, steps, folder)
     for seed in range(seeds):
-        for setting in settings:
-            runs += _kept_runs(found, setting, seed, folder)
-    concepts = found.test_set.targets('test_concept')
-    table = compare(runs, 'Lorentz', dict(concept=concepts))
-    return dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, 'Lorentz', {}, table))
+        for setting in _chosen(looks, dim, steps):
+            runs += _kept_runs(partial(_measured, found), [found.id], setting, seed, folder)
+    concepts = dict(concept=found.test_set.targets('test_concept'))
+    table = compare(runs, 'Lorentz', concepts)
+    record = dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, 'Lorentz', {}, table))
+    return record | dict(asymmetric=_compared(runs, _asymmetric, concepts))
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #edc465e2
 def _tree_heads_suite(
@@ -496,11 +535,11 @@ def _tree_heads_suite(
     return dict(what='means over seeds and their 95 % intervals', features=found.id, tables=tables, rows=rows)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #ca821416
-def _draw_heads(result: dict) -> Axes:
+def _draw_heads(result: dict, key: str = 'concept_chain_ap') -> Axes:
     "A panel a dimension: AP of a drawing's own chain, unseen concepts, by way, with intervals over seeds."
     fig, axes = plt.subplots(1, len(result['tables']), figsize=(11, 3), squeeze=False, layout='constrained')
     for ax, table in zip(axes[0], result['tables']):
-        line = next(line for line in table['table'] if line['key'] == 'concept_chain_ap')
+        line = next(line for line in table['table'] if line['key'] == key)
         heights = range(len(line['means']))
         middle, low, high = zip(*line['means'].values())
         ax.hlines(heights, low, high, color=palette['blue'])
@@ -527,7 +566,7 @@ def _tree_dial_suite(
     with _opened(features) as (found, folder):
         for seed, setting in product(range(seeds), settings):
             place = folder / f'dial_{setting.scale:g}'
-            (run,) = _kept_runs(found, setting, seed, place)
+            run = _kept_runs(partial(_measured, found), [found.id], setting, seed, place)[0]
             rows.append(run.config | run.record | _flatten(run.measures))
     what = 'shares by inverse temperature, a row a run'
     return dict(what=what, features=found.id, rows=rows)

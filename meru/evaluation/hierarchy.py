@@ -652,7 +652,7 @@ def _nearest_within(
     return met.scatter(1, order[best], True)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #5fa0314a
-def _threshold_metrics(
+def _threshold_values(
     geometry,  # any of `meru.geometry`
     image_points: Float[Tensor, 'i d'],
     text_points: Float[Tensor, 't d'],  # each text once
@@ -660,8 +660,8 @@ def _threshold_metrics(
     chains: Int64[Tensor, 'n l'],  # texts from general to special: a reference
     pictures: Int64[Tensor, ' n'],  # row of the picture of each reference
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
-) -> Measures:
-    "Precision, recall and Kendall's tau as HierarCaps takes them, means over pictures and references."
+) -> dict[str, Float[Tensor, ' n']]:
+    "What each picture contributes to HierarCaps' precision and recall, and each reference to its Kendall's tau."
     check_finite(text_points, what='text points')
     radii = _radii_from(geometry, text_points, root, curv)
     met = _nearest_within(geometry.scores(image_points, text_points, curv), radii)
@@ -671,11 +671,16 @@ def _threshold_metrics(
     hits = met[pictures].gather(1, chains).long()
     levels = hits.new_zeros(len(met), chains.shape[1])
     levels = levels.index_add(0, pictures, hits) > 0
-    each = dict(precision=right / met.sum(1), recall=levels.double(), tau=chain_tau(radii[chains]))
-    measures = Measures()
-    for name, values in each.items():
-        measures.append(Measure('', f'threshold_{name}', values.mean().item()))
-    return measures
+    each = dict(precision=right / met.sum(1), recall=levels.double().mean(1), tau=chain_tau(radii[chains]))
+    return {f'threshold_{name}': values for name, values in each.items()}
+
+# %% ../../nbs/evaluation/63_hierarchy.ipynb #c4c06e9a
+def _threshold_metrics(
+    *asked,  # what `_threshold_values` takes
+) -> Measures:
+    "Precision, recall and Kendall's tau as HierarCaps takes them, means over pictures and references."
+    values = _threshold_values(*asked)
+    return Measures(Measure('', name, each.mean().item()) for name, each in values.items())
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
 def _chain_values(
