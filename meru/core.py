@@ -12,6 +12,7 @@ __all__ = ['Share', 'Count', 'Seed', 'Given', 'Device', 'Checkpoint', 'per_sessi
 import ast
 import dataclasses
 import hashlib
+import importlib
 import inspect
 import io
 import json
@@ -266,10 +267,24 @@ def checked(
     return {name: _check_value(cls, name, value) for name, value in given.items()}
 
 # %% ../nbs/03_core.ipynb #726aa5ad
+def _load_plugins():
+    "Import the Python files that the environment variable MERU_PLUGINS names, each once."
+    for name in filter(None, os.environ.get('MERU_PLUGINS', '').split(os.pathsep)):
+        path = project_path(name).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f'MERU_PLUGINS names {name}, which is no file: mend the path, or unset the variable')
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        module = importlib.import_module(path.stem)
+        if Path(module.__file__).resolve() != path:
+            raise ImportError(f'MERU_PLUGINS names {name}, but Python knows another {path.stem}: give the file another name')
+
+
 def injected(
     namespace: dict,  # the `globals()` of a run notebook, right after its parameters
 ) -> dict:  # the parameters that were given a value
-    "The plain values in `namespace`, without those left at None."
+    "The plain values in `namespace`, without those left at None; imports the plugins first."
+    _load_plugins()
     plain = (bool, int, float, str, list, tuple)
     return {
         k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith('_') and k not in ('In', 'Out')

@@ -22,6 +22,7 @@ from threading import Lock
 from torch import Tensor
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from .core import _load_plugins
 from .data.images import decode_image, ImageError, _read_file
 from .search.index import Index, move_along_ray
 from .evaluation.traversal import _path_to_root, _TextPool
@@ -317,6 +318,7 @@ def _main(
 ) -> int:  # exit status
     "Serve a folder."
     try:
+        _load_plugins()
         _serve(_arguments().parse_args(argv))
     except ImportError as e:
         print(f"{e}: pip install 'meru[serve]'" if 'pip install' not in str(e) else e, file=sys.stderr)

@@ -72,10 +72,10 @@ def papermill_command():
 def papermill(fork, tmp_path_factory):
     "The same, but in a process forked from a warm one: what the command would say and leave, some ten seconds sooner."
 
-    def run(notebook, out, *args, cwd=ROOT):
+    def run(notebook, out, *args, cwd=ROOT, **env):
         cmd = _command(notebook, out, args)
         folder = tmp_path_factory.mktemp('papermill')
-        status, _ = fork(run_papermill, cmd, cwd, folder, seconds=900)
+        status, _ = fork(run_papermill, cmd, cwd, env, folder, seconds=900)
         printed, err = ((folder / name).read_text() if (folder / name).exists() else '' for name in ('out', 'err'))
         return subprocess.CompletedProcess(cmd, status, printed, err if isinstance(status, int) else status)
 

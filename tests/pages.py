@@ -99,11 +99,12 @@ def _engine():
     papermill_engines.register('here', Here)
 
 
-def run_papermill(args, cwd, folder, pipe):
+def run_papermill(args, cwd, env, folder, pipe):
     "The papermill command with these arguments; send its exit status. What it prints goes to files in `folder`."
     from papermill.cli import papermill
 
     os.chdir(cwd)
+    os.environ.update(env)
     for fd, name in ((1, 'out'), (2, 'err')):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), fd)
     sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1, closefd=False) for fd in (1, 2))

@@ -5,8 +5,12 @@ and umlauts and which are not the project's.
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -112,6 +116,43 @@ def album(elsewhere, photos):  # noqa: F811
     return third
 
 
+MINE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from meru.geometry import Euclidean, register
+from meru.models.pretrained import Towers
+
+
+class Colours(nn.Module):
+    width = 108
+
+    def forward(self, pixels):
+        return F.adaptive_avg_pool2d(pixels, 6).flatten(1)
+
+
+class Words(nn.EmbeddingBag):
+    width = 16
+
+    def __init__(self):
+        super().__init__(512, self.width, mode='sum', padding_idx=0)
+
+
+def tokenizer(texts):
+    rows = [[1 + sum(word.encode()) % 511 for word in text.lower().split()[:12]] for text in texts]
+    return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
+
+
+@register
+class Folded(Euclidean):
+    name, has_cones = 'folded', False
+
+
+torch.manual_seed(0)
+Towers(Colours(), Words(), tokenizer, 24, (0.5,) * 3, (0.25,) * 3, 'colours, 1').register()
+"""
+
+
 def printed_in(notebook):
     "What the code of a finished notebook printed."
     cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
@@ -146,3 +187,41 @@ def test_somebody_with_photos_goes_on_by_what_is_said(elsewhere, album, towers, 
     names = f"'{out}/model' '{elsewhere}/zum Weitergeben'"
     found = compare_runs(CompareConfig(runs=names, data=f'{out}/pairs', out=str(elsewhere / 'verglichen')))
     assert [run.name for run in found.runs] == ['was daraus wird', 'zum Weitergeben']
+
+
+def test_a_researcher_with_encoders_and_a_geometry_of_their_own(elsewhere, photos, papermill):  # noqa: F811
+    "One file of theirs, and every command knows both: features, a head, its walks, a folder to give away."
+    source, captions = photos
+    shutil.copytree(source, elsewhere / 'Fotos')
+    parts = ['test' if i % 4 == 0 else 'train' for i in range(40)]
+    rows = [dict(file=name, captions=captions[name], split=part) for name, part in zip(captions, parts)]
+    (elsewhere / 'Fotos/captions.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    (elsewhere / 'mine.py').write_text(MINE, encoding='utf-8')
+
+    def command(notebook, plugins='mine.py', **given):
+        typed = [o for pair in given.items() for o in ('-p', *pair)]
+        return papermill(notebook, elsewhere / 'OUT.ipynb', *typed, cwd=elsewhere, MERU_PLUGINS=plugins)
+
+    def run(notebook, **given):
+        done = command(notebook, **given)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return printed_in(elsewhere / 'OUT.ipynb')
+
+    features, head, gift = (str(elsewhere / name) for name in ('Merkmale', 'Kopf', 'Geschenk'))
+    said = run('embed', data='Fotos', towers='colours, 1', out=features)
+    assert '40 pictures' in said and 'colours, 1' in said
+    recipe = dict(geometry='folded', steps=3, warmup=1, batch_size=16, log_every=1)
+    assert '3 steps' in run('train', preset='head_euclid', data='Merkmale', out=head, **recipe)
+    assert 'recall at 10' in run('evaluate', run='Kopf', data='Merkmale')
+    assert '[root]' in run('traverse', run='Kopf', images='Fotos')
+    assert 'Next: hf upload' in run('publish', run='Kopf', out=gift, licence='mit')
+    said = command('traverse', plugins='', run='Kopf', images='Fotos').stderr
+    assert "geometry = 'folded' is not one of" in said and 'your own: MERU_PLUGINS=FILE.py' in said
+    done = subprocess.run(
+        [sys.executable, '-c', "import mine, meru; print(meru.from_pretrained('Geschenk').embed_texts('a dog').shape)"],
+        cwd=elsewhere,
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == 'torch.Size([1, 64])\n', done.stderr[-2000:]

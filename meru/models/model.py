@@ -55,7 +55,7 @@ def _check_losses(cfg):
 class _SpaceConfig:
     "The space, what is lifted into it, and its losses."
 
-    geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # lorentz: MERU; sphere: CLIP; the others are controls
+    geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # MERU: lorentz; CLIP: sphere; your own: MERU_PLUGINS=FILE.py
     embed_dim: _Width = 512  # dimensions of the shared space (MERU, CLIP)
     tangent: Literal['scale', 'clip', 'rms', 'leaves'] = (
         'scale'  # scale (MERU), clip at tangent_radius, rms: of one length; leaves: rms for pictures, scale for texts
@@ -550,7 +550,10 @@ def attach_backbone(
     towers: Towers | None = None,  # that made them; None: those that its config names
 ) -> tuple[Model, Towers]:  # the model, which now takes pictures and token ids; the towers, for their tokenizer
     "Put a head on the towers whose features it has learned."
-    towers = load_towers(model.cfg.backbone) if towers is None else towers
+    learned = model.cfg.backbone
+    towers = load_towers(learned) if towers is None else towers
+    if learned and towers.id.partition('#')[0] != learned.partition('#')[0]:
+        raise ValueError(f'this head has learned from {learned!r}, and {towers.id!r} are other towers')
     for kind in ('image', 'text'):
         new, old = getattr(towers, f'{kind}_tower'), getattr(model, f'{kind}_tower')
         if new.width != old.width:

@@ -152,6 +152,10 @@ def _open_clip_pixels(
     return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
 # %% ../../nbs/models/31_pretrained.ipynb #f4dabede
+_loaders = 'open_clip:', 'hf-hub:', 'local-dir:'  # how a backbone of open_clip begins
+_registered = {}  # towers of one's own, by their id
+
+
 class Towers(NamedTuple):
     "Two pretrained towers and what they expect."
 
@@ -174,6 +178,12 @@ class Towers(NamedTuple):
         "Pixels as the image tower expects them."
         mean, std = (torch.tensor(o, device=pixels.device)[:, None, None] for o in (self.mean, self.std))
         return (pixels / 255 - mean) / std
+
+    def register(self):
+        "Make `id` a name that every function and command of this process knows."
+        if self.id.startswith(('lite2+minilm', *_loaders)):
+            raise ValueError(f'{self.id!r} is a name of the library: give towers of your own another id')
+        _registered[self.id] = self
 
 # %% ../../nbs/models/31_pretrained.ipynb #9603ee76
 def weights_id(
@@ -430,21 +440,32 @@ def _wheel_towers(
 
 # %% ../../nbs/models/31_pretrained.ipynb #eb3096b1
 _backbones = "'open_clip:name:tag', 'hf-hub:org/repo@revision', 'local-dir:/path' or 'lite2+minilm'"
+_own_towers = 'towers of your own are known by their id after Towers.register(), in commands by MERU_PLUGINS=FILE.py'
+
+
+def _registered_towers(name, trained):
+    if trained:
+        raise ValueError(f'{name} are towers of your own and stay as they are: leave out train_blocks and lora_rank')
+    towers = _registered[name]
+    image, text = deepcopy(towers.image_tower), deepcopy(towers.text_tower)
+    return towers._replace(image_tower=image.eval(), text_tower=text.eval())
 
 # %% ../../nbs/models/31_pretrained.ipynb #8187c149
 def load_towers(
-    backbone: str,  # 'open_clip:…', 'hf-hub:…', 'local-dir:…', 'lite2+minilm'; with '#' and a hash: those weights
+    backbone: str,  # 'open_clip:…', 'hf-hub:…', 'local-dir:…', 'lite2+minilm', perhaps '#' and a hash; or a registered id
     train_blocks: int = 0,  # how many of each tower's last blocks are trained; 0: frozen
     lora_rank: int = 0,  # of adapters on each linear map; 0: none
 ) -> Towers:
     "Pretrained towers, or one sentence about what is missing."
+    if backbone in _registered:
+        return _registered_towers(backbone, train_blocks or lora_rank)
     name, _, pinned = backbone.partition('#')
     if name == 'lite2+minilm':
         towers = _wheel_towers(train_blocks)
-    elif name.startswith(('open_clip:', 'hf-hub:', 'local-dir:')):
+    elif name.startswith(_loaders):
         towers = _open_clip_towers(name, train_blocks)
     else:
-        raise ValueError(f'backbone {backbone!r} is not of the form {_backbones}')
+        raise ValueError(f'backbone {backbone!r} is not of the form {_backbones}; {_own_towers}')
     if pinned and towers.id != backbone and _former_id(towers) == backbone:
         towers = towers._replace(id=backbone)
     if pinned and towers.id != backbone:

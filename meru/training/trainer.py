@@ -27,7 +27,7 @@ from torch import nn, Tensor
 from tqdm import tqdm
 from ..parallel import agree, checksum, gather_objects, gather_rows, make_backward, rank
 from ..parallel import PeerLost, processes, sync_batch_norms, world
-from ..core import file_sha256, locked, machine, project_path, session_fields, write_file
+from ..core import file_sha256, _load_plugins, locked, machine, project_path, session_fields, write_file
 from ..data.chains import chain_kinds
 from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
@@ -646,6 +646,7 @@ def main(
     try:
         if given.config.name != 'config.json':
             raise ValueError(f"--config is {given.config}; it must be the config.json of a run's folder")
+        _load_plugins()
         cfg = load_config(folder.absolute())
         _check_processes(int(os.environ.get('WORLD_SIZE', 1)), batch_size=cfg.batch_size)
         with processes(pick_device(cfg.device)):
