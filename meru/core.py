@@ -266,20 +266,24 @@ def checked(
         raise ValueError(f'unknown parameter {", ".join(map(repr, unknown))}; known are: {also}{", ".join(docs)}')
     return {name: _check_value(cls, name, value) for name, value in given.items()}
 
-# %% ../nbs/03_core.ipynb #726aa5ad
+# %% ../nbs/03_core.ipynb #a31c7e50
 def _load_plugins():
     "Import the Python files that the environment variable MERU_PLUGINS names, each once."
     for name in filter(None, os.environ.get('MERU_PLUGINS', '').split(os.pathsep)):
         path = project_path(name).resolve()
         if not path.is_file():
-            raise FileNotFoundError(f'MERU_PLUGINS names {name}, which is no file: mend the path, or unset the variable')
+            raise FileNotFoundError(
+                f'MERU_PLUGINS names {name}, which is no file: mend the path, or unset the variable'
+            )
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))
         module = importlib.import_module(path.stem)
         if Path(module.__file__).resolve() != path:
-            raise ImportError(f'MERU_PLUGINS names {name}, but Python knows another {path.stem}: give the file another name')
+            raise ImportError(
+                f'MERU_PLUGINS names {name}, but Python knows another {path.stem}: give the file another name'
+            )
 
-
+# %% ../nbs/03_core.ipynb #726aa5ad
 def injected(
     namespace: dict,  # the `globals()` of a run notebook, right after its parameters
 ) -> dict:  # the parameters that were given a value

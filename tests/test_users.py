@@ -216,7 +216,7 @@ def test_a_researcher_with_encoders_and_a_geometry_of_their_own(elsewhere, photo
     assert '[root]' in run('traverse', run='Kopf', images='Fotos')
     assert 'Next: hf upload' in run('publish', run='Kopf', out=gift, licence='mit')
     said = command('traverse', plugins='', run='Kopf', images='Fotos').stderr
-    assert "geometry = 'folded' is not one of" in said and 'your own: MERU_PLUGINS=FILE.py' in said
+    assert "geometry = 'folded' is not one of" in said and 'your own by MERU_PLUGINS' in said
     done = subprocess.run(
         [sys.executable, '-c', "import mine, meru; print(meru.from_pretrained('Geschenk').embed_texts('a dog').shape)"],
         cwd=elsewhere,

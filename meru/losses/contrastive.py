@@ -44,6 +44,8 @@ def _check_pairs(
     images, texts = tuple(image_points.shape), tuple(text_points.shape)
     if len(images) != 2 or images != texts:
         raise ValueError(f'image_points {images} and text_points {texts} must have the same shape [pairs, dimensions]')
+    if not len(image_points):
+        raise ValueError('there are no pairs: a loss is a mean over one pair or more')
     ids = images[:1] if text_ids is None else tuple(text_ids.shape)
     if ids != images[:1]:
         raise ValueError(f'text_ids has shape {ids}, but there are {images[0]} pairs')

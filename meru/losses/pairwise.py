@@ -205,13 +205,18 @@ def _at(numbers, rows, cols):
     return _Sums(numbers.rows[rows], numbers.cols[cols])
 
 # %% ../../nbs/losses/13_pairwise.ipynb #fcc1beab
+def _add_product(gradient, share, rows, weight, first):
+    "The first tile's product takes the place of what the memory holds."
+    torch.addmm(gradient, share, rows, beta=0 if first else 1, alpha=weight, out=gradient)
+
+
 def _tile_slopes(
     logits: _Logits,  # of all pairs
     sums: _Sums,  # as `_tile_sums` gives them
     slopes: _Sums,  # a loss's derivatives against those
 ) -> _Slopes:
     "The gradient of `_tile_sums`."
-    d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
+    d_left, d_right = torch.empty_like(logits.left), torch.empty_like(logits.right)
     d_scale = sums.rows.new_zeros(())
     sums = _Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative
     weight = float(-logits.scale * logits.gain)
@@ -223,8 +228,8 @@ def _tile_slopes(
         d_scale -= torch.mul(share, tile.u, out=tile.work).sum(1).sum(dtype=sums.rows.dtype)
         if logits.link != 'identity':
             share.mul_(tile.slope)
-        d_left[i].addmm_(share, logits.right[j], alpha=weight)
-        d_right[j].addmm_(share.T, logits.left[i], alpha=weight)
+        _add_product(d_left[i], share, logits.right[j], weight, first=j.start == 0)
+        _add_product(d_right[j], share.T, logits.left[i], weight, first=i.start == 0)
     _memory.owner = None  # the shares have been used up
     return _Slopes(d_left, d_right, d_scale)
 
@@ -315,6 +320,11 @@ def _number(x):
     return x.item() if x.device.type == 'cpu' else x.detach()
 
 
+def _row_products(x, y):
+    "Inner products of rows, some at a time: a product as large as the rows would be fresh memory."
+    return torch.cat([torch.linalg.vecdot(a, b) for a, b in zip(x.split(256), y.split(256))])
+
+
 class _PairSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, left, right, gain, scale, logits, join):
@@ -333,7 +343,7 @@ class _PairSums(torch.autograd.Function):
         logits = ctx.logits._replace(left=left, right=right)
         with _full_float32(left.device.type):
             slopes = _engine(left)[1](logits, _Sums(*sums), _Sums(row_slopes, col_slopes))
-            d_gain = torch.linalg.vecdot(slopes.left, left).sum(dtype=sums[0].dtype) / logits.gain
+            d_gain = _row_products(slopes.left, left).sum(dtype=sums[0].dtype) / logits.gain
         return slopes.left, slopes.right, d_gain.to(left), slopes.scale.to(left), None, None
 
 # %% ../../nbs/losses/13_pairwise.ipynb #56494b2b

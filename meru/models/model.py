@@ -55,7 +55,7 @@ def _check_losses(cfg):
 class _SpaceConfig:
     "The space, what is lifted into it, and its losses."
 
-    geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # MERU: lorentz; CLIP: sphere; your own: MERU_PLUGINS=FILE.py
+    geometry: Annotated[str, OneOf(geometries)] = 'lorentz'  # lorentz: MERU; sphere: CLIP; your own by MERU_PLUGINS
     embed_dim: _Width = 512  # dimensions of the shared space (MERU, CLIP)
     tangent: Literal['scale', 'clip', 'rms', 'leaves'] = (
         'scale'  # scale (MERU), clip at tangent_radius, rms: of one length; leaves: rms for pictures, scale for texts
