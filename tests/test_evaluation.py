@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from conftest import ROOT
+from meru.evaluation import emoji_suite
 from meru.evaluation.emoji_suite import *
 from meru.evaluation.emoji_suite import _model_metrics, _pixel_metrics, _unseen_style
 from meru.evaluation.emoji_suite import _read_split
@@ -128,6 +129,17 @@ def test_test_set_by_hand(folder):
             )
     above = test_set.above[test_set.texts.index('thing 7')]
     assert [test_set.texts[i] for i in above[:3]] == ['group 1', 'subgroup 2', 'thing 7'] and above[3] == -1
+
+
+def test_a_folder_of_tests_alone_asks_about_what_was_learned(folder, tmp_path, monkeypatch):
+    "As `contrast`: what is trained on lies among the embedded drawings, and so do the pixels that a control knows."
+    for split in ('test_style', 'test_concept'):
+        (tmp_path / split).symlink_to(folder / split)
+    monkeypatch.setattr(emoji_suite, 'embedded_data', lambda: folder)
+    alone, whole = read_test_set(tmp_path, 16), read_test_set(folder, 16)
+    assert alone.texts == whole.texts and _pixel_metrics(alone) == _pixel_metrics(whole)
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        read_test_set(tmp_path / 'nowhere', 16)
 
 
 def test_pixels_name_what_was_drawn_and_nothing_else(folder):

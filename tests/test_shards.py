@@ -1,5 +1,6 @@
 """The loader's promises: one order, resumable, damage counted, foreign shards named; and the embedded data."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -19,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from conftest import ROOT
-from meru.data.images import ImageAugment
+from meru.data.images import decode_image, ImageAugment
 from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_shards
 from meru.data.emoji import embedded_data, emoji_rows, _emoji_splits, _without_person
 from meru.data.loader import _batch_bytes, _cpu_quota, _epoch_order, Loader, sample_rng, _spare_cores
@@ -615,6 +616,27 @@ def test_packing_gives_the_promised_bytes_twice(in_root, tmp_path, monkeypatch):
     assert len(Shards(embedded_data() / 'train')) == 7050
 
 
+def test_the_eighth_style_is_as_promised(in_root, rows):
+    "Bytes, ids and licence; each drawing is one of a known concept, and no unseen name is learned anywhere."
+    home = ROOT / 'data/contrast'
+    promised = (ROOT / 'data/README.md').read_text()
+    for file in ('drawings.zip', 'emoji.jsonl'):
+        assert hashlib.sha256((home / file).read_bytes()).hexdigest() in promised
+    ids = json.loads((home / 'dataset_ids.json').read_text())
+    parts = {split: Shards(embedded_data('contrast') / split, 'hashes') for split in ids}
+    assert {split: part.id for split, part in parts.items()} == ids
+    assert {split: len(part) for split, part in parts.items()} == dict(test_style=1438, test_concept=156)
+    known = {o['name']: (o['group'], o['subgroup']) for o in rows}
+    learned = {o['name'] for split in ('train', 'val') for o in _emoji_splits(rows)[split]}
+    for split, part in parts.items():
+        samples = list(part)
+        assert all(o.meta['license'] == 'MIT' and o.meta['style'] == 'fluent-contrast' for o in samples)
+        assert all((o.meta['group'], o.meta['subgroup']) == known[o.caption] for o in samples)
+        assert {o.caption in learned for o in samples} == {split == 'test_style'}
+    pixels = decode_image(parts['test_style'][0].image)
+    assert pixels.shape == (3, 64, 64) and pixels.float().std(0).max() == 0 and pixels.max() == 255  # no colours
+
+
 def test_changed_drawings_are_noticed(tmp_path, monkeypatch):
     (tmp_path / 'settings.ini').write_text('')
     shutil.copytree(ROOT / 'data/emoji', tmp_path / 'data/emoji', ignore=shutil.ignore_patterns('shards', '*.tmp'))
@@ -631,7 +653,7 @@ def test_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.setattr('meru.core._holding', lambda folder: None)  # as where the package is installed by itself
     with pytest.raises(FileNotFoundError, match='inside a clone'):
         embedded_data()
-    with pytest.raises(ValueError, match="there are 'emoji' and 'scenes'"):
+    with pytest.raises(ValueError, match="there are 'emoji', 'scenes' and 'contrast'"):
         embedded_data('cc3m')
 
 

@@ -101,27 +101,29 @@ def _emoji_sample(
     return Sample(row['file'], z.read(row['file']), row['name'], meta)
 
 # %% ../../nbs/data/23_emoji.ipynb #1c631abf
-_embedded = 'emoji', 'scenes'
+_embedded = 'emoji', 'scenes'  # to learn from
 
 # %% ../../nbs/data/23_emoji.ipynb #a49a5a38
 def embedded_data(
-    name: str = 'emoji',  # or 'scenes': two to four of the drawings on one canvas, with boxes
+    name: str = 'emoji',  # 'scenes': two to four of the drawings on one canvas, with boxes; 'contrast': tests alone
 ) -> Path:  # folder with train, val, test_style, test_concept
     "Pack the embedded drawings into shards on first use; the same bytes every time, the same pixels of scenes."
-    if name not in _embedded:
-        raise ValueError(f"There is no embedded dataset {name!r}; there are 'emoji' and 'scenes'.")
+    if name not in (*_embedded, 'contrast'):
+        raise ValueError(f"There is no embedded dataset {name!r}; there are 'emoji', 'scenes' and 'contrast'.")
     home = root() / 'data' / 'emoji'
-    if not (home / 'drawings.zip').exists():
+    own = root() / 'data' / name if name == 'contrast' else home
+    if not (own / 'drawings.zip').exists():
         raise FileNotFoundError(
-            f'{home / "drawings.zip"} is missing: run inside a clone of the project, which holds data/{name}.'
+            f'{own / "drawings.zip"} is missing: run inside a clone of the project, which holds data/{name}.'
         )
     if name == 'scenes':
         return _packed_scenes(home, root() / 'data' / name / 'shards')
-    ids = json.loads((home / 'dataset_ids.json').read_text())
-    if _packed_ids(home / 'shards', ids) == ids:
-        return home / 'shards'
-    _pack_emoji(home, ids)
-    return home / 'shards'
+    ids = json.loads((own / 'dataset_ids.json').read_text())
+    if _packed_ids(own / 'shards', ids) == ids:
+        return own / 'shards'
+    splits = _emoji_splits(emoji_rows(home))
+    _pack_emoji(own, ids, _contrast_splits(emoji_rows(own), splits) if name == 'contrast' else splits)
+    return own / 'shards'
 
 # %% ../../nbs/data/23_emoji.ipynb #d47f76e0
 def _packed_ids(
@@ -134,14 +136,15 @@ def _packed_ids(
 
 # %% ../../nbs/data/23_emoji.ipynb #ab802e9c
 def _pack_emoji(
-    home: Path,  # data/emoji
+    home: Path,  # data/emoji or data/contrast
     ids: dict,  # split to dataset id, as it must come out
+    splits: dict,  # split to lines of emoji.jsonl
 ):
     "Write every split beside its place, check the ids, move it there."
     with zipfile.ZipFile(home / 'drawings.zip') as z, tempfile.TemporaryDirectory(dir=home, suffix='.tmp') as tmp:
         new, place = Path(tmp) / 'shards', home / 'shards'
-        for split, members in _emoji_splits(emoji_rows(home)).items():
-            write_shards((_emoji_sample(o, split, z) for o in members), new / split, 2000, f'emoji_{split}')
+        for split, members in splits.items():
+            write_shards((_emoji_sample(o, split, z) for o in members), new / split, 2000, f'{home.name}_{split}')
         if (made := _packed_ids(new, ids)) != ids:
             raise ValueError(
                 f'Packing {home} gave the ids {made}, not those of dataset_ids.json: '
@@ -152,6 +155,18 @@ def _pack_emoji(
         if place.exists():
             os.replace(place, Path(tmp) / 'old')
         os.replace(new, place)
+
+# %% ../../nbs/data/23_emoji.ipynb #ab2e46aa
+def _contrast_splits(
+    rows: list[dict],  # lines of contrast's emoji.jsonl
+    splits: dict[str, list[dict]],  # of the drawings that are learned
+) -> dict[str, list[dict]]:
+    "No drawing is learned; the names that no other hand shows in training are the unseen concepts."
+    held = {o['name'] for o in splits['test_concept']}
+    parts = dict(test_style=[], test_concept=[])
+    for row in rows:
+        parts['test_concept' if row['name'] in held else 'test_style'].append(row)
+    return parts
 
 # %% ../../nbs/data/23_emoji.ipynb #4fea5a26
 _quarter, _side = 40, 32  # of a scene, and of a drawing in it, pixels

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from typing import NamedTuple
 from ..core import markdown_table
+from ..data.emoji import embedded_data
 from ..data.shards import Shards
 from ..data.loader import pictures, Source
 from ..models.model import build_model, encode_images, encode_texts, ModelConfig
@@ -139,8 +140,12 @@ def read_test_set(
     folder: str | Path,  # with one folder of shards per split
     image_size: int,  # side, pixels
 ) -> EmojiTestSet:
-    "Read the four splits."
-    return _link_texts({split: _read_split(Path(folder) / split, image_size) for split in splits})
+    "Read the four splits; a folder of tests alone has its training and validation part among the embedded drawings."
+    places = {split: Path(folder) / split for split in splits}
+    for split in ('train', 'val'):
+        if not places[split].is_dir() and places['test_style'].is_dir():
+            places[split] = embedded_data() / split
+    return _link_texts({split: _read_split(place, image_size) for split, place in places.items()})
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #510b0dc8
 class _ClassificationTask(NamedTuple):

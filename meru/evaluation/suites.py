@@ -516,6 +516,11 @@ class _Places:
         return Path(self.checkpoint).suffix in ('.pth', '.safetensors')
 
     @property
+    def drawn(self) -> bool:
+        "Are the data embedded drawings?"
+        return self.data in ('emoji', 'contrast')
+
+    @property
     def name(self) -> str:
         "Of the model, in figures and folders; a folder `model`, as of `open_folder`, is called by that around it."
         path = Path(self.checkpoint if self.released else self.run.partition('@')[0])
@@ -548,7 +553,9 @@ class EvalConfig(_Places):
 
     run: str = 'outputs/demo'  # folder of a run or of a saved model, from the project's root; or org/name of the hub
     checkpoint: Checkpoint = 'last'  # of the run, or a released checkpoint: .pth or .safetensors
-    data: Given = 'emoji'  # 'emoji', a dataset (folder or zip), or a folder of datasets, from the project's root
+    data: Given = (
+        'emoji'  # 'emoji', 'contrast', a dataset (folder or zip), or a folder of datasets, from the project's root
+    )
     out: str = ''  # folder for the results; '' = the run's, or outputs/NAME of a released checkpoint or a saved model
     limit: Annotated[int, AtLeast(0)] = 0  # pictures of each photo set, at equal steps; 0 = all
     image_heads: Annotated[int, AtLeast(0)] = 0  # attention heads of a released image tower; 0 = the paper's
@@ -562,13 +569,15 @@ class EvalConfig(_Places):
     def __post_init__(self):
         check_config(self)
         asked = 'protocol' if self.protocol == 'paper' else 'prompts' if self.prompts else ''
-        if asked and self.data == 'emoji':
-            raise ValueError(f"{asked} = {getattr(self, asked)!r} is about photos, but data is 'emoji': name a folder")
+        if asked and self.drawn:
+            raise ValueError(
+                f'{asked} = {getattr(self, asked)!r} is about photos, but data is {self.data!r}: name a folder'
+            )
 
     @property
     def rules(self) -> Protocol:
         "Whose rules, and which prompts."
-        released = 'paper' if self.released and self.data != 'emoji' else 'ours'
+        released = 'paper' if self.released and not self.drawn else 'ours'
         name = released if self.protocol == 'auto' else self.protocol
         return _rules_of(name, self.prompts, self.graph)
 
@@ -591,10 +600,10 @@ def load_evaluated(
         raise FileNotFoundError(f'there is no checkpoint {cfg.checkpoint}: download it by hand')
     heads = cfg.image_heads or None  # 0: those of the paper
     model = load_released(cfg.file, heads).eval() if cfg.released else load_run(cfg.run, cfg.checkpoint)
-    cached = (data_path(cfg.data) / 'cache.json').exists()
+    cached = not cfg.drawn and (data_path(cfg.data) / 'cache.json').exists()
     model, tokenizer = (model, tokenizer_of(model.cfg)) if cached else _with_towers(model)
     cfg.folder.mkdir(parents=True, exist_ok=True)
-    if cfg.data != 'emoji' and torch.cuda.is_available():
+    if not cfg.drawn and torch.cuda.is_available():
         model.cuda()  # the drawings take seconds on a CPU
     return model, tokenizer
 
