@@ -24,6 +24,7 @@ from meru.evaluation.datasets import (
     _set_id,
     _zeroshot_sets,
 )
+from meru.data.emoji import emoji_rows
 from meru.evaluation.hierarchy import _ancestor_overlap, _tree_metrics
 from meru.data.shards import Sample, write_shards
 
@@ -571,3 +572,21 @@ def test_clip_benchmarks_layout_names_what_is_wrong(tmp_path):
     tar(tmp_path / 'test' / '0.tar', {})
     with pytest.raises(ValueError, match='the tar files of .*test hold no sample'):
         read_data(tmp_path, 4)
+
+
+def test_senses_of_drawings_are_a_tree_of_known_names():
+    "Each row's hypernym stands before it; a drawn name is a concept of the catalogue, in the sense that is drawn."
+    lines = (ROOT / 'data/wordnet/senses.tsv').read_text(encoding='utf-8').splitlines()[1:]
+    rows = [line.split('\t') for line in lines]
+    above, drawn = {}, {}
+    for synset, hypernym, names, shown in rows:
+        assert hypernym in above or synset == 'n00001740'
+        above[synset] = [*above.get(hypernym, []), names]
+        drawn |= dict.fromkeys(names.split('|'), synset) if shown else {}
+    assert len(rows) == len(above) == 1307 and len(drawn) == 603
+    known = {row['name'] for row in emoji_rows(ROOT / 'data/emoji')}
+    assert drawn.keys() <= known
+    senses = dict(dolphin='whale', hammer='hand tool', mate='beverage', phoenix='mythical being', bank='depository')
+    senses |= dict(baseball='ball', peacock='bird', ring='jewelry', fire='combustion', television='receiver')
+    for name, hypernym in senses.items():
+        assert any(hypernym in text for text in above[drawn[name]]), (name, above[drawn[name]])

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #e8d45f71
+import csv
 import time
 import torch
 import zipfile
@@ -44,14 +45,26 @@ def _emoji_taxonomy() -> _Taxonomy:
     return _taxonomy(names, up)
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #ffc33b87
+def _sense_taxonomy() -> _Taxonomy:
+    "Names of drawings in the sense that is drawn, and all that lies above them in WordNet."
+    names, up = {}, {}
+    with open(root() / 'data/wordnet/senses.tsv', encoding='utf-8') as f:
+        for row in csv.DictReader(f, delimiter='\t'):
+            synset = row['synset']
+            names[synset], up[synset] = row['names'].split('|')[0], row['hypernym']
+    return _taxonomy(names, up)
+
+
 def _read_taxonomy(
-    name: str,  # 'emoji' or 'wordnet'
+    name: str,  # 'emoji', 'senses' or 'wordnet'
 ) -> _Taxonomy:
-    "A committed tree: the catalogue of the drawings, or WordNet's nouns above ImageNet's classes."
+    "A committed tree: the catalogue of the drawings, their senses, or WordNet's nouns above ImageNet's classes."
     if name == 'emoji':
         return _emoji_taxonomy()
+    if name == 'senses':
+        return _sense_taxonomy()
     if name != 'wordnet':
-        raise ValueError(f'there is no taxonomy {name!r}; there are emoji and wordnet')
+        raise ValueError(f'there is no taxonomy {name!r}; there are emoji, senses and wordnet')
     nouns = _nouns()
     names = {key: noun.names[0] for key, noun in nouns.items()}
     return _taxonomy(names, {key: noun.up for key, noun in nouns.items()})
@@ -84,7 +97,7 @@ def _settings(dims, scales):
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #3c8bd055
 def _record_taxonomy(
-    tree: str,  # 'emoji' or 'wordnet'
+    tree: str,  # 'emoji', 'senses' or 'wordnet'
     folder: Path,  # for `tree`.json
     dims: tuple = (2, 4, 8, 16),
     scales: dict | None = None,  # geometry to inverse temperature; None: those of the report
