@@ -9,8 +9,13 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -29,7 +34,7 @@ STEPS = {
     'make demo': 'install what_make_does_without_make',
     'make controls': 'install what_make_does_without_make',
     'make test': 'install commands_hand_on_their_status',
-    'make lab': 'install commands_hand_on_their_status',
+    'make lab': 'users jupyterlab_opens_at_the_root',
     'make docs': 'docs the_command',
     'python -m meru demo': 'install what_make_does_without_make',
     'python -m meru serve': 'gallery meru_serve_hands_over',
@@ -225,3 +230,34 @@ def test_a_researcher_with_encoders_and_a_geometry_of_their_own(elsewhere, photo
         text=True,
     )
     assert done.stdout == 'torch.Size([1, 64])\n', done.stderr[-2000:]
+
+
+@pytest.fixture
+def lab(elsewhere):
+    "JupyterLab as `make lab` starts it, from another folder; fetches what is under an address."
+    with socket.socket() as one:
+        one.bind(('127.0.0.1', 0))
+        port = one.getsockname()[1]
+    options = ['--no-browser', f'--port={port}', '--IdentityProvider.token=open', '--allow-root']
+    with open(elsewhere / 'log', 'w') as log:
+        server = subprocess.Popen([sys.executable, '-m', 'meru', 'lab', *options], cwd=ROOT, stdout=log, stderr=log)
+
+    def fetch(path):
+        for _ in range(300):
+            with suppress(ConnectionError, urllib.error.URLError):
+                return urllib.request.urlopen(f'http://127.0.0.1:{port}/{path}?token=open', timeout=30).read()
+            time.sleep(0.1)
+        raise AssertionError((elsewhere / 'log').read_text())
+
+    yield fetch
+    fetch_shutdown = urllib.request.Request(f'http://127.0.0.1:{port}/api/shutdown?token=open', method='POST')
+    urllib.request.urlopen(fetch_shutdown, timeout=30)
+    assert server.wait(30) == 0
+
+
+def test_jupyterlab_opens_at_the_root(lab):
+    "README, reports and explorer are where a person looks for them."
+    names = {o['name'] for o in json.loads(lab('api/contents'))['content']}
+    assert {'README.md', 'nbs', 'outputs', 'data'} <= names
+    assert json.loads(lab('api/contents/nbs/reports/90_demo.ipynb'))['type'] == 'notebook'
+    assert b'press Trust HTML' in lab('files/outputs/reference/demo/explorer.html')
