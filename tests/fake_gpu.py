@@ -2,9 +2,11 @@
 
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -13,10 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from meru.losses import triton_kernels as kernels
 from meru.models.model import build_model
-from meru.training import memory
+from meru.training import memory, trainer
 from meru.training.optim import make_optimizer
 from meru.training.step import to_device
-from meru.training.trainer import update
 
 PACKAGE = Path(kernels.__file__).parents[1]
 aten = torch.ops.aten
@@ -33,12 +34,6 @@ def _where():
     return 'torch'
 
 
-def _half(x, masks):
-    "Half of the rows, or of whatever a mask chooses from."
-    halved = [size // (1 if i >= len(masks) or masks[i] is None else 2) for i, size in enumerate(x.shape)]
-    return x.new_empty(halved)
-
-
 class Watch(TorchDispatchMode):
     "Notes what reaches the device: launches by name, copies from and to it, and places where the host waits for it."
 
@@ -49,24 +44,25 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         on_gpu = [o for o in tree_leaves((args, kwargs)) if isinstance(o, FakeTensor) and o.device.type == 'cuda']
-        waiting = (aten._local_scalar_dense.default, aten._unique2.default, aten.nonzero.default)
-        masked = func is aten.index.Tensor and any(o is not None and o.dtype == torch.bool for o in args[1])
-        if on_gpu and (func in waiting or masked):
+        if on_gpu and func is aten._local_scalar_dense.default:  # others that wait do not work on fake tensors
             self.waits.append(f'{func.__name__.split(".")[0].strip("_")} in {_where()}')
-        out = _half(*args) if masked and on_gpu else memory._without_numbers(func, args)
-        out = func(*args, **kwargs) if out is None else out
+        out = memory._without_numbers(func, args)
+        if func is aten._fused_adamw_.tensor_lr:  # has no form for fake tensors, and returns nothing
+            self.launches[func.__name__] += 1
+        elif out is None:
+            out = func(*args, **kwargs)
         if func.namespace == 'c10d':
             self._exchanged(func, args)
             return out
         made = [o for o in tree_leaves(out) if isinstance(o, FakeTensor)]
-        if func in (aten._to_copy.default, aten.copy_.default):
+        if made and func in (aten._to_copy.default, aten.copy_.default):
             self._copied(func, args, kwargs, made[0])
         elif any(o.device.type == 'cuda' for o in made) and not func.is_view:
             self.launches[func.__name__] += 1
         return out
 
     def _exchanged(self, func, args):
-        sent = [o for o in tree_leaves(args) if isinstance(o, FakeTensor)]
+        sent = [o for o in tree_leaves(args) if isinstance(o, torch.Tensor)]
         sizes = ' '.join(f'{o.dtype}{list(o.shape)}'.removeprefix('torch.') for o in sent)
         self.exchanges.append(f'{func._opname.strip("_")} {sent[0].device.type} {sizes} in {_where()}')
 
@@ -128,21 +124,9 @@ def small(cfg):
     return replace(cfg, **depths, compile='off', device='cpu')
 
 
-def batch_of(cfg):
-    "A batch of a config's shapes, with a part of each picture where it learns parts."
-    batch = memory._fake_batch(cfg, cfg.batch_size)
-    if cfg.chains != 'parts':
-        return batch
-    ids, chains = batch.text_ids, batch.chains
-    both = torch.stack([ids + len(ids), ids], 1)
-    owners = torch.cat([ids, ids, ids + len(ids)])
-    chains = chains._replace(of_images=both.repeat(3, 1), owners=owners)
-    return batch._replace(images=batch.images.repeat(2, 1, 1, 1), chains=chains)
-
-
-def step(cfg, monkeypatch):
-    "One update of a config on a pretended GPU, as the training loop makes it; what it took."
-    watch = Watch()
+@contextmanager
+def pretended(watch, monkeypatch):
+    "A GPU with fake numbers, on which a watch counts the kernels."
     monkeypatch.setattr('torch.cuda.amp.common.amp_definitely_not_available', lambda: False)
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda *args: True)
     monkeypatch.setattr(kernels, '_runs_on', lambda device: True)
@@ -150,14 +134,47 @@ def step(cfg, monkeypatch):
     for name in ('_sums_kernel', '_shares_kernel'):
         monkeypatch.setattr(kernels, name, Kernel(name, watch))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        batch = batch_of(cfg)
-        with torch.device('cuda'), Watch():
-            model = build_model(cfg)
-        optimiser = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
+        yield
+
+
+def _begun(cfg):
+    "A model and its optimiser on a GPU, and a batch on the way there."
+    batch = memory._fake_batch(cfg, cfg.batch_size)
+    with torch.device('cuda'), Watch():
+        model = build_model(cfg)
+    return model, make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all), batch
+
+
+def step(cfg, monkeypatch):
+    "One update of a config on a pretended GPU, as the training loop makes it; what it took."
+    watch = Watch()
+    with pretended(watch, monkeypatch):
+        model, optimiser, batch = _begun(cfg)
         with watch:
             moved = to_device(batch, replace(cfg, compile='off'), 'cuda')
-            update(model, optimiser, moved, cfg, 0, backward)
+            trainer.update(model, optimiser, moved, cfg, 0, backward)
     return watch
+
+
+def repeated_step(cfg, monkeypatch):
+    "What recording an update takes on a pretended GPU, and what repeating it takes besides."
+    recorded, repeated = Watch(), Watch()
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    graph = SimpleNamespace(replay=lambda: repeated.launches.update(['replay']))
+    cuda = dict(CUDAGraph=lambda: graph, graph=lambda graph: recorded, Stream=lambda: stream)
+    cuda |= dict(current_stream=lambda: stream, stream=lambda stream: nullcontext())
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(trainer, '_move', partial(trainer._move, backward=backward))
+    with pretended(recorded, monkeypatch):
+        model, optimiser, batch = _begun(cfg)
+        moved, seen = to_device(batch, cfg, 'cuda'), trainer._Watch()
+        run = trainer._recorded_update(model, optimiser, cfg, 'cuda')
+        for i in range(5):
+            repeated.launches.clear()
+            with repeated if i == 4 else Watch():
+                seen.see(run(moved, i)['bad'], i, read=False)
+    return recorded, repeated
 
 
 @contextmanager

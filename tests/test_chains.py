@@ -52,14 +52,14 @@ def test_the_graph_is_read_off_the_chains(chains):
     text_ids = torch.arange(1, 7)
     graph = text_graph(text_ids, chains)
     for i, chain in enumerate(chains.tolist()):
-        assert [t + 1 for t, true in enumerate(graph.of_images[i]) if true] == sorted({o for o in chain if o})
+        assert (graph.of_images.general[graph.of_images.special == i] + 1).tolist() == sorted({o for o in chain if o})
     pairs = {
         (special, general)
         for chain in chains.tolist()
         for general, special in itertools.combinations(chain, 2)
         if general and special and general != special
     }
-    assert {(i + 1, j + 1) for i, j in graph.above.nonzero().tolist()} == pairs
+    assert {(i + 1, j + 1) for i, j in graph.above.matrix().nonzero().tolist()} == pairs
 
 
 def test_a_true_text_is_never_a_negative():
@@ -79,9 +79,9 @@ def test_terms_in_every_geometry(name):
     vectors = [0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (2, 5)]
     x, t = (geometry.exp_map0(v, ONE).requires_grad_() for v in vectors)
     terms = chain_terms(geometry, x, t, graph, ONE, 3.0)
-    up = by_hand(3 * geometry.scores(x, t, ONE), graph.of_images, torch.zeros(2, 5, dtype=torch.bool))
-    texts = by_hand(3 * geometry.scores(t, t, ONE), graph.above, torch.eye(5, dtype=torch.bool))
-    back = by_hand(3 * geometry.scores(x, t, ONE).T, graph.of_images.T, torch.zeros(5, 2, dtype=torch.bool))
+    up = by_hand(3 * geometry.scores(x, t, ONE), graph.of_images.matrix(), torch.zeros(2, 5, dtype=torch.bool))
+    texts = by_hand(3 * geometry.scores(t, t, ONE), graph.above.matrix(), torch.eye(5, dtype=torch.bool))
+    back = by_hand(3 * geometry.scores(x, t, ONE).T, graph.of_images.matrix().T, torch.zeros(5, 2, dtype=torch.bool))
     assert [o.item() for o in terms] == pytest.approx([up, texts, back], rel=1e-9)
     terms.mean.backward()
     assert x.grad.isfinite().all() and t.grad.isfinite().all()
@@ -119,8 +119,8 @@ def test_edges_in_every_geometry_with_cones(name):
     graph = text_graph(torch.arange(1, 6), torch.tensor([[1, 2, 3], [1, 4, 5]]))
     g = torch.Generator().manual_seed(0)
     x, t = (geometry.exp_map0(0.6 * torch.randn(n, 3, generator=g, dtype=torch.float64), ONE) for n in (2, 5))
-    edges = [(x[i], t[j], 0.7) for i, j in graph.of_images.nonzero().tolist()]
-    edges += [(t[i], t[j], 1.2) for i, j in graph.above.nonzero().tolist()]
+    edges = [(x[i], t[j], 0.7) for i, j in graph.of_images.matrix().nonzero().tolist()]
+    edges += [(t[i], t[j], 1.2) for i, j in graph.above.matrix().nonzero().tolist()]
     misses, rises = [], []
     for special, general, widening in edges:
         angle = geometry.exterior_angle(general, special, ONE).item()

@@ -6,7 +6,7 @@ import torch
 from meru.geometry import get_geometry
 from meru.losses.pairwise import contrastive_loss
 from meru.training import memory, trainer
-from meru.training.config import make_config
+from meru.training.config import make_config, presets
 from meru.training.memory import fitting_config, step_memory
 from meru.training.run import Run
 from meru.training.trainer import fit
@@ -27,9 +27,9 @@ def test_all_that_outlives_an_update_is_counted(whole):
     assert 12 * model + batch < whole.between < 1.05 * (12 * model + batch)  # weights and two moments
 
 
-@pytest.mark.parametrize('preset', ['smoke', 'tree', 'head_pictures'])
+@pytest.mark.parametrize('preset', ['smoke', 'smoke_parts', 'tree', 'head_pictures'])
 def test_every_kind_of_tower_is_foretold(preset):
-    small = step_memory(make_config(preset, data='emoji', batch_size=32))
+    small = step_memory(replace(presets[preset], batch_size=32))
     assert 0 < small.between < small.peak and (small.pairs, small.at_once) == (32, 32)
 
 
@@ -70,7 +70,9 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, 'update', too_much)
     run = Run(tmp_path / 'run', make_config('smoke', val_pairs=128))
-    says = 'too small for 32 pairs at once .*Tried to allocate 12.00 GiB.*set -p micro_batch auto.*checkpoint of step 0'
+    says = (
+        'too small for 32 pairs at once .*allocate 12.00 GiB.*set -p recompute True or a smaller -p batch_size.*step 0'
+    )
     with pytest.raises(MemoryError, match=says):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):

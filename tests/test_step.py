@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 import meru.training.trainer as T
+from meru.losses import pairwise
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
 from meru.core import file_sha256
-from meru.data.loader import Batch
+from meru.data.loader import Batch, TextChains
 from meru.training.step import _ahead, compile_blocks, gradients, _Kept, to_device
 
 pytestmark = pytest.mark.usefixtures('in_root')
@@ -180,6 +185,97 @@ def test_the_next_batch_travels_while_a_step_is_computed(monkeypatch):
     step = lambda n: ['main waits', *['read on main'] * 3, f'step {n}']
     assert notes == send(4) + send(5) + step(4) + send(6) + step(5) + step(6)
     assert [len(o.images) for o in _ahead(batches, lambda o: o, 'cpu')] == [4, 5, 6]
+
+
+# one launch
+
+
+class Tape(TorchDispatchMode):
+    "Stands for a CUDA graph: what is recorded changes nothing; it is computed later, with the host's numbers of then."
+
+    def __init__(self):
+        super().__init__()
+        self.notes, self.before, self.seed = [], {}, torch.get_rng_state()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for o in tree_leaves(args) if func._schema.is_mutable else ():
+            if isinstance(o, torch.Tensor) and id(o) not in self.before:
+                self.before[id(o)] = o, o.detach().clone()
+        out = func(*args, **kwargs or {})
+        self.notes.append((func, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        torch.set_rng_state(self.seed)
+        for o, value in self.before.values():
+            o.copy_(value)
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, out in self.notes:
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs))):
+                if isinstance(old, torch.Tensor) and old is not new and not func.is_view:
+                    old.copy_(new)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    "A CPU that takes a GPU's way through loss and update, and has tapes for CUDA graphs."
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    cuda = dict(CUDAGraph=Tape, graph=lambda tape: tape, Stream=lambda: stream, current_stream=lambda: stream)
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
+    monkeypatch.setattr(pairwise, '_number', lambda x: x.detach())
+    monkeypatch.setattr(pairwise, '_engine', lambda left: (pairwise._chunk_sums, pairwise._chunk_slopes))
+    monkeypatch.setattr(T, '_waits', lambda device: True)
+    rate = T._lr_of
+    monkeypatch.setattr(T, '_lr_of', lambda cfg, step: torch.tensor(rate(cfg, step)).item())  # as a GPU holds it
+
+
+def head_run(folder, data, recorded, monkeypatch):
+    "What the lines of a run and its weights say."
+    how = dict(steps=9, warmup=2, batch_size=16, log_every=2, val_every=9, save_every=9, val_pairs=40)
+    cfg = make_config('head_lorentz', data=str(data), dropout=0.3, grad_clip=0.5, lr=0.01, learn_curv=True, **how)
+    monkeypatch.setattr(T, '_is_recorded', lambda *args, **kw: recorded)
+    T.fit(run := Run(folder, cfg), quiet=True)
+    return file_sha256(run.last), [(row['step'], row['loss'], row['lr'], row['grad_norm']) for row in run.rows()]
+
+
+def test_a_recorded_update_is_the_update(made_up, tmp_path, monkeypatch, pretended):
+    "Other batches, learning rates and dropout, the same bits: nothing of a step is kept in the host."
+    plain, repeated = (head_run(tmp_path / str(o), made_up, o, monkeypatch) for o in (False, True))
+    assert plain == repeated
+    monkeypatch.setattr(pairwise, '_number', lambda x: x.item())  # the tape keeps the first scale and curvature
+    assert head_run(tmp_path / 'read', made_up, True, monkeypatch) != plain
+
+
+def test_what_cannot_be_recorded_is_computed_as_before(made_up, tmp_path, monkeypatch, pretended):
+    plain = head_run(tmp_path / 'plain', made_up, False, monkeypatch)
+
+    def refuses(graph):
+        raise RuntimeError('operation not permitted when stream is capturing')
+
+    monkeypatch.setattr(torch.cuda, 'graph', refuses)
+    with pytest.warns(UserWarning, match='cannot be recorded .operation not permitted') as seen:
+        assert head_run(tmp_path / 'again', made_up, True, monkeypatch) == plain
+    assert len(seen) == 1
+
+
+# compiled blocks
+
+
+def test_general_texts_come_in_few_shapes():
+    "Those that fill up are a pair's own and are read by nothing: the loss is the same."
+    cfg = replace(VIT, chains='levels', chain_weight=1.0, entail_weight=0.1)
+    ids = torch.arange(1, 13)
+    chains = TextChains(pairs().tokens[:5, :7], torch.arange(20, 25), torch.stack([20 + ids % 5, ids], 1))
+    batch = pairs()._replace(text_ids=ids, chains=chains)
+    plain, even = (to_device(batch, replace(cfg, compile=o), 'cpu') for o in ('off', 'on'))
+    assert (plain.chains.tokens.shape, even.chains.tokens.shape, even.tokens.shape) == ((5, 7), (128, 16), (12, 16))
+    assert found(cfg, batch=plain)[0] == pytest.approx(found(cfg, batch=even)[0], rel=1e-12)
 
 
 def test_a_few_graphs_for_all_blocks_and_lengths():

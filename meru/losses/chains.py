@@ -6,58 +6,115 @@
 __all__ = ['text_graph', 'chain_loss', 'chain_terms', 'radial_order', 'Cones', 'edge_entailment']
 
 # %% ../../nbs/losses/14_chains.ipynb #ff84dc9c
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import coo_array
 from torch import Tensor
 from typing import NamedTuple
 from ..geometry import Geometry
 
 # %% ../../nbs/losses/14_chains.ipynb #32d256e4
+class _Edges(NamedTuple):
+    "Edges, each once, in rising order of their ends."
+
+    special: Int[Tensor, ' e']  # number of the lower end
+    general: Int[Tensor, ' e']  # number of the upper end
+    shape: tuple[int, int]  # how many nodes there are below and above
+
+    @classmethod
+    def between(cls, special, general, shape) -> '_Edges':
+        "Equal edges joined."
+        codes = (special * shape[1] + general).unique()
+        return cls(codes // shape[1], codes % shape[1], shape)
+
+    @property
+    def codes(self) -> Int[Tensor, ' e']:
+        "Places in a matrix, counted along its rows."
+        return self.special * self.shape[1] + self.general
+
+    def matrix(self) -> Bool[Tensor, 'b n']:
+        "Is node j above node i?"
+        rows, columns = self.shape
+        nowhere = torch.zeros(rows * columns, dtype=torch.bool, device=self.special.device)
+        return nowhere.index_fill(0, self.codes, True).view(rows, columns)
+
+    def ends(self, points, texts) -> tuple[Float[Tensor, 'e d'], Float[Tensor, 'e d']]:
+        "What lies at the special and at the general end of each."
+        return points[self.special], texts[self.general]
+
+    def direct(self, above: '_Edges') -> '_Edges':
+        "Without those that an edge here and one of `above` imply (Aho, Garey and Ullman 1972)."
+        implied = (self._sparse() @ above._sparse()).tocoo()
+        codes = torch.from_numpy(implied.row * self.shape[1] + implied.col)
+        kept = ~torch.isin(self.codes, codes)
+        return self._replace(special=self.special[kept], general=self.general[kept])
+
+    def _sparse(self):
+        ends = self.special.numpy(), self.general.numpy()
+        return coo_array((np.ones(len(self.special)), ends), self.shape).tocsr()
+
+# %% ../../nbs/losses/14_chains.ipynb #14ed0002
 class _TextGraph(NamedTuple):
     "Which texts of a batch are true of which pictures, and which texts are more general than which."
 
-    of_images: Bool[Tensor, 'b n']  # is text j true of picture i?
-    above: Bool[Tensor, 'n n']  # is text j more general than text i, and true of what i is true of?
-    parts: Bool[Tensor, 'b b'] | None = None  # is picture j a part of picture i? None: none is
+    of_images: _Edges  # from a picture to a text that is true of it
+    above: _Edges  # from a text to one that is more general, and true of what the first is true of
+    parts: _Edges | None = None  # from a picture to its part; None: there are none
+    captions: Int[Tensor, ' c'] | None = None  # with parts: texts of whole pictures that no others imply
+    phrases: Int[Tensor, ' p'] | None = None  # with parts: texts of parts
 
     def reduced(self) -> '_TextGraph':
-        "Without the edges that others imply (Aho, Garey and Ullman 1972)."
-        above = self.above.float()
-        return self._replace(
-            of_images=self.of_images & ~(self.of_images.float() @ above > 0),
-            above=self.above & ~(above @ above > 0),
-        )
+        "Without the edges that others imply."
+        return self._replace(of_images=self.of_images.direct(self.above), above=self.above.direct(self.above))
 
 # %% ../../nbs/losses/14_chains.ipynb #ff5baecd
+def _columns(text_ids, chains):
+    "Where among the texts each text of a chain is; -1: nowhere."
+    ordered, order = text_ids.sort()
+    place = torch.searchsorted(ordered, chains.contiguous()).clamp_max(len(text_ids) - 1)
+    return torch.where(ordered[place] == chains, order[place], -1)
+
+
+def _above(columns, texts):
+    "From each text of a chain to those that stand before it."
+    length = columns.shape[1]
+    first, second = torch.triu_indices(length, length, 1, device=columns.device)
+    general, special = columns[:, first], columns[:, second]
+    there = torch.minimum(general, special) >= 0
+    there &= general != special
+    return _Edges.between(special[there], general[there], (texts, texts))
+
+
 def text_graph(
     text_ids: Int[Tensor, ' n'],  # of the batch's texts, all different
     chains: Int[Tensor, 'r l'],  # ids of the texts of each picture, general to special; 0: no text
     owners: Int[Tensor, ' r']
     | None = None,  # picture of each chain, the second half parts of the first; None: one each
 ) -> _TextGraph:
-    "Read the edges off the chains; a text that is in a chain but not in the batch is left out."
-    places = chains[:, :, None] == text_ids
-    above = torch.zeros(len(text_ids), len(text_ids), dtype=torch.bool, device=chains.device)
-    for level in range(1, chains.shape[1]):
-        special, general = places[:, level].float(), places[:, :level].any(1).float()
-        together = special.T @ general  # in how many chains; float32 is exact up to 16 million
-        above |= together > 0
-    above.fill_diagonal_(False)
-    graph = _TextGraph(places.any(1), above)
-    return graph if owners is None else _with_parts(graph, owners)
+    "Read the edges off the chains, best on a CPU; a text that is in a chain but not in the batch is left out."
+    columns, texts = _columns(text_ids, chains), len(text_ids)
+    each = torch.arange(len(chains), device=chains.device) if owners is None else owners
+    images = int(each.max()) + 1
+    owner = each[:, None].expand_as(columns)
+    there = columns >= 0
+    of_images = _Edges.between(owner[there], columns[there], (images, texts))
+    graph = _TextGraph(of_images, _above(columns, texts))
+    return graph if owners is None else _with_parts(graph)
 
 # %% ../../nbs/losses/14_chains.ipynb #53b43706
-def _with_parts(graph, owners):
-    "Join the chains of each picture; each of the first half has one part, in the second."
-    count, device = int(owners.max()) + 1, owners.device
-    true = torch.zeros(count, graph.of_images.shape[1], device=device)
-    true.index_add_(0, owners, graph.of_images.float())
-    first = torch.arange(count // 2, device=device)
-    second = first + count // 2
-    parts = torch.zeros(count, count, dtype=torch.bool, device=device)
-    parts[first, second] = True
-    return graph._replace(of_images=true > 0, parts=parts)
+def _with_parts(graph):
+    "Each picture of the first half has one part, in the second."
+    special, general, (images, _) = graph.of_images
+    half = images // 2
+    first = torch.arange(half, device=special.device)
+    direct = graph.of_images.direct(graph.above)
+    return graph._replace(
+        parts=_Edges(first, first + half, (images, images)),
+        captions=direct.general[direct.special < half].unique(),
+        phrases=general[special >= half].unique(),
+    )
 
 # %% ../../nbs/losses/14_chains.ipynb #bc5171e0
 def chain_loss(
@@ -99,23 +156,18 @@ def chain_terms(
     of_texts = scale * geometry.scores(images, texts, curv)
     among_texts = scale * geometry.scores(texts, texts, curv)
     itself = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    true = graph.of_images.matrix()
     return _ChainTerms(
-        chain_loss(of_texts, graph.of_images),
-        chain_loss(among_texts, graph.above, itself),
-        chain_loss(of_texts.T, graph.of_images.T),
+        chain_loss(of_texts, true),
+        chain_loss(among_texts, graph.above.matrix(), itself),
+        chain_loss(of_texts.T, true.T),
     )
 
 # %% ../../nbs/losses/14_chains.ipynb #cc4b4939
-def _edges(points, texts, positive):
-    "Special and general end of each edge, one row each."
-    special, general = positive.nonzero().unbind(1)
-    return points[special], texts[general]
-
-
-def _all_edges(images, texts, graph):
+def _all_ends(images, texts, graph):
     "Special and general ends of all edges, kind by kind: picture to text, text to text, picture to part."
-    ends = [_edges(images, texts, graph.of_images), _edges(texts, texts, graph.above)]
-    return ends if graph.parts is None else [*ends, _edges(images, images, graph.parts)]
+    ends = [graph.of_images.ends(images, texts), graph.above.ends(texts, texts)]
+    return ends if graph.parts is None else [*ends, graph.parts.ends(images, images)]
 
 # %% ../../nbs/losses/14_chains.ipynb #37481ed3
 def radial_order(
@@ -127,7 +179,7 @@ def radial_order(
     margin: float = 0.1,  # by which the special end should lie farther out, >= 0
 ) -> Float[Tensor, '']:  # length
     "Mean of max(0, margin + r(general) − r(special)) over all edges (He et al. 2024, HiT)."
-    ends = _all_edges(images, texts, graph)
+    ends = _all_ends(images, texts, graph)
     special, general = (geometry.radius(torch.cat(o), curv) for o in zip(*ends))
     gaps = (margin + general - special).relu()
     return gaps.sum() / max(1, len(gaps))
@@ -145,16 +197,16 @@ class Cones(NamedTuple):
 _meru_cones = Cones()
 
 # %% ../../nbs/losses/14_chains.ipynb #b0e4913e
-def _cone_losses(geometry, points, texts, positive, curv, cones, widening):
+def _cone_losses(geometry, points, texts, edges, curv, cones, widening):
     "Of each edge, the angle by which it misses its cone; with `away`, plus the mean intrusion of the others."
-    special, general = _edges(points, texts, positive)
+    special, general = edges.ends(points, texts)
     aperture = geometry.half_aperture(general, curv, cones.min_radius)
     own = (geometry.exterior_angle(general, special, curv) - widening * aperture).relu()
     if not cones.away:
         return own
     angles = geometry.cone_angle(points, texts, curv)
     outside = (angles - geometry.half_aperture(texts, curv, cones.min_radius)).relu()
-    others = ~positive & (points[:, None] != texts).any(-1)  # a text is not outside its own cone
+    others = ~edges.matrix() & (points[:, None] != texts).any(-1)  # a text is not outside its own cone
     intruding = (cones.away - outside).relu().masked_fill(~others, 0.0)
     return own + intruding.sum() / others.sum().clamp_min(1)
 
@@ -200,14 +252,12 @@ def _part_terms(
     "Two of HyCoCLIP's four contrastive terms (Pal et al. 2025, equation 7); the other two are those of pairs."
     if graph.parts is None:
         raise ValueError('the graph has no parts: give text_graph the owners of its chains')
-    whole, part = graph.parts.any(1), graph.parts.any(0)
-    of_parts, of_wholes = graph.of_images[part], graph.of_images[whole]
-    caption = graph.reduced().of_images[whole].any(0)
-    phrase = of_parts.any(0)
+    wholes, parts = graph.parts.ends(images, images)
+    of_wholes, of_parts = graph.of_images.matrix().chunk(2)
     # a caption that holds the part's phrase, or is it
-    below = of_parts.float() @ graph.above.T.float() > 0
-    own = (below | of_parts)[:, caption]
-    holding = of_wholes[:, phrase].T
-    up = scale * geometry.scores(images[part], texts[caption], curv)
-    back = scale * geometry.scores(texts[phrase], images[whole], curv)
+    below = of_parts.float() @ graph.above.matrix().T.float() > 0
+    own = (below | of_parts)[:, graph.captions]
+    holding = of_wholes[:, graph.phrases].T
+    up = scale * geometry.scores(parts, texts[graph.captions], curv)
+    back = scale * geometry.scores(texts[graph.phrases], wholes, curv)
     return _PartTerms(images=chain_loss(up, own), texts=chain_loss(back, holding))

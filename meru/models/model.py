@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from jaxtyping import Float, Int
 from torch import nn, Tensor
+from torch.utils._pytree import tree_map_only
 from typing import Annotated, Literal, NamedTuple
 from ..geometry import geometries, get_geometry
 from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
-from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph
+from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph, _TextGraph
 from ..losses.pairwise import contrastive_loss, _products_in
 from ..losses.sigmoid import sigmoid_loss
 from ..data.images import resize_image
@@ -263,30 +264,22 @@ def _first_of_each(ids: Int[Tensor, ' n']) -> tuple[Int[Tensor, ' k'], Int[Tenso
     return unique, first
 
 # %% ../../nbs/models/32_model.ipynb #b127d1bf
-class _ChainBatch(NamedTuple):
-    "What the losses over chains read."
+class _ChainIds(NamedTuple):
+    "Ids of the texts of a batch."
 
-    images: Float[Tensor, 'p d']  # points; with parts: of the pairs, then a part of each
-    texts: Float[Tensor, 'n d']  # points, the pairs' own before the more general
-    text_ids: Int[Tensor, ' n']
-    of_images: Int[Tensor, 'r c']  # ids of each image's texts, general to special; 0: no text
-    owners: Int[Tensor, ' r'] | None = None  # with parts: the image of each row
+    pairs: Int[Tensor, ' b']
+    general: Int[Tensor, ' n']
+    of_images: Int[Tensor, 'r c']  # of each image's texts, general to special; 0: no text
+    owners: Int[Tensor, ' r'] | None  # with parts: the image of each row
 
 # %% ../../nbs/models/32_model.ipynb #c8b09aa0
-def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
-    "The same of all processes, in the order in which one would have it; only one's own rows have a gradient."
-    if world() == 1:
-        return own
-    more = len(own.texts) - pairs
-    counts = gather_objects(more)
-    texts, general = own.texts.split([pairs, more])
-    ids, general_ids = own.text_ids.split([pairs, more])
+def _of_all_processes(own: _ChainIds, pairs: list[int], general: list[int]) -> _ChainIds:
+    "The same of all processes, of which each has so many; in the order in which one would have them."
     width = own.of_images.shape[1]
     chains = nn.functional.pad(own.of_images, (max(gather_objects(width)) - width, 0))
-    return _ChainBatch(
-        images=torch.cat([gather_own(o) for o in own.images.split(pairs)]),
-        texts=torch.cat([gather_own(texts), gather_own(general, counts)]),
-        text_ids=torch.cat([gather_rows(ids), gather_rows(general_ids, counts)]),
+    return _ChainIds(
+        pairs=gather_rows(own.pairs, pairs),
+        general=gather_rows(own.general, general),
         of_images=gather_rows(chains),
         owners=None if own.owners is None else _gather_owners(own.owners, pairs),
     )
@@ -294,9 +287,38 @@ def _of_all_processes(own: _ChainBatch, pairs: int) -> _ChainBatch:
 # %% ../../nbs/models/32_model.ipynb #28f5d9c9
 def _gather_owners(owners, pairs):
     "Numbers of images among those of all processes: the pairs' of all, then their parts."
-    counts = gather_objects(pairs)
-    first = sum(counts[: rank()])
-    return gather_rows(torch.where(owners < pairs, owners, owners - pairs + sum(counts)) + first)
+    own, first = pairs[rank()], sum(pairs[: rank()])
+    return gather_rows(torch.where(owners < own, owners, owners - own + sum(pairs)) + first)
+
+# %% ../../nbs/models/32_model.ipynb #32ed0001
+class _ChainGraph(NamedTuple):
+    "What the losses over chains read of a batch's texts, in training those of all processes."
+
+    tokens: Int[Tensor, 'n l']  # of the more general texts here
+    rows: Int[Tensor, ' m']  # where among all texts each different one is first
+    graph: _TextGraph  # of all images and different texts
+    reduced: _TextGraph | None  # without what is implied; None: cones read all edges
+    pairs: list[int] | None  # of each process; None: they are not gathered
+    general: list[int] | None  # more general texts of each process
+
+# %% ../../nbs/models/32_model.ipynb #32ed0002
+def _read_chains(
+    text_ids: Int[Tensor, ' b'],  # of the pairs
+    chains,  # `meru.data.loader.TextChains`: the texts above them
+    cfg: ModelConfig,  # which edges the cones read
+    together: bool = True,  # is the batch that of all processes?
+) -> _ChainGraph:  # on the CPU
+    "The graph of a batch: how many texts and edges it has is best found out before it travels to a device."
+    fields = text_ids, chains.text_ids, chains.of_images, chains.owners
+    ids = _ChainIds(*tree_map_only(Tensor, Tensor.cpu, fields))
+    pairs = general = None
+    if together and world() > 1:
+        pairs, general = gather_objects(len(ids.pairs)), gather_objects(len(ids.general))
+        ids = _of_all_processes(ids, pairs, general)
+    different, rows = _first_of_each(torch.cat([ids.pairs, ids.general]))
+    graph = text_graph(different, ids.of_images, ids.owners)
+    reduced = graph.reduced() if cfg.entail_edges == 'next' else None
+    return _ChainGraph(chains.tokens, rows, graph, reduced, pairs, general)
 
 # %% ../../nbs/models/32_model.ipynb #67aad8c8
 class Model(_Logits):
@@ -403,7 +425,9 @@ class Model(_Logits):
         if chains is None:
             out['entailment'] = self._entailment(x, t)
         else:
-            out |= self._chain_losses(x, t, text_ids, general, chains)
+            if not isinstance(chains, _ChainGraph):
+                chains = _read_chains(text_ids, chains, self.cfg, self.training)
+            out |= self._chain_losses(x, t, general, tree_map_only(Tensor, lambda o: o.to(x.device), chains))
         loss = sum(
             getattr(self.cfg, f'{weight}_weight') * out[name] for name, weight in _weighted.items() if name in out
         )
@@ -417,19 +441,18 @@ class Model(_Logits):
         entailment = entailment_loss(self.geometry, t, x, self.curv, *cones)
         return mean_of_all(entailment, len(x)) if self.training else entailment
 
-    def _chain_losses(self, x, t, text_ids, general, chains):
+    def _chain_losses(self, x, t, general, chains: _ChainGraph):
         "Over the graph of pictures and distinct texts."
-        ids = torch.cat([text_ids, chains.text_ids])
-        batch = _ChainBatch(x, torch.cat([t, general]), ids, chains.of_images, chains.owners)
         curv, scale = self.curv, self.pair_scale
-        if self.training:
-            batch = _of_all_processes(batch, len(t))
+        if chains.pairs:
+            x = torch.cat([gather_own(o, chains.pairs) for o in x.split(len(t))])
+            t = gather_own(t, chains.pairs)
+            general = gather_own(general, chains.general)
             if rank():  # all compute this same loss: its gradient is counted once
                 curv, scale = curv.detach(), scale.detach()
-        ids, first = _first_of_each(batch.text_ids)
-        points = self.geometry, batch.images, batch.texts[first]
-        graph = text_graph(ids, batch.of_images, batch.owners)
-        return self._softmax_terms(*points, graph, curv, scale) | self._edge_terms(*points, graph, curv)
+        texts = torch.cat([t, general])[chains.rows]
+        terms = self._softmax_terms(self.geometry, x, texts, chains.graph, curv, scale)
+        return terms | self._edge_terms(self.geometry, x, texts, chains, curv)
 
     def _softmax_terms(self, geometry, x, texts, graph, curv, scale):
         "Parts among captions and pictures, and the loss over chains."
@@ -442,15 +465,14 @@ class Model(_Logits):
             found |= dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         return found
 
-    def _edge_terms(self, geometry, x, texts, graph, curv):
+    def _edge_terms(self, geometry, x, texts, chains, curv):
         "Cones and radial order along the edges."
         cfg, found = self.cfg, dict(entailment=x.new_zeros(()), order=x.new_zeros(()))
         if geometry.has_cones:
-            edges = graph.reduced() if cfg.entail_edges == 'next' else graph
             cones = Cones(cfg.min_radius, cfg.cone_across, cfg.cone_within, cfg.cone_away)
-            found['entailment'] = edge_entailment(geometry, x, texts, edges, curv, cones)
+            found['entailment'] = edge_entailment(geometry, x, texts, chains.reduced or chains.graph, curv, cones)
         if geometry.has_radius:
-            found['order'] = radial_order(geometry, x, texts, graph, curv, cfg.order_margin)
+            found['order'] = radial_order(geometry, x, texts, chains.graph, curv, cfg.order_margin)
         return found
 
 # %% ../../nbs/models/32_model.ipynb #12f673cf

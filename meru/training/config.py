@@ -58,7 +58,9 @@ class TrainConfig(ModelConfig, ImageAugment):
     micro_batch: Annotated[int, AtLeast(0)] = (
         0  # pairs at once, divides batch_size; 0: all; 'auto' in train.ipynb: what fits
     )
-    compile: Literal['auto', 'on', 'off'] = 'off'  # torch.compile of the transformer blocks; auto: on a GPU
+    compile: Literal['auto', 'on', 'off'] = (
+        'off'  # transformer blocks by torch.compile, heads by CUDA graphs; auto: on a GPU
+    )
     augment_on: Literal['loader', 'device'] = 'loader'  # where pictures are augmented; device: a batch at a time
     init: str = ''  # a run whose weights this one starts from
     level_probs: tuple[Share, ...] = ()  # how often each level of a pair's texts is drawn, sum 1; () = the caption
@@ -241,6 +243,7 @@ head_poincare = TrainConfig(
     steps=45_000,
     warmup=450,
     amp='off',
+    compile='auto',
     workers=0,
     log_every=500,
     val_every=5_000,

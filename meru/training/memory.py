@@ -11,15 +11,17 @@ import threading
 import torch
 import weakref
 from dataclasses import replace
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from typing import NamedTuple
 from ..data.loader import Batch, TextChains
-from ..models.model import build_model
+from ..models.model import build_model, _ChainGraph, _read_chains
 from .config import make_config, TrainConfig
 from .optim import make_optimizer
-from .trainer import pick_device, update
+from .trainer import pick_device, _remedies, update
 
 # %% ../../nbs/training/48_memory.ipynb #9587d40f
 _aten = torch.ops.aten
@@ -56,34 +58,42 @@ class _LiveBytes(TorchDispatchMode):
 
 # %% ../../nbs/training/48_memory.ipynb #666b9504
 def _without_numbers(func, args):
-    "The answer where numbers are asked for that a fake tensor does not have; None: it can do without."
-    if not args or not isinstance(args[0], FakeTensor):
+    "The answer where a number is asked for that a fake tensor does not have; None: none is."
+    if func is not _aten._local_scalar_dense.default or not isinstance(args[0], FakeTensor):
         return None
     x = args[0]
-    if func is _aten._local_scalar_dense.default:
-        return False if x.dtype == torch.bool else 0.5 if x.dtype.is_floating_point else 1
-    if func is _aten._unique2.default:
-        number = torch.empty_like(x, dtype=torch.int64)
-        return x.new_empty(x.shape), number, torch.empty_like(number)
-    if func is _aten.nonzero.default:
-        return x.new_empty(3 * max(x.shape), x.ndim, dtype=torch.int64)
-    return None
+    return False if x.dtype == torch.bool else 0.5 if x.dtype.is_floating_point else 1
 
 # %% ../../nbs/training/48_memory.ipynb #2c7f517b
+def _fake_chains(cfg: TrainConfig, tokens: Int[Tensor, 'n l']) -> _ChainGraph:
+    "A text above each of the pairs' own, with as many tokens; with parts, it is true of the pair's part."
+    ids = torch.arange(1, len(tokens) + 1)
+    above = ids + len(ids)
+    rows, owners = torch.stack([above, above, ids], 1), None
+    if cfg.chains == 'parts':
+        nothing = torch.zeros_like(ids)
+        rows = torch.cat([torch.stack([above, ids], 1), torch.stack([nothing, above], 1)])
+        owners = torch.arange(len(rows))
+    chains = TextChains(tokens, above, rows, owners)
+    return _read_chains(ids, chains, cfg, together=False)
+
+
 def _fake_batch(
     cfg: TrainConfig,  # which towers
     pairs: int,  # how many
 ) -> Batch:
     "A batch of the shapes that training sees, its texts as long as can be."
-    ids = torch.arange(pairs)
     tokens = torch.ones(pairs, cfg.context_length, dtype=torch.int64)
-    images = torch.empty(pairs, 3, cfg.image_size, cfg.image_size, dtype=torch.uint8)
+    count = 2 * pairs if cfg.chains == 'parts' else pairs
+    images = torch.empty(count, 3, cfg.image_size, cfg.image_size, dtype=torch.uint8)
     if cfg.image_tower == 'features':
         images, tokens = torch.empty(pairs, cfg.image_width), torch.empty(pairs, cfg.text_width)
-    chains = None
-    if cfg.chains != 'off':
-        chains = TextChains(tokens, ids + pairs, torch.stack([ids + pairs, ids + pairs, ids], 1))
-    return Batch(images, tokens, ids, [], None, chains)
+    batch = Batch(images, tokens, torch.arange(1, pairs + 1), [])
+    if cfg.chains == 'off':
+        return batch
+    with unset_fake_temporarily():  # edges are counted
+        chains = _fake_chains(cfg, tokens)
+    return batch._replace(chains=tree_map_only(Tensor, torch.clone, chains))
 
 # %% ../../nbs/training/48_memory.ipynb #08f5cc7b
 def _updated(cfg: TrainConfig, pairs: int) -> tuple[int, int]:
@@ -203,13 +213,14 @@ def fitting_config(
     room = _room(device)
     if auto:
         cfg = _most_at_once(cfg, room, processes)
-    print(_told(device, step_memory(cfg, processes), room))
+    print(_told(cfg, device, step_memory(cfg, processes), room))
     return cfg
 
 # %% ../../nbs/training/48_memory.ipynb #577f96b1
-def _told(device: str, memory: _StepMemory, room: int) -> str:
+def _told(cfg: TrainConfig, device: str, memory: _StepMemory, room: int) -> str:
     "What a step takes and what there is, in a sentence; with remedies where it does not fit."
     text = f'On {device} {memory} of {_gibibytes(room)} that can be used.'
     if memory.peak <= room:
         return text
-    return f'{text} Set -p micro_batch auto, -p recompute True or, which changes the model, -p patch_dropout 0.5.'
+    drop = ' or, which changes the model, -p patch_dropout 0.5' if cfg.image_tower == 'vit' else ''
+    return f'{text} Set {_remedies(cfg)}{drop}.'

@@ -7,17 +7,17 @@ __all__ = ['gradients', 'compiles', 'compile_blocks', 'to_device', 'NonFinite']
 
 # %% ../../nbs/training/43_step.ipynb #dd8e3c23
 import torch
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 from functools import partial
 from torch import nn, Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from ..data.images import augment_batch
-from ..data.loader import Batch
+from ..data.loader import Batch, TextChains
 from ..models.towers import cut_texts
-from ..models.model import Model
+from ..models.model import Model, _read_chains, _stack_tokens
 from .config import TrainConfig
 
 # %% ../../nbs/training/43_step.ipynb #10a5e011
@@ -134,17 +134,20 @@ def compile_blocks(
 # %% ../../nbs/training/43_step.ipynb #10a5e041
 def _sent(o, device):
     "A tensor on the device, or on its way; a GPU fetches only from pinned memory without a wait."
-    if not isinstance(o, Tensor):
-        return o
     if device.startswith('cuda') and torch.cuda.is_available() and not o.is_cuda:
         o = o if o.is_pinned() else o.pin_memory()
     return o.to(device, non_blocking=True)
 
-
-def _moved(fields, device):
-    "A NamedTuple whose tensors are on the device, or on their way."
-    moved: list[Any] = [_sent(o, device) for o in fields]
-    return type(fields)(*moved)
+# %% ../../nbs/training/43_step.ipynb #43ed0001
+def _in_few_shapes(batch, most):
+    "Texts of few lengths, `most` tokens at most; general ones in few numbers: a pair's own fills up, read by nobody."
+    tokens, chains = cut_texts(batch.tokens, 16, most), batch.chains
+    if chains:
+        missing = -len(chains.tokens) % 128
+        general = _stack_tokens(chains.tokens, tokens[:1].expand(missing, -1))
+        ids = torch.cat([chains.text_ids, batch.text_ids[:1].expand(missing)])
+        chains = chains._replace(tokens=general, text_ids=ids)
+    return batch._replace(tokens=tokens, chains=chains)
 
 # %% ../../nbs/training/43_step.ipynb #f323d127
 def to_device(
@@ -154,17 +157,14 @@ def to_device(
 ) -> Batch:  # the same pairs
     "Move a batch without waiting for it; augment what is not yet augmented."
     if compiles(cfg, device) and cfg.text_tower == 'transformer':
-        batch = batch._replace(tokens=cut_texts(batch.tokens, 16, cfg.context_length))
-    batch = _moved(batch, device)
-    if batch.chains:
-        batch = batch._replace(chains=_moved(batch.chains, device))
-    return (
-        batch
-        if batch.augment_params is None
-        else batch._replace(
-            images=augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg), augment_params=None
-        )
-    )
+        batch = _in_few_shapes(batch, cfg.context_length)
+    if isinstance(batch.chains, TextChains):
+        batch = batch._replace(chains=_read_chains(batch.text_ids, batch.chains, cfg))
+    batch = tree_map_only(Tensor, partial(_sent, device=device), batch)
+    if batch.augment_params is None:
+        return batch
+    images = augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg)
+    return batch._replace(images=images, augment_params=None)
 
 # %% ../../nbs/training/43_step.ipynb #46544deb
 def _arrived(batch, there):
@@ -234,3 +234,57 @@ class _Watch:
         self.first = torch.where(bad & (first < 0), step, first)
         if read and self.first >= 0:
             raise NonFinite('loss or gradient not finite', int(self.first))
+
+# %% ../../nbs/training/43_step.ipynb #43ed0011
+def _aside(move, batch):
+    "An update on another stream than the usual, as a recording needs them before."
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        result = move(batch)
+    here.wait_stream(side)
+    return result
+
+
+def _record(move, batch) -> Callable[[], dict]:
+    "What repeats an update; where it cannot be recorded, the update itself."
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = move(batch)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        warnings.warn(f'a step cannot be recorded ({reason}): its operations are started one by one', stacklevel=4)
+        return partial(move, batch)
+
+    def repeated():
+        graph.replay()
+        return result
+
+    return repeated
+
+# %% ../../nbs/training/43_step.ipynb #43ed0012
+class _Recorded:
+    "An update that a GPU records and then repeats from one launch; for batches of one shape."
+
+    def __init__(
+        self,
+        move: Callable[[Batch], dict],  # one update: it reads no number and changes tensors alone
+        before: int = 3,  # updates that are made first: they compile kernels and begin the optimiser's moments
+    ):
+        self.move, self.before = move, before
+        self.batch: Batch | None = None  # where the recorded update reads
+        self.repeated: Callable[[], dict] | None = None
+
+    def __call__(self, batch: Batch) -> dict:
+        "Make an update; the next one writes over what it returns."
+        if self.batch is None:
+            self.batch = tree_map_only(Tensor, torch.empty_like, batch._replace(keys=[]))
+        for old, new in zip(self.batch[:3], batch[:3]):
+            old.copy_(new)
+        if self.before:
+            self.before -= 1
+            return _aside(self.move, self.batch)
+        if self.repeated is None:
+            self.repeated = _record(self.move, self.batch)
+        return self.repeated()

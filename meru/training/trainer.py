@@ -41,7 +41,8 @@ from .optim import _lr_at, make_optimizer
 from .config import TrainConfig
 from .curves import _live_writers
 from .run import load_checkpoint, load_config, _load_weights, Run, save_checkpoint
-from .step import _ahead, compile_blocks, compiles, gradients, NonFinite, to_device, _waits, _Watch
+from .step import _ahead, compile_blocks, compiles, gradients, NonFinite
+from .step import _Recorded, to_device, _waits, _Watch
 
 # %% ../../nbs/training/45_trainer.ipynb #5debb122
 try:
@@ -225,20 +226,20 @@ def _lr_of(cfg: TrainConfig, step: int) -> float:
     return _lr_at(step - cfg.steps, cfg.lr, cfg.warmup * cfg.extend // cfg.steps, cfg.extend)
 
 # %% ../../nbs/training/45_trainer.ipynb #ca31e8ef
-def update(
-    model: Model,  # moves by one step
-    opt: torch.optim.Optimizer,  # its optimiser
-    batch: Batch,  # pairs, on the model's device
-    cfg: TrainConfig,  # learning rate, precision, clipping
-    step: int,  # updates made so far
-    backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
-    losses: Callable | None = None,  # of one's own, as `fit` takes them
-) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
-    "One step: forward, backward, and the update if everything is finite."
+def _begin_update(opt, cfg, step) -> float:
+    "Seed what chance decides, and set the learning rate, which may lie on a GPU."
     torch.manual_seed(cfg.seed * 1_000_003 + step + rank() * 2**40)
     lr = _lr_of(cfg, step)
     for group in opt.param_groups:
-        group['lr'] = lr
+        if isinstance(group['lr'], Tensor):
+            group['lr'].fill_(lr)
+        else:
+            group['lr'] = lr
+    return lr
+
+
+def _move(model, opt, batch, cfg, step, backward=torch.autograd.backward, losses=None) -> dict:
+    "Forward, backward, and the update if everything is finite."
     model.train()
     opt.zero_grad()
     out = gradients(model, batch, cfg, backward, losses)
@@ -252,7 +253,54 @@ def update(
         raise NonFinite(f'loss {out["loss"].item():.4g}, gradient norm {norm:.4g}', step)
     opt.step()
     model.clamp_()
-    return out | dict(lr=lr, grad_norm=norm, bad=bad)
+    return out | dict(grad_norm=norm, bad=bad)
+
+# %% ../../nbs/training/45_trainer.ipynb #45ed0001
+def update(
+    model: Model,  # moves by one step
+    opt: torch.optim.Optimizer,  # its optimiser
+    batch: Batch,  # pairs, on the model's device
+    cfg: TrainConfig,  # learning rate, precision, clipping
+    step: int,  # updates made so far
+    backward: Callable = torch.autograd.backward,  # `make_backward`'s, where processes share the batch
+    losses: Callable | None = None,  # of one's own, as `fit` takes them
+) -> dict:  # what the model returned, with `lr`, `grad_norm` and, on the device, whether the step was `bad`
+    "One step: forward, backward, and the update if everything is finite."
+    lr = _begin_update(opt, cfg, step)
+    return _move(model, opt, batch, cfg, step, backward, losses) | dict(lr=lr)
+
+# %% ../../nbs/training/45_trainer.ipynb #45ed0003
+def _is_recorded(
+    cfg: TrainConfig,  # of a run
+    device: str,  # where it computes
+    own: bool,  # with a model or losses of a person's own?
+) -> bool:
+    "Whether every step does the same with other numbers, so that a GPU can repeat it."
+    head = cfg.image_tower == cfg.text_tower == 'features' and not cfg.micro_batch
+    return head and not own and device.startswith('cuda') and compiles(cfg, device) and world() == 1
+
+
+def _recorded_update(model, opt, cfg, device) -> Callable[[Batch, int], dict]:
+    "`update`, after the first few from one launch."
+    lr = torch.zeros((), device=device)
+    for group in opt.param_groups:
+        group.update(lr=lr, capturable=True)
+    recorded = _Recorded(lambda batch: _move(model, opt, batch, cfg, step=-1))
+
+    def updated(batch, step):
+        lr = _begin_update(opt, cfg, step)
+        return recorded(batch) | dict(lr=lr)
+
+    return updated
+
+
+def _stepper(model, opt, cfg, losses, own) -> Callable[[Batch, int], dict]:
+    "`update`, as a run needs it."
+    device = str(next(model.parameters()).device)
+    if _is_recorded(cfg, device, own):
+        return _recorded_update(model, opt, cfg, device)
+    backward = make_backward(model)
+    return lambda batch, step: update(model, opt, batch, cfg, step, backward, losses)
 
 # %% ../../nbs/training/45_trainer.ipynb #ea0c2d6a
 _chain_terms = 'chain', 'chain_up', 'chain_texts', 'chain_back'
@@ -392,14 +440,15 @@ def fit(
         return _finished_model(run, model)
     with _held(run), _live_writers(run, on_log) as on_log:
         cfg, device = run.config, pick_device(run.config.device)
+        own = bool(model or losses)
         model, opt, state = _begin(run, device, model)
         loader, val_loader = _open_session(run, model, state['step'], device)
-        backward = make_backward(model)
+        move = _stepper(model, opt, cfg, losses, own)
         clock, watch, bar = _Clock(run), _Watch(), _bar(run, state['step'], quiet)
         for step, batch in _coming(loader, state['step'], cfg, device):
             done = step + 1
             try:
-                out = update(model, opt, batch, cfg, step, backward, losses)
+                out = move(batch, step)
                 watch.see(out['bad'], step, read=any(_due(cfg, done, o) for o in ('log', 'val', 'save')))
             except NonFinite as error:
                 raise _with_batch(run, error, loader) from None
@@ -590,6 +639,12 @@ def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
     return error
 
 # %% ../../nbs/training/45_trainer.ipynb #2886847d
+def _remedies(cfg: TrainConfig) -> str:
+    "What makes a step smaller, as it is typed."
+    whole = cfg.chains != 'off' or cfg.image_tower == 'conv'  # cannot go through the towers in parts
+    return '-p recompute True' if whole else '-p micro_batch auto, -p recompute True'
+
+
 @contextmanager
 def _memory_explained(
     run: Run,  # being trained
@@ -601,7 +656,7 @@ def _memory_explained(
         cfg = run.config
         raise MemoryError(
             f'the GPU is too small for {cfg.micro_batch or cfg.batch_size:,} pairs at once '
-            f'({str(error).strip().splitlines()[0][:120]}): set -p micro_batch auto, -p recompute True '
+            f'({str(error).strip().splitlines()[0][:120]}): set {_remedies(cfg)} '
             f'or a smaller -p batch_size. {run.name} keeps its checkpoint of step {run.step}.'
         ) from None
 
