@@ -58,8 +58,7 @@ def test_from_pictures_to_a_study(tmp_path, monkeypatch):
     assert (_split_of(found, 'test', 'words').chains >= 0).sum(1).tolist()[:4] == [2, 2, 3, 3]
     assert _tiers_of(found).chains.shape == (2, 3)
     monkeypatch.setattr(photo_heads, 'load_towers', None)  # not asked again
-    few = {name: photo_heads._ways[name] for name in ('Lorentz', 'inner product')}
-    monkeypatch.setattr(photo_heads, '_ways', few)
+    monkeypatch.setattr(photo_heads, '_plain_ways', ['Lorentz', 'inner product'])
     *_, result = _photo_heads_suite(str(path), chains=('captions', 'words'), dims=(2,), seeds=2, steps=2)
     assert result['features'] == found.id and result['sizes']['test'] == 4
     assert [table['chains'] for table in result['tables']] == ['captions', 'words']

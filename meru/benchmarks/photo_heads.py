@@ -347,6 +347,9 @@ def _read_photos(path: Path, photos: str, tiers: str) -> _Photos:
     return found._replace(features=frame(found.features))
 
 # %% ../../nbs/benchmarks/86_photo_heads.ipynb #910c2fed
+_plain_ways = [name for name, way in _ways.items() if not way.trained_on]  # those of the drawings that ask a score
+
+
 class _Study(NamedTuple):
     "How much is trained."
 
@@ -361,7 +364,7 @@ def _runs_of(found: _Photos, kind: str, dim: int, study: _Study) -> tuple[dict, 
     about, folder = [found.id, kind], study.folder / kind
     folder.mkdir(parents=True, exist_ok=True)
     looks, runs, look = {}, [], partial(_look_at_photos, train, dev)
-    for name in _ways:
+    for name in _plain_ways:
         looks[name] = _kept_looks(look, about, name, dim, study.steps, folder)
     measure = partial(_measured_photos, _Split(found, kind, train, test))
     for seed in range(study.seeds):
@@ -425,7 +428,7 @@ def _photo_record(found: _Photos, tables: list[dict], runs: dict[int, dict]) -> 
     kinds, rows = [], []
     for dim, by_kind in runs.items():
         if 'captions' in by_kind and len(by_kind) > 1:
-            kinds += [dict(dim=dim, way=way) | _kinds_compared(by_kind, way) for way in _ways]
+            kinds += [dict(dim=dim, way=way) | _kinds_compared(by_kind, way) for way in _plain_ways]
     for table in tables:
         setting = dict(chains=table['chains'], dim=table['dim'])
         for line in table['table']:
