@@ -19,6 +19,7 @@ import warnings
 import zlib
 from PIL import features, Image
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from jaxtyping import Float32, Float64, Int64, UInt8
@@ -178,23 +179,40 @@ class _Bare(NamedTuple):
 
     data: bytes  # what the decoder sees
     turn: int = 1  # EXIF orientation, 1 to 8
+    frame: bytes = b''  # of a JPEG: depth, height, width and colours, from the one segment that says them
+    one_scan: bool = False  # of a JPEG: is all of it in the first scan?
 
 # %% ../../nbs/data/21_images.ipynb #ba2be136
+_notes = frozenset([*range(0xE0, 0xF0), 0xFE])  # markers of application segments and comments
+_frames = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame header
+
+
+def _is_kept(marker: int, body: bytes) -> bool:
+    "JFIF and Adobe's segments stay where they are whole, for they tell the colours."
+    if marker == 0xE0:
+        return body.startswith(b'JFIF\0\1') and len(body) >= 14
+    return marker == 0xEE and body.startswith(b'Adobe') and len(body) >= 12
+
+
 def _bare_jpeg(data: bytes) -> _Bare:
-    "Without application segments and comments; JFIF and Adobe's stay where they are whole, for they tell the colours."
-    kept, turn = [b'\xff\xd8'], 1
+    "Without application segments and comments."
+    kept, turn, frame, one_scan, frames = [b'\xff\xd8'], 1, b'', False, 0
     for marker, start, end in _segments(data):
-        body = data[start : min(end, start + 14)]
-        jfif = marker == 0xE0 and body.startswith(b'JFIF\0\1') and end - start >= 14
-        adobe = marker == 0xEE and body.startswith(b'Adobe') and end - start >= 12
-        if marker == 0xE1 and body.startswith(b'Exif\0\0') and turn == 1:
-            turn = _exif_orientation(data[start:end])
-        if jfif or adobe or marker not in (*range(0xE0, 0xF0), 0xFE):
-            kept.append(data[start - 4 : end])
+        if marker in _notes:
+            body = data[start:end]
+            if marker == 0xE1 and body.startswith(b'Exif\0\0') and turn == 1:
+                turn = _exif_orientation(body)
+            if _is_kept(marker, body):
+                kept.append(data[start - 4 : end])
+            continue
+        kept.append(data[start - 4 : end])
+        if marker in _frames:
+            frame, frames, sequential = data[start:end], frames + 1, marker < 0xC2
         if marker == 0xDA:
+            one_scan = frames == 1 and sequential and data[start : start + 1] == frame[5:6]
             kept.append(data[end:])
             break
-    return _Bare(b''.join(kept), turn)
+    return _Bare(b''.join(kept), turn, frame if frames == 1 else b'', one_scan)
 
 # %% ../../nbs/data/21_images.ipynb #635a70e5
 def _bare_png(data: bytes) -> _Bare:
@@ -295,7 +313,7 @@ def _open_image(
         raise ImageError('too_many_pixels', f'{w} x {h}, at most {max_pixels:,}')
     if not w * h:
         raise ImageError('no_pixels', f'{w} x {h}')
-    return _Opened(im, *bare)
+    return _Opened(im, bare.data, bare.turn)
 
 # %% ../../nbs/data/21_images.ipynb #6ca6803c
 def to_rgb(
@@ -318,6 +336,14 @@ def to_rgb(
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im if im.mode == 'RGB' else im.convert('RGB')
+
+# %% ../../nbs/data/21_images.ipynb #5c2a0004
+@contextmanager
+def _quietly() -> Iterator[None]:
+    "Without Pillow's warnings about what was left out."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
 
 # %% ../../nbs/data/21_images.ipynb #6ffdd33f
 def _judged(
@@ -374,25 +400,75 @@ def _drafted(
     scale: int,  # 1, 2, 4 or 8: how many pixels of a side become one
 ) -> UInt8[np.ndarray, 'h w 3']:
     "Pillow's pixels."
-    im = Image.open(io.BytesIO(data), formats=['JPEG'])
-    im.draft(None, (im.width // scale, im.height // scale))
-    return _pixels_of(to_rgb(im))
+    with _quietly():
+        im = Image.open(io.BytesIO(data), formats=['JPEG'])
+        im.draft(None, (im.width // scale, im.height // scale))
+        return _pixels_of(to_rgb(im))
 
 # %% ../../nbs/data/21_images.ipynb #9a03bd6a
+class _Header(NamedTuple):
+    "A picture not yet decoded, and what its first bytes say."
+
+    data: bytes  # the file without its notes
+    turn: int  # EXIF orientation, 1 to 8
+    size: tuple[int, int]  # width and height
+    colours: int = 3  # of a JPEG: 1, 3 or 4
+    one_scan: bool = False  # of a JPEG: is all of it in the first scan?
+    kind: str = 'JPEG'  # its format
+    im: Image.Image | None = None  # opened by Pillow; None where that was not needed
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        "Of the upright picture: colours, height, width."
+        return (3, *(self.size if self.turn > 4 else self.size[::-1]))
+
+
 def _decode_jpeg(
-    opened: _Opened,  # a JPEG
+    head: _Header,
     scale: int,  # 1, 2, 4 or 8: how many pixels of a side become one
 ) -> UInt8[np.ndarray, 'h w 3']:
-    "Its pixels; a ValueError or an `ImageError` where a byte is missing or wrong."
-    im, data = opened.im, opened.data
-    _check_scans(data, im.width * im.height)
-    judged = _judged(data, im.size, scale)
-    if judged is not None and im.mode in ('RGB', 'L'):
+    "A JPEG's pixels; a ValueError or an `ImageError` where a byte is missing or wrong."
+    data, (width, height) = head.data, head.size
+    if not head.one_scan:
+        _check_scans(data, width * height)
+    judged = _judged(data, head.size, scale)
+    if judged is not None and head.colours < 4:
         return judged
     pixels = _drafted(data, scale)  # four colours: libjpeg knows nothing of inks
     if judged is None and (pixels != _drafted(_lengthened(data), scale)).any():
         raise ImageError('truncated', f'JPEG, {len(data)} bytes: its last scan ends early')
     return pixels
+
+# %% ../../nbs/data/21_images.ipynb #5c2a0002
+def _ordinary_jpeg(
+    data: bytes,  # a file
+    max_pixels: int,  # largest width x height
+) -> _Header | None:  # None: Pillow is to look at it
+    "The header of a JPEG of 8 bits in grey or three colours, as nearly all are."
+    if not data.startswith(b'\xff\xd8\xff'):
+        return None
+    bare = _bare_jpeg(data)
+    frame = bare.frame
+    if len(frame) not in (9, 15) or frame[0] != 8 or len(frame) != 6 + 3 * frame[5]:
+        return None
+    height, width = struct.unpack_from('>HH', frame, 1)
+    if not 0 < height * width <= max_pixels:
+        return None
+    return _Header(bare.data, bare.turn, (width, height), frame[5], bare.one_scan)
+
+
+def _read_header(
+    data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC
+    max_pixels: int = 64_000_000,  # largest width x height
+) -> _Header:
+    "The header of any picture; Pillow reads it where it is not an ordinary JPEG's."
+    if head := _ordinary_jpeg(data, max_pixels):
+        return head
+    with _quietly():
+        opened = _open_image(data, max_pixels)
+    im = opened.im
+    colours = dict(L=1, RGB=3).get(im.mode, 4)
+    return _Header(opened.data, opened.turn, im.size, colours, False, im.format, im)
 
 # %% ../../nbs/data/21_images.ipynb #d9736ebf
 class _Decoded(NamedTuple):
@@ -411,52 +487,74 @@ def _upright(pixels: UInt8[np.ndarray, 'h w 3'], turn: int) -> UInt8[np.ndarray,
     return np.ascontiguousarray(pixels[:: -1 if down else 1, :: -1 if across else 1])
 
 # %% ../../nbs/data/21_images.ipynb #8cde2bba
+def _decode_opened(
+    head: _Header,
+    scale: int = 1,  # 1, 2, 4 or 8: how many pixels of a side become one
+) -> UInt8[np.ndarray, 'h w 3']:
+    "Upright pixels, or an `ImageError` with its reason."
+    try:
+        if head.kind == 'JPEG':
+            pixels = _decode_jpeg(head, scale)
+        else:
+            with _quietly():
+                pixels = _pixels_of(to_rgb(head.im), scale)
+    except ImageError:
+        raise
+    except Exception as e:
+        raise ImageError('truncated', f'{head.kind}, {len(head.data)} bytes ({type(e).__name__})') from None
+    return _upright(pixels, head.turn)
+
+
 def _decode_scaled(
     data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC; the first frame counts
     max_pixels: int = 64_000_000,  # largest width x height
     least: int = 1 << 30,  # pixels: decoded at 1/2, 1/4 or 1/8 if the shorter side keeps as many
 ) -> _Decoded:
     "Bytes to an upright picture in three colours, or an `ImageError` with its reason."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        opened = _open_image(data, max_pixels)
-        (w, h), kind = opened.im.size, opened.im.format
-        scale = next(o for o in (8, 4, 2, 1) if o == 1 or min(w, h) >= o * least)
-        try:
-            pixels = _decode_jpeg(opened, scale) if kind == 'JPEG' else _pixels_of(to_rgb(opened.im), scale)
-        except ImageError:
-            raise
-        except Exception as e:
-            raise ImageError('truncated', f'{kind}, {len(data)} bytes ({type(e).__name__})') from None
-    return _Decoded(_upright(pixels, opened.turn), *((h, w) if opened.turn > 4 else (w, h)))
+    head = _read_header(data, max_pixels)
+    scale = next(o for o in (8, 4, 2, 1) if o == 1 or min(head.size) >= o * least)
+    _, height, width = head.shape
+    return _Decoded(_decode_opened(head, scale), width, height)
 
 # %% ../../nbs/data/21_images.ipynb #dac0f9b6
+def _pixels(image: Tensor | _Header) -> UInt8[Tensor, '3 h w']:
+    "A picture, decoded now if it was not before."
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(_decode_opened(image)).permute(2, 0, 1)
+
+
 def decode_image(
     data: bytes,  # a file: JPEG, PNG, WebP, GIF, BMP, AVIF or HEIC; the first frame counts
     max_pixels: int = 64_000_000,  # largest width x height
 ) -> UInt8[Tensor, '3 h w']:
     "Bytes to pixels, or an `ImageError` with its reason."
-    return torch.from_numpy(_decode_scaled(data, max_pixels).pixels).permute(2, 0, 1)
+    return _pixels(_read_header(data, max_pixels))
 
 # %% ../../nbs/data/21_images.ipynb #045d4e27
 def crop_resize(
     img: UInt8[Tensor, '3 h w'],  # a picture
     box: tuple,  # top, left, height, width in pixels
     size: int,  # side of the result, pixels
+    out: UInt8[Tensor, '3 s s'] | None = None,  # where the result goes; None: a new place
 ) -> UInt8[Tensor, '3 s s']:
     "Cut out a box and scale it (bicubic, antialiased)."
     y, x, h, w = box
-    return F.interpolate(img[None, :, y : y + h, x : x + w], size=(size, size), mode='bicubic', antialias=True)[0]
+    part = img[None, :, y : y + h, x : x + w]
+    if out is None:
+        return F.interpolate(part, size=(size, size), mode='bicubic', antialias=True)[0]
+    return torch.ops.aten._upsample_bicubic2d_aa.out(part, (size, size), False, out=out[None])[0]
 
 # %% ../../nbs/data/21_images.ipynb #87edb51c
 def resize_image(
     img: UInt8[Tensor, '3 h w'],  # a picture
     size: int,  # side of the result, pixels
+    out: UInt8[Tensor, '3 s s'] | None = None,  # where the result goes; None: a new place
 ) -> UInt8[Tensor, '3 s s']:
     "The evaluation transform: the central square, scaled."
     h, w = img.shape[1:]
     s = min(h, w)
-    return crop_resize(img, ((h - s) // 2, (w - s) // 2, s, s), size)
+    return crop_resize(img, ((h - s) // 2, (w - s) // 2, s, s), size, out)
 
 # %% ../../nbs/data/21_images.ipynb #1d170342
 n_draws = 32  # uniform numbers an augmented picture consumes
@@ -686,37 +784,43 @@ def _finish(
 
 # %% ../../nbs/data/21_images.ipynb #7eab64e5
 def _augment_chunk(
-    images: list,  # of UInt8[3 h w], any sizes
+    images: list,  # of UInt8[3 h w], any sizes, or not yet decoded
     size: int,  # side of the result, pixels
     boxes: Int64[np.ndarray, 'b 4'],  # from `_random_boxes`
     draws: _Draws,  # of these pictures
     aug: ImageAugment,  # the settings
-) -> UInt8[Tensor, 'b 3 s s']:
+    out: UInt8[Tensor, 'b 3 s s'],  # where the result goes
+):
     "Crop, flip, warp, recolour. A warp reads a crop half as large again, so that it does not blur."
-    side = aug.read_size(size)
-    out = torch.stack([crop_resize(*o, side) for o in zip(images, boxes.tolist())])
+    side, changes = aug.read_size(size), aug.moves or aug.recolours
+    crops = torch.empty(len(images), 3, side, side, dtype=torch.uint8) if changes else out
+    for image, box, crop in zip(images, boxes.tolist(), crops):
+        crop_resize(_pixels(image), box, side, crop)
     mirrored = torch.from_numpy(draws.mirror < aug.flip)
     if mirrored.any():
-        out[mirrored] = out[mirrored].flip(-1)
+        crops[mirrored] = crops[mirrored].flip(-1)
+    if not changes:
+        return
     theta = _random_affine(draws.motion, aug.degrees, aug.shear, aug.translate)
     matrix, grey = _random_colours(draws.colours, aug)
-    return _finish(out, theta, matrix, grey, size, aug)
+    out.copy_(_finish(crops, theta, matrix, grey, size, aug))
 
 # %% ../../nbs/data/21_images.ipynb #5e520103
 def augment_images(
-    images: list,  # of UInt8[3 h w], any sizes
+    images: list,  # of UInt8[3 h w], any sizes; one that is not yet decoded may fail with an `ImageError`
     size: int,  # side of the result, pixels
     u: Float64[np.ndarray, 'b 32'],  # uniform draws, one row a picture
     aug: ImageAugment,  # the settings
+    out: UInt8[Tensor, 'b 3 s s'] | None = None,  # where the result goes; None: a new place
 ) -> UInt8[Tensor, 'b 3 s s']:
     "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
+    out = torch.empty(len(images), 3, size, size, dtype=torch.uint8) if out is None else out
     sizes = np.array([o.shape[1:] for o in images])
     boxes = _random_boxes(_split_draws(u).box, sizes, aug.crop_scale, aug.crop_ratio)
-    done = []
     for at in range(0, len(images), 32):
         part = slice(at, at + 32)
-        done.append(_augment_chunk(images[part], size, boxes[part], _split_draws(u[part]), aug))
-    return torch.cat(done)
+        _augment_chunk(images[part], size, boxes[part], _split_draws(u[part]), aug, out[part])
+    return out
 
 # %% ../../nbs/data/21_images.ipynb #03de0002
 def augment_params(

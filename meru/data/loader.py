@@ -33,6 +33,8 @@ from meru.data.images import (
     ImageAugment,
     ImageError,
     n_draws,
+    _pixels,
+    _read_header,
     augment_params,
     resize_image,
 )
@@ -90,33 +92,38 @@ class Source:
     def __getstate__(self):
         return self.__dict__ | {'store': {}}
 
-    def __getitem__(self, i: int) -> Sample:  # with pixels in place of bytes
-        "Sample `i`, or an `ImageError` with its reason."
-        if i in self.store:
-            return self.store[i]
+    def opened(self, i: int) -> Sample:  # with a header in place of bytes
+        "Sample `i`, its picture not yet decoded, or an `ImageError` with its reason."
         sample = self.shards[i]
         if self.levels and not _has_levels(sample, self.levels):
             raise SampleError('no_levels', f'sample {sample.key}')
         if self.parts:
             self.damaged |= _odd_parts(i, sample)
-        sample = sample._replace(image=decode_image(sample.image))
+        return sample._replace(image=_read_header(sample.image))
+
+    def __getitem__(self, i: int) -> Sample:  # with pixels in place of bytes
+        "Sample `i`, or an `ImageError` with its reason."
+        if i in self.store:
+            return self.store[i]
+        sample = self.opened(i)
+        sample = sample._replace(image=_pixels(sample.image))
         if self.cache:
             self.store[i] = sample
         return sample
 
-    def try_get(self, i: int) -> Sample | None:
+    def try_get(self, i: int, decode: bool = True) -> Sample | None:
         "Sample `i`, or None; its reason is noted the first time."
         if i in self.damaged:
             return None
         try:
-            return self[i]
+            return self[i] if decode else self.opened(i)
         except ImageError as e:
             self.damaged[i] = e.reason
 
-    def good(self, i: int) -> Sample:
+    def good(self, i: int, decode: bool = True) -> Sample:
         "Sample `i`, or the next good one."
         for j in itertools.chain(range(i, len(self.shards)), range(i)):
-            if sample := self.try_get(j):
+            if sample := self.try_get(j, decode):
                 return sample
         raise ValueError(f'No sample of {self.shards.folder} can be used: {dict(Counter(self.damaged.values()))}.')
 
@@ -160,16 +167,19 @@ def _choose_text(
 
 # %% ../../nbs/data/24_loader.ipynb #5422f541
 def pictures(
-    samples: list[Sample],  # decoded
+    samples: list[Sample],  # decoded, or their headers read
     size: int,  # side of the result, pixels
     u: np.ndarray | None = None,  # draws for the augmentation
     augment: ImageAugment | None = None,  # None: the evaluation transform
+    out: UInt8[Tensor, 'b 3 s s'] | None = None,  # where the result goes; None: a new place
 ) -> UInt8[Tensor, 'b 3 s s']:
     "What the model sees of the samples' pictures."
-    images = [o.image for o in samples]
+    out = torch.empty(len(samples), 3, size, size, dtype=torch.uint8) if out is None else out
     if augment:
-        return augment_images(images, size, u, augment)
-    return torch.stack([resize_image(o, size) for o in images])
+        return augment_images([o.image for o in samples], size, u, augment, out)
+    for sample, place in zip(samples, out):
+        resize_image(_pixels(sample.image), size, place)
+    return out
 
 # %% ../../nbs/data/24_loader.ipynb #c7f18985
 def _to_batch(
@@ -397,65 +407,115 @@ class _Walks:
 
 # %% ../../nbs/data/24_loader.ipynb #d0f5a626
 class _Drawn(NamedTuple):
-    "What chance decides of a batch."
+    "What chance decides of a batch's texts; four lists, which grow."
 
-    samples: list[Sample]
+    samples: list[Sample]  # without their pixels
     texts: list[str]  # one of each sample's
     augmented: list[str]  # as the model reads them
-    u: np.ndarray  # [p 32], uniform draws for the pictures
-    shown: list[Sample]  # the samples, then their parts
-    phrases: list[str] = []  # of each part
+    phrases: list[str]  # of each sample's part, where there are parts
+
+
+class _Shown(NamedTuple):
+    "Pictures, or the parts of them, and what chance decides of these."
+
+    samples: list[Sample]
+    u: np.ndarray  # [p 32], uniform draws
 
 # %% ../../nbs/data/24_loader.ipynb #7fd93b32
-def _draw_batch(
-    loader,  # its source, texts and seed
+def _draw_some(
+    loader,  # its texts and seed
     index: list[int],  # of the samples
+    samples: list[Sample],  # decoded, or their headers read
     epoch: int,
-) -> _Drawn:
-    "Draw for each sample from the generator of its own."
-    samples = [loader.source.good(i) for i in index]
+) -> tuple[_Drawn, list[_Shown]]:  # texts; pictures, then their parts
+    "Draw for each sample from the generator of its own; a part is drawn last, so that all else is as without."
     rngs = [sample_rng(loader.seed, epoch, i) for i in index]
     u = np.stack([rng.random(1 + n_draws) for rng in rngs])
-    texts, augmented = [], []
+    texts, augmented, phrases = [], [], []
     for sample, rng, u_text in zip(samples, rngs, u[:, 0]):
         text = _choose_text(sample, u_text, loader.level_probs)
         texts.append(text)
         augmented.append(loader.augment_text(text, rng) if loader.augment_text else text)
-    drawn = _Drawn(samples, texts, augmented, u[:, 1:], samples)
+    shown = [_Shown(samples, u[:, 1:])]
     if loader.parts:
-        drawn = _with_parts(drawn, rngs)
-    return drawn
+        phrases, parts = _draw_parts(samples, rngs)
+        shown.append(parts)
+    return _Drawn([o._replace(image=b'') for o in samples], texts, augmented, phrases), shown
 
 # %% ../../nbs/data/24_loader.ipynb #f8cb8c64
-def _with_parts(
-    drawn: _Drawn,
-    rngs: list[np.random.Generator],  # of each sample
-) -> _Drawn:
-    "A part of each picture behind the pictures; drawn last, so that all else is as without parts."
-    shown, phrases, draws = list(drawn.shown), [], []
-    for sample, rng in zip(drawn.samples, rngs):
+def _draw_parts(
+    samples: list[Sample],  # decoded
+    rngs: list[np.random.Generator],  # of each
+) -> tuple[list[str], _Shown]:  # phrases, and the parts that they are about
+    "A part of each picture."
+    phrases, parts, draws = [], [], []
+    for sample, rng in zip(samples, rngs):
         choice, *u = rng.random(1 + n_draws)
         found = _boxed_phrases(sample.caption, sample.meta).found
         text, box = found[int(choice * len(found))]
-        part = _cut_out(sample.image, box)
         phrases.append(text)
-        shown.append(sample._replace(image=part))
+        parts.append(sample._replace(image=_cut_out(sample.image, box)))
         draws.append(u)
-    u = np.concatenate([drawn.u, draws])
-    return drawn._replace(u=u, shown=shown, phrases=phrases)
+    return phrases, _Shown(parts, np.array(draws))
 
 # %% ../../nbs/data/24_loader.ipynb #a78e811e
-def _draw_pictures(loader, drawn: _Drawn) -> tuple[UInt8[Tensor, 'p 3 s s'], Tensor | None]:
-    "Augmented pictures; or whole ones, and how the device is to augment them."
+def _draw_pictures(
+    loader,  # its augmentation
+    shown: _Shown,
+    out: UInt8[Tensor, 'p 3 s s'],  # where they go
+) -> Tensor | None:  # how the device is to augment them
+    "Augmented pictures; or whole ones, if the device augments."
     if not loader.pre_resize:
-        return pictures(drawn.shown, loader.image_size, drawn.u, loader.augment), None
-    whole, sizes = [], []
-    for sample in drawn.shown:
+        pictures(shown.samples, loader.image_size, shown.u, loader.augment, out)
+        return None
+    sizes = []
+    for sample, square in zip(shown.samples, out):
         size = tuple(sample.image.shape[1:])
-        whole.append(crop_resize(sample.image, (0, 0, *size), loader.pre_resize))
+        crop_resize(_pixels(sample.image), (0, 0, *size), loader.pre_resize, square)
         sizes.append(size)
-    params = augment_params(drawn.u, np.array(sizes), loader.augment)
-    return torch.stack(whole), params
+    return augment_params(shown.u, np.array(sizes), loader.augment)
+
+# %% ../../nbs/data/24_loader.ipynb #5c2a0011
+def _draw_group(
+    loader,
+    index: list[int],  # of the samples
+    epoch: int,
+    places: UInt8[Tensor, 'k b 3 s s'],  # of pictures, and of parts where there are some
+    decode: bool,  # before anything else
+) -> tuple[_Drawn, list[Tensor | None]]:  # texts; how the device is to augment pictures, and parts
+    "Everything that chance decides of a few samples."
+    samples = [loader.source.good(i, decode) for i in index]
+    drawn, shown = _draw_some(loader, index, samples, epoch)
+    return drawn, [_draw_pictures(loader, kind, place) for kind, place in zip(shown, places)]
+
+
+def _draw_batch(
+    loader,  # its source, texts and seed
+    index: list[int],  # of the samples
+    epoch: int,
+) -> tuple[_Drawn, UInt8[Tensor, 'p 3 s s'], Tensor | None]:  # texts, pictures, how the device is to augment them
+    "32 samples at a time, for which all pixels need not lie in memory."
+    places, drawn, params = _places_for(loader, len(index)), _Drawn([], [], [], []), []
+    for at in range(0, len(index), 32):
+        group = index[at : at + 32], epoch, places[:, at : at + 32]
+        try:
+            some, how = _draw_group(loader, *group, decode=loader.cache or loader.parts)
+        except ImageError:
+            some, how = _draw_group(loader, *group, decode=True)
+        for whole, part in zip(drawn, some):
+            whole += part
+        params.append(how)
+    joined = torch.cat([o for kind in zip(*params) for o in kind]) if loader.pre_resize else None
+    return drawn, places.flatten(0, 1), joined
+
+
+def _places_for(loader, pairs: int) -> UInt8[Tensor, 'k b 3 s s']:
+    "Colours last where nothing but a crop is to come, as decoders have them; a device lays them out anew."
+    side, aug = loader.pre_resize or loader.image_size, loader.augment
+    shape = 1 + loader.parts, pairs
+    if loader.pre_resize or aug and not (aug.moves or aug.recolours):
+        return torch.empty(*shape, side, side, 3, dtype=torch.uint8).movedim(-1, 2)
+    return torch.empty(*shape, 3, side, side, dtype=torch.uint8)
 
 # %% ../../nbs/data/24_loader.ipynb #4f8dfe65
 def _texts_above(loader, drawn: _Drawn) -> TextChains:
@@ -523,8 +583,7 @@ class Loader(_Walks):
         start = place * self.batch_size
         index = order[start : start + self.batch_size]
         own = index[part_of(len(index), self.share)]
-        drawn = _draw_batch(self, own.tolist(), epoch)
-        images, params = _draw_pictures(self, drawn)
+        drawn, images, params = _draw_batch(self, own.tolist(), epoch)
         batch = _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)
         if self.chain is None and not self.parts:
             return batch

@@ -352,7 +352,7 @@ class Shards:
         number = int(self.shard[i])
         mine = os.getpid(), number
         if mine not in self.files:
-            self.files[mine] = open(self.paths[number], 'rb')
+            self.files[mine] = open(self.paths[number], 'rb', buffering=0)
         self.files[mine].seek(first)
         return self.files[mine].read(size)
 
