@@ -36,9 +36,9 @@ def photos(tmp_path):
 def test_both_loaders_see_every_pair_once(photos, kind, tmp_path):
     if find_spec('webdataset') is None:
         pytest.skip("webdataset is missing: pip install 'meru[fetch]'")
-    mean = T._make_shards(photos, kind, 12, tmp_path / 's')
+    mean = T._make_shards(T._photos(photos, kind, 12), tmp_path / 's')
     assert len(Shards(tmp_path / 's')) == 12 and 1e3 < mean < 1e6
-    seen = [list(f(tmp_path / 's', 32, 4)) for f in (T._our_batches, T._baseline_batches)]
+    seen = [list(f(tmp_path / 's', 32, 4)()) for f in (T._our_epochs, T._baseline_epochs)]
     texts = [sorted(T._tokenizer.decode(t) for _, ids in side for t in ids) for side in seen]
     assert texts[0] == texts[1] and len(set(texts[0])) == 12
     ours, baseline = (torch.cat([images for images, _ in side]) for side in seen)
@@ -56,6 +56,7 @@ def test_the_loader_suite_says_what_it_did(photos):
     threads = torch.get_num_threads()
     found = T._loader_suite(str(photos), n=8, reps=2, size=32, batch=4)
     assert {'ours', 'baseline'} == set(found['tiled']['per_second']) == set(found['enlarged']['per_second'])
+    assert {'baseline', 'baseline_whole'} == set(found['tiled, fetched']['ratio'])
     assert found['tiled']['ratio']['baseline']['low'] > 0 and torch.get_num_threads() == threads
     json.dumps(found)
 

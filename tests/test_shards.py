@@ -25,6 +25,8 @@ from meru.data.shards import Sample, Shards, dataset_id, make_manifest, write_sh
 from meru.data.emoji import embedded_data, emoji_rows, _emoji_splits, _without_person
 from meru.data.loader import _batch_bytes, _cpu_quota, _epoch_order, Loader, sample_rng, _spare_cores
 from meru.data.tokenizer import Tokenizer, augment_caption
+from meru.training.config import make_config
+from meru.training.step import to_device
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork.*:DeprecationWarning'),
@@ -520,6 +522,27 @@ def test_foreign_members_are_never_read(tmp_path):
     make_manifest(tmp_path / 'f')
     shards = Shards(tmp_path / 'f')
     assert [(o.key, o.caption) for o in shards] == [('a/0', 'one'), ('a/1', 'two')]
+
+
+def test_members_that_lie_apart_are_read_one_by_one(tmp_path):
+    (tmp_path / 'f').mkdir()
+    rows = [('a', {'png': picture(0), 'txt': b'one'}), ('b', {'png': picture(1), 'txt': b'two', 'bin': bytes(40_000)})]
+    tar_of(tmp_path / 'f/00000.tar', [*rows, ('a', {'json': b'{"far": 1}'})])
+    make_manifest(tmp_path / 'f')
+    shards = Shards(tmp_path / 'f')
+    first, second = shards
+    assert (first.key, first.image, first.caption, first.meta) == ('a', picture(0), 'one', dict(far=1))
+    assert (second.key, second.image, second.caption, second.meta) == ('b', picture(1), 'two', {})
+
+
+def test_what_is_only_cut_comes_as_decoders_have_it_and_is_laid_out_on_the_device(folder):
+    "Colours last in memory from the loader, planes for the model."
+    cut, cfg = ImageAugment(crop_scale=(0.5, 1.0)), make_config('smoke')
+    batch = Loader(Shards(folder), TOK, 16, 5, augment=cut, cache=False).batch_at(0)
+    kept = Loader(Shards(folder), TOK, 16, 5, augment=cut).batch_at(0)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last) and torch.equal(batch.images, kept.images)
+    planes = to_device(batch, cfg, 'cpu').images
+    assert planes.is_contiguous() and torch.equal(planes, batch.images)
 
 
 def test_a_real_img2dataset_folder_loads(tmp_path):

@@ -27,6 +27,7 @@ from ..data.tokenizer import Tokenizer
 from ..data.images import decode_image, ImageAugment
 from ..data.shards import Sample, Shards, write_shards
 from ..data.loader import Loader
+from ..data.download import clean_picture, FetchConfig
 from ..training.config import make_config
 from ..training.run import Run
 from ..training.launch import launch
@@ -80,31 +81,31 @@ def _without_border(data):
 _tokenizer = Tokenizer(4096, 32)
 
 
-def _our_batches(
+def _our_epochs(
     folder: Path,  # of shards
     size: int,  # side of the crops, pixels
     batch: int,  # pairs
-) -> Iterator[tuple]:  # pixels, ids
-    "One epoch of `meru.data.loader.Loader`, in this process."
+) -> Callable[[], Iterator[tuple]]:  # each call: one epoch of pixels and ids
+    "`meru.data.loader.Loader` in this process."
     augment = ImageAugment(crop_scale=(0.5, 1.0))
     loader = Loader(Shards(folder), _tokenizer, size, batch, augment=augment, cache=False)
-    for step in range(loader.steps_per_epoch):
-        yield loader.batch_at(step)[:2]
+    steps = itertools.count()
+    return lambda: (loader.batch_at(next(steps))[:2] for _ in range(loader.steps_per_epoch))
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #70509c66
-def _baseline_batches(
+def _baseline_epochs(
     folder: Path,  # of shards
     size: int,  # side of the crops, pixels
     batch: int,  # pairs
-) -> Iterator[tuple]:  # pixels, ids
-    "One epoch of webdataset, Pillow and torchvision, in this process."
+) -> Callable[[], Iterator[tuple]]:  # each call: one epoch of pixels and ids
+    "webdataset, Pillow and torchvision, in this process."
     import webdataset as wds
 
     tars = sorted(map(str, Path(folder).glob('*.tar')))
     data = wds.WebDataset(tars, shardshuffle=len(tars), seed=0).shuffle(1000, seed=0)
     pairs = data.decode('pilrgb').to_tuple('jpg', 'txt').map_tuple(_torchvision_crop(size), str)
-    for images, texts in pairs.batched(batch, partial=False):
-        yield images, _tokenizer(list(texts))
+    batches = pairs.batched(batch, partial=False)
+    return lambda: ((images, _tokenizer(list(texts))) for images, texts in batches)
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #d0a9e22b
 def _torchvision_crop(size):
@@ -115,21 +116,19 @@ def _torchvision_crop(size):
     return T.Compose([crop, T.ToTensor()])
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #322ce3ae
-def _epoch(
-    batches: Callable,  # `_our_batches` or `_baseline_batches`
-    *args,  # its arguments
+def _walk(
+    epochs: Callable,  # from `_our_epochs` or `_baseline_epochs`
 ) -> int:  # pairs seen
     "Walk through an epoch and count."
-    return sum(len(images) for images, _ in batches(*args))
+    return sum(len(images) for images, _ in epochs())
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #be3a1e90
-def _make_shards(
+def _photos(
     photos: Path,  # a zip of pictures
     kind: str,  # 'enlarged' or 'tiled'
-    n: int,  # pairs
-    out: Path,  # new folder
-) -> float:  # mean size of a JPEG, bytes
-    "Shards of 500 x 400 JPEGs, made for one benchmark."
+    n: int,  # how many
+) -> list[bytes]:
+    "JPEGs of 500 x 400 pixels, made for one benchmark."
     if not photos.exists():
         raise FileNotFoundError(
             f'{photos} is missing: name a zip of photos with -p photos, which the JPEGs of the benchmark are made of.'
@@ -137,10 +136,23 @@ def _make_shards(
     with zipfile.ZipFile(photos) as z:
         names = [o for o in sorted(z.namelist()) if o.lower().endswith(('.jpg', '.jpeg'))]
         files = [z.read(o) for o in names[: n * _kinds[kind][1]]]
-    data = list(_photo_jpegs(files, kind, n))
-    samples = (Sample(str(i), o, f'photo number {i} of many', {}) for i, o in enumerate(data))
-    write_shards(samples, out, shard_size=math.ceil(n / 4))
-    return sum(map(len, data)) / n
+    return list(_photo_jpegs(files, kind, n))
+
+
+def _as_fetched(photo: bytes) -> bytes:
+    "A photo as the shards of `nbs/fetch.ipynb` hold it."
+    usual = FetchConfig  # its defaults
+    return clean_picture(photo, usual.image_size, usual.quality, usual.max_pixels).jpeg
+
+
+def _make_shards(
+    photos: list[bytes],  # JPEGs
+    out: Path,  # new folder
+) -> int:  # mean size of a JPEG, bytes
+    "Four shards of them."
+    samples = (Sample(str(i), o, f'photo number {i} of many', {}) for i, o in enumerate(photos))
+    write_shards(samples, out, shard_size=math.ceil(len(photos) / 4))
+    return round(sum(map(len, photos)) / len(photos))
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #2d956cf8
 def _loader_suite(
@@ -149,9 +161,11 @@ def _loader_suite(
     reps: int = 7,  # counted epochs
     size: int = 224,  # side of the crops, pixels
     batch: int = 64,  # pairs
-) -> dict:  # a part for each kind of JPEG: per_second, ratio, jpeg_bytes
+) -> dict:  # a part for each kind of JPEG, whole and as fetched: per_second, ratio, jpeg_bytes
     "Pairs a second and core, of our loader and of the baseline."
-    parts = {kind: _time_loaders(project_path(photos), kind, n, reps, size, batch) for kind in _kinds}
+    parts = {}
+    for kind in _kinds:
+        parts |= _time_loaders(_photos(project_path(photos), kind, n), kind, reps, size, batch)
     versions = {name: version(name) for name in ('pillow', 'simplejpeg', 'torchvision', 'webdataset')}
     return dict(
         what='pairs per core-second: read, decode, crop to size, tokenise',
@@ -165,16 +179,30 @@ def _loader_suite(
     )
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #b57eac4d
-def _time_loaders(photos, kind, n, reps, size, batch):
+def _time_loaders(
+    photos: list[bytes],  # JPEGs
+    kind: str,  # their name
+    reps: int,  # counted epochs
+    size: int,  # side of the crops, pixels
+    batch: int,  # pairs
+) -> dict[str, dict]:  # of the whole photos, and of those as fetched
+    "All four by turns."
+    sets = {kind: photos, f'{kind}, fetched': list(map(_as_fetched, photos))}
+    loaders, parts = {}, {}
     with _torch_threads(1), tempfile.TemporaryDirectory() as tmp:
-        folder = Path(tmp) / 'shards'
-        jpeg_bytes = round(_make_shards(photos, kind, n, folder))
-        epochs = dict(
-            ours=partial(_epoch, _our_batches, folder, size, batch),
-            baseline=partial(_epoch, _baseline_batches, folder, size, batch),
-        )
-        took = _by_turns(epochs, reps)
-        return dict(jpeg_bytes=jpeg_bytes, **_rates(took, n // batch * batch))
+        for number, (name, jpegs) in enumerate(sets.items()):
+            folder = Path(tmp) / str(number)
+            parts[name] = dict(jpeg_bytes=_make_shards(jpegs, folder))
+            loaders['ours', name] = partial(_walk, _our_epochs(folder, size, batch))
+            loaders['baseline', name] = partial(_walk, _baseline_epochs(folder, size, batch))
+        took = _by_turns(loaders, reps)
+    pairs = len(photos) // batch * batch
+    for name, part in parts.items():
+        sides = dict(ours=took['ours', name], baseline=took['baseline', name])
+        if name != kind:
+            sides['baseline_whole'] = took['baseline', kind]
+        part |= _rates(sides, pairs)
+    return parts
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #620df16f
 class _Captioned(NamedTuple):

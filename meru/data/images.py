@@ -167,7 +167,8 @@ def _segments(
     "A JPEG's segments up to its end marker (ITU T.81, annex B); bytes that belong to none are passed over."
     at = 2
     while found := _jpeg_marker.search(data, at):
-        marker, start = data[found.end() - 1], found.end()
+        start = found.end()
+        marker = data[start - 1]
         if marker == 0xD9:
             return
         at = start + max(int.from_bytes(data[start : start + 2], 'big'), 2)
@@ -196,23 +197,25 @@ def _is_kept(marker: int, body: bytes) -> bool:
 
 def _bare_jpeg(data: bytes) -> _Bare:
     "Without application segments and comments."
-    kept, turn, frame, one_scan, frames = [b'\xff\xd8'], 1, b'', False, 0
+    kept, size, turn, frame, frames, one_scan = [data[:2]], 2, 1, b'', 0, False
     for marker, start, end in _segments(data):
         if marker in _notes:
             body = data[start:end]
             if marker == 0xE1 and body.startswith(b'Exif\0\0') and turn == 1:
                 turn = _exif_orientation(body)
-            if _is_kept(marker, body):
-                kept.append(data[start - 4 : end])
-            continue
-        kept.append(data[start - 4 : end])
+            if not _is_kept(marker, body):
+                continue
         if marker in _frames:
             frame, frames, sequential = data[start:end], frames + 1, marker < 0xC2
         if marker == 0xDA:
             one_scan = frames == 1 and sequential and data[start : start + 1] == frame[5:6]
-            kept.append(data[end:])
+            end = len(data)
+        kept.append(memoryview(data)[start - 4 : end])
+        size += len(kept[-1])
+        if marker == 0xDA:
             break
-    return _Bare(b''.join(kept), turn, frame if frames == 1 else b'', one_scan)
+    bare = data if size == len(data) else b''.join(kept)  # one copy is enough
+    return _Bare(bare, turn, frame if frames == 1 else b'', one_scan)
 
 # %% ../../nbs/data/21_images.ipynb #635a70e5
 def _bare_png(data: bytes) -> _Bare:
@@ -541,9 +544,11 @@ def crop_resize(
     "Cut out a box and scale it (bicubic, antialiased)."
     y, x, h, w = box
     part = img[None, :, y : y + h, x : x + w]
+    sides = size, size
     if out is None:
-        return F.interpolate(part, size=(size, size), mode='bicubic', antialias=True)[0]
-    return torch.ops.aten._upsample_bicubic2d_aa.out(part, (size, size), False, out=out[None])[0]
+        return F.interpolate(part, size=sides, mode='bicubic', antialias=True)[0]
+    into = torch.ops.aten._upsample_bicubic2d_aa.out
+    return into(part, sides, False, out=out[None])[0]
 
 # %% ../../nbs/data/21_images.ipynb #87edb51c
 def resize_image(
@@ -814,12 +819,14 @@ def augment_images(
     out: UInt8[Tensor, 'b 3 s s'] | None = None,  # where the result goes; None: a new place
 ) -> UInt8[Tensor, 'b 3 s s']:
     "Augment a batch, 32 at a time to stay in the processor's cache; picture i depends on row i of `u` only."
-    out = torch.empty(len(images), 3, size, size, dtype=torch.uint8) if out is None else out
+    if out is None:
+        out = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     sizes = np.array([o.shape[1:] for o in images])
     boxes = _random_boxes(_split_draws(u).box, sizes, aug.crop_scale, aug.crop_ratio)
     for at in range(0, len(images), 32):
         part = slice(at, at + 32)
-        _augment_chunk(images[part], size, boxes[part], _split_draws(u[part]), aug, out[part])
+        draws = _split_draws(u[part])
+        _augment_chunk(images[part], size, boxes[part], draws, aug, out[part])
     return out
 
 # %% ../../nbs/data/21_images.ipynb #03de0002

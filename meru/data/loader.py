@@ -75,8 +75,21 @@ def _odd_parts(i: int, sample: Sample) -> dict:  # (number of the sample, number
         raise SampleError('no_parts', f'sample {sample.key} brings no phrase with a box; {len(odd)} are none')
     return odd
 
+# %% ../../nbs/data/24_loader.ipynb #5c2a0021
+class _Opens:
+    "Samples of shards, as far as they can be read without decoding."
+
+    def opened(self, i: int) -> Sample:  # with a header in place of bytes
+        "Sample `i`, its picture not yet decoded, or an `ImageError` with its reason."
+        sample = self.shards[i]
+        if self.levels and not _has_levels(sample, self.levels):
+            raise SampleError('no_levels', f'sample {sample.key}')
+        if self.parts:
+            self.damaged |= _odd_parts(i, sample)
+        return sample._replace(image=_read_header(sample.image))
+
 # %% ../../nbs/data/24_loader.ipynb #ac50a765
-class Source:
+class Source(_Opens):
     "Decoded samples by number; damaged ones are counted and replaced."
 
     def __init__(
@@ -91,15 +104,6 @@ class Source:
 
     def __getstate__(self):
         return self.__dict__ | {'store': {}}
-
-    def opened(self, i: int) -> Sample:  # with a header in place of bytes
-        "Sample `i`, its picture not yet decoded, or an `ImageError` with its reason."
-        sample = self.shards[i]
-        if self.levels and not _has_levels(sample, self.levels):
-            raise SampleError('no_levels', f'sample {sample.key}')
-        if self.parts:
-            self.damaged |= _odd_parts(i, sample)
-        return sample._replace(image=_read_header(sample.image))
 
     def __getitem__(self, i: int) -> Sample:  # with pixels in place of bytes
         "Sample `i`, or an `ImageError` with its reason."
@@ -512,10 +516,12 @@ def _draw_batch(
 def _places_for(loader, pairs: int) -> UInt8[Tensor, 'k b 3 s s']:
     "Colours last where nothing but a crop is to come, as decoders have them; a device lays them out anew."
     side, aug = loader.pre_resize or loader.image_size, loader.augment
-    shape = 1 + loader.parts, pairs
-    if loader.pre_resize or aug and not (aug.moves or aug.recolours):
-        return torch.empty(*shape, side, side, 3, dtype=torch.uint8).movedim(-1, 2)
-    return torch.empty(*shape, 3, side, side, dtype=torch.uint8)
+    kinds = 1 + loader.parts
+    only_cut = aug and not aug.moves and not aug.recolours
+    if loader.pre_resize or only_cut:
+        colours_last = torch.empty(kinds, pairs, side, side, 3, dtype=torch.uint8)
+        return colours_last.movedim(-1, 2)
+    return torch.empty(kinds, pairs, 3, side, side, dtype=torch.uint8)
 
 # %% ../../nbs/data/24_loader.ipynb #4f8dfe65
 def _texts_above(loader, drawn: _Drawn) -> TextChains:

@@ -314,8 +314,53 @@ def _whole_shards(
         raise ValueError(f'No shard of {folder} is whole: {why}')
     return whole
 
+# %% ../../nbs/data/22_shards.ipynb #5c2a0020
+class _ShardFiles:
+    "The open files of a dataset, and where its members lie in them."
+
+    files: dict  # (process, number of the shard) to what it has open
+    paths: list[Path]  # of the shards
+    table: Int64[np.ndarray, 'n 8']  # from `_index_shard`
+    shard: Int64[np.ndarray, ' n']  # number of each sample's
+
+    def __getstate__(self):
+        return self.__dict__ | {'files': {}}
+
+    def __del__(self):
+        for file in getattr(self, 'files', {}).values():
+            file.close()
+
+    def read(self, i: int, first: int, size: int) -> bytes:
+        "Bytes of the shard that holds sample `i`; every process opens its own files."
+        number = int(self.shard[i])
+        mine = os.getpid(), number
+        if mine not in self.files:
+            self.files[mine] = open(self.paths[number], 'rb', buffering=0)
+        self.files[mine].seek(first)
+        return self.files[mine].read(size)
+
+    def _places(self, i: int) -> list[tuple[int, int]]:  # first byte and size; a first byte of -1: there is none
+        "Of picture, txt, json, and name or header."
+        *members, (name_at, name_size) = self.table[i].reshape(4, 2).tolist()
+        return [*members, (name_at, name_size or 512)]
+
+    def _members(self, i: int) -> list[bytes | None]:
+        "What lies there; in one read where it lies together, as it nearly always does."
+        places = self._places(i)
+        low = min(first for first, _ in places if first >= 0)
+        high = max(first + size for first, size in places)
+        wanted = sum(size for _, size in places)
+        together = high - low <= wanted + 16_384
+        span = self.read(i, low, high - low) if together else b''
+        found = []
+        for first, size in places:
+            at = first - low
+            part = span[at : at + size] if together else self.read(i, max(first, 0), max(size, 0))
+            found.append(None if first < 0 else part)
+        return found
+
 # %% ../../nbs/data/22_shards.ipynb #83c80dee
-class Shards:
+class Shards(_ShardFiles):
     "All samples of a folder of tar shards, by number; `id` names the exact dataset."
 
     def __init__(
@@ -340,33 +385,13 @@ class Shards:
     def __len__(self):
         return len(self.table)
 
-    def __getstate__(self):
-        return self.__dict__ | {'files': {}}
-
-    def __del__(self):
-        for file in getattr(self, 'files', {}).values():
-            file.close()
-
-    def read(self, i: int, first: int, size: int) -> bytes:
-        "Bytes of the shard that holds sample `i`; every process opens its own files."
-        number = int(self.shard[i])
-        mine = os.getpid(), number
-        if mine not in self.files:
-            self.files[mine] = open(self.paths[number], 'rb', buffering=0)
-        self.files[mine].seek(first)
-        return self.files[mine].read(size)
-
     def __getitem__(self, i: int) -> Sample:
         "Sample `i`, or a `SampleError` with its reason."
-        *members, name_at = self.table[i].reshape(4, 2).tolist()
-        image, txt, meta = (None if first < 0 else self.read(i, first, size) for first, size in members)
+        *members, name = self._members(i)
+        if not self.table[i, -1]:  # a name of size 0 is in the header there
+            name = _header_name(name)
         where = f'{self.paths[self.shard[i]].name}, number {i}'
-        return _read_sample(where, self._key(i, *name_at), image, txt, meta)
-
-    def _key(self, i: int, first: int, size: int) -> str:
-        "The key of sample `i`; a name of size 0 is in the header there."
-        name = self.read(i, first, size) if size else _header_name(self.read(i, first, 512))
-        return _split_name(name).key
+        return _read_sample(where, _split_name(name).key, *members)
 
 # %% ../../nbs/data/22_shards.ipynb #f447e7bd
 def _picture_column(

@@ -155,12 +155,13 @@ def to_device(
     cfg: TrainConfig,  # compiled or not, and which text tower
     device: str,  # where the model computes
 ) -> Batch:  # the same pairs
-    "Move a batch without waiting for it; augment what is not yet augmented."
+    "Move a batch without waiting for it; lay its pictures out as planes; augment what is not yet augmented."
     if compiles(cfg, device) and cfg.text_tower == 'transformer':
         batch = _in_few_shapes(batch, cfg.context_length)
     if isinstance(batch.chains, TextChains):
         batch = batch._replace(chains=_read_chains(batch.text_ids, batch.chains, cfg))
     batch = tree_map_only(Tensor, partial(_sent, device=device), batch)
+    batch = batch._replace(images=batch.images.contiguous())
     if batch.augment_params is None:
         return batch
     images = augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg)
