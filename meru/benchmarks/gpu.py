@@ -35,7 +35,7 @@ from ..training.memory import _room, step_memory
 from ..training.optim import make_optimizer
 from ..training.run import Run
 from ..training.step import compiles, to_device
-from ..training.trainer import fit, pick_device, update
+from ..training.trainer import fit, pick_device, _stepper, update
 from .timing import _by_turns
 from .step import step_cases, _flops_per_pair, _noise_batch, _open_clip_step, _our_step
 from .step import _peak_rate, _update_memory, _whole_texts
@@ -231,11 +231,12 @@ def _fed_head(
     torch.manual_seed(cfg.seed)
     model = build_model(cfg).to(device)
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas)
+    move = _stepper(model, opt, cfg, losses=None, own=False)
     batches = enumerate(loader.batches())
 
     def run():
         step, batch = next(batches)
-        return update(model, opt, to_device(batch, cfg, device), cfg, step % cfg.steps)
+        return move(to_device(batch, cfg, device), step % cfg.steps)
 
     return run
 

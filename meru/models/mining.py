@@ -202,7 +202,7 @@ class _Rows(NamedTuple):
 
 # %% ../../nbs/models/36_mining.ipynb #e32dfcaa
 class _FeatureWalks:
-    "Ways through cached features, for a class that has `cache`, `ids`, `texts`, `batch_at` and settings."
+    "Ways through cached features, for a class that has `cache`, `keys`, `ids`, `texts`, `batch_at` and settings."
 
     def __len__(self):
         return len(self.texts)
@@ -226,7 +226,7 @@ class _FeatureWalks:
             self.image_rows.index_select(0, rows.image_rows).float(),
             self.text_rows.index_select(0, rows.text_rows).float(),
             rows.ids,
-            list(map(self.cache.keys.__getitem__, rows.images.tolist())),
+            self.keys[rows.images.numpy()].tolist(),
         )
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:  # without end
@@ -336,6 +336,7 @@ class FeatureBatches(_FeaturePlans):
         self.count = torch.bincount(self.cache.text_image, minlength=images)
         self.start = self.count.cumsum(0) - self.count
         self.ids = _known_ids(self.cache, self.duplicate)
+        self.keys = np.array(self.cache.keys, dtype=object)  # chosen from faster than a list
         self.at, self.plan = -1, None
         self.image_rows, self.text_rows = _placed_rows(self.cache, self.device)
         self.texts = self._texts_of(rows)

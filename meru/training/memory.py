@@ -11,7 +11,8 @@ import threading
 import torch
 import weakref
 from dataclasses import replace
-from jaxtyping import Float, Int
+from functools import cache
+from jaxtyping import Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,6 +146,12 @@ class _StepMemory(NamedTuple):
         return f'an update of {self.pairs:,} pairs{at_once} takes {_gibibytes(self.peak)}'
 
 # %% ../../nbs/training/48_memory.ipynb #c10c7bc0
+@cache
+def _counted(cfg: TrainConfig, pairs: int) -> tuple[int, int]:
+    "`_updated`, once."
+    return _in_thread(_updated, cfg, pairs)
+
+
 def step_memory(
     cfg: TrainConfig,  # towers, precision, `micro_batch`, `recompute`, `patch_dropout`
     processes: int = 1,  # that share the batch
@@ -153,13 +160,9 @@ def step_memory(
     pairs = -(-cfg.batch_size // max(1, processes))
     part = min(cfg.micro_batch or pairs, pairs)
     parts = pairs // part
-
-    def counted(n):
-        return _in_thread(_updated, cfg, n * part)
-
     if parts < 4:
-        return _StepMemory(pairs, part, *counted(parts))
-    two, three, more = counted(2), counted(3), parts - 2
+        return _StepMemory(pairs, part, *_counted(cfg, parts * part))
+    two, three, more = _counted(cfg, 2 * part), _counted(cfg, 3 * part), parts - 2
     between, peak = (a + more * (b - a) for a, b in zip(two, three))
     return _StepMemory(pairs, part, between, peak)
 
