@@ -24,20 +24,20 @@ _KEPT = 2**24  # logits of a batch whose tiles stay for the backward pass, on a 
 
 # %% ../../nbs/losses/13_pairwise.ipynb #ea2441f3
 class _Memory(threading.local):
-    "What serves a thread again, and whose numbers it holds."
+    "Scratch matrices of a thread, used again by the next batch; `owner` is the forward pass whose tiles they hold."
 
     def __init__(self):
-        self.rooms, self.tops, self.owner = {}, {}, None
+        self.buffers, self.tops, self.owner = {}, {}, None
 
-    def room(self, name, like, rows, columns):
+    def buffer(self, name, like, rows, columns):
         "A matrix whose numbers are left from before."
         place = name, like.dtype
         size = rows * columns
-        memory = self.rooms.get(place)
+        memory = self.buffers.get(place)
         if memory is None or len(memory) < size:
             with torch.inference_mode(False):
                 memory = torch.empty(size, dtype=like.dtype)
-            self.rooms[place] = memory
+            self.buffers[place] = memory
         return memory[:size].view(rows, columns)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #6a164b80
@@ -45,10 +45,10 @@ _memory = _Memory()
 
 
 class _Tile(NamedTuple):
-    u: Tensor  # the link
-    slope: Tensor  # du/dz over `_SLOPES`, where u is not z
-    share: Tensor  # exp(l − top)
-    work: Tensor
+    u: Tensor  # [rows columns], links of z
+    link_slope: Tensor  # du/dz over `_LINK_FACTOR`, where u is not z
+    share: Tensor  # exp(l − top), top being the tile's largest logit
+    work: Tensor  # what a step overwrites
 
 
 def _spans(n, side):
@@ -75,35 +75,35 @@ def _tile(logits, rows, cols):
     place = (rows.start, cols.start) if _stays(logits) else None
     shape = rows.stop - rows.start, cols.stop - cols.start
     names = ('u', place), ('slope', place), ('share', place), 'work'
-    return _Tile(*[_memory.room(name, logits.left, *shape) for name in names])
+    return _Tile(*[_memory.buffer(name, logits.left, *shape) for name in names])
 
 # %% ../../nbs/losses/13_pairwise.ipynb #b3e46de0
 def _far(scale):
-    "A link that leaves no share."
+    "A u so large that its share is 0, yet finite."
     return 1e30 / max(1.0, scale)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #5723ea69
-_SLOPES = dict(identity=1.0, acosh=2**-0.5, sqrt=0.5)  # du/dz, in units of what a tile keeps of it
+_LINK_FACTOR = dict(identity=1.0, acosh=2**-0.5, sqrt=0.5)  # du/dz = factor · link_slope
 
 # %% ../../nbs/losses/13_pairwise.ipynb #6e819d18
-def _apply_link(u, slope, work, link):
+def _apply_link(u, link_slope, work, link):
     "Turn z into its link in place, and keep the slope; a reciprocal root is faster than a root."
     if link == 'sqrt':
-        torch.rsqrt(u, out=slope)
-        u.mul_(slope)
+        torch.rsqrt(u, out=link_slope)
+        u.mul_(link_slope)
         return
     torch.addcmul(u, u, u, value=0.5, out=work)
-    torch.rsqrt(work, out=slope)
-    u.addcmul_(work, slope, value=2**0.5).log1p_()
+    torch.rsqrt(work, out=link_slope)
+    u.addcmul_(work, link_slope, value=2**0.5).log1p_()
 
 # %% ../../nbs/losses/13_pairwise.ipynb #565f9bbd
 def _fill(tile, logits, rows, cols):
     "The links of a tile, and their slopes."
-    u, slope, _, work = tile
+    u, link_slope, _, work = tile
     torch.addmm(u, logits.left[rows], logits.right[cols].T, beta=0, alpha=logits.gain, out=u)
     if logits.link != 'identity':
         u.clamp_(logits.floor, torch.finfo(u.dtype).max ** 0.49)  # no root of a negative, no overflow of the square
-        _apply_link(u, slope, work, logits.link)
+        _apply_link(u, link_slope, work, logits.link)
     _hide(u, logits, rows, cols)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #81ab1072
@@ -192,7 +192,7 @@ def _weigh(tile, top, scale, sums, slopes):
     tile.share.mul_(tile.work)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #b6007f03
-def _made_again(logits, rows, cols):
+def _tile_for_backward(logits, rows, cols):
     "A tile as `_tile_sums` left it."
     tile = _tile(logits, rows, cols)
     if logits.tag is not None and _memory.owner is logits.tag:
@@ -220,14 +220,14 @@ def _tile_slopes(
     d_scale = sums.rows.new_zeros(())
     sums = _Sums(*[o.clamp_min(-1e28) for o in sums])  # finite where there is no negative
     weight = float(-logits.scale * logits.gain)
-    weight *= _SLOPES[logits.link]
+    weight *= _LINK_FACTOR[logits.link]
     for i, j in _tiles(logits):
-        tile, top = _made_again(logits, i, j)
+        tile, top = _tile_for_backward(logits, i, j)
         share = tile.share
         _weigh(tile, top, logits.scale, _at(sums, i, j), _at(slopes, i, j))
         d_scale -= torch.mul(share, tile.u, out=tile.work).sum(1).sum(dtype=sums.rows.dtype)
         if logits.link != 'identity':
-            share.mul_(tile.slope)
+            share.mul_(tile.link_slope)
         _add_product(d_left[i], share, logits.right[j], weight, first=j.start == 0)
         _add_product(d_right[j], share.T, logits.left[i], weight, first=i.start == 0)
     _memory.owner = None  # the shares have been used up
@@ -326,6 +326,8 @@ def _row_products(x, y):
 
 
 class _PairSums(torch.autograd.Function):
+    "Sums by the device's engine; autograd keeps the rows and the sums."
+
     @staticmethod
     def forward(ctx, left, right, gain, scale, logits, join):
         ctx.logits = logits._replace(gain=_number(gain), scale=_number(scale), tag=object())
@@ -338,7 +340,7 @@ class _PairSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx, row_slopes, col_slopes):
         if torch.is_grad_enabled():
-            raise RuntimeError('this loss can be differentiated once: for second derivatives take matrix_loss')
+            raise RuntimeError('this loss can be differentiated once: for second derivatives take cross entropies of scale * geometry.scores(x, y, curv)')
         left, right, *sums = ctx.saved_tensors
         logits = ctx.logits._replace(left=left, right=right)
         with _full_float32(left.device.type):
@@ -376,7 +378,7 @@ def _join_sums(sums):
     return top + total((sums - top).exp()).log()
 
 # %% ../../nbs/losses/13_pairwise.ipynb #32154088
-class _Batch(NamedTuple):
+class _PairRows(NamedTuple):
     "Rows of this process's images and of all texts."
 
     left: Tensor
@@ -390,7 +392,7 @@ class _Batch(NamedTuple):
 # %% ../../nbs/losses/13_pairwise.ipynb #df96079a
 def _alone(geometry, x, y, curv):
     left, right, gain, positive, link = geometry.pairing(x, y, curv, common_centre(x, y))
-    return _Batch(left, right, gain, link, positive, None, slice(0, len(x)))
+    return _PairRows(left, right, gain, link, positive, None, slice(0, len(x)))
 
 # %% ../../nbs/losses/13_pairwise.ipynb #9f14cc29
 def _together(geometry, x, y, curv):
@@ -402,7 +404,7 @@ def _together(geometry, x, y, curv):
     right = _Gather.apply(right, counts)
     first = first_row(counts)
     own = slice(first, first + len(x))
-    return _Batch(left, right, gain, link, positive, counts, own)
+    return _PairRows(left, right, gain, link, positive, counts, own)
 
 # %% ../../nbs/losses/13_pairwise.ipynb #bbeddbc4
 def _in_one_type(image_points, text_points, text_ids, *scalars):
@@ -452,7 +454,7 @@ def _count_negatives(text_ids, batch):
 
 # %% ../../nbs/losses/13_pairwise.ipynb #ecce3882
 def _hardened(sums, easy, beta, negatives):
-    "What to compare the positive with, for the gradient of weighted negatives: N e^(LSE((1+β)l) − LSE(βl))."
+    "log Σ wⱼ e^lⱼ = log N + LSE((1+β)l) − LSE(βl), with the gradient of constant weights w."
     hard = sums.detach() + (sums - sums.detach()) / (1 + beta)  # the weights are constants
     count = negatives.to(easy).clamp_min(1).log()
     return torch.where(negatives.to(easy) > 0, hard - easy + count, -torch.inf)
@@ -511,7 +513,7 @@ def contrastive_loss(
     hard_beta: float = 0.0,  # concentration on the hardest negatives, >= 0; 0: all count alike
     all_processes: bool = False,  # is the batch that of all processes? Their gradients then add up to the loss's
 ) -> Float[Tensor, '']:  # nats
-    "`matrix_loss` of the geometry's scores, in memory that grows with the pairs, not with their square."
+    "CLIP's loss of the geometry's scores (`10_contrastive`); what autograd keeps grows with the pairs, not with their square."
     dtype, x, y, curv, scale = _in_one_type(image_points, text_points, text_ids, curv, logit_scale)
     if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
         return _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta)

@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from ..geometry import _full_float32, _wide, Geometry
 from .contrastive import _Logits, _Slopes
 from .pairwise import _chunk_gradients, _chunks, _count_negatives, _fill, _floor, _in_one_type, _memory
-from .pairwise import _number, _own_logits, _paired, _SLOPES, _tile, _tiles
+from .pairwise import _number, _own_logits, _paired, _LINK_FACTOR, _tile, _tiles
 from ..parallel import gather_rows, mean_of_all
 
 # %% ../../nbs/losses/15_sigmoid.ipynb #5db92ce2
@@ -40,7 +40,7 @@ def _negative_slopes(
     d_left, d_right = torch.zeros_like(logits.left), torch.zeros_like(logits.right)
     d_scale, d_bias = d_left.new_zeros(()), d_left.new_zeros(())
     scale, gain = float(logits.scale), float(logits.gain)
-    weight = -scale * gain * _SLOPES[logits.link]
+    weight = -scale * gain * _LINK_FACTOR[logits.link]
     for rows, cols in _tiles(logits):
         tile = _tile(logits, rows, cols)
         _fill(tile, logits, rows, cols)
@@ -51,7 +51,7 @@ def _negative_slopes(
         torch.mul(share, tile.u, out=tile.work)
         d_scale -= tile.work.sum()
         if logits.link != 'identity':
-            share.mul_(tile.slope)
+            share.mul_(tile.link_slope)
         d_left[rows].addmm_(share, logits.right[cols], alpha=weight)
         d_right[cols].addmm_(share.T, logits.left[rows], alpha=weight)
     return _Slopes(d_left, d_right, d_scale), d_bias
