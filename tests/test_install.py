@@ -2,13 +2,18 @@
 
 import configparser
 import ctypes
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
 from types import SimpleNamespace
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 from meru.training.config import make_config
 from meru.training.trainer import pick_device
 
@@ -32,11 +37,82 @@ def test_the_lock_pins_all_that_settings_ask_for():
     assert not missing and all(re.fullmatch(r'[\w.-]+==[\w.+!]+( ;.*)?', o) for o in LOCK)
 
 
+# imported where it is used, by an extra that INSTALL.md names; or used only where it is there
+ELSEWHERE = dict(
+    faiss='faiss',
+    pillow_heif='heic',
+    img2dataset='fetch',
+    pyspark='spark',
+    onnxscript='onnx',
+    transformers='transformers',
+    starlette='serve',
+    uvicorn='serve',
+    wandb='logs',
+    fsspec='remote',
+    aiohttp='remote',
+)
+IF_THERE = {'triton'}  # torch brings it where it runs
+OTHER_NAMES = dict(PIL='pillow', open_clip='open-clip-torch', faiss='faiss-cpu')
+
+
+def imported(path, whole):
+    "Modules that a source or a notebook imports by name: anywhere, or where no line is indented."
+    source = path.read_text(encoding='utf-8')
+    if path.suffix == '.ipynb':
+        source = '\n'.join(
+            ''.join(cell['source']) for cell in json.loads(source)['cells'] if cell['cell_type'] == 'code'
+        )
+    return re.findall(rf'^{" *" if whole else ""}(?:import|from) (\w+)', source, re.M)
+
+
+@cache
+def needs_of(name, extra):
+    "What an installed distribution asks for, here."
+    with suppress(metadata.PackageNotFoundError):  # an extra that is not installed
+        needs = map(Requirement, metadata.requires(name) or [])
+        return [o for o in needs if o.marker is None or o.marker.evaluate(dict(extra=extra))]
+    return []
+
+
+def brought_by(*groups):
+    "Distributions that these lines of settings.ini bring, and what those bring, here."
+    left, seen = [Requirement(o) for name in groups for o in SETTINGS[name].split()], set()
+    while left:
+        one = left.pop()
+        for extra in {'', *one.extras}:
+            if (plain(one.name), extra) not in seen:
+                seen.add((plain(one.name), extra))
+                left += needs_of(plain(one.name), extra)
+    return {name for name, _ in seen}
+
+
+def test_what_is_imported_is_what_is_asked_for():
+    "`pip install -e '.[notebooks,towers]'` brings all that the library and the run notebooks import."
+
+    def distribution(module):
+        return plain(OTHER_NAMES.get(module, module))
+
+    def without(files, brought, whole=False):
+        names = {o for path in files for o in imported(path, whole)}
+        return {o for o in names - sys.stdlib_module_names - {'meru'} if distribution(o) not in brought}
+
+    library = [o for o in (ROOT / 'meru').rglob('*.py') if o.name != 'automodel.py']  # that is for transformers
+    notebooks = [o for o in (ROOT / 'nbs').glob('*.ipynb') if not o.name[0].isdigit()]
+    notebooks += (ROOT / 'nbs/reports').glob('9[0-7]*.ipynb')
+    named = {plain(Requirement(o).name) for o in SETTINGS['requirements'].split()}
+    assert without(library, named) == set() and {'torch', 'regex'} <= named
+    both = brought_by('requirements', 'notebooks_requirements')
+    assert without(notebooks, both) == set() and {'pandas', 'pyarrow', 'ipython', 'ipykernel'} <= both
+    library = [o for o in library if o.parent.name != 'benchmarks']  # nor is that in the wheel
+    later = without(library, both | brought_by('towers_requirements'), whole=True) - IF_THERE
+    assert later <= set(ELSEWHERE), later
+    for name in later:
+        assert distribution(name) in brought_by(f'{ELSEWHERE[name]}_requirements'), name
+
+
 @pytest.mark.parametrize('version', ['3.11', '3.12', '3.13'])
 @pytest.mark.parametrize('system', ['linux', 'darwin', 'win32'])
 def test_each_system_has_one_version_of_each(system, version):
-    from packaging.requirements import Requirement
-
     here = dict(
         sys_platform=system,
         platform_system=dict(linux='Linux', darwin='Darwin', win32='Windows')[system],
