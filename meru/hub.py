@@ -9,6 +9,7 @@ __all__ = ['Pretrained', 'from_pretrained', 'PublishConfig', 'publish']
 import json
 import meru
 import numpy as np
+import re
 import torch
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -28,6 +29,7 @@ from .data.tokenizer import Tokenizer
 from .data.images import decode_image, ImageError, _read_file, resize_image, to_rgb
 from .models.pretrained import load_towers, merge_adapters
 from .models.model import attach_backbone, build_model, encode_images, encode_texts, Model, ModelConfig
+from .evaluation.measures import _merged, _parse_key, _saved_protocol
 from .models.onnx import _export_onnx
 from .training.run import _check_shapes, checkpoint_state, find_model, load_config, load_run, load_saved
 
@@ -61,6 +63,8 @@ The whole configuration is in `config.json`, the whole record in `run.json`.
 ## Results
 
 {{ results }}
+
+Protocol `ours`: this project's rules; `paper`: those of the published evaluation (`meru.evaluation.protocol`).
 
 ## Licence and limits
 
@@ -107,12 +111,17 @@ def _training_rows(
     return rows | {k: record[k] for k in _recorded if k in record}
 
 # %% ../nbs/71_hub.ipynb #7454aeb7
-def _result_rows(
+def _result_table(
     metrics: dict,  # all that was measured
-) -> dict:  # what, and its value
-    "The numbers of the model itself and of chance, without its controls'."
-    own = {k: v for k, v in metrics.items() if not k.startswith(('untrained_', 'pixel_'))}
-    return {k: v for k, v in own.items() if isinstance(v, (int, float))}
+) -> str:  # Markdown
+    "The numbers of the model itself and of chance, without its controls', each with its protocol."
+    rows = []
+    for key, value in metrics.items():
+        if isinstance(value, (int, float)) and key != 'limit' and not key.startswith(('untrained_', 'pixel_')):
+            place = _parse_key(re.sub('_(low|high|chance)$', '', key))
+            count = isinstance(value, int)
+            rows.append([key, value if count else f'{value:.4g}', '' if count else _saved_protocol(place, metrics)])
+    return markdown_table(['', '', 'protocol'], rows)
 
 # %% ../nbs/71_hub.ipynb #ead4a9ca
 def _space_of(
@@ -137,7 +146,7 @@ def _card_facts(
         space=_space_of(model),
         towers=towers,
         training=_card_table(_training_rows(model.cfg, record)) if record else 'No run is on record.',
-        results=_card_table(_result_rows(metrics)) if metrics else 'Nothing was measured.',
+        results=_result_table(metrics) if metrics else 'Nothing was measured.',
     )
 
 # %% ../nbs/71_hub.ipynb #b25e0023
@@ -553,15 +562,15 @@ def _measured_of(
     path: Path,  # a checkpoint in a run's folder
 ) -> dict:  # metrics
     "What was measured of just these weights; numbers of others, or of unknown ones, are left out and named."
-    kept, sha256 = {}, file_sha256(path)
+    kept, sha256 = [], file_sha256(path)
     for file in sorted(path.parent.glob('metrics*.json')):
         metrics = _read_json(file)
         if metrics.get('checkpoint_sha256') == sha256:
-            kept |= metrics
+            kept.append(metrics)
         else:
             reason = f'{file.name} does not say that it measured this {path.name}'
             print(f'Left out: {reason}; nbs/evaluate.ipynb measures it.')
-    return kept
+    return _merged(kept)
 
 # %% ../nbs/71_hub.ipynb #2f6a9b3e
 def _steps_made(

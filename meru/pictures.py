@@ -500,7 +500,7 @@ def _table(
         measure = head.find(name)
         if measure and measure.value is not None:
             rows.append([_quantities[name].text, measure.value, plain.value(name), measure.chance])
-    return markdown_table(['on pictures it never saw', 'head', 'plain cosine', 'chance'], rows)
+    return markdown_table(['on pictures it never saw (protocol: ours)', 'head', 'plain cosine', 'chance'], rows)
 
 # %% ../nbs/73_pictures.ipynb #b9fb32cc
 def _by_heart(
@@ -749,7 +749,7 @@ def _save_head(
     folder: Path,
 ):
     "Save a head with what was measured of it."
-    head.metrics = _flatten(measures.labelled(dataset='unseen'))
+    head.metrics = _flatten(measures.labelled(dataset='unseen')) | dict(protocol='ours')
     note = 'Trained on the pictures of a person, whose licences are not known here.'
     head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other', note=note))
 

@@ -43,7 +43,9 @@ def test_the_record_has_the_keys_of_older_ones():
     runs = [run(name, s, 0.5 + 0.1 * s) for s in (0, 1) for name in ('meru', 'flat')]
     controls = dict(chance=Measures(m._replace(value=m.chance) for m in runs[0].measures))
     record = json.loads(json.dumps(comparison_record(_Comparison(runs, 'meru', controls, compare(runs, 'meru')))))
-    assert set(record) | {'asked', 'machine'} == set(committed) and set(record['runs'][0]) == set(committed['runs'][0])
+    added = {'protocol', 'protocols'}  # an older file was taken by our rules
+    assert set(record) - added | {'asked', 'machine'} == set(committed) and record['protocol'] == 'ours'
+    assert set(record['runs'][0]) == set(committed['runs'][0])
     line, old = record['table'][0], committed['table'][0]
     assert set(line) == set(old) and (line['key'], line['question']) == (old['key'], old['question'])
     assert set(line['differences']['flat']) == set(old['differences']['demo_clip'])
@@ -222,6 +224,11 @@ def test_two_runs_of_one_seed():
     assert '| photos: cone margin, AUC | +0.000 | +0.000 |' in differences_table([recall, cones], 'good')
     assert 'good against poor**, of 1 measures: significantly better in 1' in conclusion([recall, cones], 'good')
     json.dumps(comparison_record(_Comparison(runs, 'good', {}, [recall, cones])))
+    assert means_table([recall], {}).startswith('| protocol: ours |')
+    cut = recall._replace(protocol='ours, 40 pictures')
+    assert '| photos: caption to picture, recall at 1 [ours, 40 pictures] |' in means_table([cut], {})
+    record = comparison_record(_Comparison(runs, 'good', {}, [cut, cones]))
+    assert record['protocols'] == dict(photos_text_to_image_r1='ours, 40 pictures')
 
 
 def test_a_single_name_is_no_comparison():

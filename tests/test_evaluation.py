@@ -188,7 +188,7 @@ def test_summary_shows_dashes_for_what_is_not_there(folder, tiny):
     res, *_ = evaluate_emoji(tiny, Tokenizer(600, 16), folder, 16)
     blind = Measures(m._replace(value=None) if (m.name, m.model) == ('cone_auc', '') else m for m in res)
     rows = emoji_table(blind).splitlines()
-    assert rows[0] == '|  | model | untrained | pixels | chance |' and len(rows) == len(questions) + 2
+    assert rows[0] == '| protocol: ours | model | untrained | pixels | chance |' and len(rows) == len(questions) + 2
     row = [question.name for question in questions].index('cone_auc')
     auc = rows[2 + row].split(' | ')
     assert auc[1] == '–' and auc[3] == '–' and auc[4] == '0.500 |'
@@ -309,6 +309,8 @@ def test_limit_and_a_single_set(photos, tiny):
     found = report.measures
     assert found.value('image_to_text_queries', 'pairs') == 5
     assert found.value('image_to_text_candidates', 'pairs') == 10
+    assert '| caption to picture, recall at 5 | ours, 5 pictures |' in photo_summary(report)
+    assert _flatten(found)['protocols']['pairs_cone_auc'] == 'ours, 5 pictures'
     with pytest.raises(FileNotFoundError, match='absent'):
         evaluate_folder(tiny, Tokenizer(600, 16), photos / 'absent', 16)
 
@@ -461,6 +463,11 @@ def test_evaluate_notebook_on_photos(released, photos, papermill, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((tmp_path / 'out' / f'metrics_{photos.name}.json').read_text())
     assert {'animals_top1', 'pairs_text_to_image_r5', 'steps_path_recall'} <= set(metrics)
+    assert (metrics['protocol'], metrics['limit']) == ('paper', 8)
+    whose = metrics['protocols']
+    assert whose['pairs_text_to_image_r5'] == 'paper, 8 pictures' and whose['pairs_cone_auc'] == 'ours, 8 pictures'
+    assert whose['steps_threshold_recall'] == 'HierarCaps' and 'steps_path_recall' not in whose  # six, not cut
+    assert whose['animals_top1'] == 'paper, our prompts and names, 8 pictures'
     shown = (tmp_path / 'e.ipynb').read_text()
     assert 'top-1 accuracy, mean of classes' in shown and 'fern' in shown and 'Country211' in shown
 

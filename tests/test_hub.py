@@ -108,7 +108,7 @@ def test_the_card_says_what_the_record_says(tmp_path):
         'id-of-the-pairs',
         '0123abcd',
         '| dirty | True |',
-        '| photos_top1 | 0.25 |',
+        '| photos_top1 | 0.25 | ours |',  # a file that does not say was taken by our rules
         'CC-BY-4.0',
         'library_name: meru',
     ):
@@ -116,6 +116,24 @@ def test_the_card_says_what_the_record_says(tmp_path):
     assert 'untrained_photos_top1' not in card
     publish(PublishConfig(str(tmp_path / 'run'), str(tmp_path / 'out'), licence='apache-2.0'))
     assert 'license: apache-2.0' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def test_numbers_of_two_protocols_in_one_card(tmp_path):
+    "The last file says nothing of the others' numbers."
+    run = Run(tmp_path / 'run', tiny().cfg)
+    save_checkpoint(run.last, tiny())
+    sha = dict(checkpoint_sha256=file_sha256(run.last))
+    whose = dict(a_top1='paper, our prompts and names, 5 pictures', a_hyco_lca='HyCoCLIP, our graph')
+    by_paper = dict(a_top1=0.2, a_images=5, a_cone_auc=0.7, a_hyco_lca=1.5, protocol='paper', protocols=whose, limit=5)
+    files = dict(a=by_paper, b=dict(b_top1=0.3, protocol='ours'), c=dict(c_top1=0.4, protocol='paper'))
+    for name, values in files.items():
+        (run.folder / f'metrics_{name}.json').write_text(json.dumps(values | sha))
+    saved = publish(PublishConfig(str(run.folder), str(tmp_path / 'out')))
+    assert saved.metrics['protocols'] == whose | dict(c_top1='paper, our prompts and names')
+    assert not {'protocol', 'limit'} & saved.metrics.keys()
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert '| a_top1 | 0.2 | paper, our prompts and names, 5 pictures |' in card and '| b_top1 | 0.3 | ours |' in card
+    assert '| a_cone_auc | 0.7 | ours |' in card and '| a_images | 5 |  |' in card.replace('–', '')
 
 
 def test_a_run_brings_the_numbers_of_its_own_checkpoint_only(tmp_path, capsys):

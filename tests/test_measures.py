@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 from meru.evaluation.measures import *
 from meru.evaluation.measures import _flatten, _quantities, _unflatten
+from meru.evaluation.protocol import Protocol
 from conftest import ROOT
 
 COMMITTED = sorted((ROOT / 'outputs' / 'reference').glob('*/metrics.json'))
@@ -45,7 +46,7 @@ def test_every_record_comes_back(found):
     for dataset, name, value, model in found:
         quantity = _quantities[name]
         chance = quantity.chance if quantity.chance is not None else min(1.0, quantity.guesses / 7) or None
-        measures.append(Measure(dataset, name, value, chance, value / 2, value, model))
+        measures.append(Measure(dataset, name, value, chance, value / 2, value, model, Protocol().of(name)))
     again = _unflatten(_flatten(measures))
     assert [m._replace(chance=None) for m in again] == [m._replace(chance=None) for m in measures]
 

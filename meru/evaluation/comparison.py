@@ -201,6 +201,12 @@ class _Line(NamedTuple):
     better: int  # 1: higher, -1: lower, 0: neither
     means: dict[str, _Interval]  # by name of the run; without those that have no value at some seed
     differences: dict[str, _Difference]  # by name of the other
+    protocol: str = 'ours'  # whose rules it follows
+
+    @property
+    def title(self) -> str:
+        "The question, and the protocol where it is not the project's."
+        return self.question.text if self.protocol == 'ours' else f'{self.question.text} [{self.protocol}]'
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #81bd36e4
 def _questions_of(
@@ -282,7 +288,8 @@ def _compare_measure(
     groups: Int64[Tensor, ' n'] | None,  # drawings that flip together; None: each alone
 ) -> _Line:
     "Means and paired differences of one measure."
-    line = _Line(question, _quantities[question.name].better, {}, {})
+    first = runs[base][0].measures.find(question.name, question.dataset)
+    line = _Line(question, _quantities[question.name].better, {}, {}, first.protocol if first else 'ours')
     for name, own in runs.items():
         values = [_value(run, question) for run in own]
         if None not in values:
@@ -341,11 +348,11 @@ def means_table(
     names = list(dict.fromkeys(name for line in table for name in line.means))
     rows = []
     for line in table:
-        text, name, dataset = line.question
+        _, name, dataset = line.question
         means = [cell(line.means.get(who)) for who in names]
         beside = [control.value(name, dataset) for control in controls.values()]
-        rows.append([text, *means, *beside])
-    return markdown_table(['', *names, *controls], rows)
+        rows.append([line.title, *means, *beside])
+    return markdown_table(['protocol: ours', *names, *controls], rows)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #928ce723
 def differences_table(
@@ -367,8 +374,8 @@ def differences_table(
     rows = []
     for line in table:
         cells = [cell(line.differences.get(name)) for name in names]
-        rows.append([line.question.text, *cells])
-    return markdown_table([f'{base} minus', *names], rows)
+        rows.append([line.title, *cells])
+    return markdown_table([f'protocol: ours; {base} minus', *names], rows)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #260ac5dc
 def _verdict(
@@ -699,7 +706,7 @@ def _line_record(
     line: _Line,
 ) -> dict:  # ready for JSON
     "One measure."
-    question, better, means, differences = line
+    question, better, means, differences, _ = line
     records = {}
     for name, found in differences.items():
         records[name] = dict(mean=found.mean, low=found.low, high=found.high, p=found.p, over=found.over)
@@ -718,8 +725,13 @@ def comparison_record(
     for name, measures in found.controls.items():
         kept = [m for q in shown if (m := measures.find(q.name, q.dataset))] if name == 'chance' else measures
         controls[name] = {_flat_key(m): m.value for m in kept}
+    others = {
+        _flat_key(Measure(line.question.dataset, line.question.name, None)): line.protocol for line in found.table
+    }
     return dict(
         base=found.base,
+        protocol='ours',
+        protocols={key: whose for key, whose in others.items() if whose != 'ours'},
         table=[_line_record(line) for line in found.table],
         controls=controls,
         runs=[_run_record(run) for run in found.runs],

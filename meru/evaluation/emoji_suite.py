@@ -553,12 +553,12 @@ def emoji_table(
     measures: Measures,  # from `evaluate_emoji`
 ) -> str:  # Markdown
     "The model beside its controls and chance."
-    rows = []
+    rows, whose = [], ', '.join(sorted({m.protocol for m in measures}))
     for text, name, dataset in questions:
         values = [measures.value(name, dataset, who) for who in ('', 'untrained', 'pixel')]
         measure = measures.find(name, dataset)
         rows.append([text, *values, measure and measure.chance])
-    return markdown_table(['', 'model', 'untrained', 'pixels', 'chance'], rows)
+    return markdown_table([f'protocol: {whose}', 'model', 'untrained', 'pixels', 'chance'], rows)
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #84791a25
 def remarks(

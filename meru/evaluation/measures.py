@@ -7,7 +7,9 @@ __all__ = ['Measure', 'Measures']
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000003
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
+from .protocol import Protocol
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000011
 class Measure(NamedTuple):
@@ -20,6 +22,7 @@ class Measure(NamedTuple):
     low: float | None = None  # lower end of the 95 % interval
     high: float | None = None  # its upper end
     model: str = ''  # whose answers: '' is the model under test, else a control: 'untrained' or 'pixel'
+    protocol: str = 'ours'  # whose rules it was taken by, as `Protocol.of` has it
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000021
 class Measures(list):
@@ -147,6 +150,13 @@ def _chance_key(
     return _flat_key(measure._replace(name='chance')) if quantity.guesses else f'{_flat_key(measure)}_chance'
 
 # %% ../../nbs/evaluation/59_measures.ipynb #e0bc986b
+def _other_protocols(
+    measures: list[Measure],
+) -> dict[str, str]:  # by key of the number, a control's being that of the model
+    "Whose rules, where they are not ours."
+    return {_flat_key(m._replace(model='')): m.protocol for m in measures if m.protocol != 'ours'}
+
+
 def _flatten(
     measures: list[Measure],
 ) -> dict[str, float | str | None]:  # ready for JSON
@@ -160,7 +170,8 @@ def _flatten(
         several = _quantities.get(measure.name, _Quantity('')).guesses > 1
         if measure.chance is not None and chance_key and not several:
             saved[chance_key] = measure.chance
-    return saved
+    others = _other_protocols(measures)
+    return saved | (dict(protocols=others) if others else {})
 
 # %% ../../nbs/evaluation/59_measures.ipynb #59000044
 _facts = (
@@ -195,6 +206,19 @@ def _saved_chance(
     single = saved.get(_chance_key(place))
     return min(1.0, quantity.guesses * single) if quantity.guesses and single else single
 
+# %% ../../nbs/evaluation/59_measures.ipynb #59a0f001
+def _saved_protocol(
+    place: Measure,  # from `_parse_key`
+    saved: dict[str, float | str | None],  # the file
+) -> str:
+    "Whose rules a saved number follows; a file that does not say is older than the choice, and was taken by ours."
+    if place.name not in _quantities:
+        return 'ours'
+    if 'protocols' in saved:
+        return saved['protocols'].get(_flat_key(place._replace(model='')), 'ours')
+    rules = Protocol(saved.get('protocol', 'ours'), graph_file=saved.get('graph_file', ''))
+    return rules.of(place.name, saved.get(_flat_key(place._replace(name='prompts', model=''))) or '')
+
 # %% ../../nbs/evaluation/59_measures.ipynb #c72b0b4b
 def _unflatten(
     saved: dict[str, float | str | None],  # the entries of `metrics.json`
@@ -203,8 +227,27 @@ def _unflatten(
     ends = {f'{key}_{end}' for key in saved for end in ('low', 'high')}
     measures = Measures()
     for key, value in saved.items():
-        if key in ends or key.split('_')[-1] == 'chance':
+        if key in ends or key == 'protocols' or key.split('_')[-1] == 'chance':
             continue
-        place, low, high = _parse_key(key), saved.get(f'{key}_low'), saved.get(f'{key}_high')
-        measures.append(place._replace(value=value, chance=_saved_chance(place, saved), low=low, high=high))
+        place = _parse_key(key)
+        place = place._replace(chance=_saved_chance(place, saved), protocol=_saved_protocol(place, saved))
+        measures.append(place._replace(value=value, low=saved.get(f'{key}_low'), high=saved.get(f'{key}_high')))
     return measures
+
+# %% ../../nbs/evaluation/59_measures.ipynb #59a0f005
+_of_a_file = dict(protocol='ours', limit=0, prompt_file='', graph_file='')  # as files that lack them mean it
+
+
+def _merged(
+    files: Iterable[dict],  # entries of several `metrics.json`, of one model
+) -> dict[str, float | str | None]:
+    "One file of several: each number keeps its protocol; what is true of one file alone goes."
+    files, merged, others = list(files), {}, {}
+    for saved in files:
+        merged |= saved
+        others |= _other_protocols(_unflatten(saved))
+    for key, usual in _of_a_file.items():
+        if len({saved.get(key, usual) for saved in files}) > 1:
+            merged.pop(key)
+    merged.pop('protocols', None)
+    return merged | (dict(protocols=others) if others else {})

@@ -118,7 +118,7 @@ class Protocol(NamedTuple):
         if quantity.startswith('threshold_'):
             return 'HierarCaps'
         if quantity.startswith('hyco_'):
-            return 'HyCoCLIP' if self.graph else 'HyCoCLIP, our graph'
+            return 'HyCoCLIP' if self.graph_file else 'HyCoCLIP, our graph'
         if not self.is_paper or quantity.startswith(tuple(_own_questions.split())):
             return 'ours'
         if quantity not in ('top1', 'top5', 'per_class'):

@@ -100,6 +100,7 @@ class _Report:
     ):
         self.measures, self.skipped, self.rules = Measures(), {}, rules
         self.values = {}  # by dataset and name, what each picture contributes; their means are the measures
+        self.cut = {}  # by dataset that was cut to a limit, pictures of a part
 
     def attempt(
         self,
@@ -114,7 +115,21 @@ class _Report:
             message = str(e.args[0] if isinstance(e, KeyError) and e.args else e).strip()
             self.skipped[f'{dataset}: {what}'] = message.splitlines()[0] if message else type(e).__name__
         else:
-            self.measures += Measures(result or []).labelled(dataset=dataset)
+            self.measures += self.attributed(Measures(result or []).labelled(dataset=dataset))
+
+    def attributed(
+        self,
+        measures: Measures,  # of one attempt
+    ) -> Measures:
+        "Each with the protocol that it follows."
+        signed = Measures()
+        for measure in measures:
+            if measure.name in _quantities:
+                whose = self.rules.of(measure.name, measures.value('prompts', measure.dataset) or '')
+                cut = self.cut.get(measure.dataset)
+                measure = measure._replace(protocol=f'{whose}, {cut:,} pictures' if cut else whose)
+            signed.append(measure)
+        return signed
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b552ab67
 class _ProbeData(NamedTuple):
@@ -395,6 +410,16 @@ def _cached_pairs(
     texts = cache.text[kept, 0].float()
     return Captions(cache.folder.name, images, texts, owner)
 
+# %% ../../nbs/evaluation/66_suites.ipynb #66a0f001
+def _most_pictures(
+    whole: FeatureCache | Classification | Captions | Chains,
+) -> int:
+    "Pictures of the largest part that is measured."
+    if isinstance(whole, FeatureCache):
+        return len(whole.rows('test'))
+    parts = [getattr(whole, 'train', None), getattr(whole, 'val', None)]
+    return max(len(pictures) for pictures in (whole.pictures, *(part[0] for part in parts if part)))
+
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 _examiners = {Classification: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}
 
@@ -428,7 +453,10 @@ def evaluate_folder(
     present, absent = ([folder], {}) if cached else survey(folder)
 
     def examine(path):
-        task = _cached_pairs(open_cache(path), limit) if cached else read_data(path, image_size).by(rules).some(limit)
+        whole = open_cache(path) if cached else read_data(path, image_size).by(rules)
+        task = _cached_pairs(whole, limit) if cached else whole.some(limit)
+        if 0 < limit < _most_pictures(whole):
+            report.cut[task.name] = limit
         _examiners[type(task)](model, tokenizer, task, report)
 
     for path in present:
@@ -477,10 +505,8 @@ def photo_summary(
         for name, quantity in _quantities.items():
             if measure := measures.find(name, dataset):
                 control = measures.value(name, dataset, 'untrained')
-                used = measures.value('prompts', dataset) or ''
-                whose = report.rules.of(name, used)
                 numbers = [measure.value, control, measure.chance]
-                rows.append([dataset, quantity.text, whose, *numbers])
+                rows.append([dataset, quantity.text, measure.protocol, *numbers])
     table = markdown_table(['', '', 'protocol', 'model', 'untrained', 'chance'], rows)
     skipped = [f'- **{what}**: {why}' for what, why in report.skipped.items()]
     return '\n'.join([table, '', *remarks(measures), '', f'Skipped, {len(skipped)}:', '', *skipped])
@@ -615,7 +641,10 @@ def save_measures(
     "Write the numbers, and which checkpoint they are of."
     rules = cfg.rules
     source = dict(checkpoint=cfg.checkpoint, checkpoint_sha256=file_sha256(cfg.file))
+    rules_of_file = dict(
+        protocol=rules.name, limit=0 if cfg.drawn else cfg.limit, prompt_file=rules.file, graph_file=rules.graph_file
+    )
     write_json(
         cfg.record,
-        _flatten(measures) | source | dict(protocol=rules.name, prompt_file=rules.file, graph_file=rules.graph_file),
+        _flatten(measures) | source | rules_of_file,
     )
