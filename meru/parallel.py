@@ -150,16 +150,23 @@ def gather_objects(
     return gathered
 
 # %% ../nbs/02_parallel.ipynb #8af6457f
+def _numbers_of_all(
+    *numbers: int,  # of this process
+) -> list[list[int]]:  # of each process
+    "Whole numbers, exchanged between the CPUs, since a GPU would have to finish first; with a step's patience."
+    table = torch.zeros(world(), len(numbers), dtype=torch.int64)
+    table[rank()] = torch.tensor(numbers)
+    if world() > 1:
+        with _together():
+            dist.all_reduce(table)
+    return table.tolist()
+
+
 def row_counts(
     x: Tensor,  # this process's rows
 ) -> list[int]:  # of each process
     "How many rows each process holds; none may be idle."
-    counts = torch.zeros(world(), dtype=torch.int64)  # on the CPU, by gloo: a GPU would have to finish first
-    counts[rank()] = len(x)
-    if world() > 1:
-        with _together():
-            dist.all_reduce(counts, group=_Words.group)
-    counts = counts.tolist()
+    counts = [n for (n,) in _numbers_of_all(len(x))]
     if 0 in counts:
         raise ValueError(
             f'process {counts.index(0)} of {world()} has no pair: start fewer processes, or take a larger batch'

@@ -522,11 +522,20 @@ def loses_patience():
             for _ in range(3):
                 backward(model(torch.ones(2, 3)).sum())
         said = [o.args[0].total_seconds() for o in limit.call_args_list]
-    return before, said, parallel._Words.group
+        os.environ['MERU_PEER_SECONDS'] = '0.3'
+        parallel._lose_patience()
+        time.sleep(2.5 * rank())
+        try:  # a step begins with how many rows each has
+            told = parallel.row_counts(torch.ones(2))
+        except PeerLost as error:
+            told = str(error)
+    return before, said, parallel._Words.group, told
 
 
 def test_after_the_first_step_a_late_peer_has_gone(team):
-    assert team.run(2, loses_patience) == [([0, 1], [90.0], None)] * 2
+    results = team.run(2, loses_patience)
+    assert [o[:3] for o in results] == [([0, 1], [90.0], None)] * 2
+    assert str(results[0][3]).startswith('another process of the run has gone (')
 
 
 def test_nccl_is_told_to_end_a_run_whose_peer_has_gone(monkeypatch):

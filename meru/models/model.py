@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from torch.utils._pytree import tree_map_only
 from typing import Annotated, Literal, NamedTuple
 from ..geometry import geometries, get_geometry
-from ..parallel import gather_objects, gather_own, gather_rows, mean_of_all, rank, world
+from ..parallel import gather_own, gather_rows, mean_of_all, _numbers_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
 from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph, _TextGraph
@@ -273,16 +273,19 @@ class _ChainIds(NamedTuple):
     owners: Int[Tensor, ' r'] | None  # with parts: the image of each row
 
 # %% ../../nbs/models/32_model.ipynb #c8b09aa0
-def _of_all_processes(own: _ChainIds, pairs: list[int], general: list[int]) -> _ChainIds:
-    "The same of all processes, of which each has so many; in the order in which one would have them."
-    width = own.of_images.shape[1]
-    chains = nn.functional.pad(own.of_images, (max(gather_objects(width)) - width, 0))
-    return _ChainIds(
+def _of_all_processes(own: _ChainIds) -> tuple[_ChainIds, list[int], list[int]]:
+    "The same of all processes, in the order in which one would have them; pairs and general texts of each."
+    length = own.of_images.shape[1]
+    sizes = _numbers_of_all(len(own.pairs), len(own.general), length)
+    pairs, general, lengths = map(list, zip(*sizes))
+    chains = nn.functional.pad(own.of_images, (max(lengths) - length, 0))
+    every = _ChainIds(
         pairs=gather_rows(own.pairs, pairs),
         general=gather_rows(own.general, general),
         of_images=gather_rows(chains),
         owners=None if own.owners is None else _gather_owners(own.owners, pairs),
     )
+    return every, pairs, general
 
 # %% ../../nbs/models/32_model.ipynb #28f5d9c9
 def _gather_owners(owners, pairs):
@@ -313,8 +316,7 @@ def _read_chains(
     ids = _ChainIds(*tree_map_only(Tensor, Tensor.cpu, fields))
     pairs = general = None
     if together and world() > 1:
-        pairs, general = gather_objects(len(ids.pairs)), gather_objects(len(ids.general))
-        ids = _of_all_processes(ids, pairs, general)
+        ids, pairs, general = _of_all_processes(ids)
     different, rows = _first_of_each(torch.cat([ids.pairs, ids.general]))
     graph = text_graph(different, ids.of_images, ids.owners)
     reduced = graph.reduced() if cfg.entail_edges == 'next' else None
