@@ -36,7 +36,6 @@ from meru.benchmarks.tree_heads import (
     _as_is,
     _Chained,
     _chosen,
-    _compared,
     _draw_heads,
     _fit_head,
     _frame_of,
@@ -45,6 +44,7 @@ from meru.benchmarks.tree_heads import (
     _Setting,
     _space_of,
     _spaces_of,
+    _Study,
     _true_texts,
     _ways,
 )
@@ -350,15 +350,7 @@ def _read_photos(path: Path, photos: str, tiers: str) -> _Photos:
 _plain_ways = [name for name, way in _ways.items() if not way.trained_on]  # those of the drawings that ask a score
 
 
-class _Study(NamedTuple):
-    "How much is trained."
-
-    seeds: int
-    steps: int  # updates of each run
-    folder: Path  # for what is finished
-
-
-def _runs_of(found: _Photos, kind: str, dim: int, study: _Study) -> tuple[dict, list[_MeasuredRun]]:
+def _photo_runs(found: _Photos, kind: str, dim: int, study: _Study) -> tuple[dict, list[_MeasuredRun]]:
     "How the ways were chosen, and their runs."
     train, dev, test = (_split_of(found, split, kind) for split in ('train', 'dev', 'test'))
     about, folder = [found.id, kind], study.folder / kind
@@ -389,8 +381,8 @@ def _called(run: _MeasuredRun, kind: str) -> _MeasuredRun:
 def _kinds_compared(runs: dict[str, list[_MeasuredRun]], way: str) -> dict:
     "One way with each kind of chains, beside captions alone."
     called = [_called(run, kind) for kind, own in runs.items() for run in own if run.name == way]
-    kinds = sorted(runs, key=lambda kind: kind != 'captions')
-    return _compared(called, tuple(kinds))
+    table = compare(called, 'captions')
+    return comparison_record(_Comparison([], 'captions', {}, table))
 
 # %% ../../nbs/benchmarks/86_photo_heads.ipynb #4aca326d
 @contextmanager
@@ -417,7 +409,7 @@ def _photo_heads_suite(
     tables, runs = [], {}
     with _opened_photos(features, photos, tiers) as (found, folder):
         for dim, kind in product(dims, chains):
-            looks, own = _runs_of(found, kind, dim, _Study(seeds, steps, folder))
+            looks, own = _photo_runs(found, kind, dim, _Study(seeds, steps, folder))
             runs.setdefault(dim, {})[kind] = own
             tables.append(_photo_table(kind, dim, looks, own))
             yield _photo_record(found, tables, runs)

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 from ..plots import palette
 from ..core import checked, machine, write_json
-from .tree_heads import _draw_dial, _draw_heads, _tree_dial_suite, _tree_heads_suite
+from meru.benchmarks.tree_heads import (
+    _draw_dial,
+    _draw_heads,
+    _tree_dial_suite,
+    _tree_heads_suite,
+    _tree_readings_suite,
+)
 from .photo_heads import _draw_photo_heads, _photo_heads_suite
 from .memory import _draw_memory, _memory_suite
 from .loading import _loader_suite, _processes_suite, _ranks_suite
@@ -47,6 +53,7 @@ suites = dict(
     step=_Suite(_step_suite, dict(cases='small', batch=8, reps=1)),
     memory=_Suite(_memory_suite, dict(presets='vit_s', cards='24', batch_size=16, depth=1), _draw_memory),
     tree_heads=_Suite(_tree_heads_suite, dict(features='', dims=(4,), seeds=2, steps=2), _draw_heads),
+    tree_readings=_Suite(_tree_readings_suite, dict(features='', dims=(4,), seeds=2, steps=2), _draw_heads),
     tree_dial=_Suite(_tree_dial_suite, dict(features='', dim=4, seeds=2, steps=2), _draw_dial),
     photo_heads=_Suite(
         _photo_heads_suite,

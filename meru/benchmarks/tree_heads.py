@@ -122,7 +122,6 @@ _ways = {
     'flat': _Way('flat', _scales, read_by=_also),
     'sphere': _Way('sphere', (12.0, 24.0, 48.0, 96.0), more=1),
     'inner product': _Way('inner', _scales, more=1),
-    'Lorentz, trained on the angle': _Way('lorentz', _angle_scales, trained_on='cone_angle'),
     'flat, trained on the angle': _Way('flat', _angle_scales, trained_on='cone_angle'),
 }
 
@@ -483,15 +482,6 @@ def _opened(features: str):
             yield _made_up_drawings(), Path(tmp)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #935e9d4e
-_asymmetric = (
-    'Lorentz, read by the angle',
-    'flat, read by the angle',
-    'inner product',
-    'Lorentz, trained on the angle',
-    'flat, trained on the angle',
-)  # no distances: the first is compared with the others
-
-
 def _chosen(looks: dict[str, list[dict]], dim: int, steps: int) -> list[_Setting]:
     "The best look of each way, at full length."
     settings = []
@@ -501,25 +491,36 @@ def _chosen(looks: dict[str, list[dict]], dim: int, steps: int) -> list[_Setting
     return settings
 
 
-def _compared(runs: list[_MeasuredRun], names: tuple[str, ...], groups: dict = {}) -> dict:
-    "The first of some names beside the others."
-    some = [run for run in runs if run.name in names]
-    table = compare(some, names[0], groups)
-    return comparison_record(_Comparison([], names[0], {}, table))
+class _Study(NamedTuple):
+    "How much is trained."
+
+    seeds: int
+    steps: int  # updates of each run
+    folder: Path  # for what is finished
+
+
+def _runs_of(found: _Drawn, names: list[str], dim: int, study: _Study) -> tuple[dict, list[_MeasuredRun]]:
+    "How some ways were chosen, and their runs."
+    looks, runs, look = {}, [], partial(_look, _trial_of(found))
+    for name in names:
+        looks[name] = _kept_looks(look, [found.id], name, dim, study.steps, study.folder)
+    for seed in range(study.seeds):
+        for setting in _chosen(looks, dim, study.steps):
+            runs += _kept_runs(partial(_measured, found), [found.id], setting, seed, study.folder)
+    return looks, runs
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #403f33aa
-def _table_of(found: _Drawn, dim: int, seeds: int, steps: int, folder: Path) -> dict:
-    "All ways at one dimension: how they were chosen, means, intervals, paired tests, runs."
-    looks, runs, look = {}, [], partial(_look, _trial_of(found))
-    for name in _ways:
-        looks[name] = _kept_looks(look, [found.id], name, dim, steps, folder)
-    for seed in range(seeds):
-        for setting in _chosen(looks, dim, steps):
-            runs += _kept_runs(partial(_measured, found), [found.id], setting, seed, folder)
-    concepts = dict(concept=found.test_set.targets('test_concept'))
-    table = compare(runs, 'Lorentz', concepts)
-    record = dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, 'Lorentz', {}, table))
-    return record | dict(asymmetric=_compared(runs, _asymmetric, concepts))
+def _table_of(found: _Drawn, names: list[str], base: str, dim: int, study: _Study) -> dict:
+    "Some ways at one dimension: how they were chosen, means, intervals, paired tests, runs."
+    looks, runs = _runs_of(found, names, dim, study)
+    table = compare(runs, base, dict(concept=found.test_set.targets('test_concept')))
+    return dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, base, {}, table))
+
+
+def _study_record(found: _Drawn, tables: list[dict]) -> dict:
+    "All tables, and their means in rows."
+    rows = [dict(dim=o['dim'], measure=line['key'], **line['means']) for o in tables for line in o['table']]
+    return dict(what='means over seeds and their 95 % intervals', features=found.id, tables=tables, rows=rows)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #edc465e2
 def _tree_heads_suite(
@@ -530,9 +531,25 @@ def _tree_heads_suite(
 ) -> dict:
     "Chains of unseen drawings and texts, by heads in five geometries at equal tuning."
     with _opened(features) as (found, folder):
-        tables = [_table_of(found, dim, seeds, steps, folder) for dim in dims]
-    rows = [dict(dim=o['dim'], measure=line['key'], **line['means']) for o in tables for line in o['table']]
-    return dict(what='means over seeds and their 95 % intervals', features=found.id, tables=tables, rows=rows)
+        study = _Study(seeds, steps, folder)
+        tables = [_table_of(found, list(_ways), 'Lorentz', dim, study) for dim in dims]
+    return _study_record(found, tables)
+
+# %% ../../nbs/benchmarks/77_tree_heads.ipynb #b099b8ad
+_asymmetric = ['Lorentz', 'flat', 'inner product', 'flat, trained on the angle']  # with what is read by angle
+
+
+def _tree_readings_suite(
+    features: str = 'outputs/tree_heads/drawings.safetensors',  # of the drawings, made where missing; '': made up
+    dims: tuple[int, ...] = (8, 64),  # of the space
+    seeds: int = 5,  # runs of each way, at least two
+    steps: int = 250,  # updates of each run
+) -> dict:
+    "Hyperbolic points read by their own angle, beside the inner product and flat space's angles."
+    with _opened(features) as (found, folder):
+        study = _Study(seeds, steps, folder)
+        tables = [_table_of(found, _asymmetric, 'Lorentz, read by the angle', dim, study) for dim in dims]
+    return _study_record(found, tables)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #ca821416
 def _draw_heads(result: dict, key: str = 'concept_chain_ap') -> Axes:
