@@ -78,6 +78,7 @@ def test_from_the_command_line(papermill, tmp_path):
     assert [row['case'].split(',')[0] for row in rows['loss'][-3:]] == ['bf16', 'tf32x3', 'ieee']
     assert [row['case'] for row in rows['step']] == ['small, ours', 'small, open_clip']
     assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed']
+    assert rows['decode'][0]['mean_levels'] < 0.5 and rows['decode'][0]['pictures'] == 4
     assert rows['resume'] == [dict(case='smoke', killed_after=2, steps=6, same_bits=True)]
     assert rows['demo'][-1]['case'] == 'smoke, step 12' and (tmp_path / 'gpu.png').stat().st_size > 3000
     printed = notebook.read_text()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import torch
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 from ..core import file_sha256, machine, markdown_table, root
+from ..data.images import crop_resize, decode_image, _read_header
+from ..data.loader import _all_squares, _by_torchvision, _joined
 from ..geometry import geometries, get_geometry
 from ..losses import pairwise
 from ..losses.pairwise import contrastive_loss, _products_in
@@ -37,6 +40,7 @@ from ..training.run import Run
 from ..training.step import compiles, to_device
 from ..training.trainer import fit, pick_device, _stepper, update
 from .timing import _by_turns
+from .loading import _photo_jpegs
 from .step import step_cases, _flops_per_pair, _noise_batch, _open_clip_step, _our_step
 from .step import _peak_rate, _update_memory, _whole_texts
 from .loss import _both_passes, _compile_published, _head_steps, _in_double, _loss_row, _near_pairs
@@ -290,6 +294,50 @@ def _memory_part(card: _Card, send: Callable):
         for name, again in dict(whole=False, recomputed=True).items():
             _send_row(send, f'{case}, {name}', partial(_memory_row, replace(cfg, recompute=again), card.device))
 
+# %% ../../nbs/benchmarks/84_gpu.ipynb #9d5e0021
+def _photos_at_hand(n: int) -> list[bytes]:  # JPEGs of 500 x 400 pixels
+    "Four small photos side by side."
+    with zipfile.ZipFile(root() / 'data/coco_ccby/photos.zip') as z:
+        names = [name for name in sorted(z.namelist()) if name.endswith('.jpg')]
+        return list(_photo_jpegs([z.read(name) for name in names[: 4 * n]], 'tiled', n))
+
+
+def _levels_apart(photos: list[bytes], device: str, side: int = 336) -> dict:
+    "Grey levels between a device's squares and the loader's."
+    encoded = _joined(dict(enumerate(map(_read_header, photos))))
+    none = torch.empty(0, 3, side, side, dtype=torch.uint8, device=device)
+    there = _all_squares(none, encoded, device).cpu()
+    apart = []
+    for photo, square in zip(photos, there):
+        whole = decode_image(photo)
+        here = crop_resize(whole, (0, 0, *whole.shape[1:]), side)
+        apart.append((square.float() - here.float()).abs())
+    off = torch.stack(apart)
+    return dict(mean_levels=round(float(off.mean()), 3), most_levels=int(off.max()))
+
+
+def _decode_row(
+    photos: list[bytes],  # plain JPEGs
+    device: str,  # where
+) -> dict:  # grey levels between the device and the CPU, pictures a second of both
+    "One batch."
+    apart = _levels_apart(photos, device)
+    encoded = _joined(dict(enumerate(map(_read_header, photos))))
+    files = list(encoded.files.split(encoded.sizes))
+    there = partial(_by_torchvision, files, device)
+    sides = dict(device=there, core=lambda: list(map(decode_image, photos)))
+    rates = {}
+    for name, rounds in _by_turns(sides, 5, partial(_wall, device)).items():
+        middle = float(np.median(rounds))
+        rates[f'{name}_per_second'] = round(len(photos) / middle)
+    return dict(pictures=len(photos)) | apart | rates
+
+
+def _decode_part(card: _Card, send: Callable):
+    "Photos as they come, most of them 4:2:0."
+    photos = _photos_at_hand(64 if card.is_gpu else 4)
+    _send_row(send, 'photos', partial(_decode_row, photos, card.device))
+
 # %% ../../nbs/benchmarks/84_gpu.ipynb #0fa91fb5
 def _kill_after_a_checkpoint(run: Run):
     "Train in a process of its own, and end that without a word."
@@ -365,6 +413,7 @@ _parts = dict(
     step=_Part(_step_part, 0.45),
     head=_Part(_head_part, 0.1),
     memory=_Part(_memory_part, 0.15),
+    decode=_Part(_decode_part, 0.05),
     resume=_Part(_resume_part, 0.15),
     demo=_Part(_demo_part, 0.3),
 )
@@ -423,7 +472,7 @@ def _card_facts(device: str) -> dict:
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #94dcd32a
 def _gpu_suite(
-    parts: str = 'kernels loss step head memory resume demo',  # in this order
+    parts: str = 'kernels loss step head memory decode resume demo',  # in this order
     device: str = 'cuda',  # 'auto', 'cpu' or 'cuda'
     minutes: float = 10.0,  # for all parts; each has a share
     sizes: tuple[int, ...] = (4096, 16384, 32768, 65536, 131072),  # pairs of the loss, 512 wide
@@ -487,6 +536,15 @@ def _tell_memory(rows):
     return lines
 
 
+def _tell_decode(rows):
+    lines = []
+    for row in rows:
+        told = f'{row["mean_levels"]:.2f} levels from the CPU in the mean, {row["most_levels"]} at most'
+        rates = f'{row["device_per_second"]:,} pictures/s, a core {row["core_per_second"]:,}'
+        lines.append([f'JPEGs decoded, {row["pictures"]} {row["case"]}', f'{told}; {rates}'])
+    return lines
+
+
 def _tell_resume(rows):
     same = 'the same bits' if rows[0]['same_bits'] else 'other bits'
     return [[f'killed after step {rows[0]["killed_after"]}, resumed', same]]
@@ -498,7 +556,7 @@ def _tell_demo(rows):
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #0cd3e27d
 _tellers = dict(kernels=_tell_kernels, loss=_tell_loss, step=_tell_step, head=_tell_head)
-_tellers |= dict(memory=_tell_memory, resume=_tell_resume, demo=_tell_demo)
+_tellers |= dict(memory=_tell_memory, decode=_tell_decode, resume=_tell_resume, demo=_tell_demo)
 
 
 def _gpu_table(result: dict) -> str:

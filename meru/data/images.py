@@ -419,6 +419,7 @@ class _Header(NamedTuple):
     one_scan: bool = False  # of a JPEG: is all of it in the first scan?
     kind: str = 'JPEG'  # its format
     im: Image.Image | None = None  # opened by Pillow; None where that was not needed
+    left: bool = False  # for a device to decode
 
     @property
     def shape(self) -> tuple[int, int, int]:

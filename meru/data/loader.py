@@ -6,19 +6,23 @@
 __all__ = ['sample_rng', 'Source', 'TextChains', 'Batch', 'pictures', 'part_of', 'Loader']
 
 # %% ../../nbs/data/24_loader.ipynb #f1e73750
+import io
 import itertools
 import math
 import numpy as np
 import os
 import torch
 import torch.nn.functional as F
+import warnings
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from PIL import Image
 from functools import lru_cache
 from jaxtyping import Int64, UInt8
 from pathlib import Path
+from simplejpeg import decode_jpeg
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
@@ -30,6 +34,7 @@ from meru.data.images import (
     augment_images,
     crop_resize,
     decode_image,
+    _Header,
     ImageAugment,
     ImageError,
     n_draws,
@@ -37,6 +42,7 @@ from meru.data.images import (
     _read_header,
     augment_params,
     resize_image,
+    _segments,
 )
 from .shards import Sample, SampleError, Shards
 
@@ -75,6 +81,33 @@ def _odd_parts(i: int, sample: Sample) -> dict:  # (number of the sample, number
         raise SampleError('no_parts', f'sample {sample.key} brings no phrase with a box; {len(odd)} are none')
     return odd
 
+# %% ../../nbs/data/24_loader.ipynb #9d5e0002
+_samplings = b'\x11\x11\x11', b'\x21\x11\x11', b'\x22\x11\x11'  # 4:4:4, 4:2:2, 4:2:0
+
+
+def _is_plain(head: _Header) -> bool:
+    "Would every decoder read it alike? Upright, baseline, in one scan of YCbCr in a usual sampling."
+    if head.turn != 1 or not head.one_scan or head.colours != 3 or not head.data.endswith(b'\xff\xd9'):
+        return False
+    frame = b''
+    for marker, start, end in _segments(head.data):
+        if marker == 0xEE or marker == 0xC1:  # Adobe's colours; arithmetic or deep
+            return False
+        if marker == 0xC0:
+            frame = head.data[start:end]
+        if marker == 0xDA:
+            break
+    return frame[6::3] == b'\1\2\3' and frame[7::3] in _samplings
+
+
+def _is_whole(head: _Header) -> bool:
+    "Is every bit of a plain JPEG there?"
+    try:
+        small = decode_jpeg(head.data, 'GRAY', min_height=1, min_width=1)
+    except ValueError:
+        return False
+    return small.shape[:2] == tuple(-(-side // 8) for side in head.shape[1:])
+
 # %% ../../nbs/data/24_loader.ipynb #5c2a0021
 class _Opens:
     "Samples of shards, as far as they can be read without decoding."
@@ -86,7 +119,15 @@ class _Opens:
             raise SampleError('no_levels', f'sample {sample.key}')
         if self.parts:
             self.damaged |= _odd_parts(i, sample)
-        return sample._replace(image=_read_header(sample.image))
+        head = _read_header(sample.image)
+        return sample._replace(image=head._replace(left=self.encoded and self._leaves(i, head)))
+
+    def _leaves(self, i: int, head: _Header) -> bool:
+        "Is it for a device? It was found whole before, or is now."
+        if _is_plain(head) and (i in self.whole or _is_whole(head)):
+            self.whole.add(i)
+            return True
+        return False
 
 # %% ../../nbs/data/24_loader.ipynb #ac50a765
 class Source(_Opens):
@@ -98,9 +139,10 @@ class Source(_Opens):
         levels: int = 0,  # texts that each sample's meta['levels'] must have; 0: none needed
         cache: bool = True,  # keep decoded pictures
         parts: bool = False,  # must each sample bring a phrase with a box?
+        encoded: bool = False,  # leave plain JPEGs to a device
     ):
-        self.shards, self.levels, self.cache, self.parts = shards, levels, cache, parts
-        self.damaged, self.store = {}, {}
+        self.shards, self.levels, self.cache, self.parts, self.encoded = shards, levels, cache, parts, encoded
+        self.damaged, self.store, self.whole = {}, {}, set()
 
     def __getstate__(self):
         return self.__dict__ | {'store': {}}
@@ -110,7 +152,8 @@ class Source(_Opens):
         if i in self.store:
             return self.store[i]
         sample = self.opened(i)
-        sample = sample._replace(image=_pixels(sample.image))
+        if not sample.image.left:
+            sample = sample._replace(image=_pixels(sample.image))
         if self.cache:
             self.store[i] = sample
         return sample
@@ -145,6 +188,21 @@ class TextChains(NamedTuple):
     of_images: Int64[Tensor, 'r c']  # ids of all that is true of each picture, general to special; 0: no text
     owners: Int64[Tensor, ' r'] | None = None  # with parts: the picture of each row; None: one row a picture, in order
 
+# %% ../../nbs/data/24_loader.ipynb #9d5e0004
+class _Encoded(NamedTuple):
+    "Pictures of a batch that a device is to decode."
+
+    files: UInt8[Tensor, ' n']  # plain JPEGs, one behind the other, in memory of the CPU
+    sizes: list[int]  # bytes of each
+    rows: list[int]  # place of each in the batch
+
+
+def _joined(left: dict[int, _Header]) -> _Encoded:
+    "Files by their places."
+    files = [head.data for head in left.values()]
+    together = torch.frombuffer(bytearray(b''.join(files)), dtype=torch.uint8)
+    return _Encoded(together, list(map(len, files)), list(left))
+
 # %% ../../nbs/data/24_loader.ipynb #eb4b12b6
 class Batch(NamedTuple):
     "What a training step needs."
@@ -155,6 +213,7 @@ class Batch(NamedTuple):
     keys: list[str]  # of the samples
     augment_params: Tensor | None = None  # [b 21], see meru.data.images: whole pictures, augmented on the device
     chains: TextChains | None = None  # more general texts of the pictures; None: each has one text
+    encoded: _Encoded | None = None  # pictures for a device to decode; `images` are the others, in order
 
 # %% ../../nbs/data/24_loader.ipynb #28819011
 def _choose_text(
@@ -458,61 +517,94 @@ def _draw_parts(
         found = _boxed_phrases(sample.caption, sample.meta).found
         text, box = found[int(choice * len(found))]
         phrases.append(text)
-        parts.append(sample._replace(image=_cut_out(sample.image, box)))
+        parts.append(sample._replace(image=_cut_out(_pixels(sample.image), box)))
         draws.append(u)
     return phrases, _Shown(parts, np.array(draws))
 
 # %% ../../nbs/data/24_loader.ipynb #a78e811e
+class _Placed(NamedTuple):
+    "What is still to be done with pictures."
+
+    params: list[Tensor]  # how the device is to augment them; none: that is done
+    left: dict[int, _Header]  # those that it is to decode first, by their places
+
+
 def _draw_pictures(
     loader,  # its augmentation
     shown: _Shown,
     out: UInt8[Tensor, 'p 3 s s'],  # where they go
-) -> Tensor | None:  # how the device is to augment them
+) -> _Placed:
     "Augmented pictures; or whole ones, if the device augments."
     if not loader.pre_resize:
         pictures(shown.samples, loader.image_size, shown.u, loader.augment, out)
-        return None
-    sizes = []
-    for sample, square in zip(shown.samples, out):
-        size = tuple(sample.image.shape[1:])
-        crop_resize(_pixels(sample.image), (0, 0, *size), loader.pre_resize, square)
+        return _Placed([], {})
+    sizes, left = [], {}
+    for row, (sample, square) in enumerate(zip(shown.samples, out)):
+        image = sample.image
+        size = tuple(image.shape[1:])
         sizes.append(size)
-    return augment_params(shown.u, np.array(sizes), loader.augment)
+        if getattr(image, 'left', False):
+            left[row] = image
+        else:
+            crop_resize(_pixels(image), (0, 0, *size), loader.pre_resize, square)
+    return _Placed([augment_params(shown.u, np.array(sizes), loader.augment)], left)
 
 # %% ../../nbs/data/24_loader.ipynb #5c2a0011
+class _Made(NamedTuple):
+    "A batch before its texts are tokenised."
+
+    drawn: _Drawn
+    images: UInt8[Tensor, 'p 3 s s']  # without those that are left
+    params: Tensor | None  # how the device is to augment all
+    encoded: _Encoded | None  # what is left to it
+
+
 def _draw_group(
     loader,
     index: list[int],  # of the samples
     epoch: int,
     places: UInt8[Tensor, 'k b 3 s s'],  # of pictures, and of parts where there are some
     decode: bool,  # before anything else
-) -> tuple[_Drawn, list[Tensor | None]]:  # texts; how the device is to augment pictures, and parts
+) -> tuple[_Drawn, list[_Placed]]:  # texts; pictures, and parts
     "Everything that chance decides of a few samples."
     samples = [loader.source.good(i, decode) for i in index]
     drawn, shown = _draw_some(loader, index, samples, epoch)
     return drawn, [_draw_pictures(loader, kind, place) for kind, place in zip(shown, places)]
 
-
+# %% ../../nbs/data/24_loader.ipynb #9d5e000c
 def _draw_batch(
     loader,  # its source, texts and seed
     index: list[int],  # of the samples
     epoch: int,
-) -> tuple[_Drawn, UInt8[Tensor, 'p 3 s s'], Tensor | None]:  # texts, pictures, how the device is to augment them
+) -> _Made:
     "32 samples at a time, for which all pixels need not lie in memory."
-    places, drawn, params = _places_for(loader, len(index)), _Drawn([], [], [], []), []
+    places, drawn = _places_for(loader, len(index)), _Drawn([], [], [], [])
+    done = [_Placed([], {}) for _ in places]
     for at in range(0, len(index), 32):
         group = index[at : at + 32], epoch, places[:, at : at + 32]
         try:
-            some, how = _draw_group(loader, *group, decode=loader.cache or loader.parts)
+            some, placed = _draw_group(loader, *group, decode=loader.cache or loader.parts)
         except ImageError:
-            some, how = _draw_group(loader, *group, decode=True)
+            some, placed = _draw_group(loader, *group, decode=True)
         for whole, part in zip(drawn, some):
             whole += part
-        params.append(how)
-    joined = torch.cat([o for kind in zip(*params) for o in kind]) if loader.pre_resize else None
-    return drawn, places.flatten(0, 1), joined
+        for kind, (params, left) in enumerate(placed):
+            done[kind].params.extend(params)
+            done[kind].left.update({kind * len(index) + at + row: head for row, head in left.items()})
+    return _finished(drawn, places.flatten(0, 1), done)
 
 
+def _finished(drawn: _Drawn, images: UInt8[Tensor, 'p 3 s s'], done: list[_Placed]) -> _Made:
+    "Put groups together."
+    params, left = [], {}
+    for placed in done:
+        params += placed.params
+        left |= placed.left
+    if left:
+        images = images[[row for row in range(len(images)) if row not in left]]
+    return _Made(drawn, images, torch.cat(params) if params else None, _joined(left) if left else None)
+
+# %% ../../nbs/data/24_loader.ipynb #9d5e0005
 def _places_for(loader, pairs: int) -> UInt8[Tensor, 'k b 3 s s']:
     "Colours last where nothing but a crop is to come, as decoders have them; a device lays them out anew."
     side, aug = loader.pre_resize or loader.image_size, loader.augment
@@ -560,6 +652,7 @@ class Loader(_Walks):
         None  # (key, caption, meta) to the texts of a picture, see meru.data.chains; None: one text
     )
     parts: bool = False  # draw a part of each picture too, by the phrases with boxes that samples bring
+    encoded: bool = False  # leave plain JPEGs to the device; needs pre_resize
 
     def __post_init__(self):
         count, probs = len(self.shards), self.level_probs
@@ -570,7 +663,9 @@ class Loader(_Walks):
             )
         if probs and (min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ValueError(f'level_probs is {probs}; it must be non-negative and sum to 1.')
-        self.source = Source(self.shards, len(probs or ()), self.cache, self.parts)
+        if self.encoded and not self.pre_resize:
+            raise ValueError('encoded needs pre_resize: what the device is to decode, it has to augment as well.')
+        self.source = Source(self.shards, len(probs or ()), self.cache, self.parts, self.encoded)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -589,8 +684,74 @@ class Loader(_Walks):
         start = place * self.batch_size
         index = order[start : start + self.batch_size]
         own = index[part_of(len(index), self.share)]
-        drawn, images, params = _draw_batch(self, own.tolist(), epoch)
+        drawn, images, params, encoded = _draw_batch(self, own.tolist(), epoch)
         batch = _to_batch(images, drawn.texts, drawn.augmented, drawn.samples, self.tokenizer, params)
+        batch = batch._replace(encoded=encoded)
         if self.chain is None and not self.parts:
             return batch
         return batch._replace(chains=(_phrases_above if self.parts else _texts_above)(self, drawn))
+
+# %% ../../nbs/data/24_loader.ipynb #9d5e0007
+def _by_torchvision(
+    files: list[UInt8[Tensor, '...']],  # JPEGs, in memory of the CPU
+    device: str,  # where their pixels shall be
+) -> list[UInt8[Tensor, '...']]:  # pictures, each 3 x height x width
+    "nvJPEG's pixels on a GPU, libjpeg's on a CPU; a RuntimeError where there is no decoder."
+    from torchvision.io import decode_jpeg as decode, ImageReadMode
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torchvision's decoders are to move to TorchCodec
+        return decode(files, ImageReadMode.RGB, device)
+
+
+def _tell_once(said: set, why: str, error: Exception):
+    "One warning, whatever comes later."
+    if not said:
+        warnings.warn(f"decode_on is 'device', but {why}: {str(error).strip().splitlines()[0][:200]}")
+    said.add(why)
+
+
+_said: set[str] = set()  # in this process
+
+# %% ../../nbs/data/24_loader.ipynb #9d5e0008
+def _decodes_jpegs(
+    device: str,  # where the model computes
+) -> bool:
+    "Can it? If not, one warning says why."
+    try:
+        if not device.startswith('cuda'):
+            raise RuntimeError(f'{device} has no decoder of its own')
+        Image.new('RGB', (8, 8)).save(file := io.BytesIO(), 'JPEG')
+        _by_torchvision([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
+    except (RuntimeError, AttributeError, ImportError) as error:
+        _tell_once(_said, 'the loader decodes all pictures', error)
+        return False
+    return True
+
+
+def _decoded_there(encoded: _Encoded, device: str) -> list[UInt8[Tensor, '...']]:
+    "Pictures on the device; those of a batch that it cannot decode, from the CPU."
+    files = list(encoded.files.split(encoded.sizes))
+    try:
+        return _by_torchvision(files, device)
+    except RuntimeError as error:
+        _tell_once(_said, 'the CPU decodes a batch that the device could not', error)
+        return [decode_image(o.numpy().tobytes()).to(device) for o in files]
+
+# %% ../../nbs/data/24_loader.ipynb #9d5e0009
+def _resized(picture: UInt8[Tensor, '3 h w'], side: int) -> UInt8[Tensor, '3 s s']:
+    "As `crop_resize`, in floats, which is all that GPUs do."
+    square = F.interpolate(picture[None].float(), size=(side, side), mode='bicubic', antialias=True)[0]
+    return square.round_().clamp_(0, 255).byte()
+
+
+def _all_squares(
+    others: UInt8[Tensor, 'm 3 t t'],  # those that the loader decoded, on the device
+    encoded: _Encoded,  # the rest
+    device: str,
+) -> UInt8[Tensor, 'b 3 t t']:  # all pictures of the batch, in its order
+    "What the device decodes, among the others."
+    decoded = dict(zip(encoded.rows, _decoded_there(encoded, device)))
+    waiting, side = iter(others), others.shape[-1]
+    rows = range(len(others) + len(decoded))
+    return torch.stack([_resized(decoded[row], side) if row in decoded else next(waiting) for row in rows])

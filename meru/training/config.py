@@ -62,6 +62,9 @@ class TrainConfig(ModelConfig, ImageAugment):
         'off'  # transformer blocks by torch.compile, heads by CUDA graphs; auto: on a GPU
     )
     augment_on: Literal['loader', 'device'] = 'loader'  # where pictures are augmented; device: a batch at a time
+    decode_on: Annotated[Literal['loader', 'device'], per_session] = (
+        'loader'  # where plain JPEGs are decoded; device: by nvJPEG, with augment_on device
+    )
     init: str = ''  # a run whose weights this one starts from
     level_probs: tuple[Share, ...] = ()  # how often each level of a pair's texts is drawn, sum 1; () = the caption
     chains: Literal['off', 'levels', 'folders', 'words', 'nouns', 'parts'] = 'off'  # source of more general texts
@@ -91,6 +94,8 @@ class TrainConfig(ModelConfig, ImageAugment):
         ImageAugment.__post_init__(self)
         if self.warmup >= self.steps:
             raise ValueError(f'warmup = {self.warmup} is not below steps = {self.steps}: updates until the peak')
+        if self.decode_on == 'device' and self.augment_on == 'loader':
+            raise ValueError("decode_on is 'device', but augment_on 'loader' needs pixels: set augment_on='device'")
         if self.level_probs and abs(sum(self.level_probs) - 1) > 1e-6:
             raise ValueError(f'level_probs = {self.level_probs} does not sum to 1: how often each level is drawn')
         if (self.chain_weight or self.order_weight) and self.chains == 'off':

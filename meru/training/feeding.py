@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.loader import _spare_cores
 from ..models.model import build_model
 from .config import TrainConfig
-from .trainer import _CachedPart, make_loader, pick_device
+from .trainer import _CachedPart, _left_to_device, make_loader, pick_device
 
 # %% ../../nbs/training/49_feeding.ipynb #cf0ca931
 def _flops_per_pair(
@@ -54,13 +54,14 @@ def _loader_rate(
     cfg: TrainConfig,  # size and augmentation of the pictures
     pairs,  # training pairs, from `open_data`
     n: int = 48,  # pairs to read
+    encoded: bool = False,  # plain JPEGs are left to the device
 ) -> float:  # pictures a second
     "Of one process, its decoder warm."
-    loader = make_loader(cfg, pairs, batch_size=min(n, len(pairs)), workers=0, cache=False)
+    loader = make_loader(cfg, pairs, batch_size=min(n, len(pairs)), workers=0, cache=False, encoded=encoded)
     loader.batch_at(0)
     began = time.perf_counter()
     batch = loader.batch_at(1)
-    return len(batch.images) / (time.perf_counter() - began)
+    return len(batch.keys) / (time.perf_counter() - began)
 
 # %% ../../nbs/training/49_feeding.ipynb #d30f2f64
 def _told(wanted: float | None, given: float, workers: int) -> str:
@@ -84,7 +85,8 @@ def _say_feeding(
     if not device.startswith('cuda') or isinstance(pairs, _CachedPart):
         return
     workers = cfg.workers if cfg.workers >= 0 else _spare_cores(processes)
-    given = _loader_rate(cfg, pairs) * max(1, workers) * processes
+    rate = _loader_rate(cfg, pairs, encoded=_left_to_device(cfg, device))
+    given = rate * max(1, workers) * processes
     peak = _peak_rate(device)
     wanted = peak and 0.4 * peak * processes / _flops_per_pair(cfg, min(32, cfg.context_length))
     print(_told(wanted, given, workers))

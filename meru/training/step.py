@@ -15,7 +15,7 @@ from functools import partial
 from torch import nn, Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from ..data.images import augment_batch
-from ..data.loader import Batch, TextChains
+from ..data.loader import _all_squares, Batch, TextChains
 from ..models.towers import cut_texts
 from ..models.model import Model, _read_chains, _stack_tokens
 from .config import TrainConfig
@@ -160,8 +160,10 @@ def to_device(
         batch = _in_few_shapes(batch, cfg.context_length)
     if isinstance(batch.chains, TextChains):
         batch = batch._replace(chains=_read_chains(batch.text_ids, batch.chains, cfg))
-    batch = tree_map_only(Tensor, partial(_sent, device=device), batch)
-    batch = batch._replace(images=batch.images.contiguous())
+    encoded = batch.encoded  # its files stay here: decoders fetch them themselves
+    batch = tree_map_only(Tensor, partial(_sent, device=device), batch._replace(encoded=None))
+    images = _all_squares(batch.images, encoded, device) if encoded else batch.images
+    batch = batch._replace(images=images.contiguous())
     if batch.augment_params is None:
         return batch
     images = augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg)

@@ -33,7 +33,7 @@ from ..data.tokenizer import augment_caption
 from ..data.images import ImageAugment
 from ..data.shards import data_path, Shards
 from ..data.emoji import _embedded, embedded_data
-from ..data.loader import Batch, Loader
+from ..data.loader import Batch, _decodes_jpegs, Loader
 from ..models.model import build_model, curv_range, Model, tokenizer_of
 from ..models.feature_cache import FeatureCache, open_cache
 from ..models.mining import FeatureBatches
@@ -166,6 +166,11 @@ def _room_for(
     return device if 2 * (cache.image.nbytes + cache.text.nbytes) <= free else 'cpu'
 
 # %% ../../nbs/training/45_trainer.ipynb #ce4f0d19
+def _left_to_device(cfg: TrainConfig, device: str) -> bool:
+    "Whether the loader leaves plain JPEGs as they are."
+    return cfg.decode_on == 'device' and _decodes_jpegs(device)
+
+
 def make_loader(
     cfg: TrainConfig,  # batch size, seed, augmentation
     shards,  # the pairs: a `Shards`, a `Part` or a `_CachedPart`
@@ -494,7 +499,7 @@ def _open_session(
     "Open the data, and see that all processes and all sessions see the same."
     cfg = run.config
     pairs, held_out = _open_together(cfg)
-    loader = make_loader(cfg, pairs, device=device)
+    loader = make_loader(cfg, pairs, device=device, encoded=_left_to_device(cfg, device))
     val = dict(batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
     val_loader = make_loader(cfg, held_out, device=device, **val)
     agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=step, weights=checksum(model))
