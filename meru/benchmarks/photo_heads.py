@@ -30,6 +30,7 @@ from ..evaluation.comparison import _Comparison, compare, comparison_record, _Me
 from ..evaluation.datasets import Captions, Chains, _make_captions, _objects, Pictures, read_data, _Store
 from ..evaluation.hierarchy import average_precision, _nearest_is_own, _threshold_values
 from ..evaluation.measures import Measure, Measures
+from ..evaluation.suites import _our_rules
 
 # %% ../../nbs/benchmarks/86_photo_heads.ipynb #9f3a88b6
 from meru.benchmarks.tree_heads import (
@@ -281,7 +282,7 @@ def _measured_photos(data: _Split, setting: _Setting, seed: int) -> list[_Measur
         values = _answers_on_photos(model, space, data)
         measures = Measures()
         for key, each in values.items():
-            measures.append(Measure(*key, each.mean().item()))
+            measures.append(Measure(*key, each.mean().item(), protocol=_our_rules.of(key[1])))
         runs.append(_MeasuredRun(name, seed, config, record, measures, values))
     return runs
 
