@@ -57,6 +57,7 @@ def test_the_loader_suite_says_what_it_did(photos):
     found = T._loader_suite(str(photos), n=8, reps=2, size=32, batch=4)
     assert {'ours', 'baseline'} == set(found['tiled']['per_second']) == set(found['enlarged']['per_second'])
     assert {'baseline', 'baseline_whole'} == set(found['tiled, fetched']['ratio'])
+    assert set(found['tiled, left']['ratio']) == {'baseline'}
     assert found['tiled']['ratio']['baseline']['low'] > 0 and torch.get_num_threads() == threads
     json.dumps(found)
 

@@ -85,12 +85,20 @@ def _our_epochs(
     folder: Path,  # of shards
     size: int,  # side of the crops, pixels
     batch: int,  # pairs
-) -> Callable[[], Iterator[tuple]]:  # each call: one epoch of pixels and ids
+    left: bool = False,  # JPEGs are left to a device
+) -> Callable[[], Iterator[tuple]]:  # each call: one epoch of pixels, or of how to augment what is left; and ids
     "`meru.data.loader.Loader` in this process."
     augment = ImageAugment(crop_scale=(0.5, 1.0))
-    loader = Loader(Shards(folder), _tokenizer, size, batch, augment=augment, cache=False)
+    how = dict(pre_resize=size * 3 // 2, encoded=True) if left else {}
+    loader = Loader(Shards(folder), _tokenizer, size, batch, augment=augment, cache=False, **how)
     steps = itertools.count()
-    return lambda: (loader.batch_at(next(steps))[:2] for _ in range(loader.steps_per_epoch))
+
+    def epoch():
+        for _ in range(loader.steps_per_epoch):
+            made = loader.batch_at(next(steps))
+            yield made.augment_params if left else made.images, made.tokens
+
+    return epoch
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #70509c66
 def _baseline_epochs(
@@ -185,23 +193,25 @@ def _time_loaders(
     reps: int,  # counted epochs
     size: int,  # side of the crops, pixels
     batch: int,  # pairs
-) -> dict[str, dict]:  # of the whole photos, and of those as fetched
-    "All four by turns."
+) -> dict[str, dict]:  # of the whole photos, of those as fetched, and of what a loader does where a device decodes
+    "All by turns."
     sets = {kind: photos, f'{kind}, fetched': list(map(_as_fetched, photos))}
-    loaders, parts = {}, {}
+    walks, parts = {}, {}
     with _torch_threads(1), tempfile.TemporaryDirectory() as tmp:
         for number, (name, jpegs) in enumerate(sets.items()):
             folder = Path(tmp) / str(number)
             parts[name] = dict(jpeg_bytes=_make_shards(jpegs, folder))
-            loaders['ours', name] = partial(_walk, _our_epochs(folder, size, batch))
-            loaders['baseline', name] = partial(_walk, _baseline_epochs(folder, size, batch))
-        took = _by_turns(loaders, reps)
-    pairs = len(photos) // batch * batch
-    for name, part in parts.items():
-        sides = dict(ours=took['ours', name], baseline=took['baseline', name])
+            walks[name] = partial(_walk, _our_epochs(folder, size, batch))
+            walks[f'{name}, left'] = partial(_walk, _our_epochs(folder, size, batch, left=True))
+            walks[f'{name}, baseline'] = partial(_walk, _baseline_epochs(folder, size, batch))
+        took = _by_turns(walks, reps)
+    pairs, whole = len(photos) // batch * batch, took[f'{kind}, baseline']
+    for name in sets:
+        peers = dict(baseline=took[f'{name}, baseline'])
         if name != kind:
-            sides['baseline_whole'] = took['baseline', kind]
-        part |= _rates(sides, pairs)
+            peers['baseline_whole'] = whole
+        parts[name] |= _rates(dict(ours=took[name]) | peers, pairs)
+        parts[f'{name}, left'] = _rates(dict(ours=took[f'{name}, left']) | peers, pairs)
     return parts
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #620df16f
