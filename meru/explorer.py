@@ -970,7 +970,7 @@ def _shown_texts(
 ) -> list[int]:
     "Texts above drawings, without details that say no more than the name."
     texts = chains.unique().tolist()
-    level, name = test_set.levels.tolist(), test_set.above[:, 2].tolist()
+    level, name = test_set.levels.tolist(), test_set.chain_of[:, 2].tolist()
     return [t for t in texts if level[t] < 3 or test_set.texts[t] != test_set.texts[name[t]]]
 
 # %% ../nbs/70_explorer.ipynb #1f3b61bc
@@ -981,7 +981,7 @@ def _parents_of(
 ) -> list[int]:  # row above each text, then above each drawing; -1 for the top
     "The tree among texts and drawings: a drawing hangs on its detail, or on its name."
     row = {text: i for i, text in enumerate(texts)}
-    level, above = test_set.levels.tolist(), test_set.above.tolist()
+    level, above = test_set.levels.tolist(), test_set.chain_of.tolist()
     of_texts = [row[above[t][level[t] - 1]] if level[t] else -1 for t in texts]
     return of_texts + [row.get(chain[3], row[chain[2]]) for chain in chains.tolist()]
 

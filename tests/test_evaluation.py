@@ -127,7 +127,7 @@ def test_test_set_by_hand(folder):
             assert (
                 tuple(test_set.texts[i] for i in rows) == chain and test_set.texts[test_set.names[target]] == chain[2]
             )
-    above = test_set.above[test_set.texts.index('thing 7')]
+    above = test_set.chain_of[test_set.texts.index('thing 7')]
     assert [test_set.texts[i] for i in above[:3]] == ['group 1', 'subgroup 2', 'thing 7'] and above[3] == -1
 
 

@@ -163,6 +163,17 @@ def written(layout, folder, change=lambda tensors: None):
     return folder / f'{layout}.pth'
 
 
+def test_a_file_of_meru_and_one_of_hycoclip_cannot_be_told_apart(tmp_path, capsys):
+    files = [written(layout, tmp_path) for layout in ('meru', 'hycoclip')]
+    theirs = [{k: v.shape for k, v in read_released(path)['model'].items()} for path in files]
+    assert theirs[0] == theirs[1] and len({_Layout.of(names) for names in theirs}) == 1
+    for path in files:
+        load_released(path, image_heads=4)
+        assert f'{path.name} is MERU or HyCoCLIP: both save the same tensors' in capsys.readouterr().out
+    load_released(written('clip', tmp_path), image_heads=4)
+    assert not capsys.readouterr().out
+
+
 def test_uncha_is_read_without_five_tensors(tmp_path, capsys):
     model = load_released(written('uncha', tmp_path), image_heads=4)
     said = capsys.readouterr().out
@@ -170,7 +181,7 @@ def test_uncha_is_read_without_five_tensors(tmp_path, capsys):
     assert all(name in said for name in ('global_local_logit_scale', 'local_logit_scale', 'min_radius_head.bias'))
     same = load_released(written('meru', tmp_path), image_heads=4)
     images = torch.load(PARITY / 'meru_inputs.pt', weights_only=True)['images']
-    assert torch.equal(model.encode_image(images), same.encode_image(images)) and not capsys.readouterr().out
+    assert torch.equal(model.encode_image(images), same.encode_image(images))
 
 
 def test_phyclip_is_scored_by_the_sum_over_factors(tmp_path, capsys):
@@ -383,33 +394,37 @@ def test_towers_of_others_are_refused_by_name(tmp_path):
         load_released(tmp_path / 'half.safetensors')
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_every_layout_is_evaluated_by_both_protocols(layout, tmp_path, monkeypatch):
-    monkeypatch.setattr('meru.evaluation.suites._examine_nouns', lambda model, tokenizer: [])
+@pytest.fixture(scope='module')
+def two_sets(tmp_path_factory):
+    "Four classes of pictures with a training part, and four captioned ones."
+    home = tmp_path_factory.mktemp('sets')
     for part, n in dict(train=5, test=2).items():
         for k, animal in enumerate(('dog', 'tench')):
             for i in range(n):
-                path = tmp_path / 'sets' / 'animals' / part / animal / f'{i}.png'
+                path = home / 'animals' / part / animal / f'{i}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new('RGB', (40, 30), (100 * k + i, 9 * i, 80)).save(path)
-    pairs = tmp_path / 'sets' / 'pairs'
+    pairs = home / 'pairs'
     pairs.mkdir()
     for i in range(4):
         Image.new('RGB', (40, 20), (60 * i, 9, 80)).save(pairs / f'{i}.png')
     lines = [json.dumps(dict(file=f'{i}.png', captions=[f'shade {i}'])) for i in range(4)]
     (pairs / 'captions.jsonl').write_text('\n'.join(lines))
-    how = dict(
-        checkpoint=str(written(layout, tmp_path)), image_heads=4, data=str(pairs.parent), out=str(tmp_path / 'o')
-    )
+    return home
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_layout_is_evaluated_by_both_protocols(layout, tmp_path, two_sets, run_cells):
+    "The cells of `evaluate -p checkpoint FILE`."
+    how = dict(checkpoint=written(layout, tmp_path), image_heads=4, data=two_sets, out=tmp_path)
     found = {}
-    for protocol in ('auto', 'ours'):
-        cfg = EvalConfig(**how, protocol=protocol)
-        model, tokenizer = load_evaluated(cfg)
-        report = evaluate_folder(model, tokenizer, pairs.parent, model.resize, rules=cfg.rules)
-        save_measures(cfg, report.measures)
-        found[protocol] = json.loads(cfg.record.read_text())
-        assert not [o for o in report.skipped if o.startswith(('animals', 'pairs'))]
-    assert found['auto']['protocol'] == 'paper' and found['ours']['protocol'] == 'ours'
-    for numbers in found.values():
-        assert {'animals_per_class', 'animals_probe_per_class', 'pairs_text_to_image_r5'} <= numbers.keys()
-    assert 'animals_probe_cost' in found['auto'] and 'animals_probe_cost' not in found['ours']
+    for protocol in ('paper', 'ours'):
+        error, printed = run_cells('evaluate', **how, **({} if protocol == 'paper' else dict(protocol=protocol)))
+        assert not error, error
+        found[protocol] = json.loads((tmp_path / f'metrics_{two_sets.name}.json').read_text())
+        assert found[protocol]['protocol'] == protocol
+        recall, accuracy = 'pairs_text_to_image_r5', 'animals_per_class'
+        assert {accuracy, 'animals_probe_per_class', recall} <= found[protocol].keys()
+        whose = found[protocol].get('protocols', {}).get(recall, 'ours')
+        assert whose == protocol and f'caption to picture, recall at 5 | {protocol} |' in printed
+    assert 'animals_probe_cost' in found['paper'] and 'animals_probe_cost' not in found['ours']

@@ -247,7 +247,7 @@ def _made_up_drawings(hands: int = 4, width: int = 24) -> _Drawn:
         drawings[split] = _Drawings(None, [], listed, 0, '')
     test_set = _link_texts(drawings)
     own = torch.randn(len(test_set.texts), width, generator=generator)
-    texts = torch.stack([own[row[row >= 0]].sum(0) for row in test_set.above])
+    texts = torch.stack([own[row[row >= 0]].sum(0) for row in test_set.chain_of])
     images = {}
     for split, rows in test_set.chains.items():
         clean = texts[rows[:, 2]]
@@ -363,8 +363,8 @@ def _of_drawings(space, found: _Drawn, emb: _Embeddings, dataset: str) -> dict[s
 def _of_texts(space, found: _Drawn, emb: _Embeddings) -> dict[tuple[str, str], Float[Tensor, ' n']]:
     "Of each text with others above it, and of the unseen ones; and of each with others below it."
     tree = _text_tree(found.test_set, emb)
-    rows = tree.above.any(1).nonzero().flatten()
-    own, points = tree.above[rows], tree.points[rows]
+    rows = tree.is_above.any(1).nonzero().flatten()
+    own, points = tree.is_above[rows], tree.points[rows]
     each = _chain_values(space, points, tree.points, own, tree.curv, rows)
     unseen = ~torch.isin(rows, found.test_set.chains['train'])
     below = _below_values(space, tree)['below_map']
@@ -445,7 +445,7 @@ def _encode_drawings(path: Path):
         pixels = towers.normalise(_enlarged(drawings))
         return towers.image_tower(pixels).half()
 
-    tensors = dict(above=test_set.above, levels=test_set.levels)
+    tensors = dict(above=test_set.chain_of, levels=test_set.levels)
     tensors['text'] = _encode_texts(test_set.texts, towers, 'cpu')
     for split, drawings in test_set.drawings.items():
         tensors[f'image_{split}'] = in_batches(see, drawings.images, 32)

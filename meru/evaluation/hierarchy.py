@@ -559,7 +559,7 @@ def _paths_to_root(
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     steps: int = 50,  # of each path, at least 2; the root itself is left out
 ) -> Float[Tensor, 'i s d']:
-    "Points at equal steps from each point towards the root, itself first, as in MERU's traversals."
+    "Points at equal steps from each point towards the root, itself first; in MERU's traversals the root is the last."
     share = torch.linspace(1, 0, steps + 1, device=points.device)[:-1, None]
     if geometry.has_radius:
         return geometry.exp_map0(share * geometry.log_map0(points, curv)[:, None], curv)

@@ -37,7 +37,12 @@ _rows = [
         'mean of the classes that have pictures',
         'a part of a set is measured like the whole',
     ),
-    _Row('equal scores', 'the first class wins', 'they count as wrong', 'a collapsed model has no luck'),
+    _Row(
+        'equal scores',
+        'the first class wins in top-1; in top-5 and retrieval they count as wrong, where the authors let the sort decide',
+        'they count as wrong',
+        'a collapsed model has no luck',
+    ),
     _Row(
         'prompts',
         'from your file, `-p prompts FILE`',
@@ -77,6 +82,18 @@ _rows += [
         'texts within growing radii about the empty text: `threshold_...`',
         'texts on the path to the root: `path_...`',
         'both are taken; the walk moves, their picture does not',
+    ),
+    _Row(
+        'walk from a picture to the root',
+        'not taken: MERU prints 50 points, the picture and the root among them',
+        '`path_...`: 50 points, the root left out; `traverse`: the same and the root',
+        'the root is no text, neither right nor wrong',
+    ),
+    _Row(
+        'decoding and tokens',
+        'as ours',
+        "libjpeg or Pillow decodes, torch scales (bicubic, antialiased); CLIP's tokens, of which a long text keeps the last",
+        "one reader for all; where the authors' differs, some tenths of a point",
     ),
     _Row(
         'mistakes on WordNet',

@@ -100,7 +100,8 @@ class _Layout(NamedTuple):
             return cls('UNCHA', f'left out, for they serve its loss alone: {gone}; {lost}')
         if 'curvs.0' in names:
             return cls('PHyCLIP', 'a product of spaces; ranked by the sum of their Lorentz products, as its authors do')
-        return cls('MERU or HyCoCLIP' if 'curv' in names else 'CLIP')
+        same = 'both save the same tensors, and nothing in the file says which it is'
+        return cls('MERU or HyCoCLIP', same) if 'curv' in names else cls('CLIP')
 
 # %% ../../nbs/models/33_released.ipynb #dce6f1c9
 def _check_values(
