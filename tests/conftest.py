@@ -82,12 +82,13 @@ def papermill(fork, tmp_path_factory):
     return run
 
 
-def _cells(notebook, given, pipe):
+def _once(notebook, given, before=''):
     "The cells one by one, parameters after the cell that is tagged so, until one fails."
     from IPython.core.interactiveshell import InteractiveShell
 
     os.chdir(ROOT)
     shell, error = InteractiveShell(), ''
+    shell.run_cell(before)
     with redirect_stdout(io.StringIO()) as printed:
         for cell in json.loads((ROOT / 'nbs' / f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']:
             if cell['cell_type'] != 'code':
@@ -98,7 +99,11 @@ def _cells(notebook, given, pipe):
             if not done.success:
                 error = str(done.error_in_exec or done.error_before_exec)
                 break
-    pipe.send((error, printed.getvalue()))
+    return error, printed.getvalue()
+
+
+def _cells(notebook, several, before, pipe):
+    pipe.send([_once(notebook, given, before) for given in several])
 
 
 @pytest.fixture(scope='session')
@@ -137,8 +142,15 @@ def run_cells(fork):
     "A run notebook without a kernel of its own; its error, and what it printed."
 
     def run(notebook, **given):
-        return fork(_cells, notebook, {k: str(v) if isinstance(v, Path) else v for k, v in given.items()})
+        done = several(notebook, [given])
+        return done[0] if isinstance(done, list) else done
 
+    def several(notebook, all_given, before='', seconds=300):
+        "The same a few times in one process, for a list of parameters; `before` is code that is run first."
+        texts = [{k: str(v) if isinstance(v, Path) else v for k, v in given.items()} for given in all_given]
+        return fork(_cells, notebook, texts, before, seconds=seconds)
+
+    run.several = several
     return run
 
 
