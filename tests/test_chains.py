@@ -59,7 +59,14 @@ def test_the_graph_is_read_off_the_chains(chains):
         for general, special in itertools.combinations(chain, 2)
         if general and special and general != special
     }
-    assert {(i + 1, j + 1) for i, j in graph.above.matrix().nonzero().tolist()} == pairs
+    true, above = graph.of_images.matrix(), graph.above.matrix()
+    assert {(i + 1, j + 1) for i, j in above.nonzero().tolist()} == pairs
+    reduced, by = graph.reduced(), above.float()
+    assert torch.equal(reduced.of_images.matrix(), true & ~(true.float() @ by > 0))
+    assert torch.equal(reduced.above.matrix(), above & ~(by @ by > 0))
+    turned = text_graph(text_ids.flip(0), chains)  # columns are in the order of the texts
+    assert torch.equal(turned.of_images.matrix(), true.flip(1))
+    assert torch.equal(turned.above.matrix(), above.flip(0, 1))
 
 
 def test_a_true_text_is_never_a_negative():
