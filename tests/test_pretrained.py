@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
+from meru.data.emoji import embedded_data
 from meru.data.images import resize_image
+from meru.data.shards import Shards, write_shards
 from meru.models import pretrained
 from meru.models.embedding import embed, EmbedConfig
 from meru.models.model import ModelConfig, build_model
@@ -282,10 +284,14 @@ def test_adapters_are_the_sum_and_alone_learn(folder):
         assert torch.equal(tower(inputs), moved) and adapters(tower) and not adapters(merged)
 
 
-def test_a_run_saves_adapters_alone_and_publishes_plain_weights(folder, tmp_path, in_root):
-    was = load_towers(f'local-dir:{folder}')
-    both = dict(image_tower='backbone', text_tower='backbone', backbone=was.id)
-    cfg = make_config('smoke', **both, lora_rank=2, steps=4, save_every=2, lr=0.01)
+def test_a_head_with_adapters_saves_them_alone_and_publishes_plain_weights(folder, tmp_path, in_root):
+    "The towers of a head preset are trained on pictures and texts, not on features."
+    was, drawings = load_towers(f'local-dir:{folder}'), Shards(embedded_data() / 'train')
+    write_shards((drawings[i]._replace(meta={}) for i in range(20)), tmp_path / 'data')
+    few = dict(batch_size=4, steps=4, save_every=2, lr=0.01, workers=0)
+    towers = dict(backbone=was.id, image_size=32, data=str(tmp_path / 'data'))
+    cfg = make_config('head_lorentz', lora_rank=2, **towers, **few)
+    assert (cfg.geometry, cfg.image_tower, cfg.batches, cfg.image_views) == ('lorentz', 'backbone', 'random', False)
     run = Run(tmp_path / 'run', cfg)
     fit(run, quiet=True)
     with safe_open(run.last, framework='pt') as file:
@@ -302,6 +308,11 @@ def test_a_run_saves_adapters_alone_and_publishes_plain_weights(folder, tmp_path
     for encode, inputs in (('encode_image', pixels), ('encode_text', ids)):
         before, after = (getattr(m, encode)(inputs) for m in (trained, published.model))
         assert (before - after).abs().max() < 1e-5
+
+
+def test_a_head_with_adapters_refuses_features(made_up):
+    with pytest.raises(ValueError, match='holds features, and adapters are trained on pictures'):
+        make_config('head_lorentz', lora_rank=4, data=str(made_up))
 
 
 def test_adapters_need_a_backbone(folder):

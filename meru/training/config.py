@@ -335,6 +335,21 @@ def _feature_widths(
         text_tower='features',
     )
 
+# %% ../../nbs/training/41_config.ipynb #41a0f002
+def _adapted_towers(
+    base: TrainConfig,  # a preset of a head
+    given: dict,  # fields that differ from it
+) -> dict:  # fields that follow
+    "A head on towers with adapters: what belongs to cached features alone is off; a ValueError where only they are."
+    data = given.get('data', base.data.removesuffix('_features'))
+    if _feature_widths(data):
+        raise ValueError(
+            f'lora_rank is {given["lora_rank"]}, but {data} holds features, and adapters are trained on pictures: '
+            'give the shards that were embedded, with data='
+        )
+    towers = dict(image_tower='backbone', text_tower='backbone', dropout=0.0)
+    return towers | dict(data=data, batches='random', image_views=False, text_views=False, workers=-1)
+
 # %% ../../nbs/training/41_config.ipynb #be440c0c
 def make_config(
     preset: str,  # name of a preset
@@ -347,7 +362,10 @@ def make_config(
     follows = {}
     if given.get('data', 'emoji') != 'emoji':
         follows['level_probs'] = ()
-    follows |= _feature_widths(given.get('data', base.data))
+    if given.get('lora_rank') and base.image_tower == 'features':
+        follows |= _adapted_towers(base, given)
+    else:
+        follows |= _feature_widths(given.get('data', base.data))
     if 'steps' in given:
         follows['warmup'] = base.warmup * given['steps'] // base.steps
     return replace(base, **follows | given)
