@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from contextlib import contextmanager
 from functools import partial
 import numpy as np
 import pytest
@@ -328,27 +329,38 @@ def test_light_dark_and_narrow(walked):
     walked.settle()
 
 
+@contextmanager
+def of_a_phone(browser):
+    "A page at the size of a phone."
+    size = dict(width=390, height=844, deviceScaleFactor=2, mobile=True)
+    browser.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.setDeviceMetricsOverride', params=size))
+    browser.settle()
+    yield browser
+    browser.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.clearDeviceMetricsOverride', params={}))
+    browser.settle()
+
+
 @pytest.fixture
 def phone(walked):
-    size = dict(width=390, height=844, deviceScaleFactor=2, mobile=True)
-    walked.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.setDeviceMetricsOverride', params=size))
-    walked.settle()
-    yield walked
-    walked.call('POST', '/goog/cdp/execute', dict(cmd='Emulation.clearDeviceMetricsOverride', params={}))
-    walked.settle()
+    with of_a_phone(walked):
+        yield walked
+
+
+def beyond(phone):
+    "What lies left or right of the screen."
+    assert phone.js('return [document.documentElement, document.body].every(e => e.scrollWidth <= 390)')
+    return phone.js("""const box = e => e.getBoundingClientRect()
+        const wide = e => box(e).left < 0 || box(e).right > 390
+        return [...document.querySelectorAll('button, select, input:not([type=checkbox]), .chip, #panel *')]
+            .filter(e => !e.closest('[hidden], .hush, .skip') && e.offsetParent && wide(e))
+            .map(e => e.outerHTML)""")
 
 
 def test_a_phone_shows_everything_without_sideways_scrolling(phone):
     assert phone.js('return innerWidth') == 390
     for step in ('meru.select(-1)', 'meru.select(20)', 'meru.select(3)'):
         phone.js(step)
-        assert phone.js('return [document.documentElement, document.body].every(e => e.scrollWidth <= 390)')
-        beyond = phone.js("""const box = e => e.getBoundingClientRect()
-            const wide = e => box(e).left < 0 || box(e).right > 390
-            return [...document.querySelectorAll('button, select, input:not([type=checkbox]), .chip, #panel *')]
-                .filter(e => !e.closest('[hidden], .hush, .skip') && e.offsetParent && wide(e))
-                .map(e => e.outerHTML)""")
-        assert beyond == []
+        assert beyond(phone) == []
     stage = phone.js("return document.getElementById('stage').getBoundingClientRect().toJSON()")
     assert stage['height'] > 250 and stage['width'] == 390
 
@@ -509,7 +521,14 @@ def test_any_points_with_captions_and_photos(chrome, tmp_path):
     captions = [f'<b>thing</b> {i}' for i in range(6)]
     points = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
     points[6:] = 1.5 * points[:6]
-    images = [tmp_path / 'a.jpg', str(tmp_path / 'a.jpg'), noise(1), np.array(noise(2)), b'torn', noise(4)]
+    images = [
+        tmp_path / 'a.jpg',
+        str(tmp_path / 'a.jpg'),
+        noise(1, (1600, 900)),
+        np.array(noise(2)),
+        b'torn',
+        noise(4, (500, 1500)),
+    ]
     made = meru.explore(tmp_path, points=points, labels=captions * 2, images=[None] * 6 + images)
     data, rows = page_of(made)
     assert made.path == tmp_path / 'explorer.html' and data['levels'] == ['caption', 'photo']
@@ -520,10 +539,16 @@ def test_any_points_with_captions_and_photos(chrome, tmp_path):
     chrome.js('meru.select(8)')
     size = chrome.js("""const image = document.querySelector('#panel img.photo')
         return image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.alt])""")
-    assert size == [300, 200, '<b>thing</b> 2'] and 2 in chrome.js('return meru.path')
+    assert size == [384, 216, '<b>thing</b> 2'] and 2 in chrome.js('return meru.path')
     chrome.js('meru.select(2)')
     panel = chrome.js("return document.getElementById('panel').textContent")
     assert 'photos below it' in panel and 8 in chrome.js('return meru.under(2)') and chrome.log() == []
+    with of_a_phone(chrome):
+        for i in (8, 11):  # a wide photo and a tall one
+            chrome.js('meru.select(arguments[0])', i)
+            shown = chrome.js("""const image = document.querySelector('#panel img.photo')
+                return image.decode().then(() => image.getBoundingClientRect().toJSON())""")
+            assert shown['width'] > 100 and shown['left'] >= 0 and shown['right'] <= 390 and beyond(chrome) == []
 
 
 def test_a_models_points_keep_its_curvature(tmp_path):
