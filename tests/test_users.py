@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from PIL import Image
+from test_heads import next_command
 from test_pictures import as_table, photos, towers  # noqa: F401, fixtures
 import meru
 from meru import gallery
@@ -36,13 +37,13 @@ STEPS = {
     'make test': 'install commands_hand_on_their_status',
     'make lab': 'users jupyterlab_opens_at_the_root',
     'make docs': 'docs the_command',
-    'python -m meru demo': 'install what_make_does_without_make',
+    'python -m meru demo': 'users a_student_types_the_demo_and_goes_on',
     'python -m meru serve': 'gallery meru_serve_hands_over',
     'import meru': 'readme the_python_prints_what_it_says',
     'pip install -e': 'package wheel_installs_and_works_outside_the_checkout',
     'nbs/00_geometry.ipynb': 'pages page_runs',
     'nbs/train.ipynb': 'notebooks train_leaves_a_complete_record',
-    'nbs/evaluate.ipynb': 'notebooks evaluate_writes_metrics_and_figures',
+    'nbs/evaluate.ipynb': 'users a_student_types_the_demo_and_goes_on',
     'nbs/fetch.ipynb': 'fetch the_same_command_again_changes_nothing',
     'nbs/embed.ipynb': 'heads embed_as_a_person_runs_it',
     'nbs/pictures.ipynb': 'pictures the_command',
@@ -78,25 +79,45 @@ def elsewhere(tmp_path, monkeypatch):
     return place
 
 
-def test_a_student_in_a_copy_of_the_project(elsewhere, monkeypatch):
-    "Train in short form, explore, walk, in a copy whose path has blanks and umlauts."
+@pytest.fixture
+def copy(elsewhere, monkeypatch):
+    "The project under a path with blanks and umlauts; the student stands in it."
     copy = elsewhere / 'meru für mich'
     copy.mkdir()
     for path in ROOT.iterdir():
         if path.name not in ('outputs', '.git', '.venv'):
             (copy / path.name).symlink_to(path)
     monkeypatch.chdir(copy)
-    config = meru.make_config('smoke', steps=2, warmup=1, val_pairs=64, save_every=2, val_every=2, log_every=1)
-    meru.fit(meru.Run('outputs/mein smoke', config), quiet=True)
-    assert (copy / 'outputs/mein smoke/last.safetensors').exists()
+    return copy
+
+
+def test_a_student_types_the_demo_and_goes_on(copy):
+    "In short form; what the terminal shows last is the table, the explorer's path and what to type next."
+    done = subprocess.run([sys.executable, '-m', 'meru', 'demo', 'smoke'], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.findall(r'^nbs/\w+', done.stdout, re.M) == ['nbs/train', 'nbs/evaluate']
+    evaluated = done.stdout.split('nbs/evaluate.ipynb\n')[1]
+    assert 'Next: papermill nbs/evaluate.ipynb outputs/smoke/evaluate.ipynb -p run outputs/smoke' in done.stdout
+    head, _, *rows, _, explorer, folder, following = evaluated.strip().splitlines()
+    assert head == '|  | model | untrained | pixels | chance |' and folder == 'Folder: outputs/smoke'
+    assert len(rows) > 30 and rows[0].startswith('| unseen style, right name first | 0.')
+    run, (page, size) = copy / 'outputs/smoke', explorer.removeprefix('Explorer: ').rsplit(': ', 1)
+    assert Path(page) == run / 'explorer.html' and size.endswith(' MB') and 100_000 < Path(page).stat().st_size < 10**7
+    assert next_command(following) == ('traverse', dict(run='outputs/smoke'))
+    metrics = json.loads((run / 'metrics.json').read_text())
+    names = {'style_top1', 'pixel_style_top1', 'untrained_style_top1', 'concept_top1', 'chain_tau', 'cone_own'}
+    assert names <= set(metrics) and metrics['pixel_style_top1'] > 0.3 > metrics['untrained_style_top1']
+    assert metrics['checkpoint_sha256'] == json.loads((run / 'run.json').read_text())['checkpoints']['last']
+    figures = {'curves.png', 'disk.png', 'radii.png', 'similarity.png', 'tree.png', 'way.png'}
+    assert figures <= {o.name for o in (run / 'figures').iterdir()}
     pictures = {f'outputs/bilder/{colour}/{i}.png': colour for colour in ('red', 'blue') for i in range(2)}
     for name, colour in pictures.items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (32, 32), colour).save(copy / name)
-    page = meru.explore('outputs/mein smoke', data='outputs/bilder')
-    assert page.path == copy / 'outputs/mein smoke/explorer_bilder.html' and page.path.stat().st_size > 20_000
+    page = meru.explore('outputs/smoke', data='outputs/bilder')
+    assert page.path == run / 'explorer_bilder.html' and page.path.stat().st_size > 20_000
     (copy / 'worte.txt').write_text('a dog\nan animal\n')
-    cfg = TraverseConfig(run='outputs/mein smoke', text='a dog | a cat', pool='worte.txt')
+    cfg = TraverseConfig(run='outputs/smoke', text='a dog | a cat', pool='worte.txt')
     starts, paths = traverse(*load_evaluated(EvalConfig(run=cfg.run)), cfg)
     assert [o.name for o in starts] == ['a dog', 'a cat'] and all(path[-1].text == '[root]' for path in paths)
 
