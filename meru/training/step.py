@@ -160,10 +160,10 @@ def to_device(
         batch = _in_few_shapes(batch, cfg.context_length)
     if isinstance(batch.chains, TextChains):
         batch = batch._replace(chains=_read_chains(batch.text_ids, batch.chains, cfg))
-    encoded = batch.encoded  # its files stay here: decoders fetch them themselves
-    batch = tree_map_only(Tensor, partial(_sent, device=device), batch._replace(encoded=None))
+    keys, encoded = batch.keys, batch.encoded  # its files stay here: decoders fetch them themselves
+    batch = tree_map_only(Tensor, partial(_sent, device=device), batch._replace(keys=[], encoded=None))
     images = _all_squares(batch.images, encoded, device) if encoded else batch.images
-    batch = batch._replace(images=images.contiguous())
+    batch = batch._replace(images=images.contiguous(), keys=keys)
     if batch.augment_params is None:
         return batch
     images = augment_batch(batch.images, batch.augment_params, cfg.image_size, cfg)
@@ -174,7 +174,7 @@ def _arrived(batch, copied):
     "A batch that a step may read: the computing stream waits for its copy, and memory knows who reads it."
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)
-    for o in tree_leaves(batch):
+    for o in tree_leaves(batch._replace(keys=[])):  # thousands of words
         if isinstance(o, Tensor):
             o.record_stream(stream)
     return batch
