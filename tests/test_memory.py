@@ -53,7 +53,9 @@ def test_a_gpu_says_what_it_has_and_auto_makes_it_fit(whole, monkeypatch, capsys
     assert f', {fitted.micro_batch} at once,' in told and 'Set -p' not in told
 
 
-def test_where_parts_are_impossible_the_reason_is_said(monkeypatch):
+def test_where_parts_are_impossible_the_reason_is_said(whole, monkeypatch):
+    told = memory._told(presets['vit_b_parts'], 'cuda', whole, room=0)
+    assert 'Set -p recompute True or, which changes the model' in told and 'micro_batch' not in told
     monkeypatch.setattr(memory, '_room', lambda device: 150 * 2**20)
     with pytest.raises(ValueError, match="image_tower 'conv' normalises over the batch"):
         fitting_config('demo', micro_batch='auto', batch_size=512)

@@ -218,8 +218,8 @@ class _Logits(_Scalars):
     "Scores of pairs, scaled as their loss has them."
 
     @property
-    def pair_scale(self):
-        "What multiplies the scores of pairs."
+    def pair_scale(self) -> Float[Tensor, '']:
+        "What multiplies the scores of pairs: their inverse temperature."
         by_curvature = self.cfg.temperature == 'curvature'
         return self.logit_scale * self.curv.sqrt() if by_curvature else self.logit_scale
 
@@ -383,11 +383,6 @@ class Model(_Logits):
 
     def encode_text(self, tokens):
         return self.lift_text(self.project_text(tokens))
-
-    @property
-    def pair_scale(self) -> Float[Tensor, '']:
-        "The inverse temperature of pairs."
-        return self.logit_scale * self.curv.sqrt() if self.cfg.temperature == 'curvature' else self.logit_scale
 
     def contrastive(
         self, x: Float[Tensor, 'b d'], t: Float[Tensor, 'b d'], text_ids: Int[Tensor, ' b'] | None = None
