@@ -117,6 +117,16 @@ def test_a_device_that_cannot_is_told_once_and_the_cpu_decodes(mixed, monkeypatc
         assert not _left_to_device(ON_DEVICE, 'cuda')
 
 
+def test_a_decoder_waits_for_what_still_reads_its_memory(monkeypatch):
+    "nvJPEG works on a stream of its own; torchvision lets ours wait for it, and not it for ours."
+    notes = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.current_stream', lambda device: Mock(synchronize=lambda: notes.append('waits')))
+    monkeypatch.setattr('torchvision.io.decode_jpeg', lambda *_: notes.append('decodes'))
+    L._by_torchvision([], 'cuda')
+    assert notes == ['waits', 'decodes']
+
+
 def test_only_a_device_that_augments_can_decode(mixed):
     with pytest.raises(ValueError, match="augment_on 'loader' needs pixels"):
         make_config('smoke', decode_on='device')

@@ -699,6 +699,8 @@ def _by_torchvision(
     "nvJPEG's pixels on a GPU, libjpeg's on a CPU; a RuntimeError where there is no decoder."
     from torchvision.io import decode_jpeg as decode, ImageReadMode
 
+    if device.startswith('cuda') and torch.cuda.is_available():
+        torch.cuda.current_stream(device).synchronize()  # nvJPEG has a stream of its own, and may get memory still read
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torchvision's decoders are to move to TorchCodec
         return decode(files, ImageReadMode.RGB, device)

@@ -72,7 +72,7 @@ def _told(wanted: float | None, given: float, workers: int) -> str:
     text = f'{text}; the GPUs take {wanted:,.0f} at 40 % of their peak.'
     if given >= wanted:
         return text
-    return f'{text} More cores help, shards of smaller pictures (nbs/fetch.ipynb) and -p augment_on device.'
+    return f'{text} More cores help, smaller pictures (nbs/fetch.ipynb), -p augment_on device -p decode_on device.'
 
 # %% ../../nbs/training/49_feeding.ipynb #bf98649b
 def _say_feeding(
