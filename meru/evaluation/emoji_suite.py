@@ -384,7 +384,9 @@ def _below_values(geometry, tree):
     means = {reading: precision.mean().item() for reading, precision in each.items()}
     best = max(means, key=means.get)
     chance = _chance_precision(tree.is_above.T, len(tree.points) - 1)
-    values = {f'below_map_{reading}': _ItemValues(precision, chance) for reading, precision in each.items()}
+    values = {}
+    for reading, precision in each.items():
+        values[f'below_map_{reading}'] = _ItemValues(precision, chance)
     values['below_map'] = values[f'below_map_{best}']
     return values
 
@@ -553,7 +555,7 @@ def emoji_table(
     measures: Measures,  # from `evaluate_emoji`
 ) -> str:  # Markdown
     "The model beside its controls and chance."
-    rows, whose = [], ', '.join(sorted({m.protocol for m in measures}))
+    rows, (whose,) = [], {m.protocol for m in measures}  # drawings know one alone
     for text, name, dataset in questions:
         values = [measures.value(name, dataset, who) for who in ('', 'untrained', 'pixel')]
         measure = measures.find(name, dataset)

@@ -39,7 +39,7 @@ _rows = [
     ),
     _Row(
         'equal scores',
-        'the first class wins in top-1; in top-5 and retrieval they count as wrong, where the authors let the sort decide',
+        'the first class wins in top-1; in top-5 and retrieval they count as wrong (the authors let the sort decide)',
         'they count as wrong',
         'a collapsed model has no luck',
     ),
@@ -92,7 +92,8 @@ _rows += [
     _Row(
         'decoding and tokens',
         'as ours',
-        "libjpeg or Pillow decodes, torch scales (bicubic, antialiased); CLIP's tokens, of which a long text keeps the last",
+        'libjpeg or Pillow decodes, torch scales (bicubic, antialiased); '
+        "CLIP's tokens, of which a long text keeps the last",
         "one reader for all; where the authors' differs, some tenths of a point",
     ),
     _Row(

@@ -417,8 +417,11 @@ def _most_pictures(
     "Pictures of the largest part that is measured."
     if isinstance(whole, FeatureCache):
         return len(whole.rows('test'))
-    parts = [getattr(whole, 'train', None), getattr(whole, 'val', None)]
-    return max(len(pictures) for pictures in (whole.pictures, *(part[0] for part in parts if part)))
+    parts = [whole.pictures]
+    for name in ('train', 'val'):
+        if part := getattr(whole, name, None):
+            parts.append(part[0])
+    return max(map(len, parts))
 
 # %% ../../nbs/evaluation/66_suites.ipynb #f488e0f0
 _examiners = {Classification: _examine_classes, Captions: _examine_captions, Chains: _examine_chains}
