@@ -6,6 +6,7 @@
 __all__ = ['step_memory', 'fitting_config']
 
 # %% ../../nbs/training/48_memory.ipynb #843e247a
+import math
 import os
 import threading
 import torch
@@ -157,13 +158,14 @@ def step_memory(
     processes: int = 1,  # that share the batch
 ) -> _StepMemory:  # of one process, in bytes
     "What an update takes, from one on fake tensors; without the workspace of kernels and the allocator's gaps."
-    pairs = -(-cfg.batch_size // max(1, processes))
+    pairs = math.ceil(cfg.batch_size / max(1, processes))
     part = min(cfg.micro_batch or pairs, pairs)
     parts = pairs // part
     if parts < 4:
         return _StepMemory(pairs, part, *_counted(cfg, parts * part))
-    two, three, more = _counted(cfg, 2 * part), _counted(cfg, 3 * part), parts - 2
-    between, peak = (a + more * (b - a) for a, b in zip(two, three))
+    two = _counted(cfg, 2 * part)
+    three = _counted(cfg, 3 * part)
+    between, peak = (a + (parts - 2) * (b - a) for a, b in zip(two, three))
     return _StepMemory(pairs, part, between, peak)
 
 # %% ../../nbs/training/48_memory.ipynb #385b6cd1
