@@ -99,7 +99,7 @@ def test_each_layout_ends_with_a_model_a_table_and_a_search(opened):
     splits = open_cache(mine.place / 'pairs').info['splits']
     assert splits.count('train') > 120 and splits.count('test') > 20 and splits.count('val') > 8
     shown = mine.table.splitlines()
-    assert shown[0] == '| on pictures it never saw | head | plain cosine | chance |'
+    assert shown[0] == '| on pictures it never saw (protocol: ours) | head | plain cosine | chance |'
     rows = {line.split(' | ')[0].strip('| '): line.split(' | ')[1:] for line in shown[2:]}
     assert len(rows) == 9 and all(0 <= float(cells[0]) <= 1 for cells in rows.values())
     assert '–' not in rows['caption to picture, recall at 1'], 'towers of one width have a cosine of their own'
@@ -121,6 +121,7 @@ def test_its_head_loads_as_any_other(opened):
     file = mine.index.folder / mine.index.pictures.columns['file'][7]
     assert torch.allclose(again.embed_images(file), mine.index.pictures.points[7:8], atol=2e-3)
     assert again.metrics['unseen_text_to_image_r1'] == mine.measures.value('text_to_image_r1')
+    assert again.metrics['protocol'] == 'ours'
     assert again.record['passes'] <= 3 and again.record['pairs'] == open_cache(mine.place / 'pairs').info[
         'splits'
     ].count('train')
