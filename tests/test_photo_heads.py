@@ -66,5 +66,5 @@ def test_from_pictures_to_a_study(tmp_path, monkeypatch):
     lines = {line['key']: line for line in result['tables'][1]['table']}
     assert lines['HierarCaps_threshold_tau']['differences']['inner product']['over'] in ('photos', 'seeds')
     assert all(0 <= line['means']['Lorentz'][0] <= 1 for key, line in lines.items() if 'tau' not in key)
-    again = [*_photo_heads_suite(str(path), chains=('captions', 'words'), dims=(2,), seeds=2, steps=2)][-1]
-    assert again == result  # what is finished is read, seconds and all
+    again = [*_photo_heads_suite(str(path), chains=('captions',), dims=(2,), seeds=2, steps=2)][-1]
+    assert again['tables'] == result['tables'][:1]  # what is finished is read, seconds and all
