@@ -1,11 +1,13 @@
 "Every suite runs from one command in its short form, and says what it did."
 
 import json
+import matplotlib.pyplot as plt
 import multiprocessing
 import os
 import pytest
+from conftest import ROOT
 from meru.benchmarks import gpu
-from meru.benchmarks.suites import _Suite, _ratios, record_suite, suites
+from meru.benchmarks.suites import _Suite, _ratios, draw_ratios, record_suite, suites
 
 
 def sized(
@@ -114,3 +116,14 @@ def test_a_part_that_hangs_or_dies_leaves_its_rows(monkeypatch):
     assert gpu._apart('runs', card, 5) == dict(rows=first, error='')
     assert gpu._apart('dies', card, 5) == dict(rows=first, error='its process ended with -9')
     assert gpu._apart('hangs', card, 0.1) == dict(rows=first, error='not done after 0 s')
+
+
+@pytest.mark.parametrize(
+    'name', sorted(o.stem for o in (ROOT / 'outputs/benchmarks').glob('*.json') if o.stem in suites)
+)
+def test_a_committed_result_can_be_drawn(name):
+    "What the last cell but one of `nbs/benchmark.ipynb` does: by the suite's own drawing, or a bar for each ratio."
+    result = json.loads((ROOT / f'outputs/benchmarks/{name}.json').read_text())
+    ax = (suites[name].draw or draw_ratios)(result)
+    assert ax.lines or ax.patches or ax.collections or ax.texts
+    plt.close('all')

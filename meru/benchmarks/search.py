@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/benchmarks/81_search.ipynb #395e0651
+import matplotlib.pyplot as plt
 import time
 import torch
 from collections.abc import Callable
@@ -237,6 +238,24 @@ def _generality_suite(
     what = 'the first text that a drawing of an unseen style finds, its query moved to the root'
     rows = [_generality_case(run, 'smoke', seed), _generality_case(other, 'smoke_euclid', seed)]
     return dict(what=what, rows=rows)
+
+# %% ../../nbs/benchmarks/81_search.ipynb #86a45c76
+def _draw_generality(
+    result: dict,  # of `_generality_suite`
+    axes=None,  # two of matplotlib's
+):
+    "How general the first text is, and how often it is right; dots: with the level given."
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(9, 2.6), layout='constrained')[1]
+    for row in result['rows']:
+        amount = [o['generality'] for o in row['moved']]
+        (line,) = axes[0].plot(amount, [o['level'] for o in row['moved']], '.-', label=row['geometry'])
+        axes[1].plot(amount, [o['right'] for o in row['moved']], '.-', color=line.get_color())
+        axes[1].scatter([1, 0.95, 0.9], row['level_known'][:3], color=line.get_color(), s=[40, 20, 8])
+    axes[0].set(xlabel='generality', ylabel='level of the first text')
+    axes[1].set(xlabel='generality', ylabel='right', ylim=(0, 0.6))
+    axes[0].legend()
+    return axes[0]
 
 # %% ../../nbs/benchmarks/81_search.ipynb #53ec2402
 def _generality_case(name, preset, seed):

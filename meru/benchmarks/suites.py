@@ -23,7 +23,7 @@ from meru.benchmarks.tree_heads import (
 from .photo_heads import _draw_photo_heads, _photo_heads_suite
 from .memory import _draw_memory, _memory_suite
 from .loading import _loader_suite, _processes_suite, _ranks_suite
-from .search import _generality_suite, _search_suite
+from .search import _draw_generality, _generality_suite, _search_suite
 from .step import _step_suite
 from .loss import draw_loss, _head_suite, _loss_suite
 from .gpu import _draw_gpu, _gpu_suite, _gpu_table
@@ -49,7 +49,7 @@ suites = dict(
     ranks=_Suite(_ranks_suite, dict(n_images=100, dim=8, reps=1)),
     processes=_Suite(_processes_suite, dict(preset='smoke', steps=12, counts=(1,), reps=1)),
     search=_Suite(_search_suite, dict(n=3000, large=0, dim=16, n_queries=100, reps=1)),
-    generality=_Suite(_generality_suite, dict(run='', other='')),
+    generality=_Suite(_generality_suite, dict(run='', other=''), _draw_generality),
     step=_Suite(_step_suite, dict(cases='small', batch=8, reps=1)),
     memory=_Suite(_memory_suite, dict(presets='vit_s', cards='24', batch_size=16, depth=1), _draw_memory),
     tree_heads=_Suite(_tree_heads_suite, dict(features='', dims=(4,), seeds=2, steps=2), _draw_heads),
