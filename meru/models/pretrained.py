@@ -452,7 +452,7 @@ def _registered_towers(name, trained):
 
 # %% ../../nbs/models/31_pretrained.ipynb #8187c149
 def load_towers(
-    backbone: str,  # 'open_clip:…', 'hf-hub:…', 'local-dir:…', 'lite2+minilm', with '#' those weights; or a registered id
+    backbone: str,  # 'open_clip:…', 'hf-hub:…', 'local-dir:…', 'lite2+minilm', '#' and a hash; or a registered id
     train_blocks: int = 0,  # how many of each tower's last blocks are trained; 0: frozen
     lora_rank: int = 0,  # of adapters on each linear map; 0: none
 ) -> Towers:
