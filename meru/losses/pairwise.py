@@ -51,7 +51,7 @@ class _Tile(NamedTuple):
     work: Tensor  # what a step overwrites
 
 
-def _spans(n, side):
+def _spans(n, side=1024):
     "Cut rows or columns into blocks of constant size."
     return [slice(i, min(i + side, n)) for i in range(0, n, side)]
 
@@ -59,15 +59,10 @@ def _spans(n, side):
 def _stays(logits):
     return len(logits.left) * len(logits.right) <= _KEPT
 
-# %% ../../nbs/losses/13_pairwise.ipynb #f25ede15
-def _sides(logits):
-    "Rows and columns of a tile; where all stay they may be larger, for their memory is taken anyway."
-    return (2048, 1024) if _stays(logits) else (1024, 1024)
-
 # %% ../../nbs/losses/13_pairwise.ipynb #2d75e0d2
 def _tiles(logits):
     "Rows and columns of every tile."
-    rows, cols = map(_spans, (len(logits.left), len(logits.right)), _sides(logits))
+    rows, cols = _spans(len(logits.left)), _spans(len(logits.right))
     return [(i, j) for i in rows for j in cols]
 
 # %% ../../nbs/losses/13_pairwise.ipynb #4bbde4ae
