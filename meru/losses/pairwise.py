@@ -20,6 +20,7 @@ from .contrastive import _check_pairs, _Logits, _matrix_loss, _Slopes, _Sums
 from ..parallel import first_row, gather_rows, mean_of_all, row_counts, scatter_sum, total, world
 
 # %% ../../nbs/losses/13_pairwise.ipynb #ec37b48d
+_SIDE = 1024  # rows, and columns, of a tile
 _KEPT = 2**24  # logits of a batch whose tiles stay for the backward pass, on a CPU
 
 # %% ../../nbs/losses/13_pairwise.ipynb #ea2441f3
@@ -51,7 +52,7 @@ class _Tile(NamedTuple):
     work: Tensor  # what a step overwrites
 
 
-def _spans(n, side=1024):
+def _spans(n, side):
     "Cut rows or columns into blocks of constant size."
     return [slice(i, min(i + side, n)) for i in range(0, n, side)]
 
@@ -62,7 +63,7 @@ def _stays(logits):
 # %% ../../nbs/losses/13_pairwise.ipynb #2d75e0d2
 def _tiles(logits):
     "Rows and columns of every tile."
-    rows, cols = _spans(len(logits.left)), _spans(len(logits.right))
+    rows, cols = _spans(len(logits.left), _SIDE), _spans(len(logits.right), _SIDE)
     return [(i, j) for i in rows for j in cols]
 
 # %% ../../nbs/losses/13_pairwise.ipynb #4bbde4ae
