@@ -49,7 +49,8 @@ def _python(*args: str) -> int:  # exit status
     return subprocess.run([sys.executable, *args], cwd=root(), env=os.environ | settings).returncode
 
 # %% ../nbs/74_commands.ipynb #343a7b8b
-_tests = '-m pytest tests -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder'
+_workers = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: programs that tests start are waited for
+_tests = f'-m pytest tests -n {_workers} --dist loadgroup --no-loadscope-reorder'
 
 # %% ../nbs/74_commands.ipynb #8fba6b74
 def _arguments() -> argparse.ArgumentParser:

@@ -21,7 +21,9 @@ if WORKERS > 1:  # each its share of the cores, or threads of one wait for those
 settings.register_profile('repeatable', derandomize=True, deadline=None)
 settings.load_profile('repeatable')
 ROOT = Path(__file__).parent.parent
-LONGEST = 'fetch trainer distributed features evaluation comparison heads explorer step notebooks benchmark image_index'
+LONGEST = (
+    'fetch users trainer distributed features evaluation comparison heads explorer step notebooks benchmark image_index'
+)
 
 
 @pytest.hookimpl(tryfirst=True)

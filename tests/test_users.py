@@ -99,7 +99,7 @@ def test_a_student_types_the_demo_and_goes_on(copy):
     evaluated = done.stdout.split('nbs/evaluate.ipynb\n')[1]
     assert 'Next: papermill nbs/evaluate.ipynb outputs/smoke/evaluate.ipynb -p run outputs/smoke' in done.stdout
     head, _, *rows, _, explorer, folder, following = evaluated.strip().splitlines()
-    assert head == '|  | model | untrained | pixels | chance |' and folder == 'Folder: outputs/smoke'
+    assert head == '| protocol: ours | model | untrained | pixels | chance |' and folder == 'Folder: outputs/smoke'
     assert len(rows) > 30 and rows[0].startswith('| unseen style, right name first | 0.')
     run, (page, size) = copy / 'outputs/smoke', explorer.removeprefix('Explorer: ').rsplit(': ', 1)
     assert Path(page) == run / 'explorer.html' and size.endswith(' MB') and 100_000 < Path(page).stat().st_size < 10**7
