@@ -343,6 +343,7 @@ def lifted(vectors, alpha, c):
 
 @torch.no_grad()
 def test_hysac_is_clip_with_its_adapters_merged(tmp_path, capsys):
+    torch.manual_seed(0)
     image, text = clip_of_hugging_face()
     model = load_released(write_hysac(tmp_path / 'hysac.pth', (image, text)))
     assert 'hysac.pth is HySAC' in capsys.readouterr().out and model.cfg.image_size == 32
@@ -354,7 +355,7 @@ def test_hysac_is_clip_with_its_adapters_merged(tmp_path, capsys):
         image_features(image, pixels) @ PROJECTIONS['visual'].T,
         text_features(text, tokens) @ PROJECTIONS['textual'].T,
     )
-    assert u.std(0).min() > 0.01 and (model.project_image(pictures) - u).abs().max() < 1e-4
+    assert u.std(0).mean() > 0.1 and (model.project_image(pictures) - u).abs().max() < 1e-4
     for ours, theirs, name in ((model.encode_image(pictures), u, 'visual'), (model.encode_text(tokens), v, 'textual')):
         assert (ours - lifted(theirs, SCALARS[f'{name}_alpha'], math.exp(-0.2))).abs().max() < 1e-4
 
