@@ -523,6 +523,14 @@ def _study_record(found: _Drawn, tables: list[dict]) -> dict:
     return dict(what='means over seeds and their 95 % intervals', features=found.id, tables=tables, rows=rows)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #edc465e2
+def _study_of(ways, base, features, dims, seeds, steps) -> dict:
+    "Some ways compared with one of them, dimension by dimension."
+    with _opened(features) as (found, folder):
+        study = _Study(seeds, steps, folder)
+        tables = [_table_of(found, ways, base, dim, study) for dim in dims]
+    return _study_record(found, tables)
+
+
 def _tree_heads_suite(
     features: str = 'outputs/tree_heads/drawings.safetensors',  # of the drawings, made where missing; '': made up
     dims: tuple[int, ...] = (8, 64),  # of the space
@@ -530,10 +538,7 @@ def _tree_heads_suite(
     steps: int = 250,  # updates of each run
 ) -> dict:
     "Chains of unseen drawings and texts, by heads in five geometries at equal tuning."
-    with _opened(features) as (found, folder):
-        study = _Study(seeds, steps, folder)
-        tables = [_table_of(found, list(_ways), 'Lorentz', dim, study) for dim in dims]
-    return _study_record(found, tables)
+    return _study_of(list(_ways), 'Lorentz', features, dims, seeds, steps)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #b099b8ad
 _asymmetric = ['Lorentz', 'flat', 'inner product', 'flat, trained on the angle']  # with what is read by angle
@@ -546,10 +551,7 @@ def _tree_readings_suite(
     steps: int = 250,  # updates of each run
 ) -> dict:
     "Hyperbolic points read by their own angle, beside the inner product and flat space's angles."
-    with _opened(features) as (found, folder):
-        study = _Study(seeds, steps, folder)
-        tables = [_table_of(found, _asymmetric, 'Lorentz, read by the angle', dim, study) for dim in dims]
-    return _study_record(found, tables)
+    return _study_of(_asymmetric, 'Lorentz, read by the angle', features, dims, seeds, steps)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #ca821416
 def _draw_heads(result: dict, key: str = 'concept_chain_ap') -> Axes:
