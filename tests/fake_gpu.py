@@ -137,7 +137,7 @@ def pretended(watch, monkeypatch):
         yield
 
 
-def _begun(cfg):
+def begun(cfg):
     "A model and its optimiser on a GPU, and a batch on the way there."
     batch = memory._fake_batch(cfg, cfg.batch_size)
     with torch.device('cuda'), Watch():
@@ -149,7 +149,7 @@ def step(cfg, monkeypatch):
     "One update of a config on a pretended GPU, as the training loop makes it; what it took."
     watch = Watch()
     with pretended(watch, monkeypatch):
-        model, optimiser, batch = _begun(cfg)
+        model, optimiser, batch = begun(cfg)
         with watch:
             moved = to_device(batch, replace(cfg, compile='off'), 'cuda')
             trainer.update(model, optimiser, moved, cfg, 0, backward)
@@ -167,7 +167,7 @@ def repeated_step(cfg, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(trainer, '_move', partial(trainer._move, backward=backward))
     with pretended(recorded, monkeypatch):
-        model, optimiser, batch = _begun(cfg)
+        model, optimiser, batch = begun(cfg)
         moved, seen = to_device(batch, cfg, 'cuda'), trainer._Watch()
         run = trainer._recorded_update(model, optimiser, cfg, 'cuda')
         for i in range(5):

@@ -181,7 +181,6 @@ def test_data_without_levels_are_refused_with_the_remedy(tmp_path):
         (dict(order_weight=1.0), 'chains is off'),
         (dict(cone_within=0.7), 'they shape the entailment of chains'),
         (dict(chains='levels', entail_weight=0.0, cone_away=0.1), 'they shape the entailment of chains'),
-        (dict(chains='levels', micro_batch=16), 'set micro_batch=0'),
         (dict(geometry='sphere', entail_weight=0.0, chains='levels', order_weight=1.0), 'has no radii'),
         (dict(chains='tiers'), 'is not one of off, levels'),
     ],

@@ -9,8 +9,10 @@ from meru.losses import pairwise, sigmoid, triton_kernels
 from meru.losses.contrastive import _Logits, _matrix_loss
 from meru.models.model import _SpaceConfig, build_model
 from meru.parallel import make_backward
+from meru.training import trainer
 from meru.training.config import presets
-from fake_gpu import ranks, repeated_step, small, step, Watch
+from meru.training.step import to_device
+from fake_gpu import backward, begun, pretended, ranks, repeated_step, small, step, Watch
 
 ENDS = 'clip', 'euclid', 'poincare'
 TWINS = dict(smoke='demo', smoke_parts='demo_parts', vit_s='vit_b', vit_l='vit_b', vit_s_parts='vit_b_parts')
@@ -82,6 +84,33 @@ def test_a_repeated_step_of_a_head_is_a_few_launches(name, monkeypatch):
     assert recorded.waits == [] and recorded.copies == {} and sum(recorded.launches.values()) > 200
     assert repeated.waits == [] and repeated.copies == {}
     assert repeated.launches['replay'] == 1 and sum(repeated.launches.values()) + 4 <= 60  # and 4 gather a batch
+
+
+def test_a_head_that_several_gpus_share_is_not_recorded(monkeypatch, capsys):
+    "It waits for nothing either, and the run says that one GPU may be faster."
+    cfg = replace(presets['head_lorentz'], batch_size=256)
+    for module in (parallel, pairwise):
+        monkeypatch.setattr(module, 'row_counts', lambda x: [len(x)] * 2)
+    monkeypatch.setattr(trainer, 'make_backward', lambda model: backward)
+    monkeypatch.setattr('torch.cuda.CUDAGraph', lambda: pytest.fail('a step with exchanges was recorded'))
+    watch = Watch()
+    with ranks(2), pretended(watch, monkeypatch):
+        model, optimiser, batch = begun(cfg)
+        move = trainer._stepper(model, optimiser, cfg, None, own=False)
+        with watch:
+            moved = to_device(batch, cfg, 'cuda')
+            for i in range(5):
+                move(moved, i)
+    assert watch.waits == [] and len(watch.exchanges) % 5 == 0 and sum(watch.launches.values()) > 5 * 200
+    assert capsys.readouterr().out.count('2 processes share each step of this head') == 1
+    for quiet in (
+        (cfg, 'cuda', False, 1),
+        (cfg, 'cpu', False, 2),
+        (cfg, 'cuda', True, 2),
+        (presets['vit_b'], 'cuda', False, 2),
+    ):
+        trainer._say_unrecorded(*quiet)
+    assert not capsys.readouterr().out
 
 
 # where Triton does not run

@@ -1,5 +1,7 @@
 "What an update takes is foretold, and a GPU that is too small says what to set."
 
+import re
+from ast import literal_eval
 from dataclasses import replace
 import pytest
 import torch
@@ -53,11 +55,28 @@ def test_a_gpu_says_what_it_has_and_auto_makes_it_fit(whole, monkeypatch, capsys
     assert f', {fitted.micro_batch} at once,' in told and 'Set -p' not in told
 
 
-def test_where_parts_are_impossible_the_reason_is_said(whole, monkeypatch):
-    told = memory._told(presets['vit_b_parts'], 'cuda', whole, room=0)
-    assert 'Set -p recompute True or, which changes the model' in told and 'micro_batch' not in told
+def test_what_is_enough_is_typed_in_the_sentence(whole, monkeypatch):
+    cfg, room = make_config('vit_s', **TINY), (whole.between + whole.peak) // 2
+    told = memory._told(cfg, 'cuda', room)
+    assert re.search(r'Set -p micro_batch auto or .*-p batch_size \d\d \(trains otherwise\)\.', told)
+    for name, value in re.findall(r'-p (recompute|patch_dropout|batch_size) (\S+)', told):
+        assert step_memory(replace(cfg, **{name: literal_eval(value)})).peak <= room
+    assert 'Take a smaller model' in memory._told(cfg, 'cuda', whole.between // 2)
+
+
+def test_pictures_with_parts_fit_as_pairs_do(monkeypatch, capsys):
+    "Parts and the texts of chains go through the towers a few at a time; their count is held to three per cent."
+    tiny = TINY | dict(batch_size=16, image_depth=1)
+    whole = step_memory(make_config('vit_b_parts_clip', **tiny))
+    monkeypatch.setattr(memory, '_room', lambda device: int(0.6 * whole.peak))
+    fitted = fitting_config('vit_b_parts_clip', micro_batch='auto', **tiny)
+    assert fitted.micro_batch == 4 and 'an update of 16 pairs, 4 at once, takes' in capsys.readouterr().out
+    assert step_memory(fitted).peak == pytest.approx(memory._in_thread(memory._updated, fitted, 16)[1], rel=0.03)
+
+
+def test_a_tower_that_normalises_over_the_batch_wants_a_smaller_one(monkeypatch):
     monkeypatch.setattr(memory, '_room', lambda device: 150 * 2**20)
-    with pytest.raises(ValueError, match="image_tower 'conv' normalises over the batch"):
+    with pytest.raises(MemoryError, match='update of 512 pairs takes .*take a smaller model or batch_size'):
         fitting_config('demo', micro_batch='auto', batch_size=512)
 
 
@@ -72,9 +91,7 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, 'update', too_much)
     run = Run(tmp_path / 'run', make_config('smoke', val_pairs=128))
-    says = (
-        'too small for 32 pairs at once .*allocate 12.00 GiB.*set -p recompute True or a smaller -p batch_size.*step 0'
-    )
+    says = 'too small for 32 pairs at once .*allocate 12.00 GiB.*set a smaller -p batch_size. .*step 0'
     with pytest.raises(MemoryError, match=says):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):

@@ -231,7 +231,7 @@ def test_the_vit_preset_learns_parts_that_the_device_augments(scenes, tmp_path):
     [
         (dict(chains='off', cone_within=1.0), "set chains='parts'"),
         (dict(level_probs=(0.5, 0.5)), 'level_probs=()'),
-        (dict(micro_batch=16, image_tower='vit', patch_size=8), 'set micro_batch=0'),
+        (dict(micro_batch=16), 'set micro_batch=0'),
     ],
 )
 def test_what_cannot_be_is_refused(given, message):

@@ -114,10 +114,10 @@ def test_results_come_from_a_clean_tree(name):
 
 def test_pairs_at_once_on_each_card():
     rows = {row['preset']: [o['micro_batch'] or row['pairs'] for o in row['cards']] for row in result('memory')['rows']}
-    first = [rows[o][0] for o in ('vit_s', 'vit_b', 'vit_l')]
-    assert f'{", ".join(map(str, first))} pairs at once on [24 GB]' in README
+    rows = [rows[o] for o in ('vit_s', 'vit_b', 'vit_l')]
+    assert f'{", ".join(str(row[0]) for row in rows)} pairs at once on [24 GB]' in README
     assert 'doubled on 40, again on 80 and 141' in README
-    assert all(after == 2 * before for row in rows.values() for before, after in zip(row, row[1:]))
+    assert all(after == 2 * before for row in rows for before, after in zip(row, row[1:]))
 
 
 def test_the_loss_keeps_its_digits():

@@ -81,6 +81,24 @@ def test_parts_have_the_gradient_of_the_batch(geometry, dtype, tolerance):
             torch.testing.assert_close(grads[k], plain[k], rtol=tolerance * 10, atol=tolerance)
 
 
+@pytest.mark.parametrize('kind', ['levels', 'parts'])
+def test_chains_go_through_in_parts_too(kind):
+    "Fewer general texts than pairs, and a part of each picture: no share of them is whole."
+    how = dict(part_weight=0.5) if kind == 'parts' else dict(chain_weight=1.0)
+    cfg = replace(VIT, chains=kind, level_probs=(), entail_weight=0.4, cone_within=1.2, **how)
+    ids, general = torch.arange(1, 13), torch.arange(20, 25)
+    above = general[ids % 5]
+    rows, owners = torch.stack([above, ids], 1), None
+    if kind == 'parts':
+        rows, owners = torch.cat([rows, torch.stack([0 * above, above], 1)]), torch.arange(24)
+    chains = TextChains(pairs().tokens[:5, :7].flip(1), general, rows, owners)
+    images = torch.cat([pairs().images, pairs().images.flip(3)])[: len(rows)]
+    batch = pairs()._replace(images=images, text_ids=ids, chains=chains)
+    (loss, grads), (plain_loss, plain) = (found(replace(cfg, micro_batch=n), batch=batch) for n in (4, 0))
+    assert abs(loss - plain_loss) < 1e-11 and apart(grads, plain) < 1e-12
+    assert all(g.isfinite().all() and g.any() for g in grads.values()), 'a gradient was lost'
+
+
 def test_parts_drop_the_same_patches_twice():
     "The reference keeps all parts in one graph; it draws the same seeds."
     cfg = replace(VIT, patch_dropout=0.5, micro_batch=4)

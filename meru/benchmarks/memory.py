@@ -33,13 +33,14 @@ def _memory_row(
 
 # %% ../../nbs/benchmarks/78_memory.ipynb #117b36d0
 def _memory_suite(
-    presets: str = 'vit_s vit_b vit_l',  # names, in the paper's batch
+    presets: str = 'vit_s vit_b vit_l vit_s_parts vit_b_parts',  # names
     cards: str = '24 40 80 141',  # GB
-    batch_size: int = 2048,  # pairs
+    batch_size: int = 0,  # pairs; 0: the preset's
     depth: int = 0,  # blocks of both towers; 0: the preset's
 ) -> dict:  # rows
     "Bytes of an update, all pairs at once, with blocks computed again, and with the parts that fit each card."
-    given = dict(batch_size=batch_size) | (dict(image_depth=depth, text_depth=depth) if depth else {})
+    given = dict(batch_size=batch_size, image_depth=depth, text_depth=depth)
+    given = {name: number for name, number in given.items() if number}
     sizes = [int(o) for o in cards.split()]
     return dict(rows=[_memory_row(name, sizes, given) for name in presets.split()])
 

@@ -115,8 +115,6 @@ class TrainConfig(ModelConfig, ImageAugment):
             )
         if self.chains != 'off' and self.text_tower == 'features':
             raise ValueError(f'chains is {self.chains!r}, but cached features hold one text a pair: set chains=off')
-        if self.chains != 'off' and self.micro_batch:
-            raise ValueError(f'micro_batch is {self.micro_batch}, but chains reach across a batch: set micro_batch=0')
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(f'micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}')
         if self.micro_batch and self.image_tower == 'conv':

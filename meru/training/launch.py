@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..core import locked
 from ..models.model import Model
 from .run import load_run, Run
-from .trainer import _check_processes, fit
+from .trainer import _check_processes, fit, pick_device, _say_unrecorded
 
 # %% ../../nbs/training/46_launch.ipynb #1a500006
 def _start(
@@ -109,6 +109,7 @@ def launch(
     _check_processes(processes, batch_size=run.config.batch_size)
     if processes == 1 or run.finished:
         return fit(run, on_log=on_log)
+    _say_unrecorded(run.config, pick_device(run.config.device), False, processes)  # what they say goes to a file
     if run.rows():
         with locked(run.folder):
             run.rewind(run.step)  # lines after the checkpoint come again

@@ -11,6 +11,7 @@ import os
 import threading
 import torch
 import weakref
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from jaxtyping import Int
@@ -23,7 +24,7 @@ from ..data.loader import Batch, TextChains
 from ..models.model import build_model, _ChainGraph, _read_chains
 from .config import make_config, TrainConfig
 from .optim import make_optimizer
-from .trainer import pick_device, _remedies, update
+from .trainer import pick_device, update
 
 # %% ../../nbs/training/48_memory.ipynb #9587d40f
 _aten = torch.ops.aten
@@ -160,7 +161,7 @@ def step_memory(
     "What an update takes, from one on fake tensors; without the workspace of kernels and the allocator's gaps."
     pairs = math.ceil(cfg.batch_size / max(1, processes))
     part = min(cfg.micro_batch or pairs, pairs)
-    parts = pairs // part
+    parts = math.ceil(pairs / part)
     if parts < 4:
         return _StepMemory(pairs, part, *_counted(cfg, parts * part))
     two = _counted(cfg, 2 * part)
@@ -192,7 +193,8 @@ def _most_at_once(
     if whole.peak <= room:
         return cfg
     each = (whole.peak - whole.between) / whole.pairs
-    fits = [n for n in range(1, whole.pairs) if whole.pairs % n == 0 and whole.between + n * each <= room]
+    parts = [] if cfg.image_tower == 'conv' else range(1, whole.pairs)  # it normalises over the batch
+    fits = [n for n in parts if cfg.batch_size % n == 0 and whole.between + n * each <= room]
     for part in reversed(fits[-4:]):
         smaller = replace(cfg, micro_batch=part)
         if step_memory(smaller, processes).peak <= room:
@@ -218,14 +220,44 @@ def fitting_config(
     room = _room(device)
     if auto:
         cfg = _most_at_once(cfg, room, processes)
-    print(_told(cfg, device, step_memory(cfg, processes), room))
+    print(_told(cfg, device, room, processes))
     return cfg
 
 # %% ../../nbs/training/48_memory.ipynb #577f96b1
-def _told(cfg: TrainConfig, device: str, memory: _StepMemory, room: int) -> str:
+def _pairs_that_fit(cfg: TrainConfig, room: int, processes: int) -> int:
+    "A smaller batch, a multiple of eight, from the whole and half of it; 0: none."
+    if cfg.batch_size < 8:
+        return 0
+    whole, half = (step_memory(replace(cfg, batch_size=cfg.batch_size // n), processes) for n in (1, 2))
+    each = (whole.peak - half.peak) / (whole.pairs - half.pairs)
+    pairs = (half.pairs + int((room - half.peak) / each)) * processes
+    return max(0, pairs // 8 * 8)
+
+
+def _enough(
+    cfg: TrainConfig,  # whose update does not fit
+    room: int,  # bytes
+    processes: int,  # that share the batch
+) -> list[str]:  # as it is typed
+    "What makes an update small enough; each by itself."
+    cfg, ways = replace(cfg, micro_batch=0), []
+    with suppress(MemoryError):
+        _most_at_once(cfg, room, processes)
+        ways.append('-p micro_batch auto')
+    if step_memory(replace(cfg, recompute=True), processes).peak <= room:
+        ways.append('-p recompute True')
+    if cfg.image_tower == 'vit' and step_memory(replace(cfg, patch_dropout=0.5), processes).peak <= room:
+        ways.append('-p patch_dropout 0.5 (trains otherwise)')
+    if pairs := _pairs_that_fit(cfg, room, processes):
+        ways.append(f'-p batch_size {pairs} (trains otherwise)')
+    return ways
+
+
+def _told(cfg: TrainConfig, device: str, room: int, processes: int = 1) -> str:
     "What a step takes and what there is, in a sentence; with remedies where it does not fit."
+    memory = step_memory(cfg, processes)
     text = f'On {device} {memory} of {_gibibytes(room)} that can be used.'
     if memory.peak <= room:
         return text
-    drop = ' or, which changes the model, -p patch_dropout 0.5' if cfg.image_tower == 'vit' else ''
-    return f'{text} Set {_remedies(cfg)}{drop}.'
+    ways = _enough(cfg, room, processes)
+    return f'{text} Set {" or ".join(ways)}.' if ways else f'{text} Take a smaller model or more processes.'

@@ -89,8 +89,21 @@ def gradients(
     return out
 
 # %% ../../nbs/training/43_step.ipynb #19577985
+def _cut(batch, n) -> list[tuple[Tensor, Tensor]]:
+    "Equal parts of what the towers take, `n` pairs each: parts of pictures and texts of chains are dealt out too."
+    texts = batch.tokens if batch.chains is None else _stack_tokens(batch.tokens, batch.chains.tokens)
+    count = -(-len(batch.tokens) // n)
+    return list(zip(batch.images.tensor_split(count), texts.tensor_split(count)))
+
+
+def _losses_of(model, batch, u, v):
+    "Of projected features, the texts of chains behind the pairs' own."
+    own, t = len(batch.tokens), model.lift_text(v)
+    return model.losses(model.lift_image(u), t[:own], batch.text_ids, t[own:], batch.chains)
+
+
 def _by_parts(model, batch, n, precise, backward, losses):
-    parts = list(zip(batch.images.split(n), batch.tokens.split(n)))
+    parts = _cut(batch, n)
     seeds = torch.randint(2**62, (len(parts),)).tolist()
     scalars = [p for p in model.parameters(recurse=False) if p.requires_grad]  # curvature and scales
 
@@ -103,9 +116,9 @@ def _by_parts(model, batch, n, precise, backward, losses):
         features = list(map(project, parts, seeds))
     u, v = (torch.cat(o).requires_grad_() for o in zip(*features))
     with precise():
-        out = _with_own(model, model.losses(model.lift_image(u), model.lift_text(v), batch.text_ids), losses)
+        out = _with_own(model, _losses_of(model, batch, u, v), losses)
     u_grad, v_grad, *scalar_grads = torch.autograd.grad(out['loss'], [u, v, *scalars])
-    *others, last = zip(parts, seeds, u_grad.split(n), v_grad.split(n))
+    *others, last = zip(parts, seeds, u_grad.tensor_split(len(parts)), v_grad.tensor_split(len(parts)))
     for part, seed, *grads in others:
         torch.autograd.backward(project(part, seed), grads)
     part, seed, *grads = last

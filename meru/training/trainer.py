@@ -280,9 +280,18 @@ def _is_recorded(
     device: str,  # where it computes
     own: bool,  # with a model or losses of a person's own?
 ) -> bool:
-    "Whether every step does the same with other numbers, so that a GPU can repeat it."
+    "Whether every step does the same with other numbers, so that a GPU by itself can repeat it."
     head = cfg.image_tower == cfg.text_tower == 'features' and not cfg.micro_batch
-    return head and not own and device.startswith('cuda') and compiles(cfg, device) and world() == 1
+    return head and not own and device.startswith('cuda') and compiles(cfg, device)
+
+
+def _say_unrecorded(cfg: TrainConfig, device: str, own: bool, processes: int):
+    "One line where a step that one GPU would repeat is shared by several."
+    if processes > 1 and not rank() and _is_recorded(cfg, device, own):
+        print(
+            f'{processes} processes share each step of this head, so its hundreds of operations are started '
+            'one by one: one GPU alone records a step and repeats it, and may be faster.'
+        )
 
 
 def _recorded_update(model, opt, cfg, device) -> Callable[[Batch, int], dict]:
@@ -302,8 +311,9 @@ def _recorded_update(model, opt, cfg, device) -> Callable[[Batch, int], dict]:
 def _stepper(model, opt, cfg, losses, own) -> Callable[[Batch, int], dict]:
     "`update`, as a run needs it."
     device = str(next(model.parameters()).device)
-    if _is_recorded(cfg, device, own):
+    if world() == 1 and _is_recorded(cfg, device, own):
         return _recorded_update(model, opt, cfg, device)
+    _say_unrecorded(cfg, device, own, world())
     backward = make_backward(model)
     return lambda batch, step: update(model, opt, batch, cfg, step, backward, losses)
 
@@ -646,8 +656,12 @@ def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
 # %% ../../nbs/training/45_trainer.ipynb #2886847d
 def _remedies(cfg: TrainConfig) -> str:
     "What makes a step smaller, as it is typed."
-    whole = cfg.chains != 'off' or cfg.image_tower == 'conv'  # cannot go through the towers in parts
-    return '-p recompute True' if whole else '-p micro_batch auto, -p recompute True'
+    if cfg.image_tower in ('conv', 'features'):  # the first normalises over the batch, the second keeps little
+        return 'a smaller -p batch_size'
+    again = '' if cfg.recompute else ', -p recompute True'
+    if cfg.micro_batch:
+        return f'-p micro_batch below {cfg.micro_batch}{again} or a smaller -p batch_size'
+    return f'-p micro_batch auto{again} or a smaller -p batch_size'
 
 
 @contextmanager
@@ -661,8 +675,8 @@ def _memory_explained(
         cfg = run.config
         raise MemoryError(
             f'the GPU is too small for {cfg.micro_batch or cfg.batch_size:,} pairs at once '
-            f'({str(error).strip().splitlines()[0][:120]}): set {_remedies(cfg)} '
-            f'or a smaller -p batch_size. {run.name} keeps its checkpoint of step {run.step}.'
+            f'({str(error).strip().splitlines()[0][:120]}): set {_remedies(cfg)}. '
+            f'{run.name} keeps its checkpoint of step {run.step}.'
         ) from None
 
 # %% ../../nbs/training/45_trainer.ipynb #693c5ccb
