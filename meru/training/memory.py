@@ -230,7 +230,7 @@ def _pairs_that_fit(cfg: TrainConfig, room: int, processes: int) -> int:
         return 0
     whole, half = (step_memory(replace(cfg, batch_size=cfg.batch_size // n), processes) for n in (1, 2))
     each = (whole.peak - half.peak) / (whole.pairs - half.pairs)
-    pairs = (half.pairs + int((room - half.peak) / each)) * processes
+    pairs = (half.pairs + math.floor((room - half.peak) / each)) * processes
     return max(0, pairs // 8 * 8)
 
 
