@@ -7,7 +7,9 @@ import pytest
 import torch
 from meru.geometry import get_geometry
 from meru.losses.pairwise import contrastive_loss
-from meru.training import memory, trainer
+from meru.models import pretrained
+from meru.models.pretrained import Towers
+from meru.training import feeding, memory, trainer
 from meru.training.config import make_config, presets
 from meru.training.memory import fitting_config, step_memory
 from meru.training.run import Run
@@ -78,6 +80,33 @@ def test_a_tower_that_normalises_over_the_batch_wants_a_smaller_one(monkeypatch)
     monkeypatch.setattr(memory, '_room', lambda device: 150 * 2**20)
     with pytest.raises(MemoryError, match='update of 512 pairs takes .*take a smaller model or batch_size'):
         fitting_config('demo', micro_batch='auto', batch_size=512)
+
+
+class Pretrained(torch.nn.Module):
+    "A tower that was read from a file; both of its maps are one."
+
+    width = 6
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first, self.second = torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(self.norm(x.float().flatten(1)[:, :6])))
+
+
+def test_pretrained_towers_are_foretold(monkeypatch):
+    def tokenizer(texts):
+        return torch.ones(len(texts), 7, dtype=torch.int64)
+
+    towers = Towers(Pretrained(), Pretrained(), tokenizer, 8, (0.5,) * 3, (0.25,) * 3, 'of a test')
+    monkeypatch.setitem(pretrained._registered, 'of a test', towers)
+    given = dict(image_tower='backbone', text_tower='backbone', backbone='of a test', image_size=8, batch_size=8)
+    cfg = make_config('vit_s_clip', workers=0, **given)
+    assert memory._longest_text(cfg) == 7 and feeding._flops_per_pair(cfg, 7) > 0
+    weights = sum(p.numel() for p in memory.build_model(cfg).parameters())
+    assert 12 * weights < step_memory(cfg).between < 12 * weights + 80 * 512  # a tensor has 512 bytes at least
 
 
 def test_processes_share_the_bytes(whole):

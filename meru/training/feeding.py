@@ -21,10 +21,11 @@ def _flops_per_pair(
     length: int,  # of the texts, tokens
 ) -> int:
     "What a step has to compute."
-    with torch.device('meta'), sdpa_kernel(SDPBackend.MATH):
+    place = 'cpu' if cfg.image_tower == 'backbone' else 'meta'  # pretrained weights are read
+    with torch.device(place), sdpa_kernel(SDPBackend.MATH):
         model = build_model(cfg).train()
-        images = torch.empty(2, 3, cfg.image_size, cfg.image_size)
-        tokens = torch.zeros(2, length, dtype=torch.long)
+        images = torch.zeros(2, 3, cfg.image_size, cfg.image_size)
+        tokens = torch.ones(2, length, dtype=torch.long)
         with FlopCounterMode(display=False) as count:
             (model.project_image(images).sum() + model.project_text(tokens).sum()).backward()
     return count.get_total_flops() // 2

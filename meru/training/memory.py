@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from jaxtyping import Int
-from torch import Tensor
+from torch import nn, Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing import NamedTuple
 from ..data.loader import Batch, TextChains
-from ..models.model import build_model, _ChainGraph, _read_chains
+from ..models.model import build_model, _ChainGraph, _read_chains, tokenizer_of
 from .config import make_config, TrainConfig
 from .optim import make_optimizer
 from .trainer import pick_device, update
@@ -81,12 +81,20 @@ def _fake_chains(cfg: TrainConfig, tokens: Int[Tensor, 'n l']) -> _ChainGraph:
     return _read_chains(ids, chains, cfg, together=False)
 
 
+def _longest_text(cfg: TrainConfig) -> int:
+    "Tokens of the longest text that the tower reads."
+    if cfg.text_tower != 'backbone':
+        return cfg.context_length
+    with unset_fake_temporarily():
+        return tokenizer_of(cfg)(['word ' * 10_000]).shape[1]
+
+
 def _fake_batch(
     cfg: TrainConfig,  # which towers
     pairs: int,  # how many
 ) -> Batch:
     "A batch of the shapes that training sees, its texts as long as can be."
-    tokens = torch.ones(pairs, cfg.context_length, dtype=torch.int64)
+    tokens = torch.ones(pairs, _longest_text(cfg), dtype=torch.int64)
     count = 2 * pairs if cfg.chains == 'parts' else pairs
     images = torch.empty(count, 3, cfg.image_size, cfg.image_size, dtype=torch.uint8)
     if cfg.image_tower == 'features':
@@ -99,11 +107,36 @@ def _fake_batch(
     return batch._replace(chains=tree_map_only(Tensor, torch.clone, chains))
 
 # %% ../../nbs/training/48_memory.ipynb #08f5cc7b
+def _emptied(model: nn.Module) -> nn.Module:
+    "The model with fake weights in place of its own."
+    fakes: dict[int, Tensor] = {}  # a weight in two places is one
+
+    def fake(o):
+        if id(o) not in fakes:
+            empty = torch.empty_like(o, requires_grad=False)
+            fakes[id(o)] = nn.Parameter(empty, o.requires_grad) if isinstance(o, nn.Parameter) else empty
+        return fakes[id(o)]
+
+    for module in model.modules():
+        for named in (module._parameters, module._buffers):
+            named.update({name: fake(o) for name, o in named.items() if o is not None})
+    return model
+
+
+def _fake_model(cfg: TrainConfig) -> nn.Module:
+    "A model without numbers; pretrained towers are read first."
+    if cfg.image_tower != 'backbone':
+        return build_model(cfg)
+    with unset_fake_temporarily():
+        model = build_model(cfg)
+    return _emptied(model)
+
+
 def _updated(cfg: TrainConfig, pairs: int) -> tuple[int, int]:
     "Bytes between updates, and the most within the second, which has the optimiser's moments from its start."
     cfg = replace(cfg, batch_size=pairs, compile='off', device='cpu')
     with FakeTensorMode(allow_non_fake_inputs=True), _LiveBytes() as live:
-        model = build_model(cfg)
+        model = _fake_model(cfg)
         optimiser = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
         batch = _fake_batch(cfg, pairs)
         update(model, optimiser, batch, cfg, 0)
