@@ -6,10 +6,12 @@
 __all__ = ['similarity_histogram', 'FeatureBatches', 'summary', 'sheet_rows']
 
 # %% ../../nbs/models/36_mining.ipynb #553e1067
+import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -183,6 +185,32 @@ def _clashes(
     "How many rows meet their own kind."
     return sum(len(o) - len(o.unique()) for o in ids.split(batch_size))
 
+# %% ../../nbs/models/36_mining.ipynb #4f334928
+class _Buffers:
+    "Memory of large batches on a CPU, used again once nobody holds a part of it: new pages cost more than reading."
+
+    def __init__(
+        self,
+        least: int = 2**20,  # numbers of a batch; smaller ones find their memory warm anyway
+    ):
+        self.least, self.free = least, {}
+
+    def take(self, shape: tuple[int, int], kind: torch.dtype) -> Tensor:
+        "A tensor of any numbers."
+        free = self.free.setdefault((shape, kind), [])
+        memory = free.pop() if free else torch.empty(shape, dtype=kind)
+        held = memory.numpy()  # lives as long as the tensor below and its views
+        weakref.finalize(held, free.append, memory).atexit = False
+        return torch.from_numpy(held)
+
+    def gather(self, features: Float16[Tensor, 'n w'], rows: Int64[Tensor, ' b']) -> Float32[Tensor, 'b w']:
+        "Rows of features where they lie, in float32."
+        shape = len(rows), features.shape[1]
+        if features.device.type != 'cpu' or math.prod(shape) < self.least:
+            return features.index_select(0, rows).float()
+        half = torch.index_select(features, 0, rows, out=self.take(shape, features.dtype))
+        return self.take(shape, torch.float32).copy_(half)
+
 # %% ../../nbs/models/36_mining.ipynb #4f334930
 class _Rows(NamedTuple):
     "Pairs in the order in which they are shown."
@@ -223,8 +251,8 @@ class _FeatureWalks:
     def gather(self, rows: _Rows) -> Batch:
         "Features of pairs, gathered where they lie."
         return Batch(
-            self.image_rows.index_select(0, rows.image_rows).float(),
-            self.text_rows.index_select(0, rows.text_rows).float(),
+            self.buffers.gather(self.image_rows, rows.image_rows),
+            self.buffers.gather(self.text_rows, rows.text_rows),
             rows.ids,
             self.keys[rows.images.numpy()].tolist(),
         )
@@ -337,7 +365,7 @@ class FeatureBatches(_FeaturePlans):
         self.start = self.count.cumsum(0) - self.count
         self.ids = _known_ids(self.cache, self.duplicate)
         self.keys = np.array(self.cache.keys, dtype=object)  # chosen from faster than a list
-        self.at, self.plan = -1, None
+        self.at, self.plan, self.buffers = -1, None, _Buffers()
         self.image_rows, self.text_rows = _placed_rows(self.cache, self.device)
         self.texts = self._texts_of(rows)
         if not 1 <= self.batch_size <= len(self.texts):
