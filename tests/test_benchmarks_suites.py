@@ -79,7 +79,8 @@ def test_from_the_command_line(papermill, tmp_path):
     assert all(row['worst_error'] < 1e-4 for row in rows['kernels'][1:])
     assert [row['case'].split(',')[0] for row in rows['loss'][-3:]] == ['bf16', 'tf32x3', 'ieee']
     assert [row['case'] for row in rows['step']] == ['small, ours', 'small, open_clip']
-    assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed']
+    assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed', 'fed, not recorded']
+    assert rows['head'][3]['same_bits']
     assert rows['decode'][0]['mean_levels'] < 0.5 and rows['decode'][0]['pictures'] == 4
     assert rows['resume'] == [dict(case='smoke', killed_after=2, steps=6, same_bits=True)]
     assert rows['demo'][-1]['case'] == 'smoke, step 12' and (tmp_path / 'gpu.png').stat().st_size > 3000

@@ -440,11 +440,11 @@ def test_three_processes_resume_with_the_same_bits(team, tmp_path):
 
 
 def exchanges(mb):
-    "Gradients of a whole batch and by parts, and how many numbers each exchange of theirs carried."
+    "Gradients of a whole batch with chains and by parts, and how many numbers each exchange of theirs carried."
     cfg = make_config(
         'smoke', image_tower='vit', image_width=32, image_depth=1, image_heads=4, patch_size=8, dropout=0.0
     )
-    cfg = replace(cfg, learn_curv=True)
+    cfg = replace(cfg, learn_curv=True, chains='levels', chain_weight=1.0)
     g = torch.Generator().manual_seed(1)
     images, tokens = torch.rand(8, 3, 32, 32, generator=g), torch.randint(1, 99, (8, 16), generator=g)
     tokens[:, 9] = tokens.max() + 1
@@ -460,7 +460,8 @@ def exchanges(mb):
         with patch.object(parallel, '_sum_bucket', count):
             backward = make_backward(model, mb)
         sizes.clear()
-        batch = Batch(images[part].double(), tokens[part], torch.arange(8)[part], list(range(8))[part], None)
+        ids = 1 + torch.arange(8)[part] % 7
+        batch = Batch(images[part].double(), tokens[part], ids, [], chains=chains_of(ids))
         gradients(model, batch, replace(cfg, micro_batch=micro_batch), backward)
         return [p.grad for p in model.parameters()]
 

@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from torch import nn
 from typing import NamedTuple
 from ..core import file_sha256, machine, markdown_table, root
 from ..data.images import crop_resize, decode_image, _read_header
@@ -228,7 +229,7 @@ def _noise_features(
 def _fed_head(
     cfg: TrainConfig,  # of a head
     device: str,  # where features lie and the head computes
-) -> Callable:  # makes one update with a batch of its own
+) -> tuple[Callable, nn.Module]:  # makes one update with a batch of its own; what it trains
     "What `fit` does with a head on cached features."
     cache = _noise_features(8 * cfg.batch_size, cfg.image_width)
     loader = FeatureBatches(cache, 'train', cfg.batch_size, duplicate=1.1, device=device)
@@ -242,14 +243,30 @@ def _fed_head(
         step, batch = next(batches)
         return move(to_device(batch, cfg, device), step % cfg.steps)
 
-    return run
+    return run, model
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #8759395c
+def _weights_apart(pair: list[tuple[Callable, nn.Module]], steps: int = 12) -> dict:
+    "How far two heads that make the same updates end from each other."
+    ends = []
+    for run, model in pair:
+        for _ in range(steps):
+            run()
+        ends.append(torch.cat([p.detach().double().flatten() for p in model.parameters()]))
+    apart = float((ends[0] - ends[1]).norm() / ends[1].norm())
+    return dict(same_bits=apart == 0, weights_apart=_two_digits(apart))
+
+
 def _head_rate(run: Callable, pairs: int, device: str) -> dict:
     "Milliseconds and pairs a second of a head's step."
     (took,) = _by_turns(dict(run=run), 50 if device != 'cpu' else 2, partial(_wall, device)).values()
     middle = float(np.median(took))
     return dict(pairs=pairs, ms=round(1e3 * middle, 3), pairs_per_second=round(pairs / middle))
+
+
+def _not_recorded(fed: Callable, pairs: int, device: str) -> dict:
+    "The rate of a head whose operations are started one by one, and what recording changes."
+    return _head_rate(fed('off')[0], pairs, device) | _weights_apart([fed('auto'), fed('off')])
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #98c458f1
 def _head_part(card: _Card, send: Callable):
@@ -259,8 +276,12 @@ def _head_part(card: _Card, send: Callable):
         _send_row(send, name, partial(_head_rate, run, pairs, device))
     plain = dict(batches='random', margin=0.0, hard_beta=0.0)
     cfg = make_config('head_lorentz', batch_size=pairs, **plain)
-    fed = _fed_head(cfg, device)
-    _send_row(send, 'fed', partial(_head_rate, fed, pairs, device))
+
+    def fed(how):
+        return _fed_head(replace(cfg, compile=how), device)
+
+    _send_row(send, 'fed', lambda: _head_rate(fed('auto')[0], pairs, device))
+    _send_row(send, 'fed, not recorded', lambda: _not_recorded(fed, pairs, device))
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #cf9404cb
 def _measured_peak(cfg: TrainConfig, device: str) -> int:
@@ -523,7 +544,11 @@ def _tell_step(rows):
 
 
 def _tell_head(rows):
-    return [[f'head, {row["case"]}, {row["pairs"]:,} pairs', f'{row["ms"]:.3g} ms'] for row in rows]
+    lines = []
+    for row in rows:
+        apart = f'; weights {row["weights_apart"]:.0e} from the recorded' if 'weights_apart' in row else ''
+        lines.append([f'head, {row["case"]}, {row["pairs"]:,} pairs', f'{row["ms"]:.3g} ms{apart}'])
+    return lines
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #12fec491
 def _tell_memory(rows):
