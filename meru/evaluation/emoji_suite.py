@@ -325,7 +325,7 @@ def _drawing_tree_values(geometry, test_set, emb, tree, split):
     own = torch.zeros(len(points), len(texts), dtype=torch.bool).scatter(1, chains, True)
     each = _chain_values(geometry, wide, tree.points, own, tree.curv, min_radius=tree.min_radius)
     chances = _chain_chances(own, len(texts))
-    values = {name: _ItemValues(each[name], chances[name]) for name in each if name != 'chain_first'}
+    values = {name: _ItemValues(each[name], chances[name]) for name in each if 'chain_first' not in name}
     values['any_rank'] = _any_rank(geometry, tree, wide, own)
     values |= _kin_values(geometry, wide, chains, tree.curv)
     path = _path_values(geometry, points, texts, own, emb.curv)
@@ -343,6 +343,8 @@ _text_names = dict(
     nearest_true='text_nearest_true',
     chain_first='whole_chain_first',
     cone_ap='text_cone_ap',
+    cone_nearest_true='text_cone_nearest_true',
+    cone_chain_first='text_cone_chain_first',
 )
 _over_texts = {*_text_names.values(), 'text_path_whole', 'name_siblings', 'name_cousins', 'below_map'}
 
@@ -528,6 +530,7 @@ questions = [
     _Question('unseen style, nearest text true', 'nearest_true', 'style'),
     _Question('unseen style, right at each level, mean', 'any_rank', 'style'),
     _Question('unseen style, own chain by cones, AP', 'cone_ap', 'style'),
+    _Question('unseen style, first text by cones true', 'cone_nearest_true', 'style'),
     _Question('unseen style, path to the root, F1', 'path_f1', 'style'),
     _Question('unseen style, siblings among the nearest five', 'sibling_recall', 'style'),
     _Question('unseen style, siblings and cousins among the nearest five', 'cousin_recall', 'style'),
@@ -537,6 +540,8 @@ questions = [
     _Question('unseen style, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'style'),
     _Question('unseen concept, own chain among all texts, AP', 'chain_ap', 'concept'),
     _Question('unseen concept, nearest text true', 'nearest_true', 'concept'),
+    _Question('unseen concept, own chain by cones, AP', 'cone_ap', 'concept'),
+    _Question('unseen concept, first text by cones true', 'cone_nearest_true', 'concept'),
     _Question('unseen concept, path to the root, F1', 'path_f1', 'concept'),
     _Question('unseen concept, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'concept'),
     _Question('text, own chain among all texts, AP', 'text_chain_ap'),
@@ -545,6 +550,8 @@ questions = [
     _Question('the same, under wrong parents', 'text_chain_ap', 'shuffled'),
     _Question('text, whole chain first', 'whole_chain_first'),
     _Question('the same, unseen texts', 'whole_chain_first', 'unseen'),
+    _Question('unseen texts, own chain by cones, AP', 'text_cone_ap', 'unseen'),
+    _Question('text, whole chain first by cones', 'text_cone_chain_first'),
     _Question('text, walk to the root through its whole chain', 'text_path_whole'),
     _Question('name, siblings among the nearest five names', 'name_siblings'),
     _Question('all texts below a text by the best of four readings, mAP', 'below_map'),

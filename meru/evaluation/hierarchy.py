@@ -683,6 +683,18 @@ def _threshold_metrics(
     return Measures(Measure('', name, each.mean().item()) for name, each in values.items())
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
+_by_cones = dict(chain_ap='cone_ap', nearest_true='cone_nearest_true', chain_first='cone_chain_first')
+
+
+def _ranked(scores, own):
+    "What one ranking of all texts says of each query's own."
+    return dict(
+        chain_ap=average_precision(scores, own),
+        nearest_true=_nearest_is_own(scores, own).double(),
+        chain_first=own_come_first(scores, own).double(),
+    )
+
+
 def _chain_values(
     geometry,  # any of `meru.geometry`
     points: Float[Tensor, 'q d'],  # queries: pictures, or texts
@@ -692,20 +704,17 @@ def _chain_values(
     itself: Int64[Tensor, ' q'] | None = None,  # row of each query among the texts; None: it is none of them
     min_radius: float = 0.1,  # cone constant K
 ) -> dict[str, Float[Tensor, ' q']]:
-    "Own chain among all texts: average precision by distance and by cones; is the nearest true, the whole chain first?"
+    "Own chain among all texts, by distance and by cones: average precision; is the first true, the whole chain first?"
     hidden = torch.zeros_like(own)
     if itself is not None:
         hidden.scatter_(1, itself[:, None], True)
-    near = (-geometry.cdist(points, text_points, curv)).masked_fill(hidden, -torch.inf)
-    values = dict(
-        chain_ap=average_precision(near, own),
-        nearest_true=_nearest_is_own(near, own).double(),
-        chain_first=own_come_first(near, own).double(),
-    )
+    near = -geometry.cdist(points, text_points, curv)
+    values = _ranked(near.masked_fill(hidden, -torch.inf), own)
     if geometry.has_cones:
         aperture = geometry.half_aperture(text_points, curv, min_radius)
         inside = aperture - geometry.cone_angle(points, text_points, curv)
-        values['cone_ap'] = average_precision(inside.masked_fill(hidden, -torch.inf), own)
+        by_cones = _ranked(inside.masked_fill(hidden, -torch.inf), own)
+        values |= {_by_cones[name]: each for name, each in by_cones.items()}
     return values
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d3103359
@@ -716,7 +725,8 @@ def _chain_chances(
     "What random orders of the texts reach."
     ap, counts = _chance_precision(own, candidates), own.sum(1).tolist()
     first = sum(1 / math.comb(candidates, count) for count in counts) / len(counts)
-    return dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first, cone_ap=ap)
+    chances = dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first)
+    return chances | {_by_cones[name]: chance for name, chance in chances.items()}
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #6ea54d0a
 def _part_values(
