@@ -10,14 +10,16 @@ import hashlib
 import math
 import shlex
 import time
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import chain
 from jaxtyping import Bool, Float, Int64
+from matplotlib.axes import Axes
 from pathlib import Path
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
@@ -38,6 +40,7 @@ from .models.mining import _pair_ids, FeatureBatches
 from .training.config import make_config, TrainConfig
 from .training.optim import make_optimizer
 from .training.trainer import update
+from .evaluation.statistics import t_interval
 from .evaluation.measures import _flatten, _quantities, Measures
 from .evaluation.retrieval import retrieval_metrics
 from .evaluation.hierarchy import _containment_metrics
@@ -299,9 +302,11 @@ def _batches(
     size: int,  # pairs of a batch, at most
     seed: int,
     general: _General | None,
+    one_caption: bool = True,  # of each picture in a pass, drawn; False: all
 ) -> _ChainedBatches:
     "Of one part."
-    batches = _ChainedBatches(pairs, split, min(size, len(pairs.rows(split))), seed)
+    size = min(size, len(pairs.rows(split))) if one_caption else size
+    batches = _ChainedBatches(pairs, split, size, seed, one_caption=one_caption)
     batches.general = general
     return batches
 
@@ -328,15 +333,32 @@ def _loss_of(
     return sum(loss * n for loss, n in zip(losses, counts)) / sum(counts)
 
 # %% ../nbs/73_pictures.ipynb #5ca010da
+_few = 768  # pictures, and more: a pass shows one caption of each, in batches of 256
+
+
+def _few_captions(
+    pairs: FeatureCache,
+    few: int = _few,  # pictures from which on they are not few
+) -> int:  # 0: they are not few
+    "How many captions few pictures have, of those that are learned from."
+    rows = pairs.rows('train')
+    return int(torch.isin(pairs.text_image, rows).sum()) if len(rows) < few else 0
+
+
 def _head_config(
     pairs: FeatureCache,
     cfg: PicturesConfig,
+    few: int = _few,
 ) -> TrainConfig:
     "The preset, with steps and batch size that follow the data."
     learned = len(pairs.rows('train'))
-    size = min(256, max(2, learned // 3))
-    steps = cfg.passes * (learned // size)
-    how = dict(embed_dim=cfg.embed_dim, seed=cfg.seed, batch_size=size, steps=steps)
+    captions = _few_captions(pairs, few)
+    shown = captions or learned  # in a pass
+    size = min(5 * 256 if captions else 256, max(2, shown // 3))
+    how = dict(embed_dim=cfg.embed_dim, seed=cfg.seed, batch_size=size, steps=cfg.passes * (shown // size))
+    how |= dict(image_width=pairs.image.shape[-1], text_width=pairs.text.shape[-1])
+    if captions:
+        how['dropout'] = 0.5
     return make_config('head_pictures', data=_short_path(pairs.folder), **how)
 
 # %% ../nbs/73_pictures.ipynb #024e3460
@@ -360,10 +382,11 @@ def _fit_head(
     pairs: FeatureCache,
     general: _General | None,
     cfg: PicturesConfig,
+    few: int = _few,  # pictures from which on a pass shows one caption of each
 ) -> _Fitted:
     "Train until the passes are over or the held-out pictures no longer gain; the best weights are kept."
-    head_cfg = _head_config(pairs, cfg)
-    train = _batches(pairs, 'train', head_cfg.batch_size, cfg.seed, general)
+    head_cfg = _head_config(pairs, cfg, few)
+    train = _batches(pairs, 'train', head_cfg.batch_size, cfg.seed, general, not _few_captions(pairs, few))
     held = len(pairs.rows('val')) if 'val' in pairs.info['splits'] else 0
     val = _batches(pairs, 'val', 256, cfg.seed, general) if held > 1 else None
     torch.manual_seed(cfg.seed)
@@ -380,7 +403,13 @@ def _fit_head(
     if val:
         model.load_state_dict(best.weights)
     passes = best.at if val else cfg.passes
-    record = dict(pairs=len(train), params=model.param_count, passes=passes, steps_made=passes * per_pass)
+    record = dict(
+        pictures=len(pairs.rows('train')),
+        pairs=len(train),
+        params=model.param_count,
+        passes=passes,
+        steps_made=passes * per_pass,
+    )
     record |= dict(dataset={part: f'{pairs.id}[{part}]' for part in ('train', 'val') if part in pairs.info['splits']})
     record |= dict(seconds=round(time.perf_counter() - began, 1), **machine('cpu'))
     record |= dict(recipe=cfg.recipe, finished=datetime.now(timezone.utc).isoformat(timespec='seconds'))
@@ -515,6 +544,95 @@ def _by_heart(
     verdict = ' It overfits: more captioned pictures are what helps.' if learned - new > 0.3 else ''
     shares = f'{learned:.0%} among those it learned from, {new:.0%} among new ones'
     return f'Right picture first, of {unseen}: {shares}.{verdict}'
+
+# %% ../nbs/73_pictures.ipynb #730a0002
+def _made_up_pairs(
+    count: int = 60,  # pictures
+) -> FeatureCache:
+    "Pictures that share half of their numbers with each of their two captions."
+    draw = torch.Generator().manual_seed(0)
+    shared = torch.randn(count, 1, 8, generator=draw)
+    image = torch.cat([shared, torch.randn(count, 1, 8, generator=draw)], 2).half()
+    text = torch.cat([shared.repeat_interleave(2, 0), torch.randn(2 * count, 1, 8, generator=draw)], 2).half()
+    splits = [('train', 'train', 'val', 'test')[row % 4] for row in range(count)]
+    about = dict(keys=[f'{row}.jpg' for row in range(count)], splits=splits, id='made up', towers='none')
+    about |= dict(captions=[f'caption {row}' for row in range(2 * count)], dataset='made up')
+    return FeatureCache(Path('.'), image, text, torch.arange(count).repeat_interleave(2), about)
+
+# %% ../nbs/73_pictures.ipynb #730a0003
+def _without_test(
+    pairs: FeatureCache,
+    folds: int,  # parts, each of which is once the test; 0: the test is that of the data
+    seed: int,  # of the parts
+) -> Iterator[FeatureCache]:
+    "The same pairs, split anew: what is not in the part ends training or is learned from."
+    given = ['val' if name == 'dev' else name for name in pairs.info['splits']]
+    if not folds:
+        yield pairs._replace(info=pairs.info | dict(splits=given))
+        return
+    rows = [row for row, name in enumerate(given) if name in ('train', 'val')]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    for fold in range(folds):
+        splits = ['hidden'] * len(given)
+        for place, at in enumerate(order):
+            splits[rows[at]] = 'test' if place % folds == fold else 'train' if place // folds % 8 else 'val'
+        yield pairs._replace(info=pairs.info | dict(splits=splits, id=f'{pairs.id}, {folds}, {seed}, {fold}'))
+
+# %% ../nbs/73_pictures.ipynb #730a0005
+def _recipe_row(
+    pairs: FeatureCache,  # with parts train, val and test
+    seed: int,
+    few: int,  # as `_fit_head` takes it
+    passes: int,
+) -> dict:  # measures of the test
+    "Train and measure one head as `open_folder` does."
+    fitted = _fit_head(pairs, None, PicturesConfig('data', passes=passes, seed=seed), few)
+    _fit_cones(fitted.model, _unseen(pairs, 'val', 1000))
+    found = _examine(fitted.model, _unseen(pairs, 'test'))
+    about = {name: fitted.record[name] for name in ('pictures', 'pairs', 'passes', 'seconds')}
+    return dict(seed=seed, few=few) | about | {name: found.value(name) for name in _shown}
+
+# %% ../nbs/73_pictures.ipynb #730a0007
+def _mean_row(
+    rows: list[dict],  # of all seeds and folds
+    few: int,  # of those that count
+) -> dict:  # measure: mean and its interval over runs, where there are several
+    "Means over runs."
+    mine = [row for row in rows if row['few'] == few]
+    values = {name: [row[name] for row in mine] for name in _shown}
+    means = {name: list(t_interval(o)) if len(o) > 1 else o for name, o in values.items()}
+    return dict(few=few, runs=len(mine)) | means
+
+
+def _draw_recipe(
+    result: dict,  # of the suite
+    ax: Axes | None = None,
+) -> Axes:
+    "A dot for each measure and recipe, with the interval of its mean."
+    ax = ax or plt.subplots(figsize=(6, 2.6))[1]
+    for means in result['means']:
+        mean, low, high = (torch.tensor([[*means[name]][i % len(means[name])] for name in _shown]) for i in range(3))
+        label = f'few below {means["few"]}'
+        ax.errorbar(mean, _shown, xerr=torch.stack([mean - low, high - mean]), fmt='o', ms=4, label=label)
+    ax.invert_yaxis()
+    ax.legend()
+    return ax
+
+# %% ../nbs/73_pictures.ipynb #730a0006
+def _recipe_suite(
+    features: str = 'outputs/head/pairs',  # folder of a feature cache with val or dev and test; '': a made-up one
+    seeds: int = 5,  # runs
+    folds: int = 0,  # parts of all but the test, each left out once; 0: the test itself is asked
+    few: tuple[int, ...] = (_few,),  # pictures from which on a pass shows one caption of each
+    passes: int = 100,  # over the pictures, at most
+) -> Iterator[dict]:
+    "The recipe for a person's pictures on cached features."
+    pairs, rows = open_cache(features) if features else _made_up_pairs(), []
+    about = dict(features=pairs.id, towers=pairs.info['towers'], folds=folds, passes=passes)
+    for seed in range(seeds):
+        for fold, part in enumerate(_without_test(pairs, folds, seed)):
+            rows += [dict(fold=fold) | _recipe_row(part, seed, limit, passes) for limit in few]
+            yield about | dict(rows=rows, means=[_mean_row(rows, limit) for limit in few])
 
 # %% ../nbs/73_pictures.ipynb #a77b7cc9
 def _nouns_of(
@@ -771,7 +889,7 @@ def _own_head(
             _fit_cones(fitted.model, _unseen(pairs, 'val', 1000))
         head, passes = Pretrained(fitted.model, fitted.record), fitted.record['passes']
         end = 'held-out pictures gained no more' if passes < cfg.passes else 'all were made'
-        note = f'{fitted.record["pairs"]:,} pictures were learned in {passes} passes: {end}.'
+        note = f'{fitted.record["pictures"]:,} pictures were learned in {passes} passes: {end}.'
     if 'test' not in pairs.info['splits']:
         measures, notes, table = Measures(), [note, 'No picture was left for a test.'], ''
     else:

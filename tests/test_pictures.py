@@ -122,7 +122,7 @@ def test_its_head_loads_as_any_other(opened):
     assert torch.allclose(again.embed_images(file), mine.index.pictures.points[7:8], atol=2e-3)
     assert again.metrics['unseen_text_to_image_r1'] == mine.measures.value('text_to_image_r1')
     assert again.metrics['protocol'] == 'ours'
-    assert again.record['passes'] <= 3 and again.record['pairs'] == open_cache(mine.place / 'pairs').info[
+    assert again.record['passes'] <= 3 and again.record['pictures'] == open_cache(mine.place / 'pairs').info[
         'splits'
     ].count('train')
     radii = again.geometry.radius(mine.index.pictures.points, again.curv)

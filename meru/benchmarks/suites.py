@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from ..plots import palette
 from ..core import checked, machine, write_json
+from ..pictures import _draw_recipe, _recipe_suite
 from meru.benchmarks.tree_heads import (
     _draw_dial,
     _draw_heads,
@@ -60,6 +61,7 @@ suites = dict(
         dict(features='', chains=('nouns',), dims=(4,), seeds=2, steps=2),
         _draw_photo_heads,
     ),
+    recipe=_Suite(_recipe_suite, dict(features='', seeds=2, folds=2, passes=2), _draw_recipe),
     gpu=_Suite(
         _gpu_suite,
         dict(device='auto', sizes=(64, 96), cases='small', batch=8, preset='smoke', steps=12, apart=False),
