@@ -16,17 +16,17 @@ from meru.training.run import Run
 from meru.training.trainer import fit
 
 pytestmark = pytest.mark.usefixtures('in_root')
-TINY = dict(image_size=64, patch_size=8, image_width=128, image_depth=2, image_heads=2, text_width=64, text_depth=1)
+TINY = dict(image_size=64, patch_size=8, image_width=128, image_depth=1, image_heads=2, text_width=64, text_depth=1)
 TINY |= dict(text_heads=1, vocab_size=514, context_length=16, batch_size=64)
 
 
 @pytest.fixture(scope='module')
 def whole():
-    return step_memory(make_config('vit_s', **TINY))
+    return step_memory(make_config('vit_s_clip', **TINY))
 
 
 def test_all_that_outlives_an_update_is_counted(whole):
-    model = sum(p.numel() for p in memory.build_model(make_config('vit_s', **TINY)).parameters())
+    model = sum(p.numel() for p in memory.build_model(make_config('vit_s_clip', **TINY)).parameters())
     batch = 64 * (3 * 64 * 64 + 8 * 16 + 8)
     assert 12 * model + batch < whole.between < 1.05 * (12 * model + batch)  # weights and two moments
 
@@ -48,17 +48,17 @@ def test_a_gpu_says_what_it_has_and_auto_makes_it_fit(whole, monkeypatch, capsys
     room = (whole.between + whole.peak) // 2
     monkeypatch.setattr(memory, 'pick_device', lambda name: 'cuda')
     monkeypatch.setattr(memory, '_room', lambda device: room)
-    assert fitting_config('vit_s', **TINY) == make_config('vit_s', **TINY)
+    assert fitting_config('vit_s_clip', **TINY) == make_config('vit_s_clip', **TINY)
     told = capsys.readouterr().out
-    assert 'On cuda an update of 64 pairs takes 0.05' in told and 'Set -p micro_batch auto' in told
-    fitted = fitting_config('vit_s', micro_batch='auto', **TINY)
+    assert 'On cuda an update of 64 pairs takes 0.0' in told and 'Set -p micro_batch auto' in told
+    fitted = fitting_config('vit_s_clip', micro_batch='auto', **TINY)
     told = capsys.readouterr().out
     assert 0 < fitted.micro_batch < 64 and step_memory(fitted).peak <= room
     assert f', {fitted.micro_batch} at once,' in told and 'Set -p' not in told
 
 
 def test_what_is_enough_is_typed_in_the_sentence(whole, monkeypatch):
-    cfg, room = make_config('vit_s', **TINY), (whole.between + whole.peak) // 2
+    cfg, room = make_config('vit_s_clip', **TINY), (whole.between + whole.peak) // 2
     told = memory._told(cfg, 'cuda', room)
     assert re.search(r'Set -p micro_batch auto or .*-p batch_size \d\d \(trains otherwise\)\.', told)
     for name, value in re.findall(r'-p (recompute|patch_dropout|batch_size) (\S+)', told):
@@ -68,7 +68,7 @@ def test_what_is_enough_is_typed_in_the_sentence(whole, monkeypatch):
 
 def test_pictures_with_parts_fit_as_pairs_do(monkeypatch, capsys):
     "Parts and the texts of chains go through the towers a few at a time; their count is held to three per cent."
-    tiny = TINY | dict(batch_size=16, image_depth=1)
+    tiny = TINY | dict(batch_size=16)
     whole = step_memory(make_config('vit_b_parts_clip', **tiny))
     monkeypatch.setattr(memory, '_room', lambda device: int(0.6 * whole.peak))
     fitted = fitting_config('vit_b_parts_clip', micro_batch='auto', **tiny)
@@ -110,7 +110,7 @@ def test_pretrained_towers_are_foretold(monkeypatch):
 
 
 def test_processes_share_the_bytes(whole):
-    half = step_memory(replace(make_config('vit_s', **TINY), batch_size=128), processes=2)
+    half = step_memory(replace(make_config('vit_s_clip', **TINY), batch_size=128), processes=2)
     assert half == whole
 
 
