@@ -497,7 +497,7 @@ def _share_inside(
 def _fit_cones(
     model: Model,  # its texts are moved
     part: _Unseen,  # held-out pictures, not those of the table
-    most: float = 0.035,  # share of other pictures in a text's cone
+    most: float = 0.04,  # share of other pictures in a text's cone
 ):
     "Move all texts as little away from the root as keeps other pictures out of their cones, but for so few."
     images, vectors = model.encode_image(part.images), model.map_text(part.texts[part.first])
