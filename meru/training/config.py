@@ -256,7 +256,7 @@ head_poincare = TrainConfig(
 
 # %% ../../nbs/training/41_config.ipynb #41f0a002
 # papermill nbs/pictures.ipynb OUT.ipynb -p folder MY_PHOTOS, which sets steps and batch_size by the data
-# 167 photos, seconds: 73 others are found among the first ten by 0.85 of their captions, 0.45 lie in a caption's cone
+# 167 photos, seconds: 73 others are found among the first ten by 0.85 of their captions, 0.41 lie in a caption's cone
 head_pictures = replace(
     head_poincare,
     geometry='lorentz',
