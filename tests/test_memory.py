@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from meru.geometry import get_geometry
+from meru.losses import pairwise
 from meru.losses.pairwise import contrastive_loss
 from meru.models import pretrained
 from meru.models.pretrained import Towers
@@ -107,6 +108,16 @@ def test_pretrained_towers_are_foretold(monkeypatch):
     assert memory._longest_text(cfg) == 7 and feeding._flops_per_pair(cfg, 7) > 0
     weights = sum(p.numel() for p in memory.build_model(cfg).parameters())
     assert 12 * weights < step_memory(cfg).between < 12 * weights + 80 * 512  # a tensor has 512 bytes at least
+
+
+def test_without_triton_a_gpus_chunks_are_counted(monkeypatch):
+    monkeypatch.setattr('meru.losses.triton_kernels.triton', None)
+    monkeypatch.setattr(pairwise, '_AT_ONCE', 2**16)
+    cfg = make_config('head_clip', batch_size=1024)
+    chunks = memory._in_thread(memory._updated, cfg, 1024)[1]
+    monkeypatch.setattr(pairwise, '_AT_ONCE', 2**20)
+    whole = memory._in_thread(memory._updated, cfg, 1024)[1]
+    assert 3 * 4 * 2**20 < whole - chunks < 12 * 4 * 2**20  # some matrices of all logits
 
 
 def test_processes_share_the_bytes(whole):

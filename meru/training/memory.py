@@ -11,16 +11,19 @@ import os
 import threading
 import torch
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from jaxtyping import Int
 from torch import nn, Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing import NamedTuple
+from unittest.mock import patch
 from ..data.loader import Batch, TextChains
+from ..losses import pairwise, sigmoid
 from ..models.model import build_model, _ChainGraph, _read_chains, tokenizer_of
 from .config import make_config, TrainConfig
 from .optim import make_optimizer
@@ -106,7 +109,7 @@ def _fake_batch(
         chains = _fake_chains(cfg, tokens)
     return batch._replace(chains=tree_map_only(Tensor, torch.clone, chains))
 
-# %% ../../nbs/training/48_memory.ipynb #08f5cc7b
+# %% ../../nbs/training/48_memory.ipynb #08f5cc70
 def _emptied(model: nn.Module) -> nn.Module:
     "The model with fake weights in place of its own."
     fakes: dict[int, Tensor] = {}  # a weight in two places is one
@@ -131,11 +134,38 @@ def _fake_model(cfg: TrainConfig) -> nn.Module:
         model = build_model(cfg)
     return _emptied(model)
 
+# %% ../../nbs/training/48_memory.ipynb #08f5cc72
+class _Unlaunched:
+    "Stands for a kernel, which fake tensors have no numbers for."
 
+    def __getitem__(self, grid):
+        return lambda *args, **options: None
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    "Of bfloat16 numbers in float32, which a CPU would copy first."
+    return x.new_empty(len(x), y.shape[1], dtype=torch.float32)
+
+
+@contextmanager
+def _losses_of_a_gpu() -> Iterator[None]:
+    "The losses take the memory that they take there; a CPU's would go through one tile after the other."
+    from meru.losses import triton_kernels as kernels
+
+    engine = pairwise._chunk_sums, pairwise._chunk_slopes
+    if kernels.triton:
+        engine = [partial(o, block=kernels._Block(64, 64, 32)) for o in (kernels._triton_sums, kernels._triton_slopes)]
+    chunks = sigmoid._chunk_sum, sigmoid._chunk_sum_slopes
+    unlaunched = dict(_sums_kernel=_Unlaunched(), _shares_kernel=_Unlaunched(), _mm=_product)
+    with patch.object(pairwise, '_engine', lambda left: engine), patch.object(sigmoid, '_engine', lambda left: chunks):
+        with patch.multiple(kernels, **unlaunched):
+            yield
+
+# %% ../../nbs/training/48_memory.ipynb #08f5cc7b
 def _updated(cfg: TrainConfig, pairs: int) -> tuple[int, int]:
     "Bytes between updates, and the most within the second, which has the optimiser's moments from its start."
     cfg = replace(cfg, batch_size=pairs, compile='off', device='cpu')
-    with FakeTensorMode(allow_non_fake_inputs=True), _LiveBytes() as live:
+    with _losses_of_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), _LiveBytes() as live:
         model = _fake_model(cfg)
         optimiser = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
         batch = _fake_batch(cfg, pairs)
