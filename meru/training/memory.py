@@ -24,7 +24,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 from ..data.loader import Batch, TextChains
 from ..losses import pairwise, sigmoid
-from ..models.model import build_model, _ChainGraph, _read_chains, tokenizer_of
+from ..models.model import build_model, _ChainGraph, Model, _read_chains, tokenizer_of
 from .config import make_config, TrainConfig
 from .optim import make_optimizer
 from .trainer import pick_device, update
@@ -110,7 +110,7 @@ def _fake_batch(
     return batch._replace(chains=tree_map_only(Tensor, torch.clone, chains))
 
 # %% ../../nbs/training/48_memory.ipynb #08f5cc70
-def _emptied(model: nn.Module) -> nn.Module:
+def _emptied(model: Model) -> Model:
     "The model with fake weights in place of its own."
     fakes: dict[int, Tensor] = {}  # a weight in two places is one
 
@@ -126,7 +126,7 @@ def _emptied(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fake_model(cfg: TrainConfig) -> nn.Module:
+def _fake_model(cfg: TrainConfig) -> Model:
     "A model without numbers; pretrained towers are read first."
     if cfg.image_tower != 'backbone':
         return build_model(cfg)
@@ -156,9 +156,9 @@ def _losses_of_a_gpu() -> Iterator[None]:
     if kernels.triton:
         engine = [partial(o, block=kernels._Block(64, 64, 32)) for o in (kernels._triton_sums, kernels._triton_slopes)]
     chunks = sigmoid._chunk_sum, sigmoid._chunk_sum_slopes
-    unlaunched = dict(_sums_kernel=_Unlaunched(), _shares_kernel=_Unlaunched(), _mm=_product)
+    kernel = _Unlaunched()
     with patch.object(pairwise, '_engine', lambda left: engine), patch.object(sigmoid, '_engine', lambda left: chunks):
-        with patch.multiple(kernels, **unlaunched):
+        with patch.multiple(kernels, _sums_kernel=kernel, _shares_kernel=kernel, _mm=_product):
             yield
 
 # %% ../../nbs/training/48_memory.ipynb #08f5cc7b
