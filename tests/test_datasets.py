@@ -583,7 +583,7 @@ def test_senses_of_drawings_are_a_tree_of_known_names():
         assert hypernym in above or synset == 'n00001740'
         above[synset] = [*above.get(hypernym, []), names]
         drawn |= dict.fromkeys(names.split('|'), synset) if shown else {}
-    assert len(rows) == len(above) == 1307 and len(drawn) == 603
+    assert len(rows) == len(above) == 1268 and len(drawn) == 595
     known = {row['name'] for row in emoji_rows(ROOT / 'data/emoji')}
     assert drawn.keys() <= known
     senses = dict(dolphin='whale', hammer='hand tool', mate='beverage', phoenix='mythical being', bank='depository')
