@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #e8d45f71
 import csv
+import hashlib
 import time
 import torch
 import zipfile
@@ -107,7 +108,10 @@ def _record_taxonomy(
     "Place a tree in every geometry, and write what it holds, a row a run."
     path, parents = folder / f'{tree}.json', _read_taxonomy(tree).parents
     folder.mkdir(parents=True, exist_ok=True)
-    result = read_json(path) if path.exists() else dict(tree=tree, nodes=len(parents), rows=[])
+    code = hashlib.sha256(parents.numpy().tobytes()).hexdigest()
+    result = read_json(path) if path.exists() else {}
+    if result.get('sha256') != code:  # none yet, or of a tree that has changed
+        result = dict(tree=tree, nodes=len(parents), sha256=code, rows=[])
     scales = scales or dict(lorentz=2.0, flat=1.0, sphere=24.0, inner=1.0, poincare=2.0)
     for seed in range(seeds):
         for name, dim, scale in _settings(dims, scales):
