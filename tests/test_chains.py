@@ -13,8 +13,8 @@ from meru.data.emoji import embedded_data
 from meru.data.loader import Loader, TextChains
 from meru.data.shards import Shards, write_shards
 from meru.data.tokenizer import Tokenizer
-from meru.geometry import geometries, get_geometry
-from meru.losses.chains import chain_loss, chain_terms, Cones, edge_entailment, radial_order, text_graph
+from meru.geometry import geometries, get_geometry, readings
+from meru.losses.chains import chain_loss, chain_terms, Cones, edge_entailment, radial_order, _ReadBy, text_graph
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.training.run import Run
@@ -78,9 +78,11 @@ def test_a_true_text_is_never_a_negative():
     assert (logits.grad[some][positive[some]] < 0).all() and (logits.grad[some][~positive[some]] > 0).all()
 
 
-@pytest.mark.parametrize('name', list(geometries))
-def test_terms_in_every_geometry(name):
-    geometry = get_geometry(name)
+@pytest.mark.parametrize(
+    'name, reading', [(n, r) for n, g in geometries.items() for r in [None, *readings(g)]], ids=str
+)
+def test_terms_in_every_geometry_by_every_reading(name, reading):
+    geometry = get_geometry(name) if reading is None else _ReadBy(get_geometry(name), reading)
     graph = text_graph(torch.arange(1, 6), torch.tensor([[1, 2, 3], [1, 4, 5]]))
     g = torch.Generator().manual_seed(0)
     vectors = [0.5 * torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (2, 5)]
@@ -182,6 +184,10 @@ def test_data_without_levels_are_refused_with_the_remedy(tmp_path):
         (dict(cone_within=0.7), 'they shape the entailment of chains'),
         (dict(chains='levels', entail_weight=0.0, cone_away=0.1), 'they shape the entailment of chains'),
         (dict(geometry='sphere', entail_weight=0.0, chains='levels', order_weight=1.0), 'has no radii'),
+        (
+            dict(geometry='sphere', entail_weight=0.0, chain_reading='cone_angle'),
+            "'sphere' has no cone_angle: .*distance",
+        ),
         (dict(chains='tiers'), 'is not one of off, levels'),
     ],
 )

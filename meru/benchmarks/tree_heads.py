@@ -27,7 +27,7 @@ from typing import NamedTuple
 from ..geometry import get_geometry, readings
 from ..plots import palette
 from ..core import file_sha256, machine, project_path, read_json, write_file, write_json
-from ..losses.chains import chain_terms, text_graph
+from ..losses.chains import chain_terms, _ReadBy, text_graph
 from ..data.emoji import embedded_data
 from ..models.embedding import _encode_texts
 from ..models.model import encode_images, encode_texts, in_batches, Model, ModelConfig
@@ -124,19 +124,6 @@ _ways = {
     'inner product': _Way('inner', _scales, more=1),
     'flat, trained on the angle': _Way('flat', _angle_scales, trained_on='cone_angle'),
 }
-
-# %% ../../nbs/benchmarks/77_tree_heads.ipynb #b3ed4786
-class _ReadBy:
-    "A geometry whose score is minus one of its readings; all else is the geometry's."
-
-    def __init__(self, geometry, reading: str):
-        self.geometry, self.cdist = geometry, readings(geometry)[reading]
-
-    def __getattr__(self, name):
-        return getattr(self.geometry, name)
-
-    def scores(self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b n']:
-        return -self.cdist(x, y, curv)
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #1e11fcae
 def _space_of(way: _Way):

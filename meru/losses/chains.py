@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
 from torch import Tensor
 from typing import NamedTuple
-from ..geometry import Geometry
+from ..geometry import Geometry, readings
 
 # %% ../../nbs/losses/14_chains.ipynb #32d256e4
 class _Edges(NamedTuple):
@@ -162,6 +162,23 @@ def chain_terms(
         chain_loss(among_texts, graph.above.matrix(), itself),
         chain_loss(of_texts.T, true.T),
     )
+
+# %% ../../nbs/losses/14_chains.ipynb #71a2ba0e
+class _ReadBy:
+    "A geometry whose score is minus one of its readings; all else is the geometry's."
+
+    def __init__(
+        self,
+        geometry: Geometry,  # that has the reading
+        reading: str,  # a key of `meru.geometry.readings`
+    ):
+        self.geometry, self.cdist = geometry, readings(geometry)[reading]
+
+    def __getattr__(self, name):
+        return getattr(self.geometry, name)
+
+    def scores(self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b n']:
+        return -self.cdist(x, y, curv)
 
 # %% ../../nbs/losses/14_chains.ipynb #cc4b4939
 def _all_ends(images, texts, graph):

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import nn, Tensor
 from torch.utils._pytree import tree_map_only
 from typing import Annotated, Literal, NamedTuple
-from ..geometry import geometries, get_geometry
+from ..geometry import geometries, get_geometry, readings
 from ..parallel import gather_own, gather_rows, mean_of_all, _numbers_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
-from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, text_graph, _TextGraph
+from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, _ReadBy
+from ..losses.chains import text_graph, _TextGraph
 from ..losses.pairwise import contrastive_loss, _products_in
 from ..losses.sigmoid import sigmoid_loss
 from ..data.images import resize_image
@@ -48,6 +49,10 @@ def _check_losses(cfg):
         )
     if cfg.pair_loss == 'sigmoid' and (cfg.margin or cfg.hard_beta):
         raise ValueError("pair_loss 'sigmoid' has no margin and no hard weights: set margin=0 and hard_beta=0")
+    if cfg.chain_reading not in ('distance', *(known := readings(get_geometry(cfg.geometry)))):
+        raise ValueError(
+            f'geometry {cfg.geometry!r} has no {cfg.chain_reading}: chain_reading is one of distance, {", ".join(known)}'
+        )
     if cfg.order_weight and not get_geometry(cfg.geometry).has_radius:
         raise ValueError(f'geometry {cfg.geometry!r} has no radii: set order_weight=0, not {cfg.order_weight}')
 
@@ -77,6 +82,9 @@ class _SpaceConfig:
     chain_weight: Annotated[float, AtLeast(0)] = 0.0  # of the loss over chains of texts, mean of three directions
     chain_scale: Annotated[float, Above(0, _max_logit_scale)] = (
         8.0  # its inverse temperature, fixed: a free one flattens
+    )
+    chain_reading: Literal['distance', 'detour', 'direction', 'cone_angle'] = (
+        'distance'  # what tells how surely a picture or a text lies below a text; cone_angle puts pictures outside
     )
     part_weight: Annotated[float, AtLeast(0)] = 0.0  # of parts and phrases among captions and pictures (HyCoCLIP: 0.5)
     order_weight: Annotated[float, AtLeast(0)] = 0.0  # of the radial order of chains, length to nats; 0 without radii
@@ -458,7 +466,9 @@ class Model(_Logits):
             parts = _part_terms(geometry, x, texts, graph, curv, scale)
             found = dict(part=parts.mean, part_images=parts.images, part_texts=parts.texts)
         if graph.parts is None or self.cfg.chain_weight:
-            terms = chain_terms(geometry, x, texts, graph, curv, self.cfg.chain_scale)
+            reading = self.cfg.chain_reading
+            space = geometry if reading == 'distance' else _ReadBy(geometry, reading)
+            terms = chain_terms(space, x, texts, graph, curv, self.cfg.chain_scale)
             found |= dict(chain=terms.mean, chain_up=terms.up, chain_texts=terms.texts, chain_back=terms.back)
         return found
 
