@@ -17,7 +17,8 @@ from meru.hub import from_pretrained, Pretrained
 from meru.image_index import ImageIndex, search, SearchConfig
 from meru.models.feature_cache import open_cache
 from meru.models.model import build_model
-from meru.pictures import open_folder, PicturesConfig
+from meru.evaluation.statistics import t_interval
+from meru.pictures import _head_config, _made_up_pairs, open_folder, PicturesConfig
 from meru.training.config import make_config
 
 TREE = {'dog': 'animals/dogs', 'cat': 'animals/cats', 'bus': 'things/vehicles', 'pizza': 'things/food'}
@@ -324,3 +325,32 @@ def test_three_lines(photos, towers, tmp_path, in_root, monkeypatch):
     assert 'Next: papermill nbs/search.ipynb' in mine.report()
     monkeypatch.setattr('meru.pictures.root', lambda: tmp_path)  # as a wheel would have it, without notebooks
     assert 'papermill' not in mine.report() and 'In the browser: python -m meru serve' in mine.report()
+
+
+def test_many_pictures_are_learned_by_another_recipe_than_few():
+    asked = PicturesConfig('data')
+    few, many = (_head_config(_made_up_pairs(count), asked) for count in (1532, 1536))  # half of them are learned from
+    assert (few.dropout, few.batch_size, few.steps) == (0.5, 510, 300)
+    assert (many.dropout, many.batch_size, many.steps) == (0.2, 256, 300)
+
+
+def test_the_default_recipe_keeps_what_was_asked_of_it():
+    "On the 73 photos, and on Flickr8k's frozen features: what the results of its day had, and cones that hold."
+    kept = ROOT / 'outputs/reference'
+    head = json.loads((kept / 'head/metrics.json').read_text())
+    before = dict(text_to_image=(0.173, 0.523, 0.680), image_to_text=(0.370, 0.616, 0.740))
+    for way, values in before.items():
+        assert all(head[f'unseen_{way}_r{k}'] >= value for k, value in zip((1, 5, 10), values)), way
+    assert head['unseen_cone_own'] >= 0.4 and head['unseen_cone_other'] < 0.05
+    (flickr,) = json.loads((kept / 'flickr8k/recipe.json').read_text())['means']
+    assert flickr['runs'] == 5 and flickr['text_to_image_r10'][0] >= 0.619 and flickr['image_to_text_r10'][0] >= 0.644
+    assert flickr['cone_own'][1] >= 0.4 and flickr['cone_other'][2] < 0.05
+
+
+def test_the_recipe_for_few_was_chosen_by_photos_that_are_no_test():
+    rows = json.loads((ROOT / 'outputs/reference/head/folds.json').read_text())['rows']
+    values = {few: [row for row in rows if row['few'] == few] for few in (0, 768)}
+    assert len(values[0]) == len(values[768]) == 12
+    for measure in ('text_to_image_r1', 'image_to_text_r1', 'cone_own'):
+        gains = [new[measure] - old[measure] for old, new in zip(values[0], values[768])]
+        assert t_interval(gains).low > 0, measure
