@@ -544,6 +544,10 @@ questions = [
     _Question('unseen concept, first text by cones true', 'cone_nearest_true', 'concept'),
     _Question('unseen concept, path to the root, F1', 'path_f1', 'concept'),
     _Question('unseen concept, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'concept'),
+]
+
+# %% ../../nbs/evaluation/65_emoji_suite.ipynb #f13b874c
+questions += [
     _Question('text, own chain among all texts, AP', 'text_chain_ap'),
     _Question('the same, texts seen in training', 'text_chain_ap', 'seen'),
     _Question('the same, unseen texts', 'text_chain_ap', 'unseen'),

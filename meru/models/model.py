@@ -49,9 +49,10 @@ def _check_losses(cfg):
         )
     if cfg.pair_loss == 'sigmoid' and (cfg.margin or cfg.hard_beta):
         raise ValueError("pair_loss 'sigmoid' has no margin and no hard weights: set margin=0 and hard_beta=0")
-    if cfg.chain_reading not in ('distance', *(known := readings(get_geometry(cfg.geometry)))):
+    if cfg.chain_reading not in ('distance', *readings(get_geometry(cfg.geometry))):
         raise ValueError(
-            f'geometry {cfg.geometry!r} has no {cfg.chain_reading}: chain_reading is one of distance, {", ".join(known)}'
+            f'geometry {cfg.geometry!r} has no {cfg.chain_reading}: set chain_reading=distance, '
+            'or a geometry with such a reading'
         )
     if cfg.order_weight and not get_geometry(cfg.geometry).has_radius:
         raise ValueError(f'geometry {cfg.geometry!r} has no radii: set order_weight=0, not {cfg.order_weight}')
