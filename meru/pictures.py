@@ -552,56 +552,77 @@ def _made_up_pairs(
     "Pictures that share half of their numbers with each of their two captions."
     draw = torch.Generator().manual_seed(0)
     shared = torch.randn(count, 1, 8, generator=draw)
-    image = torch.cat([shared, torch.randn(count, 1, 8, generator=draw)], 2).half()
-    text = torch.cat([shared.repeat_interleave(2, 0), torch.randn(2 * count, 1, 8, generator=draw)], 2).half()
-    splits = [('train', 'train', 'val', 'test')[row % 4] for row in range(count)]
-    about = dict(keys=[f'{row}.jpg' for row in range(count)], splits=splits, id='made up', towers='none')
-    about |= dict(captions=[f'caption {row}' for row in range(2 * count)], dataset='made up')
-    return FeatureCache(Path('.'), image, text, torch.arange(count).repeat_interleave(2), about)
+    twice = shared.repeat_interleave(2, 0)
+    image = torch.cat([shared, torch.randn(shared.shape, generator=draw)], 2)
+    text = torch.cat([twice, torch.randn(twice.shape, generator=draw)], 2)
+    owner = torch.arange(count).repeat_interleave(2)
+    keys = [f'{row}.jpg' for row in range(count)]
+    captions = [f'caption {row}' for row in range(2 * count)]
+    parts = ['train', 'train', 'val', 'test'] * count
+    about = dict(keys=keys, captions=captions, splits=parts[:count])
+    about |= dict(id='made up', dataset='made up', towers='none')
+    return FeatureCache(Path('.'), image.half(), text.half(), owner, about)
 
 # %% ../nbs/73_pictures.ipynb #730a0003
-def _without_test(
-    pairs: FeatureCache,
-    folds: int,  # parts, each of which is once the test; 0: the test is that of the data
-    seed: int,  # of the parts
-) -> Iterator[FeatureCache]:
-    "The same pairs, split anew: what is not in the part ends training or is learned from."
-    given = ['val' if name == 'dev' else name for name in pairs.info['splits']]
-    if not folds:
-        yield pairs._replace(info=pairs.info | dict(splits=given))
-        return
+def _fold_parts(
+    given: list[str],  # parts of all pictures
+    folds: int,
+    seed: int,
+) -> Iterator[list[str]]:
+    "Each part of what is no test is the test once; of the rest an eighth ends training."
     rows = [row for row, name in enumerate(given) if name in ('train', 'val')]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     for fold in range(folds):
-        splits = ['hidden'] * len(given)
-        for place, at in enumerate(order):
-            splits[rows[at]] = 'test' if place % folds == fold else 'train' if place // folds % 8 else 'val'
-        yield pairs._replace(info=pairs.info | dict(splits=splits, id=f'{pairs.id}, {folds}, {seed}, {fold}'))
+        parts = ['hidden'] * len(given)
+        for place, at in enumerate(order.tolist()):
+            learned = 'train' if place // folds % 8 else 'val'
+            parts[rows[at]] = 'test' if place % folds == fold else learned
+        yield parts
+
+
+def _with_parts(
+    pairs: FeatureCache,
+    folds: int,  # of all but the test; 0: the parts of the data
+    seed: int,  # of the folds
+) -> Iterator[FeatureCache]:
+    "The same pairs, split in as many ways as there are folds."
+    given = ['val' if name == 'dev' else name for name in pairs.info['splits']]
+    ways = _fold_parts(given, folds, seed) if folds else [given]
+    for number, parts in enumerate(ways):
+        name = f'{pairs.id}, {folds}, {seed}, {number}'
+        info = dict(pairs.info, splits=parts)
+        if folds:
+            info['id'] = name
+        yield pairs._replace(info=info)
 
 # %% ../nbs/73_pictures.ipynb #730a0005
 def _recipe_row(
     pairs: FeatureCache,  # with parts train, val and test
-    seed: int,
+    cfg: PicturesConfig,
     few: int,  # as `_fit_head` takes it
-    passes: int,
 ) -> dict:  # measures of the test
     "Train and measure one head as `open_folder` does."
-    fitted = _fit_head(pairs, None, PicturesConfig('data', passes=passes, seed=seed), few)
-    _fit_cones(fitted.model, _unseen(pairs, 'val', 1000))
+    fitted = _fit_head(pairs, None, cfg, few)
+    held = _unseen(pairs, 'val', 1000)
+    _fit_cones(fitted.model, held)
     found = _examine(fitted.model, _unseen(pairs, 'test'))
-    about = {name: fitted.record[name] for name in ('pictures', 'pairs', 'passes', 'seconds')}
-    return dict(seed=seed, few=few) | about | {name: found.value(name) for name in _shown}
+    row = dict(seed=cfg.seed, few=few)
+    for name in ('pictures', 'pairs', 'passes', 'seconds'):
+        row[name] = fitted.record[name]
+    return row | {name: found.value(name) for name in _shown}
 
 # %% ../nbs/73_pictures.ipynb #730a0007
 def _mean_row(
     rows: list[dict],  # of all seeds and folds
     few: int,  # of those that count
-) -> dict:  # measure: mean and its interval over runs, where there are several
-    "Means over runs."
+) -> dict:  # of each measure the mean and the ends of its interval over runs
+    "Means over runs; of a single run its value, three times."
     mine = [row for row in rows if row['few'] == few]
-    values = {name: [row[name] for row in mine] for name in _shown}
-    means = {name: list(t_interval(o)) if len(o) > 1 else o for name, o in values.items()}
-    return dict(few=few, runs=len(mine)) | means
+    means = dict(few=few, runs=len(mine))
+    for name in _shown:
+        values = [row[name] for row in mine]
+        means[name] = list(t_interval(values)) if len(mine) > 1 else values * 3
+    return means
 
 
 def _draw_recipe(
@@ -611,9 +632,9 @@ def _draw_recipe(
     "A dot for each measure and recipe, with the interval of its mean."
     ax = ax or plt.subplots(figsize=(6, 2.6))[1]
     for means in result['means']:
-        mean, low, high = (torch.tensor([[*means[name]][i % len(means[name])] for name in _shown]) for i in range(3))
-        label = f'few below {means["few"]}'
-        ax.errorbar(mean, _shown, xerr=torch.stack([mean - low, high - mean]), fmt='o', ms=4, label=label)
+        mean, low, high = torch.tensor([means[name] for name in _shown]).T
+        error = torch.stack([mean - low, high - mean])
+        ax.errorbar(mean, _shown, xerr=error, fmt='o', ms=4, label=f'few below {means["few"]}')
     ax.invert_yaxis()
     ax.legend()
     return ax
@@ -627,12 +648,17 @@ def _recipe_suite(
     passes: int = 100,  # over the pictures, at most
 ) -> Iterator[dict]:
     "The recipe for a person's pictures on cached features."
-    pairs, rows = open_cache(features) if features else _made_up_pairs(), []
+    pairs = open_cache(features) if features else _made_up_pairs()
     about = dict(features=pairs.id, towers=pairs.info['towers'], folds=folds, passes=passes)
+    rows: list[dict] = []
     for seed in range(seeds):
-        for fold, part in enumerate(_without_test(pairs, folds, seed)):
-            rows += [dict(fold=fold) | _recipe_row(part, seed, limit, passes) for limit in few]
-            yield about | dict(rows=rows, means=[_mean_row(rows, limit) for limit in few])
+        cfg = PicturesConfig('data', passes=passes, seed=seed)
+        for fold, part in enumerate(_with_parts(pairs, folds, seed)):
+            for limit in few:
+                row = _recipe_row(part, cfg, limit)
+                rows.append(dict(fold=fold) | row)
+            means = [_mean_row(rows, limit) for limit in few]
+            yield about | dict(rows=rows, means=means)
 
 # %% ../nbs/73_pictures.ipynb #a77b7cc9
 def _nouns_of(
