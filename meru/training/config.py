@@ -290,13 +290,16 @@ def controls(
 
 # %% ../../nbs/training/41_config.ipynb #4c695e4c
 def _tree_controls() -> dict[str, TrainConfig]:
-    "The chain loss in five geometries, each at a temperature of its own."
+    "The chain loss in five geometries, each at a temperature of its own; then by the angle of cones, beside names."
+    cones = replace(tree, chain_reading='cone_angle', chain_scale=12.0, contrastive_weight=0.5, logit_scale_init=24.0)
     return dict(
         tree=tree,
         tree_poincare=replace(tree, geometry='poincare'),
         tree_clip=replace(tree, geometry='sphere', embed_dim=65, chain_scale=24.0),
         tree_flat=replace(tree, geometry='flat', chain_scale=4.0),
         tree_inner=replace(tree, geometry='inner', embed_dim=65, chain_scale=4.0),
+        tree_cones=cones,
+        tree_cones_flat=replace(cones, geometry='flat'),
     )
 
 # %% ../../nbs/training/41_config.ipynb #472145fb
