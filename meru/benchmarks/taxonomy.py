@@ -88,7 +88,8 @@ def _taxonomy_measures(
     result['below'] = {reading: value.mean().item() for reading, value in below.items()}
     if geometry.has_radius:
         radius, depth = geometry.radius(points, one), above.sum(1)
-        result['radius'] = [radius[depth == level].median().item() for level in depth.unique()]
+        levels = [radius[depth == level] for level in depth.unique()]
+        result['radius'] = [some.median().item() for some in levels]
     return result
 
 # %% ../../nbs/benchmarks/85_taxonomy.ipynb #799d4e23

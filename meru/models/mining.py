@@ -206,10 +206,13 @@ class _Buffers:
     def gather(self, features: Float16[Tensor, 'n w'], rows: Int64[Tensor, ' b']) -> Float32[Tensor, 'b w']:
         "Rows of features where they lie, in float32."
         shape = len(rows), features.shape[1]
-        if features.device.type != 'cpu' or math.prod(shape) < self.least:
+        small = math.prod(shape) < self.least
+        if small or features.device.type != 'cpu':
             return features.index_select(0, rows).float()
-        half = torch.index_select(features, 0, rows, out=self.take(shape, features.dtype))
-        return self.take(shape, torch.float32).copy_(half)
+        half = self.take(shape, features.dtype)
+        torch.index_select(features, 0, rows, out=half)
+        whole = self.take(shape, torch.float32)
+        return whole.copy_(half)
 
 # %% ../../nbs/models/36_mining.ipynb #4f334930
 class _Rows(NamedTuple):

@@ -291,9 +291,11 @@ def _pairs_that_fit(cfg: TrainConfig, room: int, processes: int) -> int:
     "A smaller batch, a multiple of eight, from the whole and half of it; 0: none."
     if cfg.batch_size < 8:
         return 0
-    whole, half = (step_memory(replace(cfg, batch_size=cfg.batch_size // n), processes) for n in (1, 2))
+    fewer = replace(cfg, batch_size=cfg.batch_size // 2)
+    whole, half = step_memory(cfg, processes), step_memory(fewer, processes)
     each = (whole.peak - half.peak) / (whole.pairs - half.pairs)
-    pairs = (half.pairs + math.floor((room - half.peak) / each)) * processes
+    more = math.floor((room - half.peak) / each)
+    pairs = (half.pairs + more) * processes
     return max(0, pairs // 8 * 8)
 
 
