@@ -683,7 +683,7 @@ def _threshold_metrics(
     return Measures(Measure('', name, each.mean().item()) for name, each in values.items())
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #13407ea7
-_by_cones = dict(chain_ap='cone_ap', nearest_true='cone_nearest_true', chain_first='cone_chain_first')
+_by_angle = dict(chain_ap='angle_ap', nearest_true='angle_nearest_true', chain_first='angle_chain_first')
 
 
 def _ranked(scores, own):
@@ -704,7 +704,7 @@ def _chain_values(
     itself: Int64[Tensor, ' q'] | None = None,  # row of each query among the texts; None: it is none of them
     min_radius: float = 0.1,  # cone constant K
 ) -> dict[str, Float[Tensor, ' q']]:
-    "Own chain among all texts, by distance and by cones: average precision; is the first true, the whole chain first?"
+    "Own chain among all texts, by distance and by the angle of cones: AP; is the first true, the whole chain first?"
     hidden = torch.zeros_like(own)
     if itself is not None:
         hidden.scatter_(1, itself[:, None], True)
@@ -712,9 +712,9 @@ def _chain_values(
     values = _ranked(near.masked_fill(hidden, -torch.inf), own)
     if geometry.has_cones:
         aperture = geometry.half_aperture(text_points, curv, min_radius)
-        inside = aperture - geometry.cone_angle(points, text_points, curv)
-        by_cones = _ranked(inside.masked_fill(hidden, -torch.inf), own)
-        values |= {_by_cones[name]: each for name, each in by_cones.items()}
+        angle = geometry.cone_angle(points, text_points, curv).masked_fill(hidden, torch.inf)
+        values['cone_ap'] = average_precision(aperture - angle, own)
+        values |= {_by_angle[name]: each for name, each in _ranked(-angle, own).items()}
     return values
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d3103359
@@ -726,7 +726,8 @@ def _chain_chances(
     ap, counts = _chance_precision(own, candidates), own.sum(1).tolist()
     first = sum(1 / math.comb(candidates, count) for count in counts) / len(counts)
     chances = dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first)
-    return chances | {_by_cones[name]: chance for name, chance in chances.items()}
+    by_angle = {_by_angle[name]: chance for name, chance in chances.items()}
+    return chances | by_angle | dict(cone_ap=ap)
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #6ea54d0a
 def _part_values(
