@@ -722,7 +722,10 @@ def test_two_thousand_points_fit(in_root, monkeypatch):
     assert len(_make_page(items, spaces(n, 128), 'all').encode()) < 10e6
 
 
-@pytest.mark.parametrize('run, named', [('demo', ['MERU', 'Euclid', 'CLIP', 'Poincaré']), ('tree', ['MERU', 'CLIP'])])
+@pytest.mark.parametrize(
+    'run, named',
+    [('demo', ['MERU', 'Euclid', 'CLIP', 'Poincaré']), ('tree', ['MERU', 'CLIP']), ('tree_cones', ['MERU'])],
+)
 def test_a_committed_page_is_in_todays_shell(chrome, run, named):
     "Renew it as `outputs/reference/README.md` says after a change of the assets; it opens by double-click, on a walk."
     committed = ROOT / f'outputs/reference/{run}/explorer.html'

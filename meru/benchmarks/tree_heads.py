@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from statistics import fmean
 from torch import nn, Tensor
 from typing import NamedTuple
-from ..geometry import get_geometry, readings
+from ..geometry import get_geometry
 from ..plots import palette
 from ..core import file_sha256, machine, project_path, read_json, write_file, write_json
 from ..losses.chains import chain_terms, _ReadBy, text_graph
