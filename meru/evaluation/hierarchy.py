@@ -723,11 +723,18 @@ def _chain_chances(
     candidates: int,  # texts in each ranking
 ) -> dict[str, float]:  # by name, as in `_chain_values`
     "What random orders of the texts reach."
-    ap, counts = _chance_precision(own, candidates), own.sum(1).tolist()
-    first = sum(1 / math.comb(candidates, count) for count in counts) / len(counts)
-    chances = dict(chain_ap=ap, nearest_true=sum(counts) / len(counts) / candidates, chain_first=first)
-    by_angle = {_by_angle[name]: chance for name, chance in chances.items()}
-    return chances | by_angle | dict(cone_ap=ap)
+    ap, counts = _chance_precision(own, candidates), own.sum(1)
+    firsts = [1 / math.comb(candidates, count) for count in counts.tolist()]
+    true = counts.double().mean().item()
+    chances = dict(
+        chain_ap=ap,
+        cone_ap=ap,
+        nearest_true=true / candidates,
+        chain_first=sum(firsts) / len(firsts),
+    )
+    for name, by_angle in _by_angle.items():
+        chances[by_angle] = chances[name]
+    return chances
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #6ea54d0a
 def _part_values(
