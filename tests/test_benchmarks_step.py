@@ -9,7 +9,7 @@ from meru.models.model import build_model
 from meru.training.config import presets
 
 TINY = replace(
-    presets['demo'],
+    presets['pairs'],
     image_tower='vit',
     image_size=16,
     patch_size=4,
@@ -74,5 +74,5 @@ def test_short_form_of_the_suite(monkeypatch):
         and row['share_of_matrix_rate'] > 0
     )
     assert set(augmenting['ratio']) == {'cut_here', 'recoloured_here'}
-    with pytest.raises(ValueError, match='known are: demo, small'):
+    with pytest.raises(ValueError, match='known are: pairs, small'):
         P._step_suite('vit_h')

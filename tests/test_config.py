@@ -120,7 +120,7 @@ def test_every_preset_survives_json():
 
 
 def test_controls_differ_only_in_geometry_and_cones():
-    for name in ('smoke', 'demo', 'vit_s', 'vit_b', 'vit_l'):
+    for name in ('smoke', 'pairs', 'vit_s', 'vit_b', 'vit_l'):
         for control in controls(name, presets[name]):
             a, b = asdict(presets[name]), asdict(presets[control])
             assert {k for k in a if a[k] != b[k]} <= {'geometry', 'entail_weight'}
