@@ -94,7 +94,7 @@ def _main(
     if given.command == 'demo':
         _demo(given.preset, given.out)
     else:
-        for control in ('clip', 'euclid', 'poincare'):
+        for control in ('poincare', 'flat', 'clip'):
             _demo(f'demo_{control}')
     return 0
 

@@ -313,7 +313,7 @@ def _ranks_suite(
 
 # %% ../../nbs/benchmarks/80_loading.ipynb #5d1e7a21
 def _processes_suite(
-    preset: str = 'demo',  # what is trained
+    preset: str = 'pairs',  # what is trained
     steps: int = 60,  # of each run
     counts: tuple[int, ...] = (1, 2),  # processes
     reps: int = 2,  # rounds

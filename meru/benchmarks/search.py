@@ -230,8 +230,8 @@ def _right_in_level(geometry, o, level):
 
 # %% ../../nbs/benchmarks/81_search.ipynb #27e70890
 def _generality_suite(
-    run: str = 'outputs/demo',  # of `nbs/train.ipynb` on the drawings
-    other: str = 'outputs/demo_euclid',  # its control in flat space
+    run: str = 'outputs/pairs',  # of `nbs/train.ipynb` on the drawings
+    other: str = 'outputs/pairs_euclid',  # its control in flat space
     seed: int = 0,  # of untrained weights, where a run is ''
 ) -> dict:  # one row a run
     "Moved queries on a run and on its flat control."

@@ -374,9 +374,9 @@ def _matrix_rate(
 
 # %% ../../nbs/benchmarks/82_step.ipynb #22b5e051
 step_cases = dict(
-    demo=presets['demo'],
+    pairs=presets['pairs'],
     small=replace(
-        presets['demo'],
+        presets['pairs'],
         image_tower='vit',
         image_size=64,
         patch_size=16,
@@ -458,14 +458,14 @@ def _augment_row(
 
 # %% ../../nbs/benchmarks/82_step.ipynb #f8a465e8
 def _step_suite(
-    cases: str = '',  # names of `step_cases`; '': demo and small on a CPU, the paper's sizes on a GPU
+    cases: str = '',  # names of `step_cases`; '': pairs and small on a CPU, the paper's sizes on a GPU
     reps: int = 7,  # counted rounds
     batch: int = 0,  # pairs; 0: each case's own
     device: str = 'auto',  # 'auto', 'cpu' or 'cuda'
 ) -> dict:
     "Pairs a second of whole training steps, MERU's and its peers'; synthetic pixels."
     device = pick_device(device)
-    names = (cases or ('demo small' if device == 'cpu' else 'vit_s vit_b vit_l')).split()
+    names = (cases or ('pairs small' if device == 'cpu' else 'vit_s vit_b vit_l')).split()
     if unknown := [name for name in names if name not in step_cases]:
         raise ValueError(f'unknown case {unknown[0]!r}; known are: {", ".join(step_cases)}')
     with _torch_threads(1) if device == 'cpu' else nullcontext():

@@ -482,7 +482,7 @@ class CompareConfig:
     runs: str = (
         ''  # runs, heads or saved models, spaces between, * allowed, blanks in quotes; '' = of presets and seeds
     )
-    presets: str = 'demo demo_clip demo_euclid demo_poincare'  # what is trained where runs are not named
+    presets: str = 'demo demo_poincare demo_flat demo_clip'  # what is trained where runs are not named
     seeds: Annotated[int, AtLeast(2)] = 3  # of each preset: 0, 1, ...
     steps: Annotated[int, AtLeast(0)] = 0  # updates of each run; 0 = the preset's own
     folder: str = 'outputs/compare'  # where those runs are, or will be

@@ -51,6 +51,22 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
+    def of_one(self, x: Float[Tensor, 'b l d'], at: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
+        "What the forward gives at one token of each row."
+        width = x.shape[-1]
+        of_query, of_others = self.qkv.weight.split([width, 2 * width])
+        query_bias, others_bias = self.qkv.bias.split([width, 2 * width])
+        query = F.linear(_token(x, at), of_query, query_bias).unflatten(-1, (self.heads, 1, -1))  # [b h 1 d/h]
+        others = F.linear(x, of_others, others_bias).unflatten(-1, (2, self.heads, -1))
+        key, value = others.permute(2, 0, 3, 1, 4)
+        seen = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None] if self.causal else None
+        return self.proj(F.scaled_dot_product_attention(query, key, value, attn_mask=seen).flatten(1))
+
+
+def _token(x: Float[Tensor, 'b l d'], at: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
+    "One token of each row."
+    return x[torch.arange(x.shape[0], device=x.device), at]  # a symbol in an export
+
 # %% ../../nbs/models/30_towers.ipynb #f0e67749
 class _Block(nn.Module):
     "Pre-norm transformer block with exact GELU and a hidden layer four times as wide."
@@ -66,19 +82,24 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-5)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Float[Tensor, 'b l d'], at: Int[Tensor, ' b'] | None = None) -> Float[Tensor, 'b *l d']:
+        if at is None:
+            x = x + self.attn(self.norm1(x))
+        else:
+            x = _token(x, at) + self.attn.of_one(self.norm1(x), at)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 # %% ../../nbs/models/30_towers.ipynb #a1c05e11
 def _run_blocks(
     blocks: nn.ModuleList,  # from first to last
     x: Float[Tensor, 'b l d'],  # tokens
+    at: Int[Tensor, ' b'],  # the token of each row that is read
     recompute: bool = False,  # keep the blocks' inputs only, and compute the rest again backwards?
-) -> Float[Tensor, 'b l d']:
-    "All blocks in turn."
+) -> Float[Tensor, 'b d']:
+    "All blocks in turn; of the last one what is read alone."
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        where = (at,) if block is blocks[-1] else ()
+        x = checkpoint(block, x, *where, use_reentrant=False) if recompute else block(x, *where)
     return x
 
 # %% ../../nbs/models/30_towers.ipynb #170fc376
@@ -116,8 +137,8 @@ class ViT(nn.Module):
         if self.training and self.patch_dropout:
             kept = _some_tokens(x[:, 1:], self.patch_dropout)
             x = torch.cat([x[:, :1], kept], dim=1)
-        x = _run_blocks(self.blocks, x, self.recompute)
-        return self.norm(x[:, 0])
+        first = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return self.norm(_run_blocks(self.blocks, x, first, self.recompute))
 
 # %% ../../nbs/models/30_towers.ipynb #3c719516
 def _check_side(images, side):
@@ -167,17 +188,13 @@ class TextTransformer(nn.Module):
         for block in self.blocks:
             _init_scaled(block, width, depth)
 
-    def hidden(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b l d']:
+    def forward(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
         if tokens.shape[1] > self.context_length:
             raise ValueError(
                 f'texts of {tokens.shape[1]} tokens given to a tower whose context_length is {self.context_length}'
             )
         x = self.token_embed(tokens) + self.pos_embed[: tokens.shape[1]]
-        return _run_blocks(self.blocks, x, self.recompute)
-
-    def forward(self, tokens: Int[Tensor, 'b l']) -> Float[Tensor, 'b d']:
-        rows = torch.arange(tokens.shape[0], device=tokens.device)  # a symbol in an export
-        return self.norm(self.hidden(tokens)[rows, tokens.argmax(-1)])
+        return self.norm(_run_blocks(self.blocks, x, tokens.argmax(-1), self.recompute))
 
 # %% ../../nbs/models/30_towers.ipynb #cc6ea9d1
 def _init_scaled(

@@ -269,7 +269,7 @@ def held_out_gap(
 class CheckConfig:
     "What is checked, and how long that may take."
 
-    preset: Given = 'demo'  # see meru.training.config.presets
+    preset: Given = 'pairs'  # see meru.training.config.presets
     data: str = ''  # 'emoji', or a folder of shards or cached features; '': the preset's
     out: str = ''  # folder of the short run and of the pictures; '': outputs/check_PRESET
     batch_size: Annotated[int, AtLeast(0)] = 0  # pairs an update; 0: the preset's
