@@ -17,7 +17,9 @@ from fake_gpu import backward, begun, pretended, ranks, repeated_step, small, st
 ENDS = 'clip', 'euclid', 'poincare'
 TWINS = dict(smoke='pairs', smoke_parts='demo_parts', vit_s='vit_b', vit_l='vit_b', vit_s_parts='vit_b_parts')
 TWINS |= {f'{a}_{end}': f'{b}_{end}' for a, b in TWINS.items() for end in ENDS}
-TWINS |= {f'vit_b{kind}_{end}': f'{base}_{end}' for kind, base in (('', 'pairs'), ('_parts', 'demo_parts')) for end in ENDS}
+TWINS |= {
+    f'vit_b{kind}_{end}': f'{base}_{end}' for kind, base in (('', 'pairs'), ('_parts', 'demo_parts')) for end in ENDS
+}
 STARTS = {'embed_dim', 'logit_scale_init', 'learn_curv'}
 
 

@@ -69,7 +69,7 @@ def test_what_is_enough_is_typed_in_the_sentence(whole, monkeypatch):
 
 def test_pictures_with_parts_fit_as_pairs_do(monkeypatch, capsys):
     "Parts and the texts of chains go through the towers a few at a time; their count is held to three per cent."
-    tiny = TINY | dict(batch_size=16)
+    tiny = TINY | dict(batch_size=16, image_depth=3)
     whole = step_memory(make_config('vit_b_parts_clip', **tiny))
     monkeypatch.setattr(memory, '_room', lambda device: int(0.6 * whole.peak))
     fitted = fitting_config('vit_b_parts_clip', micro_batch='auto', **tiny)
