@@ -246,6 +246,7 @@ _labels = dict(
     lorentz=('MERU', 'MERU: hyperbolic space (Lorentz model)'),
     poincare=('Poincaré', 'MERU in the Poincaré ball: hyperbolic space'),
     euclidean=('Euclid', 'The flat control: Euclidean space'),
+    flat=('Flat', 'The flat control: Euclidean space'),
     sphere=('CLIP', 'The CLIP control: directions on a sphere'),
 )  # name and title of a space; another geometry goes by its own name
 
@@ -1338,7 +1339,7 @@ def _controls_of(
 ) -> list[Path]:
     "The trained controls that stand beside a run."
     folder = project_path(run)
-    beside = [folder.with_name(f'{folder.name}_{end}') for end in ('euclid', 'clip', 'poincare')]
+    beside = [folder.with_name(f'{folder.name}_{end}') for end in ('euclid', 'flat', 'clip', 'poincare')]
     return [o for o in beside if (o / 'last.safetensors').exists()]
 
 # %% ../nbs/70_explorer.ipynb #3fe3c1e4

@@ -724,7 +724,7 @@ def test_two_thousand_points_fit(in_root, monkeypatch):
 
 @pytest.mark.parametrize(
     'run, named',
-    [('demo', ['MERU', 'Euclid', 'CLIP', 'Poincaré']), ('tree', ['MERU', 'CLIP']), ('tree_cones', ['MERU'])],
+    [('demo', ['MERU', 'Flat', 'CLIP', 'Poincaré']), ('tree', ['MERU', 'CLIP'])],
 )
 def test_a_committed_page_is_in_todays_shell(chrome, run, named):
     "Renew it as `outputs/reference/README.md` says after a change of the assets; it opens by double-click, on a walk."
