@@ -427,3 +427,15 @@ def test_the_common_text_is_passed_where_the_way_ends_at_it(name):
     points, texts = g.exp_map0(v[:2] / 3, c), g.exp_map0(v[2:] / 3, c)
     own = torch.tensor([[True, True, False], [True, False, True]])
     assert _passes_common(g, points, texts, own, c.double()).unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize('name', [o for o in geometries if get_geometry(o).has_cones])
+def test_the_common_text_is_passed_behind_its_cone(name):
+    "Midway between two pictures their common text, near the root, is straight ahead; theirs are to the sides."
+    g = get_geometry(name)
+    v = torch.tensor([[1.8, 0.9], [1.8, -0.9], [0.3, 0], [0.9, 0.45], [0.9, -0.45]], dtype=torch.float64)
+    points, texts = g.exp_map0(v[:2], c), g.exp_map0(v[2:], c)
+    own = torch.tensor([[True, True, False], [True, False, True]])
+    assert _passes_common(g, points, texts, own, c.double(), by_angle=True).unique().tolist() == [1.0]
+    aside = torch.cat([-texts[:1], texts[1:]])  # beyond the root it sees them all behind itself
+    assert _passes_common(g, points, aside, own, c.double(), by_angle=True).unique().tolist() == [0.0]

@@ -331,10 +331,18 @@ def _drawing_tree_values(geometry, test_set, emb, tree, split):
     path = _path_values(geometry, points, texts, own, emb.curv)
     values |= {name: _ItemValues(path[name]) for name in ('path_f1', 'path_whole')}
     if split == 'test_style':  # one drawing a name; in pairs of its own, so not among the concepts' groups
-        values['common_passed'] = _ItemValues(_passes_common(geometry, points, texts, own, emb.curv))
+        values |= _common_values(geometry, points, texts, own, emb.curv)
     if geometry.has_radius:
         order = _radius_order(*(geometry.radius(x, tree.curv) for x in (wide, tree.points)), chains)
         values |= {name: _ItemValues(rises.double()) for name, rises in order.items()}
+    return values
+
+
+def _common_values(geometry, *drawings):
+    "Does the way between two drawings pass what they have in common, by distance and by the angle of cones?"
+    values = dict(common_passed=_ItemValues(_passes_common(geometry, *drawings)))
+    if geometry.has_cones:
+        values['angle_common_passed'] = _ItemValues(_passes_common(geometry, *drawings, by_angle=True))
     return values
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #f0b62499
@@ -537,6 +545,7 @@ questions = [
     _Question('unseen style, siblings among the nearest five', 'sibling_recall', 'style'),
     _Question('unseen style, siblings and cousins among the nearest five', 'cousin_recall', 'style'),
     _Question('unseen style, geodesic passes what two have in common', 'common_passed', 'style'),
+    _Question('the same by the angle of cones', 'angle_common_passed', 'style'),
     _Question('unseen style, chains wholly in order of radius', 'chain_in_order', 'style'),
     _Question('unseen style, drawing outside of its name', 'image_outside', 'style'),
     _Question('unseen style, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'style'),

@@ -779,15 +779,19 @@ def _passes_common(
     pairs: int = 400,  # drawn at most
     steps: int = 20,  # stops of each way
     seed: int = 0,  # of the draw
+    by_angle: bool = False,  # does a stop meet the text whose cone sees it best, not the nearest?
 ) -> Float[Tensor, ' p']:
-    "Is the lowest common text of two pictures the nearest somewhere on the geodesic between them?"
+    "Is the lowest common text of two pictures the first somewhere on the geodesic between them?"
     first, second = _drawn_pairs(own, pairs, seed)
     depth = own.sum(0)  # the fewer pictures below, the lower the text
     common = own[first] & own[second]
     lowest = depth.expand_as(common).masked_fill(~common, own.numel()).argmin(1)
     share = torch.linspace(0, 1, steps, dtype=points.dtype)[:, None]
-    stops = geometry.between(points[first][:, None], points[second][:, None], share, curv)
-    met = nearest(geometry, stops.flatten(0, 1), text_points, curv, 1)
+    stops = geometry.between(points[first][:, None], points[second][:, None], share, curv).flatten(0, 1)
+    if by_angle:
+        met = geometry.cone_angle(stops, text_points, curv).argmin(1)
+    else:
+        met = nearest(geometry, stops, text_points, curv, 1)
     passed = met.view(-1, steps) == lowest[:, None]
     return passed.any(1).double()
 

@@ -102,6 +102,7 @@ _quantities = {
     'path_f1': _Quantity('path to the root, F1'),
     'path_whole': _Quantity('path to the root passes the whole chain'),
     'common_passed': _Quantity('geodesic between two passes their common text'),
+    'angle_common_passed': _Quantity('the same, texts met by the angle of cones'),
     'chain_in_order': _Quantity('chain wholly in order of radius'),
     'image_outside': _Quantity('picture outside of its last text'),
     'radius_error_auc': _Quantity('wrong answers lie nearer to the root, AUC', chance=0.5),

@@ -197,7 +197,14 @@ _tree = replace(
 
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
 # two CPU cores, 8 to 12 minutes; style_top1 0.45, text_angle_chain_first 0.84: see outputs/reference/demo
-demo = replace(_tree, chain_reading='cone_angle', chain_scale=12.0, contrastive_weight=0.5, logit_scale_init=24.0)
+demo = replace(
+    _tree,
+    chain_reading='cone_angle',
+    chain_scale=12.0,
+    contrastive_weight=0.5,
+    logit_scale_init=24.0,
+    entail_weight=0.1,
+)
 
 # %% ../../nbs/training/41_config.ipynb #59acd131
 def _with_parts(
@@ -300,7 +307,7 @@ def _tree_controls() -> dict[str, TrainConfig]:
         demo=demo,
         demo_poincare=replace(demo, geometry='poincare'),
         demo_flat=replace(demo, geometry='flat'),
-        demo_clip=replace(demo, chain_reading='distance', **sphere),
+        demo_clip=replace(demo, chain_reading='distance', entail_weight=0.0, **sphere),
         tree=_tree,
         tree_poincare=replace(_tree, geometry='poincare'),
         tree_flat=replace(_tree, geometry='flat', chain_scale=4.0),
