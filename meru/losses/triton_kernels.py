@@ -485,20 +485,25 @@ def _one_kernel(X):
     tl.store(X, tl.load(X) + 1.0)
 
 
-def _obstacle(device):
-    "Why the kernels do not run on a GPU; nothing where they do."
+def _fails(device):
+    "Why Triton makes no kernels for a GPU; nothing where it does."
     if triton is None:
         return 'there is no Triton for this system'
-    if torch.version.hip:
-        return 'the kernels are written for NVIDIA'
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f'{torch.cuda.get_device_name(device)} is older than compute capability 8.0'
     if not (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')):
         return 'Triton needs a C compiler, and there is none: install gcc'
     try:
         _one_kernel[(1,)](torch.zeros(1, device=device))
     except Exception as error:
         return f'Triton does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})'
+
+
+def _obstacle(device):
+    "Why these kernels do not run on a GPU; nothing where they do."
+    if torch.version.hip:
+        return 'the kernels are written for NVIDIA'
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f'{torch.cuda.get_device_name(device)} is older than compute capability 8.0'
+    return _fails(device)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #244dbd32
 @cache
