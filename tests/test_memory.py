@@ -170,3 +170,9 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):
         trainer.main(['--config', str(run.folder / 'config.json')])
+
+
+def test_the_most_that_a_gpu_held_is_recorded(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.max_memory_allocated', lambda: 12 * 2**30)
+    assert trainer._gpu_peak() == 12 * 2**30

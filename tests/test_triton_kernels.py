@@ -6,7 +6,10 @@ import subprocess
 import sys
 from importlib.util import find_spec
 import pytest
+import torch
 from conftest import ROOT
+from meru.geometry import get_geometry
+from meru.losses import pairwise
 
 CHECK = """
 import torch
@@ -60,6 +63,34 @@ def test_in_the_interpreter():
     assert not done.returncode, done.stderr[-3000:]
     full, three, half = map(float, done.stdout.split())
     assert full < 1e-4 and three < 1e-4 and 1e-4 < half < 1e-2, done.stdout
+
+
+@pytest.mark.parametrize('name', ['lorentz', 'poincare', 'flat'])
+def test_positives_are_exact_at_any_precision(name, monkeypatch):
+    "Pairs so near that products of their rows hold nothing of them; the negatives are made up."
+    g, geometry = torch.Generator().manual_seed(0), get_geometry(name)
+    v = 0.7 * torch.randn(32, 16, generator=g, dtype=torch.float64)
+    near = v + 1e-4 * torch.randn(32, 16, generator=g, dtype=torch.float64)
+    curv, scale = torch.tensor(1.0, dtype=torch.float64), torch.tensor(14.0, dtype=torch.float64)
+    ends = [geometry.exp_map0(o, curv).float() for o in (v, near)]
+
+    def sums(logits):
+        return pairwise._Sums(*(torch.zeros(32, dtype=torch.float64) for _ in range(2)))
+
+    def slopes(logits, *sums):
+        return pairwise._Slopes(torch.zeros_like(logits.left), torch.zeros_like(logits.right), torch.tensor(0.0))
+
+    def outcome(dtype, precision):
+        points = [o.to(dtype).requires_grad_() for o in ends]
+        with pairwise._products_in(precision):
+            loss = pairwise.contrastive_loss(geometry, *points, curv.to(dtype), scale.to(dtype))
+        return [loss.detach(), *torch.autograd.grad(loss, points)]
+
+    monkeypatch.setattr(pairwise, '_engine', lambda left: (sums, slopes))
+    want = outcome(torch.float64, 'ieee')
+    for precision in ('bf16', 'tf32x3', 'ieee'):
+        for got, right in zip(outcome(torch.float32, precision), want):
+            assert (got - right).norm() < 1e-4 * right.norm()
 
 
 def test_without_triton_the_rest_works():
