@@ -15,7 +15,8 @@ JSON = Path(__file__).parent.parent / 'outputs/benchmarks/kernels.json'
 TOOLS = Path(triton.__file__).parent / 'backends/nvidia/bin'
 WIDTH = 520  # of a row: 512 dimensions and the columns beside them
 # capability, precision, which block of the list, which kernel
-CASES = [(90, p, i, k) for p, i in (('bf16', 0), ('bf16', 1), ('tf32x3', 0)) for k in ('sums', 'shares')]
+CASES = [(90, p, i, k) for p, i in (('bf16', 0), ('bf16', 2), ('tf32x3', 0)) for k in ('sums', 'shares')]
+CASES += [(90, 'bf16', 1, 'shares')]  # a tile whose sums do not fit the registers
 CASES += [(80, 'tf32x3', 0, 'sums'), (89, 'bf16', 0, 'shares'), (100, 'bf16', 0, 'sums'), (100, 'tf32x3', 0, 'shares')]
 
 
@@ -29,7 +30,7 @@ def compiled(capability, precision, block, kind):
     "A kernel for the acosh of 16-byte aligned rows, as the loss launches it on a full batch."
     kernel, how = getattr(kernels, f'_{kind}_kernel'), kernels._precisions[precision]
     constants = dict(K=width_of(precision, block), LINK=1, BM=block.high, BN=block.wide, BK=block.deep)
-    constants |= dict(DOT=how.dot, PARTS=max(1, how.parts))
+    constants |= dict(DOT=how.dot, PARTS=max(1, how.parts), EVEN=True)
     types = dict.fromkeys('AB', '*bf16' if how.half else '*fp32') | dict.fromkeys(('IDA', 'IDB'), '*i32')
     types |= {name: 'constexpr' for name in constants} | dict(W='*bf16' if how.parts else '*fp32')
     signature = {o: types.get(o, '*fp32' if o.isupper() else 'i32') for o in kernel.arg_names}
@@ -41,7 +42,7 @@ def compiled(capability, precision, block, kind):
 
 
 def instructions(assembly):
-    "Opcodes in order, and first and last of each loop, the outermost first."
+    "Opcodes in order, and first and last of each loop with products, the outermost first."
     opcodes, labels, loops = [], {}, []
     for line in assembly.splitlines():
         if label := re.match(r'\s*(\.L_x_\d+):', line):
@@ -49,14 +50,31 @@ def instructions(assembly):
         elif found := re.match(r'\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)(.*)', line):
             opcodes.append(found[1])
             target = re.search(r'\.L_x_\d+', found[2])
-            if found[1].startswith('BRA') and target and target[0] in labels:
+            back = found[1].startswith('BRA') and target and target[0] in labels
+            if back and not opcodes[-2].startswith('BRA'):  # a branch after another ends a wait that lies elsewhere
                 loops.append((labels[target[0]], len(opcodes)))
+    loops = [(a, b) for a, b in loops if any('MMA' in o for o in opcodes[a:b])]
     return opcodes, sorted(loops, key=lambda o: o[0] - o[1])
 
 
+def counts(assembly, kind, steps):
+    "What a thread executes for a tile, all steps of its products with it; and besides for each block of columns."
+    opcodes, loops = instructions(assembly)
+    spans = [opcodes, *(opcodes[a:b] for a, b in loops)]
+    sums = kind == 'sums'  # its tiles lie in a loop over rows in one over columns
+    tile, *step = spans[2 if sums else 0 :]  # one step of the products, where they are a loop
+    assert len(step) < 2
+    found = {}
+    for name, count in (('instructions', len), ('special', lambda o: sum(op.startswith('MUFU') for op in o))):
+        found[name] = count(tile) + sum(map(count, step)) * (steps - 1)
+        found[f'column_{name}'] = count(spans[1]) - count(tile) if sums else 0
+    return found
+
+
 def taken(capability, precision, place, kind):
-    "Registers and spilled bytes of a thread; its instructions for a tile, and for one step of the tile's products."
+    "Registers and spilled bytes of a thread, and what it executes."
     block = kernels._blocks(capability, precision)[place]
+    width = width_of(precision, block)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled(capability, precision, block, kind).asm['cubin'])
         file.flush()
@@ -64,15 +82,11 @@ def taken(capability, precision, place, kind):
             subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
             for tool, flag in (('cuobjdump', '-res-usage'), ('nvdisasm', '-c'))
         )
-    opcodes, loops = instructions(assembly)
-    with_products = [b - a for a, b in loops if any('MMA' in o for o in opcodes[a:b])]
-    tile = len(opcodes) if len(with_products) == 1 else with_products[-2]
     numbers = {
         name: int(re.search(rf'{key}:(\d+)', usage)[1]) for name, key in (('registers', 'REG'), ('spilled', 'STACK'))
     }
-    case = dict(capability=capability, precision=precision, kernel=kind, block=list(block))
-    counted = dict(instructions=tile - with_products[-1], product_instructions=with_products[-1])
-    return case | dict(width=width_of(precision, block)) | numbers | counted
+    case = dict(capability=capability, precision=precision, kernel=kind, block=list(block), width=width)
+    return case | numbers | counts(assembly, kind, width // block.deep)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from meru.models.model import _SpaceConfig, build_model
 from meru.parallel import make_backward
 from meru.training import trainer
 from meru.training.config import presets
-from meru.training.step import to_device
+from meru.training.step import _can_compile as can_compile, to_device
 from fake_gpu import backward, begun, pretended, ranks, repeated_step, small, step, Watch
 
 ENDS = 'clip', 'euclid', 'poincare'
@@ -140,6 +140,21 @@ def test_an_obstacle_is_said_once_and_chunks_serve(gpu, says, monkeypatch):
         assert not triton_kernels._runs_on(torch.device('cuda', 0))
     assert not triton_kernels._runs_on(torch.device('cuda', 0))
     triton_kernels._runs_on.cache_clear()
+
+
+@pytest.mark.parametrize('how, compiled', [('auto', False), ('on', True)])
+def test_blocks_are_not_compiled_where_triton_fails(how, compiled, monkeypatch):
+    "A card without a C compiler beside it trains all the same, unless `compile` is on."
+    cfg = replace(small(presets['vit_b']), compile=how)
+    monkeypatch.setattr('meru.losses.triton_kernels._fails', lambda device: 'install gcc')
+    if compiled:
+        assert can_compile(cfg, 'cuda')
+        return
+    with pytest.warns(UserWarning, match='install gcc: the transformer blocks are not compiled'):
+        assert not can_compile(cfg, 'cuda')
+    assert can_compile(presets['head_clip'], 'cuda') and can_compile(cfg, 'cpu')  # without blocks, or a GPU
+    monkeypatch.setattr('meru.losses.triton_kernels._fails', lambda device: None)
+    assert can_compile(cfg, 'cuda')
 
 
 def outcome(loss, name, *how):

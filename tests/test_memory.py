@@ -1,10 +1,13 @@
 "What an update takes is foretold, and a GPU that is too small says what to set."
 
+import json
 import re
 from ast import literal_eval
 from dataclasses import replace
+from pathlib import Path
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from meru.geometry import get_geometry
 from meru.losses import pairwise
 from meru.losses.pairwise import contrastive_loss
@@ -125,6 +128,37 @@ def test_processes_share_the_bytes(whole):
     assert half == whole
 
 
+@pytest.mark.parametrize('preset', ['vit_s', 'vit_b', 'vit_l'])
+def test_looking_at_held_out_pairs_takes_less_than_an_update(preset):
+    "Of as many pairs as go through a tower together; on the card of 24 GB that README names, in float32."
+    row = next(
+        o for o in json.loads(Path('outputs/benchmarks/memory.json').read_text())['rows'] if o['preset'] == preset
+    )
+    card = row['cards'][0]
+
+    def looked():
+        cfg = make_config(preset)
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), memory._LiveBytes() as live:
+            model = memory._fake_model(cfg).eval()
+            batch = memory._fake_batch(cfg, card['micro_batch'])
+            model.encode_image(batch.images), model.encode_text(batch.tokens)
+            return live.most + 2 * 4 * model.param_count  # moments of the optimiser
+
+    assert memory._in_thread(looked) < card['peak'] <= card['room']
+
+
+def test_held_out_pairs_are_looked_at_in_parts_of_the_batch(tmp_path, monkeypatch):
+    "As many at once as in training: their whole number would not fit."
+    cfg = make_config('vit_s_clip', **TINY | dict(batch_size=32, micro_batch=8, data='emoji', val_pairs=128, workers=0))
+    for world, most in ((1, 8), (8, 4)):
+        monkeypatch.setattr(trainer, 'world', lambda: world)
+        monkeypatch.setattr(trainer, 'agree', lambda **what: None)
+        monkeypatch.setattr(trainer, '_open_together', trainer.open_data)
+        run = Run(tmp_path / f'{world}', cfg)
+        _, held_out = trainer._open_session(run, memory.build_model(cfg), 0, 'cpu')
+        assert held_out.batch_size == most
+
+
 def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
     def too_much(*args):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 12.00 GiB.\nOf the allocated memory')
@@ -136,3 +170,9 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):
         trainer.main(['--config', str(run.folder / 'config.json')])
+
+
+def test_the_most_that_a_gpu_held_is_recorded(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.max_memory_allocated', lambda: 12 * 2**30)
+    assert trainer._gpu_peak() == 12 * 2**30

@@ -48,13 +48,23 @@ def _exp2(x):
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1eb64162
 @_jit
 def _products(
-    A, B, rows, cols, n, m, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr
+    A,
+    B,
+    rows,
+    cols,
+    rows_in,
+    cols_in,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
 ):
     z = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
         at = k + tl.arange(0, BK)
-        x = tl.load(A + rows[:, None] * K + at[None, :], mask=rows[:, None] < n, other=0.0)
-        y = tl.load(B + cols[:, None] * K + at[None, :], mask=cols[:, None] < m, other=0.0)
+        x = tl.load(A + rows[:, None] * K + at[None, :], mask=rows_in[:, None], other=0.0)
+        y = tl.load(B + cols[:, None] * K + at[None, :], mask=cols_in[:, None], other=0.0)
         z = tl.dot(x, tl.trans(y), z, input_precision=DOT)
     return z
 
@@ -86,11 +96,8 @@ def _links(z, LINK: tl.constexpr):  # acosh(1 + δ), √z or z, over ln 2; and d
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #05bfa9b1
 @_jit
-def _logits(u, slope, rows, cols, ida, idb, n, m):  # in bits; far below all others where there is no negative
-    far = -1e30
-    row_there, col_there = tl.where(rows < n, 0.0, far), tl.where(cols < m, 0.0, far)
-    l = slope * u + (row_there[:, None] + col_there[None, :])
-    return tl.where(ida[:, None] == idb[None, :], far, l)
+def _negatives(rows_in, cols_in, ida, idb):
+    return rows_in[:, None] & cols_in[None, :] & (ida[:, None] != idb[None, :])
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1c5c28ac
 class _Precision(NamedTuple):
@@ -106,7 +113,7 @@ _precisions = dict(
 )
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #ca58dab9
-_TAIL = 16  # last columns of a row that keep their digits: those that geometries put beside a point
+_TAIL = 12  # last columns of a row that keep their digits: what geometries put beside a point, then up to seven zeros
 
 
 def _halves(x):
@@ -137,17 +144,24 @@ def _half_rows(left, right):
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #fe14e222
 @_jit
-def _with_tile(top, total, l, AXIS: tl.constexpr):  # a running maximum, and a sum of 2^(l − maximum)
-    new = tl.maximum(top, tl.max(l, AXIS))
-    return new, total * _exp2(top - new) + tl.sum(_exp2(l - tl.expand_dims(new, AXIS)), AXIS)
+def _with_tile(top, total, u, slope, AXIS: tl.constexpr):  # of l = slope·u: a running maximum, a sum of 2^(l − maximum)
+    new = tl.maximum(top, slope * tl.min(u, AXIS))
+    return new, total * _exp2(top - new) + tl.sum(_exp2(slope * u - tl.expand_dims(new, AXIS)), AXIS)
 
 
 @_jit
-def _into_slot(TOP, SUM, at, there, l):  # the same for rows, in memory
-    top, total = tl.load(TOP + at, mask=there, other=-1e29), tl.load(SUM + at, mask=there, other=0.0)
-    top, total = _with_tile(top, total, l, 1)
-    tl.store(TOP + at, top, mask=there)
-    tl.store(SUM + at, total, mask=there)
+def _joined_parts(tops, sums, BM: tl.constexpr, BN: tl.constexpr):  # those of columns, over their parts
+    tops, sums = tl.reshape(tops, (BM // 2, BN)), tl.reshape(sums, (BM // 2, BN))
+    top = tl.max(tops, 0)
+    return top, tl.sum(sums * _exp2(tops - top[None, :]), 0)
+
+
+@_jit
+def _into_slot(TOP, SUM, at, inside, u, slope):  # the same for rows, in memory
+    top, total = tl.load(TOP + at, mask=inside, other=-1e29), tl.load(SUM + at, mask=inside, other=0.0)
+    top, total = _with_tile(top, total, u, slope, 1)
+    tl.store(TOP + at, top, mask=inside)
+    tl.store(SUM + at, total, mask=inside)
     tl.debug_barrier()  # the next block of columns reads these slots
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b77168a6
@@ -173,23 +187,28 @@ def _sums_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     g, h = tl.program_id(0), tl.program_id(1)
     slope, floor = -tl.load(SCALE), tl.load(FLOOR)
-    for j in range(0, cols_each, BN):
-        cols = h * cols_each + j + tl.arange(0, BN)
-        idb = tl.load(IDB + cols, mask=cols < m, other=0)
-        col_top, col_sum = tl.full((BN,), -1e29, tl.float32), tl.zeros((BN,), tl.float32)
-        for i in range(0, rows_each, BM):
-            rows = g * rows_each + i + tl.arange(0, BM)
-            ida = tl.load(IDA + rows, mask=rows < n, other=0)
-            z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK, DOT), floor, LINK)
+    far = 1e30 / tl.maximum(-slope, 1e-6)  # u where there is no negative
+    for j in range(h * cols_each, tl.minimum((h + 1) * cols_each, m), BN):
+        cols = j + tl.arange(0, BN)
+        cols_in = (cols < m) | EVEN
+        idb = tl.load(IDB + cols, mask=cols_in, other=0)
+        tops, sums = tl.full((BM // 16, 8, BN), -1e29, tl.float32), tl.zeros((BM // 16, 8, BN), tl.float32)
+        for i in range(g * rows_each, tl.minimum((g + 1) * rows_each, n), BM):
+            rows = i + tl.arange(0, BM)
+            rows_in = (rows < n) | EVEN
+            ida = tl.load(IDA + rows, mask=rows_in, other=0)
+            z = _clamped(_products(A, B, rows, cols, rows_in, cols_in, K, BM, BN, BK, DOT), floor, LINK)
             u, _ = _links(z, LINK)
-            l = _logits(u, slope, rows, cols, ida, idb, n, m)
-            col_top, col_sum = _with_tile(col_top, col_sum, l, 0)
-            _into_slot(RM, RS, h * n + rows, rows < n, l)
-        tl.store(CM + g * m + cols, col_top, mask=cols < m)
-        tl.store(CS + g * m + cols, col_sum, mask=cols < m)
+            u = tl.where(_negatives(rows_in, cols_in, ida, idb), u, far)
+            tops, sums = _with_tile(tops, sums, tl.reshape(u, (BM // 16, 2, 8, BN)), slope, 1)
+            _into_slot(RM, RS, h * n + rows, rows_in, u, slope)
+        top, total = _joined_parts(tops, sums, BM, BN)
+        tl.store(CM + g * m + cols, top, mask=cols_in)
+        tl.store(CS + g * m + cols, total, mask=cols_in)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b53ab7f8
 def _operands(logits, deep):
@@ -237,7 +256,8 @@ class _Block(NamedTuple):
 def _options(width, logits, block):
     "What a kernel is compiled for."
     high, wide, deep, warps, stages = block
-    shape = dict(K=width, LINK=_KINDS[logits.link], BM=high, BN=wide, BK=deep)
+    even = len(logits.left) % high == 0 and len(logits.right) % wide == 0
+    shape = dict(K=width, LINK=_KINDS[logits.link], BM=high, BN=wide, BK=deep, EVEN=even)
     return shape | dict(
         DOT=_precisions[logits.precision].dot, num_warps=warps, num_stages=stages, enable_fp_fusion=True
     )
@@ -253,7 +273,9 @@ def _blocks(
         return [_Block(64, 64, 16, 4, 3) if capability < 90 else _Block(128, 64, 32, 8), plain]
     if capability < 90:
         return [plain, _Block(128, 64, 32, 8, 3)]
-    return [_Block(128, 64, 64, 4 if capability < 100 else 8, 3), _Block(128, 128, 64, 8, 3), _Block(64, 64, 64, 4, 3)]
+    if capability < 100:
+        return [_Block(128, 128, 32, 8, 4), _Block(128, 256, 32, 8, 4), _Block(128, 64, 64, 4, 3)]
+    return [_Block(128, 64, 64, 8, 3), _Block(128, 128, 64, 8, 3), _Block(64, 64, 64, 4, 3)]
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #a843dd45
 _FEW = 2**22  # logits for which trying is not worth its time
@@ -306,6 +328,35 @@ def _triton_sums(
     _sums_kernel[down, across](*tensors, n, m, rows_each, cols_each, **_options(left.shape[1], logits, block))
     return _Sums(_joined(*rows), _joined(*cols))
 
+# %% ../../nbs/losses/12_triton_kernels.ipynb #c0ffee12
+@_jit
+def _halved(z, BM: tl.constexpr, BN: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(z, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@_jit
+def _in_parts(z, BM: tl.constexpr, BN: tl.constexpr):  # from left to right
+    if BN < 256:
+        return (z,)
+    else:
+        left, right = _halved(z, BM, BN)
+        return _halved(left, BM, BN // 2) + _halved(right, BM, BN // 2)
+
+
+@_jit
+def _vectors(IDS, SUMS, SLOPES, at, inside):
+    ids, sums = tl.load(IDS + at, mask=inside, other=0), tl.load(SUMS + at, mask=inside, other=0.0)
+    return ids, sums, tl.load(SLOPES + at, mask=inside, other=0.0)
+
+
+@_jit
+def _write_parts(W, room, m, rows, cols, rows_in, cols_in, share, PARTS: tl.constexpr):  # that add up to the shares
+    at, inside = rows[:, None] * m + cols[None, :], rows_in[:, None] & cols_in[None, :]
+    for i in tl.static_range(PARTS):
+        part = share.to(W.dtype.element_ty)
+        tl.store(W + i * room + at, part, mask=inside)
+        share = share - part.to(tl.float32)
+
 # %% ../../nbs/losses/12_triton_kernels.ipynb #bca7fea3
 @_jit
 def _shares_kernel(
@@ -330,25 +381,27 @@ def _shares_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    EVEN: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     h = tl.program_id(1)
     slope, floor = -tl.load(SCALE), tl.load(FLOOR)
     rows, cols = tl.program_id(0) * BM + tl.arange(0, BM), h * BN + tl.arange(0, BN)
-    ida, idb = tl.load(IDA + rows, mask=rows < n, other=0), tl.load(IDB + cols, mask=cols < m, other=0)
-    r, c = tl.load(R + rows, mask=rows < n, other=0.0), tl.load(C + cols, mask=cols < m, other=0.0)
-    rs, cs = tl.load(RS + rows, mask=rows < n, other=0.0), tl.load(CS + cols, mask=cols < m, other=0.0)
-    z = _clamped(_products(A, B, rows, cols, n, m, K, BM, BN, BK, DOT), floor, LINK)
-    u, by_z = _links(z, LINK)
-    l = _logits(u, slope, rows, cols, ida, idb, n, m)
-    share = rs[:, None] * _exp2(l - r[:, None]) + cs[None, :] * _exp2(l - c[None, :])
-    tl.store(GAP + h * n + rows, tl.sum(share * u, 1), mask=rows < n)
-    share = share * by_z
-    inside = (rows[:, None] < n) & (cols[None, :] < m)
-    for i in tl.static_range(PARTS):
-        part = share.to(W.dtype.element_ty)
-        tl.store(W + i * room + rows[:, None] * m + cols[None, :], part, mask=inside)
-        share = share - part.to(tl.float32)
+    rows_in = (rows < n) | EVEN
+    zs = _in_parts(_products(A, B, rows, cols, rows_in, (cols < m) | EVEN, K, BM, BN, BK, DOT), BM, BN)
+    wide: tl.constexpr = BN // len(zs)
+    ida, r, rs = _vectors(IDA, R, RS, rows, rows_in)
+    gap = tl.zeros((BM,), tl.float32)
+    for k in tl.static_range(len(zs)):
+        cols = h * BN + k * wide + tl.arange(0, wide)
+        cols_in = (cols < m) | EVEN
+        idb, c, cs = _vectors(IDB, C, CS, cols, cols_in)
+        u, by_z = _links(_clamped(zs[k], floor, LINK), LINK)
+        share = rs[:, None] * _exp2(slope * u - r[:, None]) + cs[None, :] * _exp2(slope * u - c[None, :])
+        share = tl.where(_negatives(rows_in, cols_in, ida, idb), share, 0.0)
+        gap += tl.sum(share * u, 1)
+        _write_parts(W, room, m, rows, cols, rows_in, cols_in, share * by_z, PARTS)
+    tl.store(GAP + h * n + rows, gap, mask=rows_in)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb
 def _launch_shares(logits, block, room, vectors):
@@ -432,20 +485,25 @@ def _one_kernel(X):
     tl.store(X, tl.load(X) + 1.0)
 
 
-def _obstacle(device):
-    "Why the kernels do not run on a GPU; nothing where they do."
+def _fails(device):
+    "Why Triton makes no kernels for a GPU; nothing where it does."
     if triton is None:
         return 'there is no Triton for this system'
-    if torch.version.hip:
-        return 'the kernels are written for NVIDIA'
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f'{torch.cuda.get_device_name(device)} is older than compute capability 8.0'
     if not (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')):
         return 'Triton needs a C compiler, and there is none: install gcc'
     try:
         _one_kernel[(1,)](torch.zeros(1, device=device))
     except Exception as error:
         return f'Triton does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})'
+
+
+def _obstacle(device):
+    "Why these kernels do not run on a GPU; nothing where they do."
+    if torch.version.hip:
+        return 'the kernels are written for NVIDIA'
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f'{torch.cuda.get_device_name(device)} is older than compute capability 8.0'
+    return _fails(device)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #244dbd32
 @cache

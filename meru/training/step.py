@@ -144,6 +144,20 @@ def compile_blocks(
         for block in getattr(tower, 'blocks', ()):
             block.compile(backend=backend, dynamic=False)
 
+# %% ../../nbs/training/43_step.ipynb #723281db
+def _can_compile(
+    cfg: TrainConfig,  # its `compile` is 'auto' or 'on'
+    device: str,  # where the model computes
+) -> bool:
+    "Whether blocks are made into kernels; where a GPU's Triton fails, 'auto' says so and goes on without."
+    if cfg.compile == 'on' or cfg.image_tower == 'features' or not device.startswith('cuda'):
+        return True
+    from meru.losses.triton_kernels import _fails
+
+    if reason := _fails(torch.device(device)):
+        warnings.warn(f'{reason}: the transformer blocks are not compiled, and slower', stacklevel=2)
+    return not reason
+
 # %% ../../nbs/training/43_step.ipynb #10a5e041
 def _sent(o, device):
     "A tensor on the device, or on its way; a GPU fetches only from pinned memory without a wait."

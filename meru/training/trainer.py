@@ -41,7 +41,7 @@ from .optim import _lr_at, make_optimizer
 from .config import TrainConfig
 from .curves import _live_writers
 from .run import load_checkpoint, load_config, _load_weights, Run, save_checkpoint
-from .step import _ahead, compile_blocks, compiles, gradients, NonFinite
+from .step import _ahead, _can_compile, compile_blocks, compiles, gradients, NonFinite
 from .step import _Recorded, to_device, _waits, _Watch
 
 # %% ../../nbs/training/45_trainer.ipynb #5debb122
@@ -414,7 +414,7 @@ def _begin(
     opt = make_optimizer(model, cfg.lr, cfg.weight_decay, cfg.betas, cfg.decay_all)
     if run.last.exists():
         state = load_checkpoint(run.last, model, opt)
-    if compiles(cfg, device):
+    if compiles(cfg, device) and _can_compile(cfg, device):
         compile_blocks(model)
     return model, opt, state
 
@@ -510,7 +510,8 @@ def _open_session(
     cfg = run.config
     pairs, held_out = _open_together(cfg)
     loader = make_loader(cfg, pairs, device=device, encoded=_left_to_device(cfg, device))
-    val = dict(batch_size=min(cfg.batch_size, len(held_out)), workers=0, cache=True)
+    at_once = min(cfg.micro_batch or cfg.batch_size, -(-cfg.batch_size // world()))  # as in training: they fit
+    val = dict(batch_size=min(at_once, len(held_out)), workers=0, cache=True)
     val_loader = make_loader(cfg, held_out, device=device, **val)
     agree(config=asdict(cfg), data=pairs.id, held_out=held_out.id, step=step, weights=checksum(model))
     if step and not rank():
