@@ -8,7 +8,7 @@ __all__ = ['ViT', 'TextTransformer', 'cut_texts', 'ConvMLP']
 # %% ../../nbs/models/30_towers.ipynb #a8494882
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -45,27 +45,36 @@ class _Attention(nn.Module):
         self.heads, self.causal = heads, causal
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
+    def heads_of(self, x: Float[Tensor, 'b l d'], first: int, last: int) -> Float[Tensor, 'n b h l e']:
+        "Of queries (0), keys (1) and values (2) those from `first` to before `last`."
+        rows = slice(first * x.shape[-1], last * x.shape[-1])
+        mapped = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])
+        return mapped.unflatten(-1, (last - first, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
     def forward(self, x: Float[Tensor, 'b l d']) -> Float[Tensor, 'b l d']:
-        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [b h l d/h]
+        query, key, value = self.heads_of(x, 0, 3)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def of_one(self, x: Float[Tensor, 'b l d'], at: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
         "What the forward gives at one token of each row."
-        width = x.shape[-1]
-        of_query, of_others = self.qkv.weight.split([width, 2 * width])
-        query_bias, others_bias = self.qkv.bias.split([width, 2 * width])
-        query = F.linear(_token(x, at), of_query, query_bias).unflatten(-1, (self.heads, 1, -1))  # [b h 1 d/h]
-        others = F.linear(x, of_others, others_bias).unflatten(-1, (2, self.heads, -1))
-        key, value = others.permute(2, 0, 3, 1, 4)
-        seen = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None] if self.causal else None
-        return self.proj(F.scaled_dot_product_attention(query, key, value, attn_mask=seen).flatten(1))
+        one = _token(x, at)[:, None]
+        (query,) = self.heads_of(one, 0, 1)
+        key, value = self.heads_of(x, 1, 3)
+        seen = _up_to(at, x.shape[1]) if self.causal else None
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        return self.proj(mixed.flatten(1))
 
 
 def _token(x: Float[Tensor, 'b l d'], at: Int[Tensor, ' b']) -> Float[Tensor, 'b d']:
     "One token of each row."
     return x[torch.arange(x.shape[0], device=x.device), at]  # a symbol in an export
+
+
+def _up_to(at: Int[Tensor, ' b'], length: int) -> Bool[Tensor, 'b 1 1 l']:
+    "The tokens before one and itself, for every head and the one query."
+    places = torch.arange(length, device=at.device)
+    return (places <= at[:, None])[:, None, None]
 
 # %% ../../nbs/models/30_towers.ipynb #f0e67749
 class _Block(nn.Module):
