@@ -2,9 +2,9 @@
 # Written without a Docker at hand and not yet built: INSTALL.md says so too.
 FROM python:3.11-slim-bookworm
 
-# git: the commit of a run; the compiler: torch.compile and Triton on a GPU; Chromium: the explorer's tests; Java: Spark's
+# git: the commit of a run; the compiler: torch.compile and Triton on a GPU; Chromium: the explorer's tests
 RUN apt-get update \
- && apt-get install -y --no-install-recommends git gcc g++ make chromium chromium-driver default-jre-headless \
+ && apt-get install -y --no-install-recommends git gcc g++ make chromium chromium-driver \
  && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /meru
