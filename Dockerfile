@@ -1,5 +1,5 @@
 # docker build -t meru . && docker run --rm meru
-# Written without a Docker at hand and not yet built: INSTALL.md says so too.
+# Built by buildah on Debian with Python 3.11 in place of the official image: INSTALL.md says what ran in it.
 FROM python:3.11-slim-bookworm
 
 # git: the commit of a run; the compiler: torch.compile and Triton on a GPU; Chromium: the explorer's tests
