@@ -218,4 +218,13 @@ def test_the_page_names_what_there_is():
     extras = set(re.findall(r'^\| `(\w+)` \|', page, re.M))
     assert extras == {k.removesuffix('_requirements') for k in SETTINGS if k.endswith('_requirements')}
     assert 'INSTALL.md' in (ROOT / 'README.md').read_text(encoding='utf-8')
-    assert 'requirements.lock' in (ROOT / 'Dockerfile').read_text() and 'has not been built' in page
+
+
+def test_the_image_has_what_the_tests_look_for():
+    "And no Java without Spark, which the lock leaves out."
+    lines = (ROOT / 'Dockerfile').read_text().splitlines()
+    apt = set(next(o for o in lines if 'apt-get install' in o).split())
+    assert {'git', 'g++', 'chromium', 'chromium-driver'} <= apt
+    assert 'RUN pip install --no-cache-dir -r requirements.lock' in lines
+    assert any('-jre' in o for o in apt) == any(plain(o).startswith('pyspark') for o in LOCK)
+    assert 'STOPSIGNAL SIGINT' in lines  # as the first process of a container Python does not hear SIGTERM
