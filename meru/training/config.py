@@ -226,7 +226,7 @@ _smoke_parts = replace(
 
 # papermill nbs/train.ipynb outputs/vit_b_parts/train.ipynb -p preset vit_b_parts -p data FOLDER_OF_GRIT_SHARDS
 # batches and steps of HyCoCLIP; never yet run: tested for what it computes, untimed
-# by count an update takes 74 GiB (S) or 122 (B); with -p micro_batch auto 20 or 18 on a card of 24 GB
+# by count an update takes 69 GiB (S) or 114 (B); with -p micro_batch auto 19 or 21 on a card of 24 GB
 _vit_s_parts = _with_parts(vit_s, data='data/grit', batch_size=768, steps=500_000)
 _vit_b_parts = _with_parts(vit_b, data='data/grit', batch_size=768, steps=500_000)
 
