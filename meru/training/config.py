@@ -196,7 +196,7 @@ _tree = replace(
 )
 
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
-# two CPU cores, 8 to 12 minutes; style_top1 0.45, text_angle_chain_first 0.84: see outputs/reference/demo
+# two CPU cores, 9 to 16 minutes; style_top1 0.46, text_angle_chain_first 0.87: see outputs/reference/demo
 demo = replace(
     _tree,
     chain_reading='cone_angle',
