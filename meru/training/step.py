@@ -138,7 +138,7 @@ def compile_blocks(
     model: Model,  # its weights and their names stay as they are
     backend: str | Callable = 'inductor',  # what torch.compile hands the graphs to
 ):
-    "Compile the transformer blocks of both towers, once for each shape."
+    "Compile the transformer blocks of both towers, for each shape once whole and once for one token."
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for tower in (model.image_tower, model.text_tower):
         for block in getattr(tower, 'blocks', ()):
