@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from typing import NamedTuple
 from ..core import markdown_table
+from ..geometry import readings
 from ..data.emoji import embedded_data
 from ..data.shards import Shards
 from ..data.loader import pictures, Source
@@ -648,13 +649,15 @@ def path_between(
     emb: _Embeddings,
     start: int,  # a drawing of the unseen style
     end: int,  # another
+    reading: str = 'distance',  # that tells which text a stop lies below: a key of `meru.geometry.readings`
     n: int = 7,  # stops, ends included
 ) -> _GeodesicPath:
-    "Neighbours by geodesic distance at equal steps from one drawing to another."
+    "What is nearest, drawings by distance and texts by a reading, at equal steps from one drawing to another."
     points, curv = emb.image_points['test_style'], emb.curv
     stops = geometry.between(points[start], points[end], torch.linspace(0, 1, n)[:, None], curv)
     general = (test_set.levels < 3).nonzero().flatten()
-    nearest_text = general[geometry.scores(stops, emb.text_points[general], curv).argmax(1)]
+    cdist = geometry.cdist if reading == 'distance' else readings(geometry)[reading]
+    nearest_text = general[cdist(stops, emb.text_points[general], curv).argmin(1)]
     nearest_drawings = geometry.scores(stops, points, curv).topk(2).indices
     return _GeodesicPath(
         geometry.radius(stops, curv),

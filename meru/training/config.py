@@ -197,13 +197,16 @@ _tree = replace(
 
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
 # two CPU cores, 9 to 16 minutes; style_top1 0.46, text_angle_chain_first 0.87: see outputs/reference/demo
+_tree_and_names = replace(_tree, contrastive_weight=0.5, logit_scale_init=24.0)
 demo = replace(
-    _tree,
+    _tree_and_names,
     chain_reading='cone_angle',
     chain_scale=12.0,
-    contrastive_weight=0.5,
-    logit_scale_init=24.0,
-    entail_weight=0.1,
+    entail_weight=0.5,
+    entail_edges='next',
+    min_radius=0.25,
+    cone_within=0.85,
+    cone_away=0.1,
 )
 
 # %% ../../nbs/training/41_config.ipynb #59acd131
@@ -307,7 +310,7 @@ def _tree_controls() -> dict[str, TrainConfig]:
         demo=demo,
         demo_poincare=replace(demo, geometry='poincare'),
         demo_flat=replace(demo, geometry='flat'),
-        demo_clip=replace(demo, chain_reading='distance', entail_weight=0.0, **sphere),
+        demo_clip=replace(_tree_and_names, **sphere),
         tree=_tree,
         tree_poincare=replace(_tree, geometry='poincare'),
         tree_flat=replace(_tree, geometry='flat', chain_scale=4.0),
