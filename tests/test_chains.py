@@ -140,6 +140,16 @@ def test_edges_in_every_geometry_with_cones(name):
     assert radial_order(geometry, x, t, graph, ONE, 0.3).item() == pytest.approx(sum(rises) / len(rises))
 
 
+def test_what_a_reduced_graph_implies_is_not_kept_out_of_cones():
+    geometry, graph = get_geometry('lorentz'), text_graph(torch.arange(1, 4), torch.tensor([[1, 2, 3]]))
+    ray = geometry.exp_map0(torch.tensor([[0.3, 0.0], [0.6, 0.0], [0.9, 0.0], [1.2, 0.0]], dtype=torch.float64), ONE)
+    x, t, cones = ray[3:], ray[:3], Cones(away=0.1)
+    assert edge_entailment(geometry, x, t, graph, ONE, cones, graph.reduced()).item() == 0
+    backwards = edge_entailment(geometry, -x, t, graph, ONE, cones, graph.reduced()).item()
+    # of six edges three are read, one of them from the picture, which lies behind the root
+    assert backwards == pytest.approx((math.pi - geometry.half_aperture(t[2], ONE).item()) / 3)
+
+
 def test_each_kind_of_chain_ends_with_the_caption():
     caption = 'Two retrievers sleep on a sofa, side by side'
     for kind in chain_kinds.values():

@@ -90,6 +90,8 @@ _quantities = {
     'cone_own': _Quantity("own picture in the text's cone"),
     'cone_other': _Quantity("another picture in the text's cone", better=-1),
     'cone_auc': _Quantity('cone margin, AUC', chance=0.5),
+    'cone_own_name': _Quantity("own picture in its name's cone"),
+    'cone_other_name': _Quantity("another picture in a name's cone", better=-1),
     'chain_ap': _Quantity('own chain among texts of all levels, AP'),
     'nearest_true': _Quantity('nearest text of any level is true'),
     'chain_first': _Quantity('whole chain first'),

@@ -208,24 +208,26 @@ class Cones(NamedTuple):
     min_radius: float = 0.1  # constant K, > 0
     across: float = 1.0  # widening from texts to pictures, > 0; HyCoCLIP: 0.7
     within: float = 1.0  # widening from texts to texts and from parts to pictures, > 0; HyCoCLIP: 1.2
-    away: float = 0.0  # angle by which others should miss a cone, radians, >= 0; 0: they may lie in it; Ganea: 0.1
+    away: float = 0.0  # angle by which others should miss a cone that is not widened, radians, >= 0; 0: no such term
 
 
 _meru_cones = Cones()
 
 # %% ../../nbs/losses/14_chains.ipynb #b0e4913e
-def _cone_losses(geometry, points, texts, edges, curv, cones, widening):
-    "Of each edge, the angle by which it misses its cone; with `away`, plus the mean intrusion of the others."
+def _misses(geometry, points, texts, edges, curv, min_radius, widening):
+    "Of each edge, the angle by which its special end misses the cone of its general end."
     special, general = edges.ends(points, texts)
-    aperture = geometry.half_aperture(general, curv, cones.min_radius)
-    own = (geometry.exterior_angle(general, special, curv) - widening * aperture).relu()
-    if not cones.away:
-        return own
+    aperture = geometry.half_aperture(general, curv, min_radius)
+    return (geometry.exterior_angle(general, special, curv) - widening * aperture).relu()
+
+
+def _intrusion(geometry, points, texts, edges, curv, cones):
+    "The mean angle by which what no edge joins is too near to a cone, or in it."
     angles = geometry.cone_angle(points, texts, curv)
     outside = (angles - geometry.half_aperture(texts, curv, cones.min_radius)).relu()
     others = ~edges.matrix() & (points[:, None] != texts).any(-1)  # a text is not outside its own cone
     intruding = (cones.away - outside).relu().masked_fill(~others, 0.0)
-    return own + intruding.sum() / others.sum().clamp_min(1)
+    return intruding.sum() / others.sum().clamp_min(1)
 
 # %% ../../nbs/losses/14_chains.ipynb #1bd0b909
 def edge_entailment(
@@ -235,14 +237,19 @@ def edge_entailment(
     graph: _TextGraph,  # their edges
     curv: Float[Tensor, ''],  # curvature magnitude c > 0
     cones: Cones = _meru_cones,  # apertures and the side of what does not belong
+    reduced: _TextGraph | None = None,  # the edges that should hold, as `graph.reduced()` gives them; None: all
 ) -> Float[Tensor, '']:  # radians
     "Mean angle by which special ends miss the cones of general ends (MERU; HyCoCLIP; Ganea et al. 2018)."
-    kinds = [(images, texts, graph.of_images, cones.across), (texts, texts, graph.above, cones.within)]
+    kinds = [(images, texts, 'of_images', cones.across), (texts, texts, 'above', cones.within)]
     if graph.parts is not None:
-        kinds.append((images, images, graph.parts, cones.within))
+        kinds.append((images, images, 'parts', cones.within))
     losses = []
-    for special, general, edges, widening in kinds:
-        losses.append(_cone_losses(geometry, special, general, edges, curv, cones, widening))
+    for special, general, kind, widening in kinds:
+        space = geometry, special, general
+        misses = _misses(*space, getattr(reduced or graph, kind), curv, cones.min_radius, widening)
+        if cones.away:
+            misses = misses + _intrusion(*space, getattr(graph, kind), curv, cones)
+        losses.append(misses)
     every = torch.cat(losses)
     return every.sum() / max(1, len(every))
 
