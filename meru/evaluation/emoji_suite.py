@@ -331,7 +331,7 @@ def _drawing_tree_values(geometry, test_set, emb, tree, split):
     values |= _kin_values(geometry, wide, chains, tree.curv)
     path = _path_values(geometry, points, texts, own, emb.curv)
     values |= {name: _ItemValues(path[name]) for name in ('path_f1', 'path_whole')}
-    if split == 'test_style':  # one drawing a name; in pairs of its own, so not among the concepts' groups
+    if split == 'test_style':  # one drawing of each name, so two drawings have two names
         values |= _common_values(geometry, points, texts, own, emb.curv)
     if geometry.has_radius:
         order = _radius_order(*(geometry.radius(x, tree.curv) for x in (wide, tree.points)), chains)
@@ -551,13 +551,13 @@ questions = [
     _Question('the same by the angle of cones', 'angle_common_passed', 'style'),
     _Question('unseen style, chains wholly in order of radius', 'chain_in_order', 'style'),
     _Question('unseen style, drawing outside of its name', 'image_outside', 'style'),
-    _Question('unseen style, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'style'),
+    _Question('unseen style, wrongly named drawings lie nearer to the root, AUC', 'radius_error_auc', 'style'),
     _Question('unseen concept, own chain among all texts, AP', 'chain_ap', 'concept'),
     _Question('unseen concept, nearest text true', 'nearest_true', 'concept'),
     _Question('unseen concept, own chain by the angle of cones, AP', 'angle_ap', 'concept'),
     _Question('unseen concept, first text by that angle true', 'angle_nearest_true', 'concept'),
     _Question('unseen concept, path to the root, F1', 'path_f1', 'concept'),
-    _Question('unseen concept, wrong names lie nearer to the root, AUC', 'radius_error_auc', 'concept'),
+    _Question('unseen concept, wrongly named drawings lie nearer to the root, AUC', 'radius_error_auc', 'concept'),
 ]
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #f13b874c
@@ -581,7 +581,7 @@ def emoji_table(
     measures: Measures,  # from `evaluate_emoji`
 ) -> str:  # Markdown
     "The model beside its controls and chance."
-    rows, (whose,) = [], {m.protocol for m in measures}  # drawings know one alone
+    rows, (whose,) = [], {m.protocol for m in measures}  # one for all
     for text, name, dataset in questions:
         values = [measures.value(name, dataset, who) for who in ('', 'untrained', 'pixel')]
         measure = measures.find(name, dataset)

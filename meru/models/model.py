@@ -348,7 +348,7 @@ class Model(_Logits):
         self.register_buffer('pixel_mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # ImageNet's
         self.register_buffer('pixel_std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
-    param_count = property(lambda self: sum(p.numel() for p in self.parameters()), doc='trainable numbers')
+    param_count = property(lambda self: sum(p.numel() for p in self.parameters()), doc='numbers in all parameters')
 
     def image_features(self, images: Float[Tensor, 'b 3 s s'] | Float[Tensor, 'b w']) -> Float[Tensor, 'b w']:
         "What the tower gives, before the projection."

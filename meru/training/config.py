@@ -304,7 +304,7 @@ def controls(
 
 # %% ../../nbs/training/41_config.ipynb #4c695e4c
 def _tree_controls() -> dict[str, TrainConfig]:
-    "The loss over chains in other geometries, each at a temperature of its own; the sphere has no cones' angle."
+    "The loss over chains in other geometries, at a temperature of its own where it was tuned; the sphere has no cones' angle."
     sphere = dict(geometry='sphere', embed_dim=65, chain_scale=24.0)
     return dict(
         demo=demo,
