@@ -16,8 +16,8 @@ ROWS = {  # question in README -> entry of metrics.json
     'Unseen style, first text true': 'style_nearest_true',
     'Text: its whole chain before all else': 'whole_chain_first',
     'Text: walk to the root through its chain': 'text_path_whole',
-    "Own drawing in its text's cone": 'cone_own',
-    'Another drawing in that cone': 'cone_other',
+    "Own drawing in its name's cone": 'cone_own_name',
+    'Another drawing in that cone': 'cone_other_name',
 }
 
 
