@@ -309,7 +309,7 @@ def _tree_controls() -> dict[str, TrainConfig]:
     return dict(
         demo=demo,
         demo_poincare=replace(demo, geometry='poincare'),
-        demo_flat=replace(demo, geometry='flat'),
+        demo_flat=replace(demo, geometry='flat', min_radius=2 * demo.min_radius),  # near the root cones as wide as those
         demo_clip=replace(_tree_and_names, **sphere),
         tree=_tree,
         tree_poincare=replace(_tree, geometry='poincare'),
