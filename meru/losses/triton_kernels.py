@@ -122,10 +122,15 @@ def _halves(x):
     return high, (x - high).bfloat16()
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #f1297364
+def _ends(x):
+    "The last columns."
+    return x[:, -_TAIL:]
+
+
 def _half_rows(left, right):
     "Rows of bfloat16 with the same products; the last columns by three products of their halves."
-    left_high, left_low = _halves(left[:, -_TAIL:])
-    right_high, right_low = _halves(right[:, -_TAIL:])
+    left_high, left_low = _halves(_ends(left))
+    right_high, right_low = _halves(_ends(right))
     left_parts = left.bfloat16(), left_high, left_low
     right_parts = right.bfloat16(), right_low, right_high
     rows = torch.cat(left_parts, 1), torch.cat(right_parts, 1)
@@ -320,7 +325,8 @@ def _triton_sums(
     n, m = len(logits.left), len(logits.right)
     rows_each = _share_of(n, 2 * slots, block.high)
     cols_each = _share_of(m, slots, block.wide)
-    down, across = math.ceil(n / rows_each), math.ceil(m / cols_each)
+    down = math.ceil(n / rows_each)
+    across = math.ceil(m / cols_each)
     left, right = _operands(logits, block.deep)
     rows = _slots(logits.left, across, n)
     cols = _slots(logits.left, down, m)
@@ -484,7 +490,8 @@ def _triton_slopes(
     row_bits, col_bits = _in_bits(sums, left)
     row_slopes, col_slopes = [o.to(left) for o in slopes]
     left_operand, right_operand = _operands(logits, block.deep)
-    parts, width = _precisions[logits.precision].parts, left.shape[1]
+    parts = _precisions[logits.precision].parts
+    width = left.shape[1]
     right_parts = _row_parts(right, parts)
     d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
     d_scale = sums.rows.new_zeros(())
