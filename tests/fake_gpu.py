@@ -129,6 +129,7 @@ def pretended(watch, monkeypatch):
     "A GPU with fake numbers, on which a watch counts the kernels."
     monkeypatch.setattr('torch.cuda.amp.common.amp_definitely_not_available', lambda: False)
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda *args: True)
+    monkeypatch.setattr('torch.cuda.device_of', lambda x: nullcontext())
     monkeypatch.setattr(kernels, '_runs_on', lambda device: True)
     monkeypatch.setattr(kernels, '_best_block', lambda *args: kernels._Block(64, 64, 32))
     for name in ('_sums_kernel', '_shares_kernel'):

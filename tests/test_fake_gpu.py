@@ -1,5 +1,6 @@
 "What an update does on a GPU, told without one: where the host waits, what is copied, launched and exchanged."
 
+from contextlib import contextmanager
 from dataclasses import fields, replace
 import pytest
 import torch
@@ -113,6 +114,31 @@ def test_a_head_that_several_gpus_share_is_not_recorded(monkeypatch, capsys):
     ):
         trainer._say_unrecorded(*quiet)
     assert not capsys.readouterr().out
+
+
+def test_kernels_are_launched_on_the_gpu_of_their_rows(monkeypatch):
+    "Triton launches on the current one, which nobody set to the second."
+    current, launched = [], []
+
+    @contextmanager
+    def device_of(x):
+        current.append(x.device)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda rows, *args, **options: launched.append((rows.device, *current))
+
+    with pretended(Watch(), monkeypatch):
+        monkeypatch.setattr('torch.cuda.device_of', device_of)
+        for name in ('_sums_kernel', '_shares_kernel'):
+            monkeypatch.setattr(triton_kernels, name, Kernel())
+        rows = torch.zeros(64, 8, device='cuda:1')
+        logits = _Logits(rows, rows, -1.0, 1.0, 'acosh', 1e-7)
+        sums = triton_kernels._triton_sums(logits)
+        triton_kernels._triton_slopes(logits, sums, sums)
+    assert launched == 2 * [(rows.device, rows.device)]
 
 
 # where Triton does not run

@@ -310,6 +310,12 @@ def _products_in(
     finally:
         _precision.reset(before)
 
+
+def _check_precision(geometry):
+    "bf16 keeps the digits of twelve columns beside a point; a product of hyperboloids has one for each factor."
+    if geometry.factor_width and _precision.get() == 'bf16':
+        raise ValueError(f'bf16 is too coarse for the {geometry} geometry: set pair_products to tf32x3')
+
 # %% ../../nbs/losses/13_pairwise.ipynb #0e43502a
 def _number(x):
     "A number of a CPU; elsewhere, where reading it would stop the device, the tensor itself."
@@ -513,6 +519,7 @@ def contrastive_loss(
 ) -> Float[Tensor, '']:  # nats
     "Symmetric cross entropy of all pairs (CLIP, section 2.3); autograd keeps rows, not the matrix of logits."
     dtype, x, y, curv, scale = _in_one_type(image_points, text_points, text_ids, curv, logit_scale)
+    _check_precision(geometry)
     if torch._C._are_functorch_transforms_active():  # vmap, jacrev, jvp
         return _plain_loss(geometry, x, y, curv, scale, text_ids, margin, hard_beta)
     with torch.autocast(x.device.type, enabled=False):

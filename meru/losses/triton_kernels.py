@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 from types import SimpleNamespace
 from .contrastive import _Logits, _Slopes, _Sums
@@ -121,12 +121,6 @@ def _halves(x):
     high = x.bfloat16()
     return high, (x - high).bfloat16()
 
-
-def _with_low(x, columns):
-    "In bfloat16: x, then what its last columns are short of."
-    high, low = _halves(x)
-    return torch.cat([high, low[:, -columns:]], 1)
-
 # %% ../../nbs/losses/12_triton_kernels.ipynb #f1297364
 def _ends(x):
     "The last columns."
@@ -135,10 +129,10 @@ def _ends(x):
 
 def _half_rows(left, right):
     "Rows of bfloat16 with the same products; the last columns by three products of their halves."
-    left_high, left_low = _halves(left)
-    right_high, right_low = _halves(right)
-    left_parts = left_high, _ends(left_high), _ends(left_low)
-    right_parts = right_high, _ends(right_low), _ends(right_high)
+    left_high, left_low = _halves(_ends(left))
+    right_high, right_low = _halves(_ends(right))
+    left_parts = left.bfloat16(), left_high, left_low
+    right_parts = right.bfloat16(), right_low, right_high
     rows = torch.cat(left_parts, 1), torch.cat(right_parts, 1)
     return rows if left.is_cuda else [o.float() for o in rows]  # as Triton's interpreter wants them
 
@@ -211,6 +205,17 @@ def _sums_kernel(
         tl.store(CS + g * m + cols, total, mask=cols_in)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #b53ab7f8
+def _on_its_gpu(f):
+    "f with the GPU of its rows as the current one: Triton launches there."
+
+    @wraps(f)
+    def on_it(logits, *rest, **how):
+        with torch.cuda.device_of(logits.left):
+            return f(logits, *rest, **how)
+
+    return on_it
+
+
 def _operands(logits, deep):
     "Rows of both sides whose products are z, with zeros up to a multiple of the depth of a tile."
     left, right = logits.left, logits.gain * logits.right
@@ -306,9 +311,10 @@ def _best_block(function, logits, *rest):
 # %% ../../nbs/losses/12_triton_kernels.ipynb #1f166d52
 def _share_of(n, parts, block):
     "How many of n each of some programs takes, in whole blocks."
-    return triton.cdiv(triton.cdiv(n, parts), block) * block
+    return math.ceil(math.ceil(n / parts) / block) * block
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #cfd6d1a1
+@_on_its_gpu
 def _triton_sums(
     logits: _Logits,  # float32, on a GPU
     block: _Block | None = None,  # None: the best for this GPU
@@ -319,8 +325,8 @@ def _triton_sums(
     n, m = len(logits.left), len(logits.right)
     rows_each = _share_of(n, 2 * slots, block.high)
     cols_each = _share_of(m, slots, block.wide)
-    down = triton.cdiv(n, rows_each)
-    across = triton.cdiv(m, cols_each)
+    down = math.ceil(n / rows_each)
+    across = math.ceil(m / cols_each)
     left, right = _operands(logits, block.deep)
     rows = _slots(logits.left, across, n)
     cols = _slots(logits.left, down, m)
@@ -404,12 +410,12 @@ def _shares_kernel(
     tl.store(GAP + h * n + rows, gap, mask=rows_in)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #397546fb
-def _launch_shares(logits, block, room, vectors):
+def _launch_shares(logits, block, operands, room, vectors):
     "Fill `room`; vectors are sums of rows and of columns, in bits, then their slopes. What `room` times u sums to."
     parts, n, m = room.shape
-    left, right = _operands(logits, block.deep)
-    across = triton.cdiv(m, block.wide)
-    grid = triton.cdiv(n, block.high), across
+    left, right = operands
+    across = math.ceil(m / block.wide)
+    grid = math.ceil(n / block.high), across
     gaps = logits.left.new_empty(across, n)
     tensors = left, right, *_ids(logits), *vectors, room, gaps, *_numbers(logits)
     options = _options(left.shape[1], logits, block)
@@ -422,12 +428,16 @@ def _in_bits(sums, like):
     return [(o.clamp_min(-1e28) / math.log(2)).to(like) for o in sums]
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #4c8f61b2
+_ROOM = 2**28  # shares at a time
+
+
 def _rooms(logits, block):
-    "Some thousand rows at a time, and where their shares go: in bfloat16 half a GiB a part, else 1 GiB."
+    "Whole blocks, some thousand rows at a time, and where their shares go: in bfloat16 half a GiB a part, else 1 GiB."
     n, m = len(logits.left), len(logits.right)
     parts = _precisions[logits.precision].parts
     kind = torch.bfloat16 if parts else torch.float32
-    step = min(n, max(block.high, 2**28 // m))
+    blocks = max(1, _ROOM // (block.high * m))
+    step = min(n, blocks * block.high)
     parts = max(1, parts)
     memory = torch.empty(parts * step * m, dtype=kind, device=logits.left.device)
     for start in range(0, n, step):
@@ -442,21 +452,32 @@ def _mm(x, y):
     return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else x.float() @ y.float()
 
 
-def _times_rows(shares, rows):
-    "shares · rows, either in as many tensors as there are shares."
+_LOW = 16  # columns with low halves beside one bfloat16 share: `_TAIL`, but a row stays a multiple of 16 bytes
+
+
+def _row_parts(rows, parts):
+    "What is multiplied by shares in so many parts: rows, or in bfloat16 rows, then what they are short of."
+    if not parts:
+        return rows
+    high = rows.bfloat16()
+    last = slice(None) if parts == 2 else slice(-_LOW, None)
+    low = rows[:, last] - high[:, last]
+    return torch.cat([high, low.bfloat16()], 1)
+
+
+def _times_rows(shares, rows, width):
+    "shares · rows of this width, of which `_row_parts` made `rows`."
     if shares[0].dtype != torch.bfloat16:
         return shares[0] @ rows
-    width = rows.shape[1]
-    low = width if len(shares) == 2 else min(width, _TAIL)
-    rows = _with_low(rows, low)
     both = _mm(shares[0], rows)
-    product, rest = both[:, :width].contiguous(), both[:, width:]
-    product[:, -low:] += rest
+    product, rest = both[:, :width], both[:, width:]
+    product[:, -rest.shape[1] :].add_(rest)
     for share in shares[1:]:
         product += _mm(share, rows[:, :width])
     return product
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #d0b797af
+@_on_its_gpu
 def _triton_slopes(
     logits: _Logits,  # float32, on a GPU
     sums: _Sums,  # as `_triton_sums` gives them
@@ -468,16 +489,20 @@ def _triton_slopes(
     left, right = logits.left, logits.right
     row_bits, col_bits = _in_bits(sums, left)
     row_slopes, col_slopes = [o.to(left) for o in slopes]
-    d_left, d_right = [], torch.zeros_like(right)
+    left_operand, right_operand = _operands(logits, block.deep)
+    parts = _precisions[logits.precision].parts
+    width = left.shape[1]
+    right_parts = _row_parts(right, parts)
+    d_left, d_right = torch.empty_like(left), torch.zeros_like(right)
     d_scale = sums.rows.new_zeros(())
     for at, room in _rooms(logits, block):
         part = logits._replace(left=left[at], first=logits.first + at.start)
         vectors = row_bits[at], col_bits, row_slopes[at], col_slopes
-        d_scale -= _launch_shares(part, block, room, vectors)
-        d_left.append(_times_rows(room, right))
-        d_right += _times_rows(room.mT, left[at])
+        d_scale -= _launch_shares(part, block, (left_operand[at], right_operand), room, vectors)
+        d_left[at] = _times_rows(room, right_parts, width)
+        d_right += _times_rows(room.mT, _row_parts(left[at], parts), width)
     weight = -logits.scale * logits.gain
-    return _Slopes(torch.cat(d_left) * weight, d_right * weight, d_scale)
+    return _Slopes(d_left.mul_(weight), d_right.mul_(weight), d_scale)
 
 # %% ../../nbs/losses/12_triton_kernels.ipynb #77c683e2
 @_jit
@@ -492,7 +517,8 @@ def _fails(device):
     if not (os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')):
         return 'Triton needs a C compiler, and there is none: install gcc'
     try:
-        _one_kernel[(1,)](torch.zeros(1, device=device))
+        with torch.cuda.device(device):
+            _one_kernel[(1,)](torch.zeros(1, device=device))
     except Exception as error:
         return f'Triton does not run ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})'
 
