@@ -224,8 +224,10 @@ def _misses(geometry, points, texts, edges, curv, min_radius, widening):
 def _intrusion(geometry, points, texts, edges, curv, cones):
     "The mean angle by which what no edge joins is too near to a cone, or in it."
     angles = geometry.cone_angle(points, texts, curv)
-    outside = (angles - geometry.half_aperture(texts, curv, cones.min_radius)).relu()
-    others = ~edges.matrix() & (points[:, None] != texts).any(-1)  # a text is not outside its own cone
+    apertures = geometry.half_aperture(texts, curv, cones.min_radius)
+    outside = (angles - apertures).relu()
+    itself = (points[:, None] == texts).all(-1)  # a text is not outside its own cone
+    others = ~edges.matrix() & ~itself
     intruding = (cones.away - outside).relu().masked_fill(~others, 0.0)
     return intruding.sum() / others.sum().clamp_min(1)
 

@@ -478,9 +478,7 @@ class Model(_Logits):
         cfg, found = self.cfg, dict(entailment=x.new_zeros(()), order=x.new_zeros(()))
         if geometry.has_cones:
             cones = Cones(cfg.min_radius, cfg.cone_across, cfg.cone_within, cfg.cone_away)
-            found['entailment'] = edge_entailment(
-                geometry, x, texts, chains.graph, curv, cones, chains.reduced
-            )
+            found['entailment'] = edge_entailment(geometry, x, texts, chains.graph, curv, cones, chains.reduced)
         if geometry.has_radius:
             found['order'] = radial_order(geometry, x, texts, chains.graph, curv, cfg.order_margin)
         return found

@@ -304,12 +304,13 @@ def controls(
 
 # %% ../../nbs/training/41_config.ipynb #4c695e4c
 def _tree_controls() -> dict[str, TrainConfig]:
-    "The loss over chains in other geometries, at a temperature of its own where it was tuned; the sphere has no cones' angle."
+    "The loss over chains in other geometries, some at temperatures of their own; the sphere has no cones' angle."
     sphere = dict(geometry='sphere', embed_dim=65, chain_scale=24.0)
     return dict(
         demo=demo,
         demo_poincare=replace(demo, geometry='poincare'),
-        demo_flat=replace(demo, geometry='flat', min_radius=2 * demo.min_radius),  # near the root cones as wide as those
+        # near the root its cones are as wide as the demo's
+        demo_flat=replace(demo, geometry='flat', min_radius=2 * demo.min_radius),
         demo_clip=replace(_tree_and_names, **sphere),
         tree=_tree,
         tree_poincare=replace(_tree, geometry='poincare'),
