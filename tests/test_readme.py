@@ -113,7 +113,7 @@ def test_pairs_at_once_on_each_card(preset):
     row = next(o for o in result('memory')['rows'] if o['preset'] == preset)
     heads = next(o for o in README.splitlines() if o.startswith('| [pairs at once]'))
     assert [int(o) for o in re.findall(r'\d+', heads.split('|', 2)[2])] == [o['gb'] for o in row['cards']]
-    assert f'of {row["pairs"]:,} |' in heads
+    assert f'of {row["pairs"]:,} on ' in heads
     assert cells(f'`{preset}`') == [f'{o["micro_batch"] or row["pairs"]:,}' for o in row['cards']]
 
 
