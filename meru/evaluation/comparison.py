@@ -426,6 +426,8 @@ _drawn = [
     ('style', 'nearest_true'),
     ('', 'text_chain_ap'),
     ('', 'whole_chain_first'),
+    ('', 'text_angle_chain_first'),
+    ('', 'text_path_whole'),
     ('', 'below_map'),
     ('', 'gromov_delta'),
 ]  # dataset and name, where they are in the table
