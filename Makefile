@@ -3,7 +3,8 @@
 # make lab: read and write the notebooks                    make export: meru/ from the notebooks
 # make docs: the site, in _docs, without network
 # without make: python -m meru demo, controls, test, lab (INSTALL.md)
-export OMP_WAIT_POLICY = PASSIVE
+# idle threads wait microseconds for more work, then sleep
+export GOMP_SPINCOUNT = 300
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 MERU = $(BIN)/python -m meru

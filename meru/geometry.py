@@ -413,6 +413,15 @@ class _Scores:
         "What a search keeps of `y`."
         return self.pairing(y[:0], y, curv).right
 
+# %% ../nbs/00_geometry.ipynb #d37a0000
+def _turn(
+    x: Float[Tensor, 'b d'],  # tangent vectors at the root
+    y: Float[Tensor, 'n d'],
+) -> tuple[Float[Tensor, 'b n'], Float[Tensor, 'b n']]:  # sine, cosine
+    "The angle at the root between all pairs; the root itself is at right angles to everything."
+    cosine = products(unit(x), unit(y))
+    return _safe_sqrt((1 - cosine) * (1 + cosine)), cosine
+
 # %% ../nbs/00_geometry.ipynb #d37a0001
 class _Readings(_Scores):
     "How what lies below a text is read off the points: `x` may lie below `y`."
@@ -438,22 +447,21 @@ class _Readings(_Scores):
         self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']
     ) -> Float[Tensor, 'b n']:
         "Angle of all pairs, seen from the root, radians; the root itself is π/2 from everything."
-        cosine = products(unit(self.log_map0(x, curv)), unit(self.log_map0(y, curv)))
-        return _angle(_safe_sqrt((1 - cosine) * (1 + cosine)), cosine)
+        return _angle(*_turn(self.log_map0(x, curv), self.log_map0(y, curv)))
 
     @_at_least(torch.float64)
     def cone_angle(
         self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']
     ) -> Float[Tensor, 'b n']:
         "`exterior_angle` at `y` of `x` for all pairs, from the two sides and the angle at the root."
-        turn = self.direction(x, y, curv)
+        sine, cosine = _turn(self.log_map0(x, curv), self.log_map0(y, curv))
         below, above = self.radius(x, curv)[:, None], self.radius(y, curv)
         if not self.has_curv:
-            return _angle(below * turn.sin(), below * turn.cos() - above)
+            return _angle(below * sine, below * cosine - above)
         below, above = curv.sqrt() * below, curv.sqrt() * above
-        outwards = above.cosh() * below.sinh() * turn.cos()
+        outwards = above.cosh() * below.sinh() * cosine
         inwards = above.sinh() * below.cosh()
-        return _angle(below.sinh() * turn.sin(), outwards - inwards)
+        return _angle(below.sinh() * sine, outwards - inwards)
 
 # %% ../nbs/00_geometry.ipynb #d37a0002
 def readings(

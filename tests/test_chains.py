@@ -220,6 +220,28 @@ def test_the_cones_of_a_config_are_those_of_the_loss():
     assert terms['entailment'] == edge_entailment(*edges, cones) != edge_entailment(*edges)
 
 
+def test_a_step_computes_the_angles_of_all_pairs_once(monkeypatch):
+    cfg = make_config('demo')
+    model, g = build_model(cfg), torch.Generator().manual_seed(0)
+    u, v = (0.1 * torch.randn(n, cfg.embed_dim, generator=g) for n in (3, 5))
+    chains = TextChains(None, torch.tensor([4, 5]), torch.tensor([[5, 4, 1], [5, 4, 2], [5, 3, 0]]))
+    own, seen = type(model.geometry).cone_angle, []
+    monkeypatch.setattr(type(model.geometry), 'cone_angle', lambda *args: seen.append(args) or own(*args))
+
+    def slope(shared):
+        x = u.clone().requires_grad_()
+        points = model.lift_image(x), *model.lift_text(v).split([3, 2])
+        if not shared:
+            monkeypatch.setattr('meru.models.model._AnglesOnce', lambda geometry: geometry)
+        model.losses(*points[:2], torch.arange(1, 4), points[2], chains)['loss'].backward()
+        return x.grad
+
+    shared = slope(True)
+    assert [(len(x), len(y)) for _, x, y, _ in seen] == [(3, 5), (5, 5)]
+    torch.testing.assert_close(shared, slope(False))
+    assert len(seen) == 2 + 4
+
+
 def test_a_run_with_chains_repeats_and_resumes_to_the_bit(tmp_path):
     cfg = make_config('tree', steps=6, batch_size=32, warmup=1, save_every=3, val_every=6, log_every=1, cache=False)
     fit(Run(tmp_path / 'whole', cfg), quiet=True)

@@ -180,6 +180,24 @@ class _ReadBy:
     def scores(self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']) -> Float[Tensor, 'b n']:
         return -self.cdist(x, y, curv)
 
+# %% ../../nbs/losses/14_chains.ipynb #71a2ba0f
+class _AnglesOnce:
+    "A geometry that computes the cones' angles between the same two sets of points once, for all losses of a step."
+
+    def __init__(self, geometry: Geometry):
+        self.geometry, self.found = geometry, {}
+
+    def __getattr__(self, name):
+        return getattr(self.geometry, name)
+
+    def cone_angle(
+        self, x: Float[Tensor, 'b d'], y: Float[Tensor, 'n d'], curv: Float[Tensor, '']
+    ) -> Float[Tensor, 'b n']:
+        key = id(x), id(y)
+        if key not in self.found:
+            self.found[key] = self.geometry.cone_angle(x, y, curv)
+        return self.found[key]
+
 # %% ../../nbs/losses/14_chains.ipynb #cc4b4939
 def _all_ends(images, texts, graph):
     "Special and general ends of all edges, kind by kind: picture to text, text to text, picture to part."
@@ -226,8 +244,9 @@ def _intrusion(geometry, points, texts, edges, curv, cones):
     angles = geometry.cone_angle(points, texts, curv)
     apertures = geometry.half_aperture(texts, curv, cones.min_radius)
     outside = (angles - apertures).relu()
-    itself = (points[:, None] == texts).all(-1)  # a text is not outside its own cone
-    others = ~edges.matrix() & ~itself
+    others = ~edges.matrix()
+    if points is texts:
+        others.fill_diagonal_(False)  # a text is not outside its own cone
     intruding = (cones.away - outside).relu().masked_fill(~others, 0.0)
     return intruding.sum() / others.sum().clamp_min(1)
 

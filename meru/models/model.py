@@ -21,7 +21,7 @@ from ..geometry import geometries, get_geometry, readings
 from ..parallel import gather_own, gather_rows, mean_of_all, _numbers_of_all, rank, world
 from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
 from ..losses.entailment import entailment_loss
-from ..losses.chains import _part_terms, chain_terms, Cones, edge_entailment, radial_order, _ReadBy
+from ..losses.chains import _AnglesOnce, chain_terms, Cones, edge_entailment, _part_terms, radial_order, _ReadBy
 from ..losses.chains import text_graph, _TextGraph
 from ..losses.pairwise import contrastive_loss, _products_in
 from ..losses.sigmoid import sigmoid_loss
@@ -457,8 +457,9 @@ class Model(_Logits):
             if rank():  # all compute this same loss: its gradient is counted once
                 curv, scale = curv.detach(), scale.detach()
         texts = torch.cat([t, general])[chains.rows]
-        terms = self._softmax_terms(self.geometry, x, texts, chains.graph, curv, scale)
-        return terms | self._edge_terms(self.geometry, x, texts, chains, curv)
+        geometry = _AnglesOnce(self.geometry)
+        terms = self._softmax_terms(geometry, x, texts, chains.graph, curv, scale)
+        return terms | self._edge_terms(geometry, x, texts, chains, curv)
 
     def _softmax_terms(self, geometry, x, texts, graph, curv, scale):
         "Parts among captions and pictures, and the loss over chains."
