@@ -14,7 +14,7 @@ COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation -e . \
  && git config --global --add safe.directory /meru
 
-ENV GOMP_SPINCOUNT=300
+ENV GOMP_SPINCOUNT=1000
 # SIGTERM says nothing to Python as the first process of a container
 STOPSIGNAL SIGINT
 ENTRYPOINT ["python", "-m", "meru"]

@@ -4,7 +4,7 @@
 # make docs: the site, in _docs, without network
 # without make: python -m meru demo, controls, test, lab (INSTALL.md)
 # idle threads wait microseconds for more work, then sleep
-export GOMP_SPINCOUNT = 300
+export GOMP_SPINCOUNT = 1000
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 MERU = $(BIN)/python -m meru

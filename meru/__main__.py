@@ -78,7 +78,7 @@ def _main(
     argv: list[str] | None = None,  # None: as typed
 ) -> int:  # exit status
     "Run a command."
-    os.environ.setdefault('GOMP_SPINCOUNT', '300')  # idle threads wait microseconds for more, then sleep
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # idle threads wait microseconds for more, then sleep
     typed = sys.argv[1:] if argv is None else argv
     if typed[:1] == ['serve']:
         return _serve(typed[1:])

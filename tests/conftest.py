@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from pages import run_page, run_papermill
 
-os.environ.setdefault('GOMP_SPINCOUNT', '300')
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if WORKERS > 1:  # each its share of the cores, or threads of one wait for those of another
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // WORKERS)))
