@@ -455,10 +455,13 @@ class _Readings(_Scores):
     ) -> Float[Tensor, 'b n']:
         "`exterior_angle` at `y` of `x` for all pairs, from the two sides and the angle at the root."
         sine, cosine = _turn(self.log_map0(x, curv), self.log_map0(y, curv))
-        below, above = self.radius(x, curv)[:, None], self.radius(y, curv)
+        below = self.radius(x, curv)[:, None]
+        above = self.radius(y, curv)
         if not self.has_curv:
             return _angle(below * sine, below * cosine - above)
-        below, above = curv.sqrt() * below, curv.sqrt() * above
+        scale = curv.sqrt()  # to lengths at curvature −1
+        below = scale * below
+        above = scale * above
         outwards = above.cosh() * below.sinh() * cosine
         inwards = above.sinh() * below.cosh()
         return _angle(below.sinh() * sine, outwards - inwards)

@@ -270,8 +270,9 @@ def _as_is(features):
 
 
 def _true_texts(chains: Int64[Tensor, 'n l'], count: int) -> Bool[Tensor, 'n t']:
-    "Which of so many texts are in the chain of each picture."
-    return torch.zeros(len(chains), count, dtype=torch.bool).scatter(1, chains, True)
+    "Which of so many texts are in the chain of each picture; -1: no text."
+    marked = torch.zeros(len(chains), count + 1, dtype=torch.bool).scatter(1, chains + 1, True)
+    return marked[:, 1:]
 
 
 def _chain_precision(model: Model, space, data: _Chained) -> float:
