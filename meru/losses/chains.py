@@ -185,7 +185,8 @@ class _AnglesOnce:
     "A geometry that computes the cones' angles between the same two sets of points once, for all losses of a step."
 
     def __init__(self, geometry: Geometry):
-        self.geometry, self.found = geometry, {}
+        self.geometry = geometry
+        self.found: dict[tuple[int, int], Tensor] = {}  # by the identities of both sets
 
     def __getattr__(self, name):
         return getattr(self.geometry, name)
