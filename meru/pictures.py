@@ -529,7 +529,9 @@ def _table(
         measure = head.find(name)
         if measure and measure.value is not None:
             rows.append([_quantities[name].text, measure.value, plain.value(name), measure.chance])
-    return markdown_table(['on pictures it never saw (protocol: ours)', 'head', 'plain cosine', 'chance'], rows)
+    table = markdown_table(['on pictures it never saw (protocol: ours)', 'head', 'plain cosine', 'chance'], rows)
+    why = 'No plain cosine: pictures and texts of these towers share no space.'
+    return table if len(plain) else f'{table}\n\n{why}'
 
 # %% ../nbs/73_pictures.ipynb #b9fb32cc
 def _by_heart(
@@ -541,8 +543,13 @@ def _by_heart(
     unseen = int(measures.value('text_to_image_candidates'))
     learned = _examine(model, _unseen(pairs, 'train', unseen)).value('text_to_image_r1')
     new = measures.value('text_to_image_r1')
-    verdict = ' It overfits: more captioned pictures are what helps.' if learned - new > 0.3 else ''
-    shares = f'{learned:.0%} among those it learned from, {new:.0%} among new ones'
+    chance = measures.find('text_to_image_r1').chance
+    verdict = ''
+    if new <= chance:
+        verdict = f' That is no better than chance ({chance:.0%}): more captioned pictures are what helps.'
+    elif learned - new > 0.3:
+        verdict = ' It overfits: more captioned pictures are what helps.'
+    shares = f'{learned:.0%} of captions among those it learned from, {new:.0%} among new ones'
     return f'Right picture first, of {unseen}: {shares}.{verdict}'
 
 # %% ../nbs/73_pictures.ipynb #730a0002
@@ -771,13 +778,18 @@ class _Map:
                 paths[path[:length]] = None
         return list(paths)
 
+    def _example(self) -> str:
+        "Something to search for: a short caption of the first pictures, or the name of a folder."
+        texts = [path[-1] for path in self.paths[:20] if path]
+        return min(texts, key=len, default='a dog on a beach')
+
     def _points_of(self, texts: list[str]) -> Float[Tensor, 'n d']:
         "Points of texts of the pool."
         row = {text: i for i, text in enumerate(self.pool.texts)}
         return self.pool.points[[row[text] for text in texts]]
 
 # %% ../nbs/73_pictures.ipynb #22af5d11
-@dataclass
+@dataclass(repr=False)
 class OpenedFolder(_Walks, _Map):
     "A person's pictures in the space of a head: searched, walked through, shown."
 
@@ -799,6 +811,9 @@ class OpenedFolder(_Walks, _Map):
         asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
         return hit_rows(self.index, asked, search(self.index, asked))
 
+    def __repr__(self):
+        return self.report()
+
     def report(self) -> str:  # Markdown
         "What came out, where it lies, and what to do next."
         lines = [*self.notes, '']
@@ -810,7 +825,7 @@ class OpenedFolder(_Walks, _Map):
                 lines.append(f'- {_seen_from_here(self.place / name)}')
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
-        command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query "a dog on a beach"'
+        command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query {shlex.quote(self._example())}'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
         lines += ['', f'In the browser: {browser}']
         if (root() / 'nbs').is_dir():  # a wheel brings no notebooks

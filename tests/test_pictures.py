@@ -12,11 +12,13 @@ from test_heads import next_command
 from test_pretrained import family_folder
 
 import meru
+from meru import pictures
 from meru.data.chains import _noun_tree
 from meru.hub import from_pretrained, Pretrained
 from meru.image_index import ImageIndex, search, SearchConfig
 from meru.models.feature_cache import open_cache
 from meru.models.model import build_model
+from meru.evaluation.measures import Measure, Measures
 from meru.evaluation.statistics import t_interval
 from meru.pictures import _head_config, _made_up_pairs, open_folder, PicturesConfig
 from meru.training.config import make_config
@@ -354,3 +356,21 @@ def test_the_recipe_for_few_was_chosen_by_photos_that_are_no_test():
     for measure in ('text_to_image_r1', 'image_to_text_r1', 'cone_own'):
         gains = [new[measure] - old[measure] for old, new in zip(values[0], values[768])]
         assert t_interval(gains).low > 0, measure
+
+
+def test_a_head_that_learned_nothing_and_towers_without_a_cosine_say_so(monkeypatch):
+    def measures(share):
+        found = dict(text_to_image_r1=share, text_to_image_candidates=5.0)
+        return Measures(Measure('', name, value, chance=0.2) for name, value in found.items())
+
+    monkeypatch.setattr(pictures, '_unseen', lambda *args: None)
+    monkeypatch.setattr(pictures, '_examine', lambda *args: measures(0.9))
+    said = [pictures._by_heart(None, None, measures(share)) for share in (0.2, 0.3, 0.8)]
+    assert 'no better than chance (20%)' in said[0] and 'It overfits' in said[1] and said[2].endswith('new ones.')
+    alone, beside = (pictures._table(measures(0.5), plain) for plain in (Measures(), measures(0.4)))
+    assert alone.endswith('share no space.') and 'share no space' not in beside
+
+
+def test_an_opened_folder_is_shown_by_its_report(opened):
+    _, mine, _ = opened
+    assert repr(mine) == mine.report() and len(repr(mine)) < 4000

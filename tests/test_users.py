@@ -200,7 +200,10 @@ def test_somebody_with_photos_goes_on_by_what_is_said(elsewhere, album, towers, 
     assert Path(notebook) == ROOT / 'nbs/search.ipynb'
     asked = dict(zip(words[1::3], words[2::3], strict=True))
     index = open_image_index(SearchConfig(**asked | dict(out=str(out))))
-    assert len(index.pictures) == 29 and asked['images'] == 'Urlaub am Meer' and asked['query'] == 'a dog on a beach'
+    assert len(index.pictures) == 29 and asked['images'] == 'Urlaub am Meer'
+    assert asked['query'] in (elsewhere / 'Urlaub am Meer' / 'labels.csv').read_text(
+        encoding='utf-8'
+    )  # one's own words
     words = shlex.split(re.findall('In the browser: (.*)', report)[-1])
     assert words[:4] == ['python', '-m', 'meru', 'serve']
     shown = vars(gallery._arguments().parse_args(words[4:]))

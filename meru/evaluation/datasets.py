@@ -871,9 +871,13 @@ def _refuse_noted(
 
 def _refuse_lines(store: _Store, table: Listing):
     "The same for the lines of a list."
-    for where in (table.left_out.examples.get('no_file'), table.noted.examples.get('no_caption_column')):
+    lacks = dict(
+        file=(table.left_out.examples.get('no_file'), 'the name of its picture'),
+        captions=(table.noted.examples.get('no_caption_column'), 'a list of texts'),
+    )
+    for field, (where, what) in lacks.items():
         if where:
-            raise ValueError(f"{where} in {store} lacks 'file' or 'captions'")
+            raise ValueError(f'{where} in {store} lacks {field!r}: give it {what}')
     _refuse_noted(store, table.left_out.examples | table.noted.examples)
 
 # %% ../../nbs/evaluation/64_datasets.ipynb #d252cffc

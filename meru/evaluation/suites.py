@@ -437,7 +437,10 @@ def _check_measured(
     reasons = [
         why for what, why in report.skipped.items() if what.split(': ')[-1] in ('everything', 'zero-shot', 'retrieval')
     ]
-    layouts = 'one folder per class, a captions.jsonl or table beside the pictures, shards, or a cache of features'
+    layouts = (
+        'one folder per class, captions beside the pictures (a .txt each, a captions.jsonl or a table), shards, '
+        'or a cache of features'
+    )
     why = '; '.join(reasons).rstrip('.') or 'it holds no dataset'
     raise ValueError(f'nothing in {_short_path(folder)} could be measured: {why}. What can be read: {layouts}')
 
