@@ -11,7 +11,6 @@ import torch
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from jaxtyping import Float, Int64
 from pathlib import Path
 from safetensors.torch import load_file, save
@@ -19,7 +18,7 @@ from torch import Tensor
 from typing import NamedTuple
 from .taxonomy import _sense_taxonomy
 from ..core import file_sha256, machine, root, write_file
-from ..evaluation.comparison import compare, _Comparison, comparison_record, _MeasuredRun
+from ..evaluation.comparison import _MeasuredRun
 from ..evaluation.hierarchy import below_precision, _chain_values
 from ..evaluation.measures import Measure, Measures
 from ..models.embedding import _encode_texts
@@ -31,19 +30,15 @@ from ..models.taxonomy import ancestors
 from meru.benchmarks.tree_heads import (
     _as_is,
     _Chained,
-    _chosen,
     _Drawn,
     _fit_head,
     _frame_of,
-    _kept_looks,
-    _kept_runs,
-    _look,
     _opened,
     _Setting,
     _spaces_of,
     _Study,
     _study_record,
-    _trial_of,
+    _table_of,
     _true_texts,
     _ways,
 )
@@ -70,6 +65,10 @@ class _Deep(NamedTuple):
     def chained(self, split: str) -> _Chained:
         chains = _paths(self.parents)[self.names[split]]
         return _Chained(self.images[split], self.texts, chains, torch.arange(len(chains)))
+
+    def concepts(self) -> Int64[Tensor, ' n']:
+        "Of each drawing of unseen concepts."
+        return self.names['test_concept']
 
 # %% ../../nbs/benchmarks/87_sense_heads.ipynb #88a0000a
 def _nodes_of(
@@ -225,25 +224,6 @@ def _opened_senses(features: str) -> Iterator[tuple[_Deep, Path]]:
         place.mkdir(exist_ok=True)
         yield _read_senses(found, folder / 'senses.safetensors') if features else _made_up_senses(), place
 
-
-def _deep_runs(data: _Deep, dim: int, study: _Study) -> tuple[dict, list[_MeasuredRun]]:
-    "How the ways were chosen, and their runs."
-    look, measure = partial(_look, _trial_of(data)), partial(_measured_deep, data)
-    looks, runs = {}, []
-    for name in _ways:
-        looks[name] = _kept_looks(look, [data.id], name, dim, study.steps, study.folder)
-    for seed in range(study.seeds):
-        for setting in _chosen(looks, dim, study.steps):
-            runs += _kept_runs(measure, [data.id], setting, seed, study.folder)
-    return looks, runs
-
-
-def _deep_table(data: _Deep, dim: int, study: _Study) -> dict:
-    "All ways at one dimension: how they were chosen, means, intervals, paired tests, runs."
-    looks, runs = _deep_runs(data, dim, study)
-    table = compare(runs, 'Lorentz', dict(concept=data.names['test_concept']))
-    return dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, 'Lorentz', {}, table))
-
 # %% ../../nbs/benchmarks/87_sense_heads.ipynb #88a00018
 def _sense_heads_suite(
     features: str = 'outputs/tree_heads/drawings.safetensors',  # of the drawings, made where missing; '': made up
@@ -254,4 +234,5 @@ def _sense_heads_suite(
     "WordNet's levels above unseen drawings and nouns, by heads in five geometries at equal tuning."
     with _opened_senses(features) as (data, folder):
         study = _Study(seeds, steps, folder)
-        return _study_record(data, [_deep_table(data, dim, study) for dim in dims])
+        tables = [_table_of(data, _measured_deep, list(_ways), 'Lorentz', dim, study) for dim in dims]
+    return _study_record(data, tables)

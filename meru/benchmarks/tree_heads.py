@@ -221,6 +221,10 @@ class _Drawn(NamedTuple):
         count = len(self.test_set.parents)
         return _Chained(self.images[split], self.texts[:count], chains, torch.arange(len(chains)))
 
+    def concepts(self) -> Int64[Tensor, ' n']:
+        "Of each drawing of unseen concepts."
+        return self.test_set.targets('test_concept')
+
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #609d8dec
 def _made_up_drawings(hands: int = 4, width: int = 24) -> _Drawn:
     "Features of a tree of three groups, nine subgroups and 45 names."
@@ -487,21 +491,27 @@ class _Study(NamedTuple):
     folder: Path  # for what is finished
 
 
-def _runs_of(found: _Drawn, names: list[str], dim: int, study: _Study) -> tuple[dict, list[_MeasuredRun]]:
+def _runs_of(
+    found,  # `_Drawn`, or another tree above drawings
+    measure: Callable,  # `found`, a setting and a seed to runs, one a reading
+    names: list[str],  # of ways
+    dim: int,
+    study: _Study,
+) -> tuple[dict, list[_MeasuredRun]]:
     "How some ways were chosen, and their runs."
     looks, runs, look = {}, [], partial(_look, _trial_of(found))
     for name in names:
         looks[name] = _kept_looks(look, [found.id], name, dim, study.steps, study.folder)
     for seed in range(study.seeds):
         for setting in _chosen(looks, dim, study.steps):
-            runs += _kept_runs(partial(_measured, found), [found.id], setting, seed, study.folder)
+            runs += _kept_runs(partial(measure, found), [found.id], setting, seed, study.folder)
     return looks, runs
 
 # %% ../../nbs/benchmarks/77_tree_heads.ipynb #403f33aa
-def _table_of(found: _Drawn, names: list[str], base: str, dim: int, study: _Study) -> dict:
+def _table_of(found, measure: Callable, names: list[str], base: str, dim: int, study: _Study) -> dict:
     "Some ways at one dimension: how they were chosen, means, intervals, paired tests, runs."
-    looks, runs = _runs_of(found, names, dim, study)
-    table = compare(runs, base, dict(concept=found.test_set.targets('test_concept')))
+    looks, runs = _runs_of(found, measure, names, dim, study)
+    table = compare(runs, base, dict(concept=found.concepts()))
     return dict(dim=dim, looks=looks) | comparison_record(_Comparison(runs, base, {}, table))
 
 
@@ -515,7 +525,7 @@ def _study_of(ways, base, features, dims, seeds, steps) -> dict:
     "Some ways compared with one of them, dimension by dimension."
     with _opened(features) as (found, folder):
         study = _Study(seeds, steps, folder)
-        tables = [_table_of(found, ways, base, dim, study) for dim in dims]
+        tables = [_table_of(found, _measured, ways, base, dim, study) for dim in dims]
     return _study_record(found, tables)
 
 
