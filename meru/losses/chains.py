@@ -186,7 +186,9 @@ class _AnglesOnce:
 
     def __init__(self, geometry: Geometry):
         self.geometry = geometry
-        self.found: dict[tuple[int, int], Tensor] = {}  # by the identities of both sets
+        self.found: dict[
+            tuple[int, int], tuple[Tensor, ...]
+        ] = {}  # by identity; both sets are kept, so it stays theirs
 
     def __getattr__(self, name):
         return getattr(self.geometry, name)
@@ -196,8 +198,8 @@ class _AnglesOnce:
     ) -> Float[Tensor, 'b n']:
         key = id(x), id(y)
         if key not in self.found:
-            self.found[key] = self.geometry.cone_angle(x, y, curv)
-        return self.found[key]
+            self.found[key] = self.geometry.cone_angle(x, y, curv), x, y
+        return self.found[key][0]
 
 # %% ../../nbs/losses/14_chains.ipynb #cc4b4939
 def _all_ends(images, texts, graph):
