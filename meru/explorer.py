@@ -1419,6 +1419,7 @@ def _explore_run(
     n: int,  # points at most
     checkpoint: str,  # 'last' or 'best'
     data: str | None,  # None: the run's own, held-out part
+    out: str = '',  # folder of the page; '': that of the run's results
 ) -> _Page:
     "Write `explorer.html`, or `explorer_DATA.html` for other data than the run's own, beside its results."
     own_data = load_config(run).data
@@ -1427,8 +1428,9 @@ def _explore_run(
     opened = [_open_model(o, checkpoint, data) for o in (run, *others)]
     scene = _read_scene(opened[0].model, data, n)
     spaces = [_run_space(o, scene) for o in opened]
-    place = EvalConfig(run=str(run))
+    place = EvalConfig(run=str(run), out=out)
     title = f'{place.name}: {scene.items.words} and {scene.items.titles[-1]}s'
+    place.folder.mkdir(parents=True, exist_ok=True)
     page = place.folder / 'explorer.html'
     if data != own_data:
         name = Path(data).stem
@@ -1464,13 +1466,14 @@ def explored(
     run: str,  # a run, a saved model or org/name of the hub
     checkpoint: str,  # 'last' or 'best'
     data: str,  # 'emoji' or a dataset
+    out: str = '',  # folder of the page; '': that of the run's results
 ) -> str:  # the page's name and size, or why there is none
     "`explore` for an evaluation, which goes on where data do not make a page."
     try:
         if data != 'emoji' and not _one_dataset(data):
             remedy = f'meru.explorer.explore({run!r}, data=ONE)'
             raise ValueError(f'{data} holds several datasets, and a page shows one: {remedy}')
-        page = explore(run, checkpoint=checkpoint, data=data).path
+        page = _explore_run(run, _controls_of(run), 2000, checkpoint, data, out).path
     except (ValueError, OSError, RuntimeError) as e:
         return f'no page: {e}'
     return f'{page.name}: {page.stat().st_size / 1e6:.1f} MB'

@@ -2,12 +2,14 @@
 
 import json
 import pytest
+import re
 import torch
 from meru.evaluation.measures import *
 from meru.evaluation.measures import _flat_key
 from meru.evaluation.comparison import *
 from meru.evaluation.comparison import _Comparison, _Difference, _measure_run, _MeasuredRun
 from conftest import ROOT
+from test_heads import next_command, printed_by
 
 
 def run(name, seed, value, values=(), **config):
@@ -118,6 +120,26 @@ def trained(papermill, tmp_path_factory):
     done = papermill('compare', home / 'out.ipynb', '-f', home / 'compare.yaml')
     assert done.returncode == 0, done.stderr[-2000:]
     return home
+
+
+def test_compare_ends_with_its_table_and_a_command_that_runs(trained, run_cells):
+    printed = printed_by(trained / 'out.ipynb')
+    assert re.search(r'\| hues: .*\| .* ± ', printed) and 'smoke against smoke_clip' in printed
+    notebook, given = next_command(printed)
+    assert (notebook, given['run']) == ('traverse', str(trained / 'runs' / 'smoke_s1'))
+    assert given['beside'] == str(trained / 'runs' / 'smoke_clip_s1')
+    error, printed = run_cells(notebook, **given | dict(out=trained / 'walks'))
+    assert not error and 'a red car' in (trained / 'walks' / 'walks.json').read_text(encoding='utf-8'), error
+
+
+def test_an_interval_without_zero_that_is_not_significant_is_explained():
+    runs = [run(name, seed, 0.5 + 0.01 * seed + 0.1 * (name == 'flat')) for seed in (0, 1) for name in ('meru', 'flat')]
+    line = compare(runs, 'meru')[0]
+    narrow = line.differences['flat']._replace(mean=-0.1, low=-0.2, high=-0.05, p=0.03, p_holm=0.2, significant=False)
+    said = conclusion([line._replace(differences=dict(flat=narrow))], 'meru')
+    assert 'leaves out zero: 1; an interval is for one measure alone, p is corrected for all 1 (Holm)' in said
+    wide = narrow._replace(high=0.05)
+    assert 'leaves out zero' not in conclusion([line._replace(differences=dict(flat=wide))], 'meru')
 
 
 def test_compare_notebook(trained):

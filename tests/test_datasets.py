@@ -95,6 +95,15 @@ def test_damaged_stores_are_named(tmp_path):
         _text(store, 't.txt')
 
 
+def test_all_damaged_pictures_are_named_at_once(tmp_path):
+    for i in range(20):
+        write(tmp_path / 'd' / f'{i:02}.png', png() if i % 3 else png()[:40])
+        write(tmp_path / 'd' / f'{i:02}.txt', 'red')
+    with pytest.raises(ValueError, match='7 pictures: .*00.png cannot be used.*12.png.*; and 2 more; mend them') as e:
+        read_data(tmp_path / 'd', 16).pictures[:4]
+    assert all(f'{i:02}.png' in str(e.value) for i in (0, 3, 6, 9, 12)) and '01.png' not in str(e.value)
+
+
 RED = {'captions.jsonl': '{"file": "a.png", "caption": "red"}', 'a.png': png()}
 
 

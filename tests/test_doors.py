@@ -11,7 +11,7 @@ from meru.evaluation.comparison import compare_runs, CompareConfig, means_table
 from meru.evaluation.emoji_suite import evaluate_emoji
 from meru.evaluation.suites import EvalConfig, evaluate_folder, evaluate_with_control, load_evaluated
 from meru.evaluation.traversal import traverse, TraverseConfig
-from meru.explorer import _data_of, explore
+from meru.explorer import _data_of, explore, explored
 from meru.hub import Pretrained, publish, PublishConfig
 from meru.models.feature_cache import _save_part, save_cache
 from meru.models.model import build_model
@@ -130,6 +130,12 @@ def test_all_are_explored(kind, home, tmp_path, monkeypatch):
     assert texts[:6] == [f'shade {i}' for i in range(6)] and data['atlas'] and len(texts) == 12
     with pytest.raises(FileNotFoundError, match='there is no .*nowhere: name a dataset with data=FOLDER'):
         explore(name(home, kind))
+
+
+@pytest.mark.parametrize('kind', ['run', 'saved', 'hub'])
+def test_the_page_of_an_evaluation_lies_with_its_results(kind, home, tmp_path):
+    said = explored(name(home, kind), 'last', str(home / 'photos'), str(tmp_path / 'out'))
+    assert said.startswith('explorer_photos.html: ') and (tmp_path / 'out' / 'explorer_photos.html').exists()
 
 
 def test_a_run_and_two_saved_models_side_by_side(home, tmp_path):

@@ -106,7 +106,10 @@ def test_each_next_command_leads_on_from_photos_to_a_table(features, run_cells):
     metrics = json.loads(next(run.glob('metrics_*.json')).read_text())
     found = {k: v for k, v in metrics.items() if k.endswith('text_to_image_r5') and 'untrained' not in k}
     assert len(found) == 1 and all(v > 0.5 for v in found.values()), metrics  # 22 photos: chance is 0.23
-    assert next_command(printed)[1] == dict(run=str(run), images='PHOTOS')
+    notebook, given = next_command(printed)
+    assert (notebook, given['run']) == ('traverse', str(run))
+    error, printed = run_cells(notebook, **given)
+    assert not error and re.search(r'a dog in the snow: .*\[root\]', printed), error
 
 
 def test_a_head_without_features_says_how_to_make_them(run_cells, tmp_path):

@@ -236,7 +236,7 @@ def test_a_few_photos_go_the_longer_way_by_what_each_notebook_says(photos, tower
     assert (notebook, given['batch_size'], given['data']) == ('train', 15, str(tmp_path / 'my features'))
     error, printed = run_cells(notebook, **given | dict(out=tmp_path / 'my head', steps=2))
     assert not error, error
-    assert next_command(printed) == ('traverse', dict(run=str(tmp_path / 'my head'), images='PHOTOS'))
+    assert next_command(printed) == ('traverse', dict(run=str(tmp_path / 'my head'), text='a dog | a red car'))
 
 
 def test_a_handful_is_not_learned_by_heart(photos, head, towers, tmp_path):

@@ -388,6 +388,16 @@ def _verdict(
     return 'significantly better' if found.mean * line.better > 0 else 'significantly worse'
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #ca4fa66c
+def _open_intervals(table: list[_Line]) -> list[str]:
+    "Why an interval without zero may not be significant, where there is one."
+    tested = [found for line in table for found in line.differences.values() if found and found.p_holm is not None]
+    odd = [found for found in tested if not found.significant and not found.low <= 0 <= found.high]
+    if not odd:
+        return []
+    why = f'an interval is for one measure alone, p is corrected for all {len(tested)} (Holm), and stays above 0.05'
+    return [f'- Not told apart with an interval that leaves out zero: {len(odd)}; {why}.']
+
+
 def conclusion(
     table: list[_Line],
     base: str,  # what the others are compared with
@@ -406,7 +416,7 @@ def conclusion(
             parts.append(f'{word} in {len(texts)} ({"; ".join(texts)})' if texts else f'{word} in none')
         count = sum(map(len, verdicts.values()))
         sentences.append(f'- **{base} against {name}**, of {count} measures: {", ".join(parts)}.')
-    return '\n'.join(sentences)
+    return '\n'.join([*sentences, *_open_intervals(table)])
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #623c6da3
 _drawn = [
@@ -653,6 +663,7 @@ class _Comparison(NamedTuple):
     base: str  # the name that the others are compared with
     controls: dict[str, Measures]  # by name
     table: list[_Line]
+    folders: tuple[str, ...] = ()  # of the runs, or their names of the hub
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #293cd4a5
 def _test_sets(
@@ -701,7 +712,7 @@ def compare_runs(
     groups = {}
     if test_set:  # drawings of one concept count once
         groups = dict.fromkeys(('concept', 'concept_all'), test_set.targets('test_concept'))
-    return _Comparison(runs, base, controls, compare(runs, base, groups))
+    return _Comparison(runs, base, controls, compare(runs, base, groups), tuple(folders))
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #33c9d4cc
 def _line_record(

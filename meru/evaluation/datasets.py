@@ -17,7 +17,7 @@ import torch
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -171,6 +171,18 @@ def _objects(store: _Store, name: str) -> list[dict]:
             rows.append(value)
     return rows
 
+# %% ../../nbs/evaluation/64_datasets.ipynb #64da3a6e
+def _say_damaged(
+    troubles: Iterable[str],  # of each picture, '' where there is none
+    most: int = 5,  # that are named
+) -> str:  # with the remedy
+    "All damaged pictures at once, so that nobody mends them a run at a time."
+    found = [o for o in troubles if o]
+    if len(found) == 1:
+        return f'picture {found[0]}; mend it, or take it away'
+    more = f'; and {len(found) - most} more' if len(found) > most else ''
+    return f'{len(found)} pictures: {"; ".join(found[:most])}{more}; mend them, or take them away'
+
 # %% ../../nbs/evaluation/64_datasets.ipynb #5302f446
 class Pictures:
     "Pictures that are decoded when a slice of them is asked for; one that cannot be is named."
@@ -190,18 +202,26 @@ class Pictures:
 
     def __getitem__(self, rows: slice) -> UInt8[Tensor, 'n 3 s s']:
         with ThreadPoolExecutor(4) as pool:
-            return torch.stack(list(pool.map(self.one, self.keys[rows])))
+            try:
+                return torch.stack(list(pool.map(self.one, self.keys[rows])))
+            except ImageError:
+                raise ValueError(_say_damaged(pool.map(self.trouble, self.keys))) from None
 
     def one(self, key) -> UInt8[Tensor, '3 s s']:
         "One picture, scaled; by a side in pixels its central square; squeezed, the whole of it."
+        picture = self.read(key)
+        resized = self.resize(picture)
+        if self.squeezed:
+            return crop_resize(picture, (0, 0, *picture.shape[1:]), resized.shape[-1])
+        return resized
+
+    def trouble(self, key) -> str:  # '' where there is none
+        "Why a picture cannot be used."
         try:
-            picture = self.read(key)
-            resized = self.resize(picture)
-            if self.squeezed:
-                return crop_resize(picture, (0, 0, *picture.shape[1:]), resized.shape[-1])
-            return resized
+            self.one(key)
         except ImageError as e:
-            raise ValueError(f'picture {key} cannot be used: {e}; mend it, or take it away') from None
+            return f'{key} cannot be used: {e}'
+        return ''
 
     def take(self, rows: list[int]) -> 'Pictures':
         "Some of them."
