@@ -468,7 +468,8 @@ def closing(
     "Print the last words of a run notebook, on the terminal too."
     shown, command = _seen_from_here(folder), _command_from_here(command)
     for name, value in dict(given, folder=str(folder)).items():
-        value = _seen_from_here(Path(value)) if os.path.isabs(value) else value
+        if os.path.isabs(value):
+            value = _seen_from_here(Path(value))
         command = command.replace(f'{{{name}}}', shlex.quote(value))
     _say(f'{result}\nFolder: {shown}\nNext: {command}')
 

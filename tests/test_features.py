@@ -257,7 +257,7 @@ def test_every_loss_is_counted(photos, tmp_path):
             "no column 'caption'; it has file, text",
         ),
         (lambda d: (d / 'a.csv').write_text('file,caption\na.png,hm') and d / 'a.csv', ValueError, 'missing_file'),
-        (lambda d: (d / 'a.csv').write_text('file,caption\n') and d / 'a.csv', ValueError, 'is empty'),
+        (lambda d: (d / 'a.csv').write_text('file,caption\n') and d / 'a.csv', ValueError, 'names no picture: mend it'),
         (lambda d: (d / 'a.jsonl').write_text('{"file": ') and d / 'a.jsonl', ValueError, 'cannot be read as .jsonl'),
         (lambda d: (d / 'a.txt').write_text('a caption without a picture') and d, FileNotFoundError, 'no picture'),
     ],

@@ -526,16 +526,11 @@ def read_table(
     wanted = _TableColumns((_column_names(file_column), _column_names(caption_column)))
     if listing.columns and (missing := wanted.missing(listing.columns)):
         raise ValueError(
-            f'{path} has no column {missing!r}; it has {", ".join(map(str, sorted(listing.columns)))}: '
-            'give file_column and caption_column.'
+            f'{path} has no column {missing!r}; it has {", ".join(map(str, sorted(listing.columns)))}: {wanted.remedy}.'
         )
     if not listing.captions:
-        why = (
-            f'cannot be read as {path.suffix}: {listing.left_out}'
-            if listing.left_out
-            else 'is empty: nothing to encode'
-        )
-        raise ValueError(f'{path} {why}.')
+        why = f'cannot be read as {path.suffix}: {listing.left_out}' if listing.left_out else 'names no picture'
+        raise ValueError(f'{path} {why}: mend it, or move it away.')
     folder = path.parent if folder is None else Path(folder)
     return FileRows(folder, _listed(folder, listing), False, listing.left_out, listing.noted)
 

@@ -94,7 +94,10 @@ class _TableColumns(NamedTuple):
     wanted: tuple[tuple[str, ...], ...]  # for each column the names it may have
     unnamed: tuple[str, ...] = ()  # the columns of a table without a header line; (): it must have one
     free: tuple[str, ...] = ()  # names of the one column of a tsv that may hold tabs: the caption
-    remedy: str = 'give file_column and caption_column'  # what an error about them advises
+    remedy: str = (  # what an error about them advises
+        'rename its columns to file and caption, name them by file_column and caption_column (embed, fetch), '
+        'or, if it holds no captions, move it away'
+    )
 
     def missing(self, names: Iterable[str]) -> str:
         "The first wanted column that is not among the names; '' where all are."
