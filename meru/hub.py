@@ -37,7 +37,7 @@ from .training.run import _check_shapes, checkpoint_state, find_model, load_conf
 _template = """---
 {{ card_data }}
 ---
-# {{ name }}
+# {{ title }}
 
 Images and texts as points of one space: {{ space }}.
 Trained with meru, notebooks for hyperbolic image-text representations in the manner of
@@ -99,6 +99,14 @@ def _progress(
         return f'{made:,} of at most {cfg.steps:,}'
     return f'{made:,}' if made >= cfg.steps else f'{made:,} of {cfg.steps:,}: not finished'
 
+# %% ../nbs/71_hub.ipynb #71ca3d7e
+def _last_name(name: str) -> str:  # of a folder on this machine; a name of the hub stays whole
+    "What a card may call a folder; a folder `model` is called by that around it."
+    path = Path(name)
+    if path.name == 'model' and path.parent.name:
+        return path.parent.name
+    return path.name if path.is_absolute() else name
+
 # %% ../nbs/71_hub.ipynb #54cda3f0
 def _training_rows(
     cfg: ModelConfig,  # a run's, or that of a model without a run
@@ -106,8 +114,12 @@ def _training_rows(
 ) -> dict:  # what, and its value
     "How a model came about."
     rows = {f'id of the {k} pairs': v for k, v in record.get('dataset', {}).items()}
-    rows |= {'steps': steps} if (steps := _progress(cfg, record)) else {}
+    steps = _progress(cfg, record)
+    if steps:
+        rows['steps'] = steps
     rows |= {k: getattr(cfg, k) for k in _configured if hasattr(cfg, k)}
+    if 'data' in rows:
+        rows['data'] = _last_name(rows['data'])
     return rows | {k: record[k] for k in _recorded if k in record}
 
 # %% ../nbs/71_hub.ipynb #7454aeb7
@@ -496,7 +508,9 @@ class Pretrained(_Encoder, ModelHubMixin, library_name='meru'):
             tags.append('hyperbolic')
         task = 'zero-shot-image-classification'
         about = ModelCardData(library_name='meru', license=licence, pipeline_tag=task, tags=tags)
-        return ModelCard.from_template(about, template_str=_template, name=name, note=note, **facts)
+        return ModelCard.from_template(
+            about, template_str=_template, title=_last_name(name), name=name, note=note, **facts
+        )
 
 # %% ../nbs/71_hub.ipynb #7f014220
 def _read_json(

@@ -497,8 +497,8 @@ def _linear_map(
     middle, centre = texts.mean(0), images.mean(0)
     texts, images = texts - middle, images - centre
     gram = texts.T @ texts
-    ridge = weight * gram.diagonal().mean()
-    gram.diagonal().add_(ridge)
+    variance = gram.diagonal()  # what is added to it is added to gram
+    variance += weight * variance.mean()
     matrix = torch.linalg.solve(gram, texts.T @ images)
     mapped = (asked - middle) @ matrix
     return part._replace(texts=mapped, images=shown - centre)

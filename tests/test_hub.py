@@ -5,13 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from conftest import ROOT
 from huggingface_hub import ModelCard
-from meru.hub import Pretrained, PublishConfig, from_pretrained, _from_run, publish
+from meru.hub import Pretrained, PublishConfig, from_pretrained, _from_run, _last_name, publish, _training_rows
 from meru.models.model import build_model
 from meru.training.config import make_config
 from meru.data.images import ImageError
@@ -114,8 +115,21 @@ def test_the_card_says_what_the_record_says(tmp_path):
     ):
         assert line in card, line
     assert 'untrained_photos_top1' not in card
+    assert '\n# out\n' in card and str(tmp_path) not in card.split('```')[0]  # no folder of this machine in its title
     publish(PublishConfig(str(tmp_path / 'run'), str(tmp_path / 'out'), licence='apache-2.0'))
     assert 'license: apache-2.0' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def test_a_card_names_no_folder_of_this_machine_in_its_title_and_table():
+    names = {
+        '/home/me/photos/model': 'photos',
+        '/home/me/head': 'head',
+        'org/name': 'org/name',
+        'outputs/demo': 'outputs/demo',
+    }
+    assert {name: _last_name(name) for name in names} == names
+    rows = _training_rows(replace(make_config('smoke'), data='/home/me/pairs'), {})
+    assert rows['data'] == 'pairs'
 
 
 def test_numbers_of_two_protocols_in_one_card(tmp_path):
