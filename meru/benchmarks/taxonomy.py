@@ -77,17 +77,20 @@ def _taxonomy_measures(
     geometry,
 ) -> dict:  # shares from 0 to 1; radii
     "How well points hold a tree, upwards and downwards."
-    above, one = ancestors(parents), torch.tensor(1.0, dtype=torch.float64)
+    above = ancestors(parents)
+    one = torch.tensor(1.0, dtype=torch.float64)
     far = [geometry.dist(some[:, None], points[None], one) for some in points.split(64)]
     near = -torch.cat(far).fill_diagonal_(torch.inf)
     lower = above.any(1)
     near, own = near[lower], above[lower]
-    precision, whole = average_precision(near, own), own_come_first(near, own).double()
+    precision = average_precision(near, own)
+    whole = own_come_first(near, own).double()
     result = dict(chain_ap=precision.mean().item(), whole_chain=whole.mean().item())
     below = below_precision(geometry, points, above, one)
     result['below'] = {reading: value.mean().item() for reading, value in below.items()}
     if geometry.has_radius:
-        radius, depth = geometry.radius(points, one), above.sum(1)
+        radius = geometry.radius(points, one)
+        depth = above.sum(1)
         levels = [radius[depth == level] for level in depth.unique()]
         result['radius'] = [some.median().item() for some in levels]
     return result

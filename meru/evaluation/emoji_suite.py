@@ -304,12 +304,16 @@ class _ItemValues(NamedTuple):
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #060a047d
 def _any_rank(geometry, tree, points, own):
     "Mean over levels: is the nearest text of the level the right one?"
-    near, hits, chances = -geometry.cdist(points, tree.points, tree.curv), [], []
+    near = -geometry.cdist(points, tree.points, tree.curv)
+    hits = []
+    chances = []
     for level in tree.levels.unique():
         rows = tree.of_level(level)
         hits.append(_nearest_is_own(near[:, rows], own[:, rows]).double())
         chances.append(1 / len(rows))
-    return _ItemValues(torch.stack(hits).mean(0), sum(chances) / len(chances))
+    each = torch.stack(hits).mean(0)
+    chance = sum(chances) / len(chances)
+    return _ItemValues(each, chance)
 
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #fbfd027f
 def _kin_values(geometry, points, chains, curv, names=('sibling_recall', 'cousin_recall')):
@@ -321,12 +325,15 @@ def _kin_values(geometry, points, chains, curv, names=('sibling_recall', 'cousin
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #539d2694
 def _drawing_tree_values(geometry, test_set, emb, tree, split):
     "Of the drawings of a split, by name of the measure."
-    points, chains = emb.image_points[split], test_set.chains[split][:, : test_set.depth]
+    points = emb.image_points[split]
+    chains = test_set.chains[split][:, : test_set.depth]
     texts, wide = tree.points.to(points), points.double()
-    own = torch.zeros(len(points), len(texts), dtype=torch.bool).scatter(1, chains, True)
+    own = torch.zeros(len(points), len(texts), dtype=torch.bool)
+    own.scatter_(1, chains, True)
     each = _chain_values(geometry, wide, tree.points, own, tree.curv, min_radius=tree.min_radius)
     chances = _chain_chances(own, len(texts))
-    values = {name: _ItemValues(each[name], chances[name]) for name in each if 'chain_first' not in name}
+    asked = [name for name in each if 'chain_first' not in name]
+    values = {name: _ItemValues(each[name], chances[name]) for name in asked}
     values['any_rank'] = _any_rank(geometry, tree, wide, own)
     values |= _kin_values(geometry, wide, chains, tree.curv)
     path = _path_values(geometry, points, texts, own, emb.curv)
@@ -334,7 +341,9 @@ def _drawing_tree_values(geometry, test_set, emb, tree, split):
     if split == 'test_style':  # one drawing of each name, so two drawings have two names
         values |= _common_values(geometry, points, texts, own, emb.curv)
     if geometry.has_radius:
-        order = _radius_order(*(geometry.radius(x, tree.curv) for x in (wide, tree.points)), chains)
+        of_images = geometry.radius(wide, tree.curv)
+        of_texts = geometry.radius(tree.points, tree.curv)
+        order = _radius_order(of_images, of_texts, chains)
         values |= {name: _ItemValues(rises.double()) for name, rises in order.items()}
     return values
 

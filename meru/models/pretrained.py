@@ -297,12 +297,14 @@ def _open_clip_towers(
     text_width = _features(model.text(tokenizer(['a']))).shape[1]
     sides = [_clip_side(net, text_width, train_blocks) for net in (model.visual, model.text)]
     preprocess = model.visual.preprocess_cfg
-    size, mean, std = (preprocess[o] for o in ('size', 'mean', 'std'))
+    size = preprocess['size']
     if not isinstance(size, int):
         size = size[0] if size[0] == size[1] else tuple(size)
     preprocess = preprocess | dict(size=size)
-    name = f'{backbone}#{weights_id(*sides, also=json.dumps(preprocess, sort_keys=True))}'
-    return Towers(*sides, tokenizer, size, tuple(mean), tuple(std), name, preprocess)
+    described = json.dumps(preprocess, sort_keys=True)
+    name = f'{backbone}#{weights_id(*sides, also=described)}'
+    mean, std = tuple(preprocess['mean']), tuple(preprocess['std'])
+    return Towers(*sides, tokenizer, size, mean, std, name, preprocess)
 
 # %% ../../nbs/models/31_pretrained.ipynb #738b2947
 def _former_id(towers: Towers) -> str:  # empty: their pictures were not as they should be

@@ -31,23 +31,35 @@ def ancestors(
     return above
 
 # %% ../../nbs/models/37_taxonomy.ipynb #d8689409
+def _needs(
+    up: list[int],  # the row above each node; -1 for a top
+    order: list[int],  # rows, parents before children
+) -> tuple[list[float], list[float]]:  # of each node, and of all that lie right below it
+    "How much of a circle each node asks for: 1 for a leaf, else the root of what those below ask for."
+    need = [1.0] * len(up)
+    below = [0.0] * (len(up) + 1)  # the last stands above the tops
+    for i in reversed(order):
+        if below[i]:
+            need[i] = math.sqrt(below[i])
+        below[up[i]] += need[i]
+    return need, below
+
+
 def _arcs(
     parents: Int64[Tensor, ' n'],  # the row above each node; -1 for a top
     order: list[int],  # rows, parents before children
 ) -> tuple[Float[Tensor, ' n'], Float[Tensor, ' n']]:  # middle and width of each node's arc, radians
     "Share the circle among the tops, and each arc among what lies below."
     up, n = parents.tolist(), len(parents)
-    weight, below = [1.0] * n, [0.0] * (n + 1)  # the last stands above the tops
-    for i in reversed(order):
-        if below[i]:
-            weight[i] = math.sqrt(below[i])
-        below[up[i]] += weight[i]
-    start, width = [0.0] * (n + 1), [0.0] * n + [2 * math.pi]
+    need, below = _needs(up, order)
+    start = [0.0] * (n + 1)
+    width = [0.0] * n + [2 * math.pi]
     middle = torch.zeros(n, dtype=torch.float64)
     for i in order:
-        width[i] = width[up[i]] * weight[i] / below[up[i]]
-        start[i] = start[up[i]]
-        start[up[i]] += width[i]
+        above = up[i]
+        width[i] = width[above] * need[i] / below[above]
+        start[i] = start[above]
+        start[above] += width[i]
         middle[i] = start[i] + width[i] / 2
     return middle, torch.tensor(width[:n], dtype=torch.float64)
 
@@ -58,13 +70,15 @@ def _sunburst(
     dim: int,
 ) -> Float[Tensor, 'n dim']:  # tangent vectors at the root, in units of 1/√c
     "Every node in the middle of its arc, the narrower the arc the farther out, in the first two dimensions."
-    middle, width = _arcs(parents, depth.argsort(stable=True).tolist())
+    order = depth.argsort(stable=True).tolist()
+    middle, width = _arcs(parents, order)
     narrow = (4 / width).log().clamp_min(0)
     radius = 1.4 * narrow + 0.3 * depth
-    across = torch.stack([middle.cos(), middle.sin()], 1)
+    circle = torch.stack([middle.cos(), middle.sin()], 1)
+    flat = radius[:, None] * circle
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(len(parents), dim - 2, generator=generator, dtype=torch.float64)
-    return torch.cat([radius[:, None] * across, 0.1 * noise], 1)
+    return torch.cat([flat, 0.1 * noise], 1)
 
 # %% ../../nbs/models/37_taxonomy.ipynb #f69bccee
 def _divide_across(

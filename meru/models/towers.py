@@ -147,7 +147,8 @@ class ViT(nn.Module):
             kept = _some_tokens(x[:, 1:], self.patch_dropout)
             x = torch.cat([x[:, :1], kept], dim=1)
         first = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        return self.norm(_run_blocks(self.blocks, x, first, self.recompute))
+        seen = _run_blocks(self.blocks, x, first, self.recompute)
+        return self.norm(seen)
 
 # %% ../../nbs/models/30_towers.ipynb #3c719516
 def _check_side(images, side):
