@@ -108,7 +108,7 @@ def _hold_out(cache: FeatureCache, most: int) -> FeatureCache:
 # %% ../../nbs/training/45_trainer.ipynb #695cde43
 def open_data(
     cfg: TrainConfig,  # its `data` is 'emoji', 'scenes' or a folder
-) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `Part` or a `_CachedPart`
+) -> tuple:  # training pairs, held-out pairs; each a `Shards`, a `_Part` or a `_CachedPart`
     "The two halves of a config's data."
     folder = embedded_data(cfg.data) if cfg.data in _embedded else data_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
@@ -173,7 +173,7 @@ def _left_to_device(cfg: TrainConfig, device: str) -> bool:
 
 def make_loader(
     cfg: TrainConfig,  # batch size, seed, augmentation
-    shards,  # the pairs: a `Shards`, a `Part` or a `_CachedPart`
+    shards,  # the pairs: a `Shards`, a `_Part` or a `_CachedPart`
     device: str = 'cpu',  # that may hold cached features
     **changes,  # loader arguments that differ from the config's
 ) -> Loader | FeatureBatches:  # batches in an order that (seed, epoch, index) decides
@@ -538,7 +538,7 @@ def _record_session(
     here = machine(device)
     settings = {k: getattr(run.config, k) for k in sorted(session_fields(TrainConfig))}
     session = dict(step=step, started=_now(), processes=world(), settings=settings, **here)
-    earlier = record.get('sessions', record.get('sittings', []))  # as runs of 2025 call them
+    earlier = record.get('sessions', record.get('sittings', []))  # as earlier runs call them
     run.record(**here, dataset=dataset, sessions=earlier + [session])
 
 # %% ../../nbs/training/45_trainer.ipynb #f31025c3
