@@ -1032,7 +1032,7 @@ class OpenedFolder(_Walks, _Map, _Report):
 
     def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
         "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
-        query = query or self.cfg.query or (self.paths[0] or ('a picture',))[0]
+        query = query or self.cfg.query or next(filter(None, self.paths), ('a picture',))[0]
         asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
         return hit_rows(self.index, asked, search(self.index, asked))
 
