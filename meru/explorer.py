@@ -61,6 +61,7 @@ class _Items(NamedTuple):
     drawn: bool = True  # drawings on white, to be cut out; photos are not
     placed: bool = False  # by the tree alone, without a network
     given: bool = False  # points of any origin: nothing is known of a training
+    guessed: str = ''  # a sentence, where texts are guesses: nobody said which belong to which picture
 
     @property
     def text_rows(self) -> Int64[Tensor, ' t']:
@@ -186,8 +187,8 @@ class _PhotoSize(NamedTuple):
 
 
 _photo_sizes = [
-    _PhotoSize(64, 384, 80),
-    _PhotoSize(64, 320, 75),
+    _PhotoSize(96, 384, 80),
+    _PhotoSize(96, 320, 75),
     _PhotoSize(64, 256, 70),
     _PhotoSize(64, 192, 65),
     _PhotoSize(48, 160, 60),
@@ -557,6 +558,8 @@ def _opening(
     "Something whose walk passes its whole chain and little else; of those, a short word that its picture finds."
     whole = (walks.met | ~walks.own).all(1).nonzero().flatten().tolist()
     own, met = walks.own.sum(1).tolist(), walks.met.sum(1).tolist()
+    if items.given:  # of few words many are strange to a walk
+        whole = [at for at in whole if met[at] == own[at]]
 
     def merit(at):
         row = int(rows[at])
@@ -614,7 +617,7 @@ def _example(
     "A general text and a special one, out of the data."
     thing, depth = items.titles[-1], len(items.titles)
     pictures = items.levels == depth - 1
-    if depth < 3 or not pictures.any():
+    if depth < 3 or not pictures.any() or items.guessed:
         many = f'A text that fits many {thing}s has to stay close to them all, and only the middle, the root, is close'
         return f'{many} to all. One that fits a single {thing} can move out to it.'
     tops = items.groups()
@@ -718,7 +721,8 @@ def _story(
     order = {-1: curved, 0: _flat, 1: _any_directions if items.given else _directions_only}[kappa]
     more = [_bent] if kappa < 0 else []
     told = [] if items.given else [_taught(items, kappa, chained)]
-    return dict(points=[alike, order, _hands], more=[*more, *told])
+    guesses = [('Nobody said what is in the photos.', items.guessed)] if items.guessed else []
+    return dict(points=[alike, *guesses, order, _hands], more=[*more, *told])
 
 # %% ../nbs/70_explorer.ipynb #bdbf65ea
 def _text_of(
@@ -783,7 +787,7 @@ def _check_spaces(
 def _rows_data(
     items: _Items,
     shown: list[int],  # rows that have a picture
-    order: dict[int, int],  # top row -> number of its group
+    order: dict[int, int],  # top row -> number of its group; what is under none of the most general has no number
 ) -> dict:
     "One list for each property of the items."
     number = {row: i for i, row in enumerate(shown)}
@@ -791,7 +795,7 @@ def _rows_data(
         text=items.texts,
         level=items.levels.tolist(),
         parent=items.parents.tolist(),
-        group=[order[top] for top in items.groups().tolist()],
+        group=[order.get(top, -1) for top in items.groups().tolist()],
         tile=[number.get(row, -1) for row in range(len(items.texts))],
     )
 
@@ -817,7 +821,10 @@ def _page_data(
     _check_spaces(items, spaces)
     tree = len(items.titles) > 2
     shown = [row for row, picture in enumerate(items.pictures) if picture is not None]
-    order = {top: i for i, top in enumerate(items.groups().unique().tolist())}
+    tops = items.groups().unique()
+    order = {
+        top: i for i, top in enumerate(tops[(items.levels[tops] == 0) & torch.isin(tops, items.text_rows)].tolist())
+    }
     return dict(
         title=title,
         items=_rows_data(items, shown, order),
@@ -826,7 +833,9 @@ def _page_data(
         tree=tree,
         drawn=items.drawn,
         visible=[level != 'detail' for level in items.titles],
-        exact=('Faint lines are the catalogue’s tree. ' if tree else '') + _exact,
+        given=items.given,
+        guessed=items.guessed,
+        exact=('Faint lines are the catalogue’s tree. ' if tree and not items.given else '') + _exact,
         credits=items.credits,
         shown=items.shown,
         spaces=[_space_data(space, items) for space in spaces],
@@ -1155,32 +1164,51 @@ def _parent_among(
     return -1
 
 # %% ../nbs/70_explorer.ipynb #55704704
+_called = ('general text', 'caption')  # texts above others, and those right above a photo
+
+
 def _own_titles(
     depth: int,  # levels of texts
+    called: tuple[str, str] = _called,
 ) -> list[str]:  # of the levels, the photos' last
     "What to call texts of each level."
+    above, last = called
     if depth < 2:
-        return ['caption', 'photo']
-    return ['general text', *(f'level-{level} text' for level in range(2, depth)), 'caption', 'photo']
+        return [last, 'photo']
+    return [above, *(f'level-{level} {above.rpartition(" ")[2]}' for level in range(2, depth)), last, 'photo']
 
 # %% ../nbs/70_explorer.ipynb #74f9ed34
+def _heights(
+    parents: Int64[Tensor, ' t'],  # of texts; -1 for a top
+) -> Int64[Tensor, ' t']:
+    "How many texts lie below each other under each."
+    depth = ancestors(parents).sum(1)
+    heights = torch.zeros_like(parents)
+    for row in depth.argsort(descending=True).tolist():
+        if parents[row] >= 0:
+            heights[parents[row]] = max(heights[parents[row]], heights[row] + 1)
+    return heights
+
+
 def _point_items(
     labels: list,  # texts, or paths of texts; those of texts first
     files: list,  # bytes of an image file for a photo; None for a text, and for a photo that could not be read
     texts: int,  # how many are texts
     shown: str,  # what is shown and what is left out
+    called: tuple[str, str] = _called,
 ) -> _Items:
-    "Texts and photos, each under the text above it."
+    "Texts and photos, each under the text above it; what lies above most other texts comes first."
     paths = [_path_of(label) for label in labels]
     rows = {}
     for row, path in enumerate(paths[:texts]):
         rows.setdefault(path, row)
     above = [_parent_among(path, rows, row >= texts) for row, path in enumerate(paths)]
     parents = torch.tensor(above)
-    levels = ancestors(parents).sum(1)
-    depth = int(levels[:texts].max()) + 1 if texts else 1
-    levels[texts:] = depth
-    names, titles = [path[-1] for path in paths], _own_titles(depth)
+    heights = _heights(parents[:texts])
+    depth = int(heights.max()) + 1 if texts else 1
+    levels = torch.full((len(paths),), depth)
+    levels[:texts] = depth - 1 - heights
+    names, titles = [path[-1] for path in paths], _own_titles(depth, called)
     return _Items(names, levels, parents, files, titles, shown=shown, drawn=False, given=True)
 
 # %% ../nbs/70_explorer.ipynb #6a5fbc8e
@@ -1294,6 +1322,7 @@ def _shown_of(
 def _given_scene(
     given: _Given,
     n: int,  # points at most
+    called: tuple[str, str] = _called,
 ) -> tuple[_Items, Float[Tensor, 'm d']]:  # and their points
     "Read the photos, and say what is left out."
     some = _some_given(given, n)
@@ -1302,7 +1331,7 @@ def _given_scene(
     points, narrowed = _narrowed(some.points)
     shown = _shown_of(len(names), len(given.labels), photos.failed) + narrowed
     texts = sum(image is None for image in some.images)
-    return _point_items(some.labels, photos.files, texts, shown), points
+    return _point_items(some.labels, photos.files, texts, shown, called), points
 
 # %% ../nbs/70_explorer.ipynb #2e10dc25
 @dataclass

@@ -8,12 +8,14 @@ __all__ = ['PicturesConfig', 'OpenedFolder', 'open_folder']
 # %% ../nbs/73_pictures.ipynb #c087ee68
 import hashlib
 import math
+import re
 import shlex
 import time
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -29,7 +31,7 @@ from .core import check_config, _command_from_here, Count, machine, markdown_tab
 from .core import _say, _seen_from_here, Seed, _short_path, root, write_file, write_json
 from .geometry import get_geometry
 from .plots import style
-from .data.chains import _noun_tree, chain_kinds
+from .data.chains import _abstract, _noun_tree, chain_kinds
 from .data.image_text import read_folder
 from .data.loader import TextChains
 from .models.pretrained import load_towers, Towers
@@ -44,8 +46,8 @@ from .evaluation.statistics import t_interval
 from .evaluation.measures import _flatten, _quantities, Measure, Measures
 from .evaluation.retrieval import retrieval_metrics
 from .evaluation.hierarchy import _containment_metrics
-from .evaluation.traversal import _path_to_root, _Start, _TextPool, path_record, plot_paths
-from .explorer import _Page, explore
+from .evaluation.traversal import _Start, _Stop, path_record, plot_paths
+from .explorer import _given, _given_scene, _Page, _passed, _space_given, _write_page
 from .hub import from_pretrained, Pretrained
 from .image_index import _with_towers, hit_rows, ImageIndex, open_image_index, search, SearchConfig
 
@@ -723,24 +725,94 @@ def _recipe_suite(
             yield about | dict(rows=rows, means=means)
 
 # %% ../nbs/73_pictures.ipynb #a77b7cc9
+def _has_nouns() -> bool:
+    return (root() / 'data/wordnet/nouns.tsv').exists()
+
+
+_vague = frozenset('whole artifact instrumentality organism matter substance solid'.split()) | {'living thing'}
+_learned = frozenset('chordate vertebrate placental'.split())  # said by nobody who looks at a photo
+_otherwise = re.compile(  # meant otherwise in a caption than in WordNet's extract: an orange train, a plane, a hot dog
+    r'\b(orange|plate|top|glass|ride|game|rail|watch|plane|swing|fly|kite|head|piece|board|bar|tank|area|hot dog)s?\b',
+    re.I,
+)
+_people = re.compile(r'\b(man|men|woman|women|boys?|girls?|child|children|kids?|people|lad(y|ies)|guys?|baby)\b', re.I)
+
+
+def _plain_words(chain: list[str]) -> list[str]:
+    return [word for word in chain if word not in _vague | _learned]
+
+
+def _noun_chains(
+    captions: list[str],
+) -> list[list[str]]:  # each once; none where WordNet's extract is not installed
+    "What the first noun of each caption is a kind of, general to special, and the noun; people are persons."
+    if not _has_nouns():
+        return []
+    plain = [_otherwise.sub('', caption) for caption in captions]
+    chains = [_plain_words(chain_kinds['nouns']('', caption, {})[:-1]) for caption in plain]
+    chains += [['person'] for caption in captions if _people.search(caption)]
+    return [list(words) for words in dict.fromkeys(map(tuple, chains)) if words]
+
+
 def _nouns_of(
     captions: list[str],
 ) -> list[str]:  # each once
     "The nouns of captions and what those are kinds of."
-    nouns = {}
-    for caption in captions:
-        *above, _ = chain_kinds['nouns']('', caption, {})
-        nouns |= dict.fromkeys(above)
-    return list(nouns)
+    return list(dict.fromkeys(chain.from_iterable(_noun_chains(captions))))
 
 # %% ../nbs/73_pictures.ipynb #7f5cd745
 def _words(
     captions: list[str],  # may be empty
+    learned: list[str],  # nouns that the head has learned from; empty where nobody wrote them down
 ) -> list[str]:
-    "Nouns that may name a group or be met on a walk; none where WordNet's extract is not installed."
-    if not (root() / 'data/wordnet/nouns.tsv').exists():
+    "Nouns to choose from: of the captions and of the head, else all; none where WordNet's extract is not installed."
+    if not _has_nouns():
         return []
-    return _nouns_of(captions) if captions else list(dict.fromkeys(_noun_tree()))
+    return list(dict.fromkeys([*_nouns_of(captions), *learned])) or list(dict.fromkeys(_noun_tree()))
+
+# %% ../nbs/73_pictures.ipynb #73a00002
+def _agreed(
+    chains: list[list[str]],  # of the nearest nouns, each under what is above it
+    votes: int = 3,
+) -> list[str]:  # general to special; empty where they do not agree
+    "What most chains share: of the words with most votes the most special, under those above it."
+    counts = Counter(chain.from_iterable(chains))
+    shared = [own[: depth + 1] for own in chains for depth in range(len(own))]
+    best = max(shared, key=lambda own: (counts[own[-1]], len(own)), default=[])
+    return best if best and counts[best[-1]] >= votes else []
+
+
+def _guessed_chains(
+    index: ImageIndex,
+    words: list[str],  # nouns
+    points: Float[Tensor, 'w d'],  # theirs
+    nearest: int = 5,
+) -> list[list[str]]:  # of each picture, general to special; empty where its nearest nouns do not agree
+    "What the nearest nouns of each picture agree on."
+    chains = [_plain_words([*_noun_tree().get(word, [])[_abstract:], word]) for word in words]
+    scores = index.pictures.space.scores(index.pictures.points, points, index.pictures.c)
+    rows = scores.topk(min(nearest, len(words)), 1).indices.tolist()
+    return [_agreed(list(map(chains.__getitem__, row))) for row in rows]
+
+# %% ../nbs/73_pictures.ipynb #73a00005
+class _Own(NamedTuple):
+    "What is said of one picture, or guessed."
+
+    captions: list[str]  # what it is called
+    chains: list[list[str]]  # words above that, each chain general to special
+    guessed: bool = False  # from its nearest nouns, as nobody said anything
+
+
+def _own_texts(
+    labels: _Labels,
+    guesses: list[list[str]],  # of all pictures, general to special; may be empty
+) -> list[_Own]:
+    "Captions with the folders above them or with their nouns; the guess where there is no text."
+    own = [_Own([], [guess] if guess else [], True) for guess in guesses]
+    for row, captions, above in zip(labels.rows, labels.captions, labels.general):
+        nouns = _noun_chains(captions) if labels.source == 'captions' else []
+        own[row] = _Own(captions, [above] if above else nouns)
+    return own
 
 # %% ../nbs/73_pictures.ipynb #dba8c50e
 def _clusters(
@@ -753,48 +825,157 @@ def _clusters(
     return torch.from_numpy(kmeans2(unit, count, minit='++', seed=seed)[1]).long()
 
 # %% ../nbs/73_pictures.ipynb #16d197f1
-def _group_names(
+def _kinds(
+    own: list[_Own],  # of all pictures
+    most: int = 24,
+) -> list[str]:  # of each picture; '' where it has none
+    "Nouns of many pictures, but of a quarter at most where there are such; each picture goes by the first that it has."
+    words = [set(chain.from_iterable(one.chains)) for one in own]
+    where: dict[str, set[int]] = {}
+    for row, nouns in enumerate(words):
+        for noun in sorted(nouns):
+            where.setdefault(noun, set()).add(row)
+    kinds, left = [''] * len(own), {row for row, nouns in enumerate(words) if nouns}
+    limit = max(1, len(left) / 4)
+
+    def merit(noun):
+        count, new = len(where[noun]), len(where[noun] & left)
+        return new > 0, count <= limit, new if count <= limit else -count, -len(noun)
+
+    for _ in range(most if where else 0):
+        noun = max(where, key=merit)
+        found = where[noun] & left
+        for row in found:
+            kinds[row] = noun
+        left -= found
+    return kinds
+
+# %% ../nbs/73_pictures.ipynb #73a00010
+class _Paths(NamedTuple):
+    "The texts above each picture, from general to special."
+
+    rows: list[tuple]  # of each picture
+    called: tuple[str, str]  # what the last text of a path is called, after what those above it are
+
+
+def _folder_paths(
+    own: list[_Own],
+) -> list[tuple]:
+    "Folders above each other, then the first caption or the innermost folder."
+    return [(*chain.from_iterable(one.chains[:1]), *one.captions[:1]) if one.captions else () for one in own]
+
+
+def _noun_paths(
+    own: list[_Own],
+    kinds: list[str],
+) -> list[tuple]:
+    "A noun of many pictures, then the first caption, or the noun that was guessed."
+    rows = []
+    for one, kind in zip(own, kinds):
+        guess = [words[-1] for words in one.chains[:1]]
+        rows.append(tuple(dict.fromkeys([*filter(None, [kind]), *(one.captions or guess)[:1]])))
+    return rows
+
+
+def _group_paths(
     index: ImageIndex,
-    words: list[str],  # nouns; none: groups have numbers
-    points: Float[Tensor, 'w d'],  # of the nouns
+    own: list[_Own],
     seed: int,
-) -> list[str]:  # of each picture
-    "The noun that is nearest, in the mean, to the pictures of each group; every group has another."
-    space, curv = index.pictures.space, index.pictures.c
-    group = _clusters(space.log_map0(index.pictures.points, curv), seed)
-    numbers = group.unique().tolist()
-    if not words:
-        return [f'group {numbers.index(g) + 1}' for g in group.tolist()]
-    scores = space.scores(index.pictures.points, points, curv)
-    mean = torch.stack([scores[group == g].mean(0) for g in numbers]) - scores.mean(0)
-    names = {}
-    for row, g in enumerate(numbers):
-        best = mean[row].argmax()
-        names[g] = words[best]
-        mean[:, best] = -torch.inf
-    return [names[g] for g in group.tolist()]
+) -> list[tuple]:
+    "The number of a group, then the first caption."
+    groups = _clusters(index.pictures.space.log_map0(index.pictures.points, index.pictures.c), seed)
+    return [(f'group {group + 1}', *one.captions[:1]) for group, one in zip(groups.tolist(), own)]
+
+
+def _paths_of(
+    index: ImageIndex,
+    labels: _Labels,
+    own: list[_Own],
+    seed: int,
+) -> _Paths:
+    "By folders, by nouns, or where there are neither by numbered groups; no guess beside captions."
+    if labels.source == 'folders':
+        return _Paths(_folder_paths(own), ('outer folder', 'folder'))
+    if any(labels.general):
+        return _Paths(_folder_paths(own), ('folder', 'caption'))
+    captioned = labels.source == 'captions'
+    own = [one._replace(chains=[]) if captioned and one.guessed else one for one in own]
+    kinds = _kinds(own)
+    if any(kinds):
+        return _Paths(_noun_paths(own, kinds), ('noun', 'caption') if captioned else ('general noun', 'noun'))
+    return _Paths(_group_paths(index, own, seed), ('group', 'caption') if captioned else ('group', 'group'))
 
 # %% ../nbs/73_pictures.ipynb #dbc1ec46
 class _Pool(NamedTuple):
-    "Texts that may be met."
+    "Texts with their points."
 
-    texts: list[str]
+    texts: list[str]  # each once
     points: Float[Tensor, 't d']
 
+    def points_of(self, texts: list[str]) -> Float[Tensor, 'n d']:
+        row = {text: i for i, text in enumerate(self.texts)}
+        return self.points[[row[text] for text in texts]]
+
+    def widened(self, index: ImageIndex, texts: list[str]) -> '_Pool':
+        "With these texts, too."
+        known = set(self.texts)
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        return _Pool([*self.texts, *new], torch.cat([self.points, index.text_points(new)])) if new else self
+
 # %% ../nbs/73_pictures.ipynb #8e05e37a
+def _ever_more_general(
+    chains: list[list[str]],  # words above one picture, each chain general to special
+    words: list[str],  # all of them, each once
+    angles: Float[Tensor, ' w'],  # of each word's direction from the picture's, seen from the root
+    radii: Float[Tensor, ' w'],
+    limit: float,  # only words nearer to the root are met
+) -> list[int]:  # rows of words, the outermost first
+    "The words that no word nearer to the root surpasses, as `meru.explorer` reads them, each above the one before."
+    met = _passed(angles[None], radii, torch.tensor([limit]), math.pi / 2)[0]
+    kept: list[int] = []
+    above: set[str] = set(words)
+    for row in radii.argsort(descending=True).tolist():
+        if met[row] and words[row] in above:
+            kept.append(row)
+            above = {word for own in chains if words[row] in own for word in own[: own.index(words[row])]}
+    return kept
+
+# %% ../nbs/73_pictures.ipynb #73a00014
+class _Seen(NamedTuple):
+    "Texts as they lie from a picture."
+
+    texts: list[str]
+    angles: Float[Tensor, ' t']  # between their directions at the root
+    radii: Float[Tensor, ' t']
+    distances: Float[Tensor, ' t']
+
+    def nearest(self) -> list[_Stop]:  # by direction; empty where there is none
+        return [self.stop(int(self.angles.argmin()))] if self.texts else []
+
+    def stop(self, row: int, mark: str = '') -> _Stop:
+        return _Stop(f'{self.texts[row]}{mark}', 0, float(self.radii[row]), float(self.distances[row]))
+
+# %% ../nbs/73_pictures.ipynb #73a00013
 class _Walks:
-    "Walks to the root, for a class with `index`, `model`, `pool` and `place`."
+    "Walks to the root, for a class with `index`, `model`, `pool`, `own` and `place`."
 
     def walk(self, file: str) -> list:  # texts with their distance from the root
-        "What lies between one of the pictures and the root."
+        "A picture's own nearest caption, then the nouns or folders above it; a guess ends in a question mark."
         row = self.index.pictures.columns['file'].index(file)
-        return _path_to_root(self._texts_to_meet(), self.index.pictures.points[row].double())
+        point, own = self.index.pictures.points[row : row + 1], self.own[row]
+        first = self._seen_from(point, own.captions).nearest()
+        words = list(dict.fromkeys(chain.from_iterable(own.chains)))
+        seen = self._seen_from(point, words)
+        limit = first[0].radius if first else math.inf
+        rows = _ever_more_general(own.chains, words, seen.angles, seen.radii, limit)
+        sure = '?' if own.guessed else ''
+        away = float(self.model.geometry.radius(point, self.model.curv.detach()))
+        return [*first, *[seen.stop(row, sure) for row in rows], _Stop('[root]', 0, 0.0, away)]
 
-    def _texts_to_meet(self) -> _TextPool:
-        curv = self.model.curv.detach().double()
-        root_point = torch.zeros(self.model.cfg.embed_dim).double()
-        points = self.pool.points.double()
-        return _TextPool(self.pool.texts, points, root_point, self.model.geometry, curv, self.model.cfg.min_radius)
+    def _seen_from(self, point: Float[Tensor, '1 d'], texts: list[str]) -> '_Seen':
+        geometry, curv, points = self.model.geometry, self.model.curv.detach(), self.pool.points_of(texts)
+        angles, distances = geometry.direction(point, points, curv)[0], -geometry.scores(point, points, curv)[0]
+        return _Seen(texts, angles, geometry.radius(points, curv), distances)
 
     def walks(self, count: int = 6):  # a figure; walks.png and walks.json in the folder
         "Walks from pictures at equal steps."
@@ -811,19 +992,30 @@ class _Walks:
 
 # %% ../nbs/73_pictures.ipynb #b3a94a51
 class _Map:
-    "The explorer, for a class with `index`, `model`, `pool`, `paths` and `place`."
+    "The explorer, for a class with `index`, `model`, `pool`, `paths`, `own`, `called` and `place`."
 
     def explore(self) -> _Page:
         "Write explorer.html: pictures under their texts and groups."
         pictures = self.index.pictures
         texts = self._above()
         files = pictures.columns['file']
-        text_points = self._points_of([path[-1] for path in texts])
-        points = torch.cat([text_points, pictures.points])
+        points = torch.cat([self.pool.points_of([path[-1] for path in texts]), pictures.points])
         named = [path or (Path(file).stem,) for path, file in zip(self.paths, files)]
         images = [None] * len(texts)
         images += [self.index.folder / file for file in files]
-        return explore(self.place, points=points, labels=texts + named, images=images, model=self.model)
+        items, kept = _given_scene(_given(points, texts + named, images), 2000, self.called)
+        space = _space_given(kept, self.model)
+        items = items._replace(guessed=self._guesses())
+        return _write_page(self.place / 'explorer.html', items, [space], self.place.name)
+
+    def _guesses(self) -> str:  # a sentence; '' where nothing was guessed
+        "How many nouns are shown, of how many, and for how many pictures."
+        guessed = [one for one in self.own if one.guessed and one.chains]
+        if self.called[1] != 'noun':
+            return ''
+        nouns = len({word for path in self.paths for word in path})
+        few = f'{len(guessed):,} of {len(self.own):,} pictures'
+        return f'Nouns are guesses: of {self.choice:,}, {nouns} are shown, for those {few} whose nearest nouns agree.'
 
     def _above(self) -> list[tuple]:
         "Every text above a picture, as a path, each once."
@@ -833,38 +1025,17 @@ class _Map:
                 paths[path[:length]] = None
         return list(paths)
 
-    def _example(self) -> str:
-        "Something to search for: a short caption of the first pictures, or the name of a folder."
-        texts = [path[-1] for path in self.paths[:20] if path]
-        return min(texts, key=len, default='a dog on a beach')
+# %% ../nbs/73_pictures.ipynb #73a00015
+def _something_to_ask(
+    paths: list[tuple],  # of pictures, the texts above each
+) -> str:
+    "A short caption of the first pictures, or the name of a folder."
+    texts = [path[-1] for path in paths[:20] if path]
+    return min(texts, key=len, default='a dog on a beach')
 
-    def _points_of(self, texts: list[str]) -> Float[Tensor, 'n d']:
-        "Points of texts of the pool."
-        row = {text: i for i, text in enumerate(self.pool.texts)}
-        return self.pool.points[[row[text] for text in texts]]
-
-# %% ../nbs/73_pictures.ipynb #22af5d11
-@dataclass(repr=False)
-class OpenedFolder(_Walks, _Map):
-    "A person's pictures in the space of a head: searched, walked through, shown."
-
-    cfg: PicturesConfig
-    index: ImageIndex  # of all pictures and captions
-    pretrained: Pretrained  # the head
-    pool: _Pool  # captions, names of folders, nouns
-    paths: list[tuple]  # of each picture the texts above it, from general to special
-    measures: Measures  # of the pictures that it never saw; empty where nothing was trained
-    notes: list[str]  # sentences about what was found, left out and learned
-    table: str = ''  # Markdown; '' where nothing was trained
-
-    place = property(lambda self: self.cfg.place, doc='the folder of all that was made')
-    model = property(lambda self: self.pretrained.model, doc='the head itself')
-
-    def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
-        "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
-        query = query or self.cfg.query or (self.paths[0] or ('a picture',))[0]
-        asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
-        return hit_rows(self.index, asked, search(self.index, asked))
+# %% ../nbs/73_pictures.ipynb #73a00016
+class _Report:
+    "What came out, for a class with all that was made."
 
     def __repr__(self):
         return self.report()
@@ -880,7 +1051,7 @@ class OpenedFolder(_Walks, _Map):
                 lines.append(f'- {_seen_from_here(self.place / name)}')
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
-        command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query {shlex.quote(self._example())}'
+        command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query {shlex.quote(_something_to_ask(self.paths))}'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
         lines += ['', f'In the browser: {browser}']
         if (root() / 'nbs').is_dir():  # a wheel brings no notebooks
@@ -894,46 +1065,43 @@ class OpenedFolder(_Walks, _Map):
         "Print the report, in a notebook that papermill runs on the terminal too."
         _say(self.report())
 
+# %% ../nbs/73_pictures.ipynb #22af5d11
+@dataclass(repr=False)
+class OpenedFolder(_Walks, _Map, _Report):
+    "A person's pictures in the space of a head: searched, walked through, shown."
+
+    cfg: PicturesConfig
+    index: ImageIndex  # of all pictures and captions
+    pretrained: Pretrained  # the head
+    pool: _Pool  # captions, names of folders, nouns, groups
+    own: list[_Own]  # of each picture what is said of it, or guessed
+    paths: list[tuple]  # of each picture the texts above it, from general to special
+    called: tuple[str, str]  # what the last text of a path is called, after what those above it are
+    choice: int  # nouns to choose from
+    measures: Measures  # of the pictures that it never saw; empty where nothing was trained
+    notes: list[str]  # sentences about what was found, left out and learned
+    table: str = ''  # Markdown; '' where nothing was trained
+
+    place = property(lambda self: self.cfg.place, doc='the folder of all that was made')
+    model = property(lambda self: self.pretrained.model, doc='the head itself')
+
+    def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
+        "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
+        query = query or self.cfg.query or next(filter(None, self.paths), ('a picture',))[0]
+        asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
+        return hit_rows(self.index, asked, search(self.index, asked))
+
 # %% ../nbs/73_pictures.ipynb #6f01b081
 def _make_pool(
     index: ImageIndex,
     labels: _Labels,
     words: list[str],
-    most: int = 3000,  # captions, at equal steps
 ) -> _Pool:
-    "Captions, names of folders and nouns, each once."
-    known, total = index.texts.columns['text'], len(index.texts)
-    row = {text: i for i, text in enumerate(known)}
-    some = [known[i] for i in torch.linspace(0, total - 1, min(most, total)).long().tolist()]
-    above = chain.from_iterable(labels.general)
+    "Captions, which are encoded already, names of folders and nouns."
+    row = {text: i for i, text in enumerate(index.texts.columns['text'])}
+    pool = _Pool(list(row), index.texts.points[list(row.values())])
     names = [own[0] for own in labels.captions]
-    wanted = dict.fromkeys([*some, *above, *names, *words])
-    there = [text for text in wanted if text in row]
-    points = index.texts.points[[row[text] for text in there]]
-    more = [text for text in wanted if text not in row]  # the others are encoded already
-    if more:
-        points = torch.cat([points, index.text_points(more)])
-    return _Pool([*there, *more], points)
-
-# %% ../nbs/73_pictures.ipynb #6cea242d
-def _paths_of(
-    index: ImageIndex,
-    labels: _Labels,
-    pool: _Pool,
-    words: list[str],
-    seed: int,
-) -> list[tuple]:
-    "The texts above each picture: folders or a group, then its first caption."
-    total = len(index.pictures)
-    paths: list[tuple] = [()] * total
-    for row, captions, above in zip(*labels[:3]):
-        paths[row] = (*above, captions[0])
-    if any(labels.general) or labels.source == 'folders' or total < 4:
-        return paths
-    place = {text: i for i, text in enumerate(pool.texts)}
-    points = pool.points[[place[word] for word in words]]
-    groups = _group_names(index, words, points, seed)
-    return [(group, *path) for group, path in zip(groups, paths)]
+    return pool.widened(index, [*chain.from_iterable(labels.general), *names, *words])
 
 # %% ../nbs/73_pictures.ipynb #89bee8c3
 class _Head(NamedTuple):
@@ -968,6 +1136,13 @@ def _save_head(
     head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other', note=note))
 
 # %% ../nbs/73_pictures.ipynb #a4df8a9c
+def _learned_captions(
+    pairs: FeatureCache,
+) -> list[str]:
+    learned = torch.isin(pairs.text_image, pairs.rows('train'))
+    return [pairs.captions[row] for row in learned.nonzero().flatten().tolist()]
+
+
 def _own_head(
     cfg: PicturesConfig,
     cache: FeatureCache,  # of all pictures
@@ -983,7 +1158,8 @@ def _own_head(
         fitted = _fit_head(pairs, _general_texts(labels, encode), cfg)
         if len(fitted.losses):
             _fit_cones(fitted.model, _unseen(pairs, 'val', 1000))
-        head, passes = Pretrained(fitted.model, fitted.record), fitted.record['passes']
+        nouns = _nouns_of(_learned_captions(pairs))
+        head, passes = Pretrained(fitted.model, fitted.record | dict(nouns=nouns)), fitted.record['passes']
         end = 'held-out pictures gained no more' if passes < cfg.passes else 'all were made'
         note = f'{fitted.record["pictures"]:,} pictures were learned in {passes} passes: {end}.'
     if 'test' not in pairs.info['splits']:
@@ -1056,11 +1232,18 @@ def open_folder(
     else:
         head = _own_head(cfg, cache, labels, _Encoder(towers))
     index = open_image_index(SearchConfig(cfg.folder, 'all', head.name, out))
-    words = _words(list(chain.from_iterable(labels.captions)))
+    shown = from_pretrained(head.name)
+    words = _words(list(chain.from_iterable(labels.captions)), shown.record.get('nouns', []))
     pool = _make_pool(index, labels, words)
-    paths = _paths_of(index, labels, pool, words, cfg.seed)
+    unsaid = len(labels.rows) < len(index.pictures) and len(words) > 0
+    guesses = _guessed_chains(index, words, pool.points_of(words)) if unsaid else [[] for _ in cache.keys]
+    own = _own_texts(labels, guesses)
+    paths, called = _paths_of(index, labels, own, cfg.seed)
+    pool = pool.widened(index, [text for path in paths for text in path])
     notes = [*_found(index, labels), *head.notes]
-    return OpenedFolder(cfg, index, from_pretrained(head.name), pool, paths, head.measures, notes, head.table)
+    opened = OpenedFolder(cfg, index, shown, pool, own, paths, called, len(words), head.measures, notes, head.table)
+    notes += filter(None, [opened._guesses()])
+    return opened
 
 # %% ../nbs/73_pictures.ipynb #2560f6e0
 def _too_few(

@@ -551,6 +551,66 @@ def test_any_points_with_captions_and_photos(chrome, tmp_path):
             assert shown['width'] > 100 and shown['left'] >= 0 and shown['right'] <= 390 and beyond(chrome) == []
 
 
+def album(folder, count):
+    "Photos that all lie on one shell, as those of a person's folder do, each beyond a caption."
+    at = torch.randn(count, 16, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([0.5 * at, at]) / at.norm(dim=1).repeat(2)[:, None]
+    labels = [f'caption {i}' for i in range(count)] * 2
+    images = [None] * count + [noise(i, (60, 60)) for i in range(count)]
+    points = geometries['lorentz'].exp_map0(1.3 * points, torch.tensor(1.0))
+    return meru.explore(folder, points=points, labels=labels, images=images, model='lorentz')
+
+
+DRAWN = 'return Object.fromEntries(meru.drawn)'
+
+
+@pytest.mark.parametrize('count, desk, hand', [(60, 32, 28), (200, 26, 20)])
+def test_a_persons_photos_are_large_enough_to_see(chrome, tmp_path, count, desk, hand):
+    "CSS pixels; a photo in the middle or zoomed in is larger, up to a limit."
+    chrome.call('POST', '/url', dict(url=album(tmp_path, count).path.as_uri()))
+    chrome.settle()
+    chrome.js('meru.select(-1)')
+    chrome.settle()
+    sizes = chrome.js(DRAWN)
+    assert desk <= min(sizes.values()) and max(sizes.values()) < 60 and len(sizes) > min(40, count / 3)
+    some = next(iter(sizes))
+    chrome.js('meru.select(arguments[0])', int(some))
+    chrome.settle()
+    assert chrome.js(DRAWN)[some] > 1.1 * sizes[some]
+    chrome.js("document.getElementById('stage').focus()")
+    chrome.key('\ue007', *'+' * 3)  # Enter puts it into the middle
+    chrome.settle()
+    assert 60 < chrome.js(DRAWN)[some] <= 96
+    chrome.key(*'+' * 12)
+    chrome.settle()
+    assert chrome.js(DRAWN)[some] == 96
+    with of_a_phone(chrome):
+        chrome.js('meru.select(-1); meru.home()')
+        chrome.settle()
+        assert hand <= min(chrome.js(DRAWN).values())
+
+
+def test_photos_overlap_and_the_one_on_top_is_chosen(chrome, tmp_path):
+    chrome.call('POST', '/url', dict(url=album(tmp_path, 200).path.as_uri()))
+    chrome.settle()
+    chrome.js('meru.select(-1)')
+    chrome.settle()
+    drawn = np.array(chrome.js('return meru.drawn.map(([i, w]) => [i, w, ...meru.where(i)])'))  # the last lies on top
+    left, top = chrome.js("const b = document.getElementById('stage').getBoundingClientRect(); return [b.left, b.top]")
+    apart = np.abs(drawn[:, None, 2:] - drawn[None, :, 2:]).max(2) + 999 * np.eye(len(drawn))
+    assert drawn[0, 1] * 0.4 < apart.min() < drawn[0, 1] * 0.8, 'they overlap, and something of each is to be seen'
+    covers = lambda at: np.flatnonzero(np.abs(drawn[:, 2:] - at).max(1) < drawn[:, 1] / 2 - 1)
+    for lower, upper in np.argwhere(apart < drawn[0, 1] * 0.8):
+        at = np.round(0.6 * drawn[lower, 2:] + 0.4 * drawn[upper, 2:])  # nearer to the one below
+        if lower < upper == covers(at).max():
+            break
+    step = dict(type='pointerMove', x=int(left + at[0]), y=int(top + at[1]), duration=0)
+    chrome.act(
+        step, dict(type='pointerDown', button=0), dict(type='pointerUp', button=0), parameters=dict(pointerType='mouse')
+    )
+    assert chrome.js('return [meru.selected, meru.drawn.at(-1)[0]]') == [drawn[upper, 0]] * 2
+
+
 def test_a_models_points_keep_its_curvature(tmp_path):
     from types import SimpleNamespace
 

@@ -219,12 +219,14 @@ function drawnRadius(r) {
 
 // ---------- drawing ----------
 function locate() {
-  const k = space.kappa, base = clamp(Math.min(W, H) / 30, 15, 26) * zoom ** .45
+  const k = space.kappa, count = byLevel[IMAGE].filter(visible).length
+  // a picture's side, pixels: the more room for each and the nearer the middle, the larger
+  const base = clamp(28 * Math.sqrt(S / Math.max(1, count)), 16, 48) * zoom ** .45
   for (let i = 0; i < n; i++) {
     const [x, y] = move(k, view, at[2 * i], at[2 * i + 1]), rr = x * x + y * y
     X[i] = W / 2 + x * S * zoom; Y[i] = H / 2 - y * S * zoom
     F[i] = k < 0 ? Math.max(0, 1 - rr) : k ? .5 / (1 + rr) : .35
-    size[i] = clamp(base * (.3 + 1.15 * F[i]), 7, 72)
+    size[i] = clamp(base * (.65 + .75 * F[i]), 7, 96)
   }
 }
 function circle(sx, sy, r) { ctx.beginPath(); ctx.arc(sx, sy, r, 0, 7) }
@@ -282,14 +284,22 @@ function drawEdges() {
     ctx.setLineDash([])
   }
 }
-// a coarse map of what is taken, so that pictures and words do not cover each other
-const CELL = 6
-let taken = new Uint8Array(0), across = 0
-function claim(x0, y0, x1, y1) {
+// a coarse map of what is taken, so that pictures and words do not cover each other; photos may overlap each other
+const CELL = 6, WORD = 1, PICTURE = 2
+let taken = new Uint8Array(0), across = 0, photos = []
+function claim([x0, y0, x1, y1], kind = WORD, against = WORD | PICTURE) {
   if (x1 < 0 || y1 < 0 || x0 > W || y0 > H) return false
   const a = Math.max(0, x0 / CELL | 0), b = Math.min(across - 1, x1 / CELL | 0), c = Math.max(0, y0 / CELL | 0), d = Math.min(taken.length / across - 1 | 0, y1 / CELL | 0)
-  for (let y = c; y <= d; y++) for (let x = a; x <= b; x++) if (taken[y * across + x]) return false
-  for (let y = c; y <= d; y++) taken.fill(1, y * across + a, y * across + b + 1)
+  for (let y = c; y <= d; y++) for (let x = a; x <= b; x++) if (taken[y * across + x] & against) return false
+  for (let y = c; y <= d; y++) for (let x = a; x <= b; x++) taken[y * across + x] |= kind
+  return true
+}
+function claimPicture(i, sure = false) {
+  const w = size[i] * .42, near = j => Math.max(Math.abs(X[i] - X[j]), Math.abs(Y[i] - Y[j])) < w
+  if (!sure && photos.some(near)) return false
+  const against = sure ? 0 : data.drawn ? WORD | PICTURE : WORD
+  if (!claim([X[i] - w, Y[i] - w, X[i] + w, Y[i] + w], PICTURE, against)) return false
+  if (!data.drawn) photos.push(i)
   return true
 }
 const bright = i => i === selected || i === end || i === hovered || path.includes(i) || !lit || lit.has(i)
@@ -310,23 +320,25 @@ function claimLabel(i) {
   for (const s of lift(i) ? [0] : loud[levelOf[i]] > 1 ? [was, 0, 1] : [was, 0, 1, 2, 3]) {
     side[i] = s
     const [x, y] = labelAt(i)
-    if (x > 1 && x + width(i) < W - 1 && claim(x, y - 8, x + width(i), y + 7)) return true
+    if (x > 1 && x + width(i) < W - 1 && claim([x, y - 8, x + width(i), y + 7])) return true
   }
   side[i] = was
   return false
 }
 function arrange() {
-  across = Math.ceil(W / CELL); taken = new Uint8Array(across * Math.ceil(H / CELL))
+  across = Math.ceil(W / CELL); photos = []; taken = new Uint8Array(across * Math.ceil(H / CELL))
   const k = space.kappa, [rx, ry] = screen(here(-1)), label = new Uint8Array(n), picture = new Uint8Array(n), open = i => visible(i) && X[i] > -40 && X[i] < W + 40 && Y[i] > -40 && Y[i] < H + 40
   const special = [hovered, selected, end, ...path].filter(i => i >= 0 && open(i))
-  const image = i => picture[i] = items.tile[i] >= 0 && claim(X[i] - size[i] * .42, Y[i] - size[i] * .42, X[i] + size[i] * .42, Y[i] + size[i] * .42)
-  claim(rx - 14, ry - 22, rx + 14, ry + 9)
-  for (const i of special) if (items.tile[i] >= 0) { image(i); picture[i] = 1 }
+  claim([rx - 14, ry - 22, rx + 14, ry + 9])
+  for (const i of special) if (items.tile[i] >= 0) picture[i] = claimPicture(i, true)
   // a photo under its caption would say the same twice
   const twice = i => !isText(i) && path.some(j => items.text[j] === items.text[i])
   for (const i of special) if (!twice(i)) label[i] = claimLabel(i) || i === hovered || i === selected || i === end
-  for (const l of great) for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i)
-  for (const lamp of [true, false]) for (const i of byLevel[IMAGE]) if (open(i) && !picture[i] && bright(i) === lamp && size[i] >= 9) image(i)
+  const name = l => { for (const i of byLevel[l]) if (open(i) && bright(i) && !label[i] && F[i] > .2) label[i] = claimLabel(i) }
+  const early = l => data.drawn || !loud[l]  // many captions come after the photos
+  great.filter(early).forEach(name)
+  for (const lamp of [true, false]) for (const i of byLevel[IMAGE]) if (open(i) && !picture[i] && items.tile[i] >= 0 && bright(i) === lamp) picture[i] = claimPicture(i)
+  great.filter(l => !early(l)).forEach(name)
   for (let l = 0; l < IMAGE; l++) for (const i of byLevel[l]) if (loud[l] > 1 && open(i) && bright(i) && !label[i] && F[i] * zoom > (k < 0 ? great.length ? .75 : .2 : 0)) label[i] = claimLabel(i)
   return ease(label, picture)
 }
@@ -352,13 +364,14 @@ function drawDots() {
   }
   ctx.globalAlpha = 1
 }
+// pictures in the order in which they are drawn: what is looked at lies on top, then what is nearest to the middle
+const height = i => (i === hovered ? 4 : i === selected || i === end ? 3 : bright(i) ? 1 : 0) + F[i]
+const stack = () => byLevel[IMAGE].filter(i => imageAlpha[i] >= .03 && visible(i) && items.tile[i] >= 0).sort((i, j) => height(i) - height(j))
 function drawImages() {
   if (!atlas.complete || !atlas.width) return
   ctx.strokeStyle = colour.disk; ctx.lineWidth = 1
   const t = data.tile, dark = document.documentElement.dataset.theme === 'dark'
-  for (let m = byLevel[IMAGE].length - 1; m >= 0; m--) {
-    const i = byLevel[IMAGE][m]
-    if (imageAlpha[i] < .03 || !visible(i) || items.tile[i] < 0) continue
+  for (const i of stack()) {
     const big = i === hovered || i === selected ? 1.5 : 1, w = size[i] * big, tile = items.tile[i]
     ctx.globalAlpha = imageAlpha[i] * (bright(i) ? 1 : .13)
     if (dark && data.drawn && bright(i)) { ctx.fillStyle = colour.tile; circle(X[i], Y[i], w * .6); ctx.fill() }
@@ -445,7 +458,9 @@ function zoomBy(f, sx = W / 2, sy = H / 2) {
   drag(from, plane(sx, sy))
 }
 function hit(sx, sy, reach = 8) {
-  let best = -1, least = 1
+  const covers = i => imageAlpha[i] > .5 && Math.max(Math.abs(X[i] - sx), Math.abs(Y[i] - sy)) < size[i] / 2
+  let best = data.drawn ? -1 : stack().filter(covers).pop() ?? -1, least = 1
+  if (best >= 0) return best
   for (let i = 0; i < n; i++) if (visible(i)) {
     const r = Math.max(reach, imageAlpha[i] > .5 ? size[i] * .5 : 0), d = hyp(X[i] - sx, Y[i] - sy) / r - (bright(i) ? .15 : 0)
     if (d < least) { least = d; best = i }
@@ -529,7 +544,7 @@ function hover(i, where) {
   if (i === hovered) return
   hovered = i; canvas.classList.toggle('point', i >= 0)
   $('tip').hidden = i < 0
-  if (i >= 0) $('tip').replaceChildren(tile(i, 56), el('div', {}, items.text[i], el('br'), el('small', {}, about(i))))
+  if (i >= 0) $('tip').replaceChildren(tile(i, data.large && data.large.length ? 96 : 56), el('div', {}, items.text[i], el('br'), el('small', {}, about(i))))
   redraw()
 }
 function about(i) {
@@ -574,7 +589,7 @@ function guide() {
       pictures.length && space.ladder.length ? button(`Walk from a ${thing} up to the root`, () => select(pictures[Math.floor(rank(selected + frames) * pictures.length)])) : null),
     el('h3', {}, 'Distance from the root'), ladder(), el('p', { class: 'soft' }, verdict() + ' Bars: nine in ten; tick: the middle one.'),
     ...space.story.more.map(([title, words]) => fold(title, el('p', {}, words))),
-    fold('Hands and keys', el('p', {}, 'Drag the plane, pinch or scroll to zoom, click or tap anything.'), el('p', { class: 'keys' }, 'Keys: ', ...keys())),
+    fold('Hands and keys', el('p', {}, `Drag the plane, pinch or scroll to zoom, click or tap anything. A ${thing} is drawn the larger, the fewer there are, the larger the disk and the nearer the middle it lies; one without room is a dot until there is some.`), el('p', { class: 'keys' }, 'Keys: ', ...keys())),
     fold('What is exact here', el('p', {}, `${n} points with ${space.dim} numbers each, stored at ${space.bits || 16} bits. Distances, neighbours, cones and walks are computed from these, never from the picture. ${data.exact} ${place.note}${bend()}`), el('p', {}, walked()), el('p', { class: 'soft' }, `${data.shown} ${data.note || ''} ${data.credits}`))]
 }
 const spoken = { path: 'distance from the straight way', direction: 'direction', distance: 'distance', detour: 'detour', cone_angle: 'cone angle' }
@@ -583,7 +598,7 @@ const percent = x => `${Math.round(100 * x)} %`
 function walked() {
   const w = space.walk
   if (!w || !w.whole) return ''
-  const of = data.tree ? 'words have their whole chain of the catalogue' : `${thing}s have their own ${levels[0]}`
+  const of = data.tree ? `words have ${data.given ? 'all texts above them' : 'their whole chain of the catalogue'}` : `${thing}s have their own ${levels[0]}`
   const rest = Object.entries(w.whole).filter(([name]) => name !== w.reading).map(([name, x]) => `${spoken[name]} ${percent(x)}`)
   const ways = w.between === null || w.between === undefined ? '' : ` The straight way between two ${thing}s passes the lowest text above both in ${percent(w.between)} of cases.`
   return `Walks are read by ${spoken[w.reading]}, which serves best here: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
@@ -638,7 +653,7 @@ function report() {
   const i = selected, texts = nearest(i, isText, 6), pictures = nearest(i, j => !isText(j), 12), large = photo(i), head = levelOf[i] === IMAGE && !large ? tile(i, 88) : null
   const truth = chain(i).map(p => items.text[p])
   return [large, el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i]), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
-    truth.length ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
+    truth.length ? el('p', { class: 'soft' }, (data.guessed ? 'A guess: ' : data.tree && !data.given ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
     ...(end >= 0 ? wayReport() : !space.ladder.length ? [] : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), wayButtons()]),
     ...(isText(i) ? underReport() : []),
     ...(texts.length ? [el('h3', {}, `Nearest ${words}`)] : []), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
@@ -743,4 +758,4 @@ at.set(place.xy)
 resize(); enter(space)
 explain()
 // for the curious, and for the tests
-window.meru = { data, select, distance, inside, walk, climb, route, under, between, nearest, aim, lead, explain, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get end() { return end }, get guided() { return guided }, get lit() { return lit }, get view() { return view }, get scale() { return S }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
+window.meru = { data, select, distance, inside, walk, climb, route, under, between, nearest, aim, lead, explain, home, enter, get space() { return space }, get selected() { return selected }, get path() { return path }, get end() { return end }, get guided() { return guided }, get lit() { return lit }, get drawn() { return stack().map(i => [i, size[i]]) }, get view() { return view }, get scale() { return S }, get frames() { return frames }, where: i => { locate(); return i < 0 ? screen(here(-1)) : [X[i], Y[i]] } }
