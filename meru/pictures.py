@@ -962,19 +962,26 @@ class _Walks:
     def walk(self, file: str) -> list:  # texts with their distance from the root
         "A picture's own nearest caption, then the nouns or folders above it; a guess ends in a question mark."
         row = self.index.pictures.columns['file'].index(file)
-        point, own = self.index.pictures.points[row : row + 1], self.own[row]
+        point = self.index.pictures.points[row : row + 1]
+        own = self.own[row]
         first = self._seen_from(point, own.captions).nearest()
+        limit = first[0].radius if first else math.inf
+        away = float(self.model.geometry.radius(point, self.model.curv.detach()))
+        root = _Stop('[root]', 0, 0.0, away)
+        return [*first, *self._words_above(point, own, limit), root]
+
+    def _words_above(self, point: Float[Tensor, '1 d'], own: _Own, limit: float) -> list[_Stop]:
         words = list(dict.fromkeys(chain.from_iterable(own.chains)))
         seen = self._seen_from(point, words)
-        limit = first[0].radius if first else math.inf
         rows = _ever_more_general(own.chains, words, seen.angles, seen.radii, limit)
-        sure = '?' if own.guessed else ''
-        away = float(self.model.geometry.radius(point, self.model.curv.detach()))
-        return [*first, *[seen.stop(row, sure) for row in rows], _Stop('[root]', 0, 0.0, away)]
+        mark = '?' if own.guessed else ''
+        return [seen.stop(row, mark) for row in rows]
 
     def _seen_from(self, point: Float[Tensor, '1 d'], texts: list[str]) -> '_Seen':
-        geometry, curv, points = self.model.geometry, self.model.curv.detach(), self.pool.points_of(texts)
-        angles, distances = geometry.direction(point, points, curv)[0], -geometry.scores(point, points, curv)[0]
+        geometry, curv = self.model.geometry, self.model.curv.detach()
+        points = self.pool.points_of(texts)
+        angles = geometry.direction(point, points, curv)[0]
+        distances = -geometry.scores(point, points, curv)[0]
         return _Seen(texts, angles, geometry.radius(points, curv), distances)
 
     def walks(self, count: int = 6):  # a figure; walks.png and walks.json in the folder
@@ -997,13 +1004,14 @@ class _Map:
     def explore(self) -> _Page:
         "Write explorer.html: pictures under their texts and groups."
         pictures = self.index.pictures
-        texts = self._above()
         files = pictures.columns['file']
-        points = torch.cat([self.pool.points_of([path[-1] for path in texts]), pictures.points])
+        texts = self._above()
+        of_texts = self.pool.points_of([path[-1] for path in texts])
+        points = torch.cat([of_texts, pictures.points])
         named = [path or (Path(file).stem,) for path, file in zip(self.paths, files)]
-        images = [None] * len(texts)
-        images += [self.index.folder / file for file in files]
-        items, kept = _given_scene(_given(points, texts + named, images), 2000, self.called)
+        images = [None] * len(texts) + [self.index.folder / file for file in files]
+        given = _given(points, texts + named, images)
+        items, kept = _given_scene(given, 2000, self.called)
         space = _space_given(kept, self.model)
         items = items._replace(guessed=self._guesses())
         return _write_page(self.place / 'explorer.html', items, [space], self.place.name)
