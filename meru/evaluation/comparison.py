@@ -177,6 +177,13 @@ _more_questions = [
     _Question('unseen concept, own chain by cones, AP', 'cone_ap', 'concept'),
     _Question('text, own chain by cones, AP', 'text_cone_ap'),
     _Question('name, siblings and cousins among the nearest five names', 'name_cousins'),
+    _Question('unseen style, own chain as it was learned, AP', 'learned_chain_ap', 'style'),
+    _Question('unseen style, first text read so true', 'learned_nearest_true', 'style'),
+    _Question('unseen concept, own chain as it was learned, AP', 'learned_chain_ap', 'concept'),
+    _Question('unseen concept, first text read so true', 'learned_nearest_true', 'concept'),
+    _Question('text, own chain as it was learned, AP', 'learned_text_chain_ap'),
+    _Question('the same, unseen texts', 'learned_text_chain_ap', 'unseen'),
+    _Question('text, whole chain first, read so', 'learned_whole_chain_first'),
     _Question('Gromov delta of the drawings, 0 = a tree', 'gromov_delta'),
     _Question('nearest ten shared by cosine and geodesic', 'cosine_agreement'),
 ]
@@ -558,6 +565,32 @@ def _record_of(
         raise ValueError(f'{name} is not finished: {remedy}')
     return record
 
+# %% ../../nbs/evaluation/67_comparison.ipynb #67ab1e01
+_angle_for = dict(
+    chain_ap='angle_ap',
+    nearest_true='angle_nearest_true',
+    text_chain_ap='text_angle_ap',
+    whole_chain_first='text_angle_chain_first',
+)
+
+
+def _add_as_learned(
+    measures: Measures,  # are added to
+    values: dict[tuple[str, str], Tensor],  # by dataset and name; are added to
+    reading: str,  # by which chains were learned
+):
+    "Name once more what was read as it was learned: by distance, or by the angle of cones."
+    if reading not in ('distance', 'cone_angle'):
+        return
+    for question in _more_questions:
+        plain = question.name.removeprefix('learned_')
+        if plain == question.name:
+            continue
+        name = _angle_for[plain] if reading == 'cone_angle' else plain
+        if measure := measures.find(name, question.dataset):
+            measures.append(measure._replace(name=question.name))
+            values[question.dataset, question.name] = values[question.dataset, name]
+
 # %% ../../nbs/evaluation/67_comparison.ipynb #1e7c9f0e
 def _measure_run(
     folder: str | Path,  # of a finished run or of a saved model, or a name of the hub
@@ -578,6 +611,7 @@ def _measure_run(
         emb = encode_test_set(model, tokenizer, test_set)
         measures = _model_metrics(geometry, test_set, emb, config.min_radius)
         values = _drawing_values(geometry, test_set, emb, config.min_radius)
+        _add_as_learned(measures, values, config.chain_reading)
     name, asked = re.sub(r'_s\d+$', '', evaluated.name), json.loads(json.dumps(asdict(config)))
     return _MeasuredRun(name, config.seed, asked, record, measures, values)
 

@@ -367,6 +367,9 @@ _text_names = dict(
 )
 _over_texts = {*_text_names.values(), 'text_path_whole', 'name_siblings', 'name_cousins', 'below_map'}
 
+
+_over_texts |= {'learned_text_chain_ap', 'learned_whole_chain_first'}
+
 # %% ../../nbs/evaluation/65_emoji_suite.ipynb #4f8c1c81
 def _chain_items(tree, rows, each):
     "Values of some texts with others above them, and their chances, by name of the measure."
