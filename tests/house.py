@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WINGS = 'geometry plots parallel core losses data models training search evaluation explorer hub image_index'.split()
-WINGS += 'pictures automodel gallery benchmarks'.split()
+WINGS += 'own_head pictures automodel gallery benchmarks'.split()
 HEAD = re.compile(r'^#\|\s*export', re.M)
 
 

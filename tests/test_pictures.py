@@ -12,7 +12,7 @@ from test_heads import next_command
 from test_pretrained import family_folder
 
 import meru
-from meru import pictures
+from meru import own_head, pictures
 from meru.data.chains import _noun_tree
 from meru.hub import from_pretrained, Pretrained
 from meru.image_index import ImageIndex, search, SearchConfig
@@ -20,7 +20,8 @@ from meru.models.feature_cache import open_cache
 from meru.models.model import build_model
 from meru.evaluation.measures import Measure, Measures
 from meru.evaluation.statistics import t_interval
-from meru.pictures import _head_config, _linear_map, _made_up_pairs, _plain_cosine, _Unseen, open_folder, PicturesConfig
+from meru.own_head import _head_config, _linear_map, _made_up_pairs, _plain_cosine, _Unseen
+from meru.pictures import open_folder, PicturesConfig
 from meru.training.config import make_config
 
 TREE = {'dog': 'animals/dogs', 'cat': 'animals/cats', 'bus': 'things/vehicles', 'pizza': 'things/food'}
@@ -398,11 +399,11 @@ def test_a_head_that_learned_nothing_and_towers_without_a_cosine_say_so(monkeypa
         found = dict(text_to_image_r1=share, text_to_image_candidates=5.0)
         return Measures(Measure('', name, value, chance=0.2) for name, value in found.items())
 
-    monkeypatch.setattr(pictures, '_unseen', lambda *args: None)
-    monkeypatch.setattr(pictures, '_examine', lambda *args: measures(0.9))
-    said = [pictures._by_heart(None, None, measures(share)) for share in (0.2, 0.3, 0.8)]
+    monkeypatch.setattr(own_head, '_unseen', lambda *args: None)
+    monkeypatch.setattr(own_head, '_examine', lambda *args: measures(0.9))
+    said = [own_head._by_heart(None, None, measures(share)) for share in (0.2, 0.3, 0.8)]
     assert 'no better than chance (20%)' in said[0] and 'It overfits' in said[1] and said[2].endswith('new ones.')
-    mapped, plain = (pictures._table(measures(0.5), how, measures(0.4)) for how in ('linear map', 'plain cosine'))
+    mapped, plain = (own_head._table(measures(0.5), how, measures(0.4)) for how in ('linear map', 'plain cosine'))
     assert mapped.endswith('share no space to compare in.') and 'share no space' not in plain
 
 

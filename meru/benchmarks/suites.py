@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from ..plots import palette
 from ..core import checked, machine, write_json
-from ..pictures import _draw_recipe, _recipe_suite
+from ..own_head import _draw_recipe, _recipe_suite
 from meru.benchmarks.tree_heads import (
     _draw_dial,
     _draw_heads,
