@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/04_commands.ipynb #3fc855e1
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from .core import project_path, root
@@ -46,7 +47,12 @@ def _demo(
 def _python(*args: str) -> int:  # exit status
     "Run Python at the project's root."
     settings = dict(JUPYTER_CONFIG_PATH=str(root() / '.jupyter'))
-    return subprocess.run([sys.executable, *args], cwd=root(), env=os.environ | settings).returncode
+    with subprocess.Popen([sys.executable, *args], cwd=root(), env=os.environ | settings) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # or it would go on alone
+        try:
+            return child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/04_commands.ipynb #343a7b8b
 _workers = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: programs that tests start are waited for

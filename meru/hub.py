@@ -105,7 +105,7 @@ def _last_name(name: str) -> str:  # of a folder on this machine; a name of the 
     path = Path(name)
     if path.name == 'model' and path.parent.name:
         return path.parent.name
-    return path.name if path.is_absolute() else name
+    return path.name if path.is_absolute() or name.startswith('outputs/') else name
 
 # %% ../nbs/71_hub.ipynb #54cda3f0
 def _training_rows(
@@ -500,8 +500,9 @@ class Pretrained(_Encoder, ModelHubMixin, library_name='meru'):
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **_):
         return cls(*_read_folder(find_model(model_id, revision)))
 
-    def generate_model_card(self, name: str = 'meru', licence: str = 'other', note: str = 'Not stated.') -> ModelCard:
-        "The card, from the record."
+    def generate_model_card(self, name: str = 'meru', licence: str = 'other', note: str = '') -> ModelCard:
+        "The card, from the record; without a note of one's own with that of the record."
+        note = note or self.record.get('note', 'Not stated.')
         facts = _card_facts(self.model, self.record, self.metrics)
         tags = ['image-text', self.model.cfg.geometry]
         if self.geometry.has_curv:
@@ -622,7 +623,7 @@ class PublishConfig:
     out: Given = ''  # folder of the saved model; its card is written anew
     checkpoint: Literal['last', 'best'] = 'last'  # which of the run's; a saved model has but one
     licence: str = 'other'  # of the weights, as the hub names it, such as apache-2.0
-    note: str = 'Not stated.'  # licences of the training data, what the model is for and what not
+    note: str = ''  # licences of the training data, what the model is for and what not; '' = as on record
 
     def __post_init__(self):
         check_config(self)

@@ -403,7 +403,8 @@ class _Report:
                 lines.append(f'- {_seen_from_here(self.place / name)}')
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
-        command = f'papermill nbs/search.ipynb OUT.ipynb {asked} -p query {shlex.quote(_something_to_ask(self.paths))}'
+        query = shlex.quote(_something_to_ask(self.paths))
+        command = f'papermill nbs/search.ipynb {place}/search.ipynb {asked} -p query {query}'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
         lines += ['', f'In the browser: {browser}']
         if (root() / 'nbs').is_dir():  # a wheel brings no notebooks
@@ -484,8 +485,8 @@ def _save_head(
 ):
     "Save a head with what was measured of it."
     head.metrics = _flatten(measures.labelled(dataset='unseen')) | dict(protocol='ours')
-    note = 'Trained on the pictures of a person, whose licences are not known here.'
-    head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other', note=note))
+    head.record['note'] = 'Trained on the pictures of a person, whose licences are not known here.'
+    head.save_pretrained(folder, model_card_kwargs=dict(name=_short_path(folder), licence='other'))
 
 # %% ../nbs/74_pictures.ipynb #a4df8a9c
 def _learned_captions(
@@ -513,7 +514,9 @@ def _own_head(
         nouns = _nouns_of(_learned_captions(pairs))
         head, passes = Pretrained(fitted.model, fitted.record | dict(nouns=nouns)), fitted.record['passes']
         end = 'held-out pictures gained no more' if passes < cfg.passes else 'all were made'
-        note = f'{fitted.record["pictures"]:,} pictures were learned in {passes} passes: {end}.'
+        held = pairs.info['splits'].count('val')
+        learned = f'{fitted.record["pictures"]:,} pictures were learned in {passes} passes'
+        note = f'{learned}, {held} others said when to stop: {end}.' if held else f'{learned}: {end}.'
     if 'test' not in pairs.info['splits']:
         measures, notes, table = Measures(), [note, 'No picture was left for a test.'], ''
     else:

@@ -389,7 +389,7 @@ def test_report_hides_no_mistake_of_ours():
 def test_thin_shell_is_said(photos, tiny):
     report = evaluate_folder(tiny, Tokenizer(600, 16), photos / 'pairs', 16)
     thin = Measures(m._replace(value=0.999) if m.name == 'cosine_agreement' else m for m in report.measures)
-    assert 'cosine ranks as' in photo_summary(SimpleNamespace(measures=thin, skipped={}, rules=report.rules))
+    assert 'cosine ranks as' in photo_summary(SimpleNamespace(notes=[], measures=thin, skipped={}, rules=report.rules))
     assert not remarks(Measures(Measure(d, 'cosine_agreement', v) for d, v in (('a', 0.98), ('b', None))))
     rows = photo_summary(report).splitlines()
     assert rows[2].startswith('| pairs | picture to caption, recall at 1 | ours | ') and rows[2].endswith(

@@ -125,7 +125,7 @@ def test_a_card_names_no_folder_of_this_machine_in_its_title_and_table():
         '/home/me/photos/model': 'photos',
         '/home/me/head': 'head',
         'org/name': 'org/name',
-        'outputs/demo': 'outputs/demo',
+        'outputs/demo': 'demo',
     }
     assert {name: _last_name(name) for name in names} == names
     rows = _training_rows(replace(make_config('smoke'), data='/home/me/pairs'), {})

@@ -3,11 +3,13 @@
 import configparser
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from types import SimpleNamespace
@@ -206,11 +208,29 @@ def test_commands_hand_on_their_status(monkeypatch):
     from meru import __main__ as commands
 
     asked = []
-    monkeypatch.setattr(
-        commands.subprocess, 'run', lambda args, **kw: asked.append(args) or SimpleNamespace(returncode=3)
-    )
+
+    @contextmanager
+    def started(args, **how):
+        asked.append(args)
+        yield SimpleNamespace(wait=lambda: 3, terminate=lambda: None)
+
+    monkeypatch.setattr(commands.subprocess, 'Popen', started)
     assert commands._main(['test']) == commands._main(['lab', '--no-browser']) == 3
     assert asked[0][1:4] == ['-m', 'pytest', 'tests'] and asked[1][1:] == ['-m', 'jupyter', 'lab', '--no-browser']
+
+
+def test_a_command_that_is_ended_ends_what_it_began(tmp_path):
+    "As `kill` does it to `python -m meru serve`."
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = f"from meru.__main__ import _python; raise SystemExit(_python('-c', {child!r}))"
+    with subprocess.Popen([sys.executable, '-c', script], cwd=ROOT) as command:
+        until = time.monotonic() + 50
+        while not ((tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text()) and time.monotonic() < until:
+            time.sleep(0.1)
+        command.terminate()
+        assert command.wait(timeout=30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / 'pid').read_text()), 0)
 
 
 def test_the_page_names_what_there_is():

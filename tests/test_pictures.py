@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +15,20 @@ from test_pretrained import family_folder
 import meru
 from meru import own_head, pictures
 from meru.data.chains import _noun_tree
-from meru.hub import from_pretrained, Pretrained
+from meru.hub import from_pretrained, Pretrained, publish, PublishConfig
 from meru.image_index import ImageIndex, search, SearchConfig
-from meru.models.feature_cache import open_cache
+from meru.models.feature_cache import FeatureCache, open_cache
+from meru.models.mining import FeatureBatches
 from meru.models.model import build_model
 from meru.evaluation.measures import Measure, Measures
 from meru.evaluation.statistics import t_interval
+from meru.evaluation.suites import EvalConfig, evaluate_folder, load_evaluated, photo_summary
 from meru.own_head import _head_config, _linear_map, _made_up_pairs, _plain_cosine, _Unseen
 from meru.pictures import open_folder, PicturesConfig
 from meru.training.config import make_config
+
+# towers of random weights see all photos alike
+pytestmark = pytest.mark.filterwarnings('ignore:only .* different pairs:UserWarning')
 
 TREE = {'dog': 'animals/dogs', 'cat': 'animals/cats', 'bus': 'things/vehicles', 'pizza': 'things/food'}
 
@@ -272,7 +278,9 @@ def test_a_few_photos_go_the_longer_way_by_what_each_notebook_says(photos, tower
     assert (notebook, given['batch_size'], given['data']) == ('train', 15, str(tmp_path / 'my features'))
     error, printed = run_cells(notebook, **given | dict(out=tmp_path / 'my head', steps=2))
     assert not error, error
-    assert next_command(printed) == ('traverse', dict(run=str(tmp_path / 'my head'), text='a dog | a red car'))
+    notebook, given = next_command(printed)
+    own = json.loads((tmp_path / 'my features' / 'cache.json').read_text(encoding='utf-8'))['captions']
+    assert (notebook, given['run']) == ('traverse', str(tmp_path / 'my head')) and given['text'] in own
 
 
 def test_a_handful_is_not_learned_by_heart(photos, head, towers, tmp_path):
@@ -427,3 +435,55 @@ def test_the_linear_map_is_that_of_least_squares():
     assert _plain_cosine(mapped).value('text_to_image_r1') > 0.8
     unrelated = _linear_map(part, texts[:60], images[:60].roll(7, 0), 1.0)
     assert _plain_cosine(unrelated).value('text_to_image_r1') < 0.3
+
+
+def _two_classes(folder):
+    "Thirty pictures of dogs, thirty of cats, and one that lies in both folders."
+    draw = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(60, 1, 32, generator=draw), dim=2)
+    image[59] = image[0]
+    captions = ['dog'] * 30 + ['cat'] * 30
+    about = dict(keys=[f'{i}.jpg' for i in range(60)], captions=captions, splits=['train'] * 60)
+    about |= dict(id=str(folder), dataset='d', towers='none')
+    return FeatureCache(folder, image.half(), image.half(), torch.arange(60), about)
+
+
+def test_a_picture_in_two_class_folders_does_not_make_one_class_of_both(tmp_path):
+    pairs = _two_classes(tmp_path)
+    batches = own_head._batches(pairs, 'train', 20, 0, None)
+    assert own_head._says_classes(pairs) and len(batches.ids.unique()) == 2
+    assert len(batches.batch_at(0).text_ids.unique()) == 2
+    one_each = pairs._replace(info=pairs.info | dict(captions=[f'caption {i}' for i in range(60)], id='other'))
+    assert (
+        not own_head._says_classes(one_each)
+        and len(own_head._batches(one_each, 'train', 20, 0, None).ids.unique()) == 59
+    )
+
+
+def test_features_that_are_all_alike_are_told():
+    alike = _two_classes(Path('here'))
+    alike = alike._replace(image=(alike.image * 0.01 + 1).half(), info=alike.info | dict(id='alike'))
+    captions = [f'caption {i}' for i in range(60)]
+    alike = alike._replace(info=alike.info | dict(captions=captions))
+    with pytest.warns(UserWarning, match='only 1 of 60 different pairs of here are negatives.*Give duplicate=1'):
+        FeatureBatches(alike, 'train', 8)
+
+
+def test_the_note_of_a_head_outlives_publishing(opened, tmp_path):
+    layout, mine, _ = opened
+    card = (mine.place / 'model' / 'README.md').read_text(encoding='utf-8')
+    published = publish(PublishConfig(str(mine.place / 'model'), str(tmp_path / 'given'), licence='mit'))
+    assert 'Trained on the pictures of a person' in card and published.record['note'] in card
+    assert published.record['note'] in (tmp_path / 'given' / 'README.md').read_text(encoding='utf-8')
+
+
+def test_an_evaluation_says_what_was_learned_from(opened):
+    layout, mine, _ = opened
+    if layout in ('classes', 'tree'):  # asked as classes
+        return
+    model, tokenizer = load_evaluated(EvalConfig(run=str(mine.place / 'model')))
+    report = evaluate_folder(model, tokenizer, mine.cfg.folder, model.resize)
+    splits = open_cache(mine.place / 'pairs').info['splits']
+    known = splits.count('train') + splits.count('val')
+    assert report.notes[0].startswith(f'{known:,} of the 200 pictures of mine were learned from')
+    assert report.notes[0] in photo_summary(report)

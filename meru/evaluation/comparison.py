@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing import Annotated, NamedTuple
 from meru.core import (
+    _say,
     AtLeast,
     check_config,
     file_sha256,
@@ -607,6 +608,8 @@ def _measure_run(
     if test_set is None:
         report = evaluate_folder(model, tokenizer, cfg.data, model.resize, cfg.limit)
         measures, values = report.measures, report.values
+        for note in report.notes:
+            _say(f'{evaluated.name}: {note}')
     else:
         emb = encode_test_set(model, tokenizer, test_set)
         measures = _model_metrics(geometry, test_set, emb, config.min_radius)

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from typing import Annotated, Literal, NamedTuple
 from meru.core import (
+    read_json,
     AtLeast,
     check_finite,
     check_config,
@@ -30,6 +31,7 @@ from meru.core import (
 
 # %% ../../nbs/evaluation/66_suites.ipynb #9b1f6c2e
 from meru.models.model import (
+    ModelConfig,
     attach_backbone,
     encode_images,
     encode_texts,
@@ -101,6 +103,7 @@ class _Report:
         self.measures, self.skipped, self.rules = Measures(), {}, rules
         self.values = {}  # by dataset and name, what each picture contributes; their means are the measures
         self.cut = {}  # by dataset that was cut to a limit, pictures of a part
+        self.notes = []  # sentences about what was measured
 
     def attempt(
         self,
@@ -444,6 +447,34 @@ def _check_measured(
     why = '; '.join(reasons).rstrip('.') or 'it holds no dataset'
     raise ValueError(f'nothing in {_short_path(folder)} could be measured: {why}. What can be read: {layouts}')
 
+# %% ../../nbs/evaluation/66_suites.ipynb #66f2a001
+def _learned_files(
+    cfg: ModelConfig,  # a head's says where its features lie
+) -> set[str]:  # names without their folders; empty where nobody can tell
+    "The pictures that a head has learned from, where its features are at hand."
+    cache = project_path(getattr(cfg, 'data', '')) / 'cache.json'
+    if cfg.image_tower != 'features' or not cache.exists():
+        return set()
+    info = read_json(cache)
+    parts = zip(info['keys'], info['splits'])
+    return {Path(key).name for key, part in parts if part in ('train', 'val')}
+
+
+def _note_learned(
+    task,  # with `pictures`
+    cfg: ModelConfig,
+    report: _Report,  # is added to
+):
+    "Say where a set holds what the model has learned from."
+    keys = getattr(getattr(task, 'pictures', None), 'keys', [])
+    known = _learned_files(cfg)
+    learned = sum(Path(str(key)).name in known for key in keys)
+    if learned:
+        report.notes.append(
+            f'{learned:,} of the {len(keys):,} pictures of {task.name} were learned from, so its numbers say how well '
+            'they are remembered; on new ones they are lower, as pictures.ipynb has told.'
+        )
+
 # %% ../../nbs/evaluation/66_suites.ipynb #b8378d43
 def evaluate_folder(
     model: nn.Module,  # of `meru.models`
@@ -463,6 +494,7 @@ def evaluate_folder(
         task = _cached_pairs(whole, limit) if cached else whole.some(limit)
         if 0 < limit < _most_pictures(whole):
             report.cut[task.name] = limit
+        _note_learned(task, model.cfg, report)
         _examiners[type(task)](model, tokenizer, task, report)
 
     for path in present:
@@ -515,7 +547,7 @@ def photo_summary(
                 rows.append([dataset, quantity.text, measure.protocol, *numbers])
     table = markdown_table(['', '', 'protocol', 'model', 'untrained', 'chance'], rows)
     skipped = [f'- **{what}**: {why}' for what, why in report.skipped.items()]
-    return '\n'.join([table, '', *remarks(measures), '', f'Skipped, {len(skipped)}:', '', *skipped])
+    return '\n'.join([table, '', *report.notes, *remarks(measures), '', f'Skipped, {len(skipped)}:', '', *skipped])
 
 # %% ../../nbs/evaluation/66_suites.ipynb #4dc2b9b0
 def _rules_of(

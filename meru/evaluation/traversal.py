@@ -6,7 +6,9 @@
 __all__ = ['TraverseConfig', 'traverse', 'plot_paths', 'path_table', 'path_record']
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #2066d5bb
+import math
 import matplotlib.pyplot as plt
+import shlex
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable
@@ -19,12 +21,12 @@ from pathlib import Path
 from textwrap import fill
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
-from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path
+from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path, read_json
 from ..data.images import decode_image, ImageError, _read_file
 from ..data.shards import Shards
 from ..data.emoji import embedded_data
 from ..data.image_text import picture_suffixes, read_texts, walk_files
-from ..models.model import encode_images, encode_texts, evaluating, _project
+from ..models.model import encode_images, encode_texts, evaluating, ModelConfig, _project
 from ..models.released import read_released
 from ..training.trainer import make_loader, open_data
 from .hierarchy import _cone_margins, _paths_to_root
@@ -218,6 +220,19 @@ def _read_starts(
         raise FileNotFoundError(f'there is no image {images}: {remedy}')
     return [_picture_of(path, resize)] if path.is_file() else _folder_starts(path, resize, count)
 
+# %% ../../nbs/evaluation/69_traversal.ipynb #69f3a002
+def _starts_in(
+    data: str,  # that a model was asked about: a folder of pictures, features, or other sets
+) -> str:  # parameters of `nbs/traverse.ipynb`
+    "Where paths may begin: in a folder's pictures, else at a text of its features, else at any text."
+    folder = project_path(data)
+    if (folder / 'cache.json').exists():
+        own = min(read_json(folder / 'cache.json')['captions'][:50], key=len)
+        return f' -p text {shlex.quote(own)}'
+    if folder.is_dir() and any(o.lower().endswith(picture_suffixes) for o in walk_files(folder).files):
+        return f' -p images {shlex.quote(data)}'
+    return ' -p text "a dog in the snow | a red car"'
+
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00071
 @dataclass(frozen=True)
 class TraverseConfig:
@@ -230,7 +245,7 @@ class TraverseConfig:
     images: str = 'emoji'  # where paths begin: 'emoji', an image file, or a folder of images
     text: str = ''  # where they begin instead: texts, with | between them
     to: str = ''  # an image file where they end; '' = at the root
-    pool: str = 'data/pool/texts.jsonl'  # texts that may be met: a text a line, or .jsonl
+    pool: str = ''  # file of texts that may be met; '' = those that a head learned from, else data/pool/texts.jsonl
     cones: bool = True  # must the cone of a text contain the point where it is met?
     steps: Annotated[int, AtLeast(2)] = 50  # of each path
     count: Count = 8  # paths, at most
@@ -256,6 +271,19 @@ def _point_of(
         points = encode_images(model, start.picture[None], [start.name])
     return points[0].cpu().double()
 
+# %% ../../nbs/evaluation/69_traversal.ipynb #69f3a001
+def _pool_texts(
+    pool: str,  # a file of texts; '': none is named
+    cfg: ModelConfig,  # a head's says where its features lie
+    most: int = 3000,  # captions, at equal steps
+) -> list[str]:  # each once
+    "Texts that may be met: those of a file, those of a head's features where they are at hand, or the project's."
+    cache = project_path(getattr(cfg, 'data', '')) / 'cache.json'
+    if pool or cfg.image_tower != 'features' or not cache.exists():
+        return read_texts(project_path(pool or 'data/pool/texts.jsonl'))
+    captions = list(dict.fromkeys(read_json(cache)['captions']))
+    return captions[:: math.ceil(len(captions) / most)]
+
 # %% ../../nbs/evaluation/69_traversal.ipynb #4d39c90d
 def _make_pool(
     model: nn.Module,  # of `meru.models`
@@ -264,7 +292,7 @@ def _make_pool(
     root_point: Float[Tensor, ' d'],
 ) -> _TextPool:
     "The texts that may be met, encoded."
-    texts = read_texts(project_path(cfg.pool))
+    texts = _pool_texts(cfg.pool, model.cfg)
     points, curv = encode_texts(model, tokenizer, texts).cpu().double(), model.curv.detach().cpu().double()
     return _TextPool(texts, points, root_point, model.geometry, curv, model.cfg.min_radius, cfg.cones)
 

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -276,6 +277,23 @@ class _FeatureWalks:
 _known = {}  # ids of the last cache: each run of an ablation asks for them
 
 
+def _warn_of_joined(
+    cache: FeatureCache,
+    ids: Int64[Tensor, ' t'],  # of its pairs
+    threshold: float,  # that made them
+):
+    "Say so where near-duplicates, and what they join, leave hardly a negative."
+    texts = {caption.strip().lower() for caption in cache.captions}
+    apart, left = min(len(cache.image), len(texts)), len(ids.unique())
+    if 10 * left < apart:
+        warnings.warn(
+            f'only {left:,} of {apart:,} different pairs of {cache.folder} are negatives of each other, and too '
+            f'little can be learned: the others have images within a cosine of {threshold} or what such images join. '
+            'Give duplicate=1, or look at what the towers see.',
+            stacklevel=4,
+        )
+
+
 def _known_ids(
     cache: FeatureCache,  # the pairs
     threshold: float,  # as in `_near_duplicates`
@@ -284,6 +302,7 @@ def _known_ids(
     if (key := (cache.id, threshold)) not in _known:
         _known.clear()
         _known[key] = _pair_ids(cache, threshold)
+        _warn_of_joined(cache, _known[key], threshold)
     return _known[key]
 
 # %% ../../nbs/models/36_mining.ipynb #7c1e646f
