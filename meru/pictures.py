@@ -20,7 +20,7 @@ from pathlib import Path
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from typing import NamedTuple
-from .core import _command_from_here, project_path, read_json
+from .core import checked, _command_from_here, project_path, read_json
 from .core import _say, _seen_from_here, _short_path, root, write_file, write_json
 from .plots import style
 from .data.chains import _abstract, _noun_tree, chain_kinds
@@ -572,10 +572,10 @@ def _towers_for(
 # %% ../nbs/74_pictures.ipynb #1702903b
 def open_folder(
     folder: str | Path,  # of pictures, with captions or without
-    **given,  # other fields of `PicturesConfig`
+    **given,  # other fields of `PicturesConfig`: out, towers, head, query, folder_names, passes, patience, seed ...
 ) -> OpenedFolder:
     "Encode a folder, train a head on it, and make it searchable; what is finished is not made again."
-    cfg = PicturesConfig(str(folder), **given)
+    cfg = PicturesConfig(str(folder), **checked(PicturesConfig, given))
     read = _read_labels(cfg)
     towers = _towers_for(cfg, read)
     out = str(cfg.place)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 import pytest
 from browser import open_browser
@@ -177,7 +178,11 @@ def test_the_command(monkeypatch):
     from meru import __main__ as commands
 
     asked = []
-    monkeypatch.setattr(
-        commands.subprocess, 'run', lambda args, **kw: asked.append(args) or SimpleNamespace(returncode=4)
-    )
+
+    @contextmanager
+    def started(args, **how):
+        asked.append(args)
+        yield SimpleNamespace(wait=lambda: 4)
+
+    monkeypatch.setattr(commands.subprocess, 'Popen', started)
     assert commands._main(['docs']) == 4 and asked[0][1:] == ['.ci/docs.py']

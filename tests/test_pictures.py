@@ -487,3 +487,8 @@ def test_an_evaluation_says_what_was_learned_from(opened):
     known = splits.count('train') + splits.count('val')
     assert report.notes[0].startswith(f'{known:,} of the 200 pictures of mine were learned from')
     assert report.notes[0] in photo_summary(report)
+
+
+def test_open_folder_names_its_parameters(photos):
+    with pytest.raises(ValueError, match="unknown parameter 'model'; known are: folder, out, towers, head"):
+        open_folder(photos[0], model='mine')

@@ -468,6 +468,12 @@ def test_missing_folder_and_missing_manifest_name_the_remedy(tmp_path, folder):
         make_manifest(tmp_path)
     make_manifest(folder)
     assert len(Shards(folder)) == 23
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'a.jpg').write_bytes(b'')
+    with pytest.raises(
+        FileNotFoundError, match='photos holds no shards: papermill nbs/fetch.ipynb .* -p pairs .*photos'
+    ):
+        Shards(tmp_path / 'photos')
 
 
 def test_samples_come_back_as_written(folder):

@@ -219,6 +219,11 @@ def _read_manifest(
             'nbs/fetch.ipynb downloads others.'
         )
     if not (folder / 'manifest.json').exists():
+        if not _tar_files(folder):
+            raise FileNotFoundError(
+                f'{folder} holds no shards: papermill nbs/fetch.ipynb OUT.ipynb -p pairs {folder} -p out SHARDS '
+                'packs captioned pictures.'
+            )
         raise FileNotFoundError(
             f'{folder} has no manifest.json: once its download is complete, '
             f'meru.data.shards.make_manifest({str(folder)!r}) writes one.'

@@ -105,6 +105,9 @@ class _Report:
         self.cut = {}  # by dataset that was cut to a limit, pictures of a part
         self.notes = []  # sentences about what was measured
 
+    def __repr__(self):
+        return photo_summary(self)
+
     def attempt(
         self,
         dataset: str,

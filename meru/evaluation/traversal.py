@@ -336,7 +336,7 @@ def _draw_start(
         ax.text(0.5, 0.5, words, ha='center', va='center', transform=ax.transAxes, parse_math=False)
         return
     ax.imshow(start.picture.permute(1, 2, 0).numpy())
-    ax.set_title(_shorten(start.name), size=7, loc='center', parse_math=False)
+    ax.set_title(_shorten(start.name, 20), size=7, loc='center', parse_math=False)
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #490cf7f7
 def _draw_path(
@@ -357,7 +357,7 @@ def plot_paths(
 ) -> Figure:
     "Pictures, and under each what its path meets: a strip for each model (MERU, fig. 5)."
     longest = [max(map(len, own)) for own in paths.values()]
-    heights = [1.2, *(0.16 * rows + 0.2 for rows in longest)]
+    heights = [1.2, *(0.18 * rows + 0.25 for rows in longest)]
     size = 1.55 * len(starts) + 0.5, sum(heights)
     how = dict(squeeze=False, height_ratios=heights, layout='constrained')
     fig, axes = plt.subplots(len(heights), len(starts), figsize=size, **how)
