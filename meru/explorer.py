@@ -822,9 +822,8 @@ def _page_data(
     tree = len(items.titles) > 2
     shown = [row for row, picture in enumerate(items.pictures) if picture is not None]
     tops = items.groups().unique()
-    order = {
-        top: i for i, top in enumerate(tops[(items.levels[tops] == 0) & torch.isin(tops, items.text_rows)].tolist())
-    }
+    general = (items.levels[tops] == 0) & torch.isin(tops, items.text_rows)
+    order = {top: i for i, top in enumerate(tops[general].tolist())}
     return dict(
         title=title,
         items=_rows_data(items, shown, order),

@@ -169,6 +169,17 @@ def _check_pairs(
     _check_base(list(seeds), base)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
+_learned_questions = [  # chains as each run learned them, see `_add_as_learned`
+    _Question('unseen style, own chain as it was learned, AP', 'learned_chain_ap', 'style'),
+    _Question('unseen style, first text read so true', 'learned_nearest_true', 'style'),
+    _Question('unseen concept, own chain as it was learned, AP', 'learned_chain_ap', 'concept'),
+    _Question('unseen concept, first text read so true', 'learned_nearest_true', 'concept'),
+    _Question('text, own chain as it was learned, AP', 'learned_text_chain_ap'),
+    _Question('the same, unseen texts', 'learned_text_chain_ap', 'unseen'),
+    _Question('text, whole chain first, read so', 'learned_whole_chain_first'),
+]
+
+
 _more_questions = [
     _Question('unseen style, tree-induced error', 'tree_error', 'style'),
     _Question('drawing to name, median rank', 'image_to_text_median_rank'),
@@ -178,13 +189,7 @@ _more_questions = [
     _Question('unseen concept, own chain by cones, AP', 'cone_ap', 'concept'),
     _Question('text, own chain by cones, AP', 'text_cone_ap'),
     _Question('name, siblings and cousins among the nearest five names', 'name_cousins'),
-    _Question('unseen style, own chain as it was learned, AP', 'learned_chain_ap', 'style'),
-    _Question('unseen style, first text read so true', 'learned_nearest_true', 'style'),
-    _Question('unseen concept, own chain as it was learned, AP', 'learned_chain_ap', 'concept'),
-    _Question('unseen concept, first text read so true', 'learned_nearest_true', 'concept'),
-    _Question('text, own chain as it was learned, AP', 'learned_text_chain_ap'),
-    _Question('the same, unseen texts', 'learned_text_chain_ap', 'unseen'),
-    _Question('text, whole chain first, read so', 'learned_whole_chain_first'),
+    *_learned_questions,
     _Question('Gromov delta of the drawings, 0 = a tree', 'gromov_delta'),
     _Question('nearest ten shared by cosine and geodesic', 'cosine_agreement'),
 ]
@@ -583,10 +588,8 @@ def _add_as_learned(
     "Name once more what was read as it was learned: by distance, or by the angle of cones."
     if reading not in ('distance', 'cone_angle'):
         return
-    for question in _more_questions:
+    for question in _learned_questions:
         plain = question.name.removeprefix('learned_')
-        if plain == question.name:
-            continue
         name = _angle_for[plain] if reading == 'cone_angle' else plain
         if measure := measures.find(name, question.dataset):
             measures.append(measure._replace(name=question.name))
