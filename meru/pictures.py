@@ -209,18 +209,22 @@ def _folder_paths(
     return [(*chain.from_iterable(one.chains[:1]), *one.captions[:1]) if one.captions else () for one in own]
 
 
-def _noun_paths(
-    own: list[_Own],
-    kinds: list[str],
-) -> list[tuple]:
-    "A noun of many pictures, then the first caption, or the noun that was guessed."
-    rows = []
-    for one, kind in zip(own, kinds):
-        guess = [words[-1] for words in one.chains[:1]]
-        rows.append(tuple(dict.fromkeys([*filter(None, [kind]), *(one.captions or guess)[:1]])))
-    return rows
+def _says(caption: str, noun: str) -> bool:
+    "Is the noun in the caption, or above one that is?"
+    return any(noun in words for words in _noun_chains([caption]))
 
 
+def _noun_path(
+    one: _Own,
+    kind: str,  # a noun of many pictures; '' where the picture has none
+) -> tuple:
+    "The noun, then the first caption that says it, or the noun that was guessed."
+    guess = [words[-1] for words in one.chains[:1]]
+    last = next((caption for caption in one.captions if _says(caption, kind)), None)
+    texts = [kind, last or [*one.captions, *guess, ''][0]]
+    return tuple(dict.fromkeys(filter(None, texts)))
+
+# %% ../nbs/74_pictures.ipynb #73a00022
 def _group_paths(
     index: ImageIndex,
     own: list[_Own],
@@ -246,7 +250,7 @@ def _paths_of(
     own = [one._replace(chains=[]) if captioned and one.guessed else one for one in own]
     kinds = _kinds(own)
     if any(kinds):
-        return _Paths(_noun_paths(own, kinds), ('noun', 'caption') if captioned else ('general noun', 'noun'))
+        return _Paths(list(map(_noun_path, own, kinds)), ('noun', 'caption') if captioned else ('general noun', 'noun'))
     return _Paths(_group_paths(index, own, seed), ('group', 'caption') if captioned else ('group', 'group'))
 
 # %% ../nbs/74_pictures.ipynb #dbc1ec46

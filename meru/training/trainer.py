@@ -373,7 +373,7 @@ def _quantiles(x: Tensor) -> list[float]:
 def _validate(
     model: Model,  # put into evaluation mode
     loader: Loader,  # over the held-out pairs
-) -> dict:  # `val_loss` in nats, `val_top1` in [0, 1]
+) -> dict:  # `val_loss` in nats, `val_top1` in [0, 1], and by guessing `val_chance`
     "Loss and zero-shot accuracy on the held-out pairs."
     model.eval()
     device = next(model.parameters()).device
@@ -394,7 +394,9 @@ def _validate(
     )
     loss = model.contrastive(images, texts, ids)
     guess = model.geometry.scores(images, texts, model.curv).argmax(1)
-    return dict(val_loss=float(loss), val_top1=float((ids[guess] == ids).float().mean()))
+    right = (ids[guess] == ids).float().mean()
+    chance = (ids.unique(return_counts=True)[1] / len(ids)).double().square().sum()
+    return dict(val_loss=float(loss), val_top1=float(right), val_chance=float(chance))
 
 # %% ../../nbs/training/45_trainer.ipynb #49e11301
 def _begin(
