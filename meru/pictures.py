@@ -169,26 +169,42 @@ def _clusters(
     return torch.from_numpy(kmeans2(unit, count, minit='++', seed=seed)[1]).long()
 
 # %% ../nbs/74_pictures.ipynb #16d197f1
+def _pictures_by_noun(
+    own: list[_Own],  # of all pictures
+) -> dict[str, set[int]]:
+    "The pictures that each noun is said of."
+    pictures: dict[str, set[int]] = {}
+    for row, one in enumerate(own):
+        for noun in sorted(set(chain.from_iterable(one.chains))):
+            pictures.setdefault(noun, set()).add(row)
+    return pictures
+
+
+def _next_kind(
+    pictures: dict[str, set[int]],  # by noun
+    left: set[int],  # pictures without a kind
+    limit: float,  # what more pictures share says little of each
+) -> str:
+    "The noun that most of those left have; where all such nouns are too common, the rarest."
+
+    def merit(noun):
+        count, new = len(pictures[noun]), len(pictures[noun] & left)
+        return new > 0, count <= limit, new if count <= limit else -count, -len(noun)
+
+    return max(pictures, key=merit)
+
+
 def _kinds(
     own: list[_Own],  # of all pictures
     most: int = 24,
 ) -> list[str]:  # of each picture; '' where it has none
     "Nouns of many pictures, but of a quarter at most where there are such; each picture goes by the first that it has."
-    words = [set(chain.from_iterable(one.chains)) for one in own]
-    where: dict[str, set[int]] = {}
-    for row, nouns in enumerate(words):
-        for noun in sorted(nouns):
-            where.setdefault(noun, set()).add(row)
-    kinds, left = [''] * len(own), {row for row, nouns in enumerate(words) if nouns}
+    pictures = _pictures_by_noun(own)
+    kinds, left = [''] * len(own), set().union(*pictures.values())
     limit = max(1, len(left) / 4)
-
-    def merit(noun):
-        count, new = len(where[noun]), len(where[noun] & left)
-        return new > 0, count <= limit, new if count <= limit else -count, -len(noun)
-
-    for _ in range(most if where else 0):
-        noun = max(where, key=merit)
-        found = where[noun] & left
+    for _ in range(most if pictures else 0):
+        noun = _next_kind(pictures, left, limit)
+        found = pictures[noun] & left
         for row in found:
             kinds[row] = noun
         left -= found

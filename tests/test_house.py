@@ -15,9 +15,9 @@ name = lambda p: p.stem
 STILL = dict(
     wide_lines=6,
     dense_functions=13,
-    nested_comprehensions=1,
+    nested_comprehensions=0,
     long_cells=6,
-    long_prose=1,
+    long_prose=0,
 )
 MOST_PUBLIC = 300
 LEAST_SHOWN = 0.8

@@ -567,7 +567,7 @@ def _lost_shards(
     lost = {o['shard']: o for part in parts for o in part.lost}
     for o in lost.values() if not rank() else ():
         print(f'Left out: {o["samples"]:,} pairs. {o["message"]}')
-    return [{k: o[k] for k in ('shard', 'samples', 'reason')} for o in lost.values()]
+    return [dict(shard=o['shard'], samples=o['samples'], reason=o['reason']) for o in lost.values()]
 
 # %% ../../nbs/training/45_trainer.ipynb #8827962a
 def _due(
