@@ -1,12 +1,15 @@
 "The towers: shapes, positions, where the text feature is read, the paper's sizes."
 
+from functools import partial
 from types import SimpleNamespace
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from meru.models import towers
-from meru.models.towers import ConvMLP, TextTransformer, ViT, _build_image_tower, _build_text_tower, _sincos_positions
+from meru.models.towers import ConvMLP, TextTransformer, ViT, _build_image_tower, _build_text_tower
+from meru.models.towers import _oriented_gradients, _sincos_positions
 from conftest import ROOT
 
 
@@ -18,8 +21,8 @@ def text():
     return TextTransformer(vocab_size=64, context_length=12, width=32, depth=2, heads=4)
 
 
-def conv():
-    tower = ConvMLP(image_size=24, conv_width=8, width=32, depth=2)
+def conv(orientations=0):
+    tower = ConvMLP(image_size=24, conv_width=8, width=32, depth=2, orientations=orientations)
     for m in tower.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(m.weight)  # as if trained: blocks start switched off
@@ -28,7 +31,7 @@ def conv():
 
 PICTURES = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[62, 5, 6, 63, 0, 0], [62, 63, 0, 0, 0, 0], [62, 9, 8, 7, 6, 63]])
-TOWERS = [(vit, PICTURES), (conv, PICTURES), (text, TOKENS)]
+TOWERS = [(vit, PICTURES), (conv, PICTURES), (partial(conv, 9), PICTURES), (text, TOKENS)]
 
 
 def test_positions_are_the_released_ones():
@@ -159,6 +162,26 @@ def test_paper_sizes(size, total, table):
     assert image.pos_embed.numel() == table and trained + table + 512 * (size[0] + 512) + 4 == total
 
 
+def test_histograms_are_those_of_dalal_and_triggs():
+    picture = PICTURES[:1] - 0.5
+    grey = np.pad(picture.double().mean(1)[0].numpy(), 1, mode='edge')
+    votes = np.zeros((6, 6, 9))
+    for y, x in np.ndindex(24, 24):
+        across, down = grey[y + 1, x + 2] - grey[y + 1, x], grey[y + 2, x + 1] - grey[y, x + 1]
+        turn = np.degrees(np.arctan2(down, across)) % 180 / 20
+        low = int(turn)
+        for way, share in ((low, 1 - turn + low), (low + 1, turn - low)):  # nearest two bins, linearly
+            votes[y // 4, x // 4, way % 9] += np.hypot(across, down) * share / 16
+    energy = (votes**2).sum(2)
+    for y, x in np.ndindex(6, 6):
+        around = energy[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        votes[y, x] /= np.sqrt(around.mean() + 1e-3)
+    found = _oriented_gradients(picture, 9)[0].permute(1, 2, 0)
+    assert found.numpy() == pytest.approx(votes, abs=1e-4)
+    even = _oriented_gradients(torch.full((1, 3, 24, 24), 0.7), 9)
+    assert not even.any(), 'an even picture has no edges'
+
+
 def test_conv_keeps_the_layout():
     "Cells beside each other: a change in one corner reaches that corner's cells alone."
     torch.manual_seed(0)
@@ -201,6 +224,7 @@ def test_built_by_name():
         image_depth=1,
         image_heads=2,
         conv_width=4,
+        orientations=9,
         dropout=0.0,
         patch_dropout=0.5,
         recompute=False,

@@ -151,6 +151,7 @@ class ModelConfig(_SpaceConfig):
     image_depth: _Depth = 12  # blocks (vit), residual layers (conv)
     image_heads: _Width = 12  # attention heads (vit)
     conv_width: _Width = 32  # channels after the first of two convolutions (conv)
+    orientations: Annotated[int, AtLeast(0)] = 0  # bins of the histograms of oriented gradients (conv); 0 = none
     patch_dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # share of patches left out in training (vit)
     dropout: Annotated[float, AtLeast(0, below=1)] = 0.0  # in training (conv: perceptron; features: both towers')
     text_tower: Literal['transformer', 'backbone', 'features'] = 'transformer'  # features: encoded beforehand

@@ -6,6 +6,7 @@
 __all__ = ['ViT', 'TextTransformer', 'cut_texts', 'ConvMLP']
 
 # %% ../../nbs/models/30_towers.ipynb #a8494882
+import math
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -235,6 +236,48 @@ def cut_texts(
     length = min(-(-longest // step) * step, most)
     return F.pad(tokens, (0, length - tokens.shape[1]))
 
+# %% ../../nbs/models/30_towers.ipynb #30090003
+def _grey_gradient(
+    pictures: Float[Tensor, 'b c s s'],
+) -> tuple[Float[Tensor, 'b 1 s s'], Float[Tensor, 'b 1 s s']]:
+    "Central differences of the mean colour, across and down."
+    grey = F.pad(pictures.mean(1, keepdim=True), (1, 1, 1, 1), mode='replicate')
+    rows, columns = grey[:, :, 1:-1], grey[..., 1:-1]
+    return rows[..., 2:] - rows[..., :-2], columns[:, :, 2:] - columns[:, :, :-2]
+
+
+def _bin_shares(
+    turn: Float[Tensor, 'b 1 s s'],  # in bins, from 0 to their number
+    count: int,  # of bins, round a circle
+) -> Float[Tensor, 'b o s s']:
+    "What each vote gives to each bin: all to the two beside it, the nearer the more."
+    bins = torch.arange(count, device=turn.device)[:, None, None]
+    apart = (turn - bins).abs()
+    return (1 - torch.minimum(apart, count - apart)).relu()
+
+
+def _over_contrast(
+    cells: Float[Tensor, 'b o k k'],
+) -> Float[Tensor, 'b o k k']:  # 1 is the root of the mean energy around
+    "Each cell's histogram beside the contrast of the cell and the eight around it."
+    energy = cells.square().sum(1, keepdim=True)
+    around = F.avg_pool2d(energy, 3, stride=1, padding=1, count_include_pad=False)
+    return cells / (around + 1e-3).sqrt()
+
+
+@torch.no_grad()
+def _oriented_gradients(
+    pictures: Float[Tensor, 'b c s s'],  # any scale; no derivative goes back to them
+    orientations: int,  # bins of half a turn: an edge has no sign
+    cell: int = 4,  # pixels along a cell's side, a divisor of s
+) -> Float[Tensor, 'b o k k']:  # of each cell, about 1 at most
+    "Histograms of oriented gradients: edges vote by their strength for the way they run."
+    across, down = _grey_gradient(pictures)
+    strength = (across.square() + down.square()).sqrt()
+    turn = (torch.atan2(down, across) * (orientations / math.pi)).remainder(orientations)  # in bins
+    votes = strength * _bin_shares(turn, orientations)
+    return _over_contrast(F.avg_pool2d(votes, cell))
+
 # %% ../../nbs/models/30_towers.ipynb #bcd938c5
 class ConvMLP(nn.Module):
     "Two strided convolutions, then a residual perceptron that sees every cell in its place."
@@ -246,13 +289,14 @@ class ConvMLP(nn.Module):
         width: int = 1024,  # of the perceptron and of the feature
         depth: int = 2,  # residual layers
         dropout: float = 0.0,  # share of each residual layer's input that is dropped in training
+        orientations: int = 0,  # bins of the histograms of oriented gradients; 0: there are none
     ):
         super().__init__()
         if image_size % 4:
             raise ValueError(f'image_size {image_size} is not a multiple of 4, by which this tower shrinks a picture')
-        self.image_size, self.width = image_size, width
+        self.image_size, self.width, self.orientations = image_size, width, orientations
         self.stem = nn.Sequential(_conv_layer(3, conv_width), _conv_layer(conv_width, 2 * conv_width), nn.Flatten())
-        self.mix = _linear_layer(2 * conv_width * (image_size // 4) ** 2, width)
+        self.mix = _linear_layer((2 * conv_width + orientations) * (image_size // 4) ** 2, width)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Dropout(dropout), _linear_layer(width, width)) for _ in range(depth)
         )
@@ -260,7 +304,10 @@ class ConvMLP(nn.Module):
     def forward(self, images: Float[Tensor, 'b 3 s s']) -> Float[Tensor, 'b d']:
         _check_side(images, self.image_size)
         pictures = F.group_norm(images, 1)  # mean 0 and deviation 1, each picture by itself
-        x = self.mix(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
+        x = self.stem(pictures.contiguous(memory_format=torch.channels_last))
+        if self.orientations:
+            x = torch.cat([x, _oriented_gradients(pictures, self.orientations).flatten(1)], dim=1)
+        x = self.mix(x)
         for layer in self.layers:
             x = x + layer(x)
         return x
@@ -292,7 +339,9 @@ _image_towers = dict(
         cfg.patch_dropout,
         cfg.recompute,
     ),
-    conv=lambda cfg: ConvMLP(cfg.image_size, cfg.conv_width, cfg.image_width, cfg.image_depth, cfg.dropout),
+    conv=lambda cfg: ConvMLP(
+        cfg.image_size, cfg.conv_width, cfg.image_width, cfg.image_depth, cfg.dropout, cfg.orientations
+    ),
 )
 
 # %% ../../nbs/models/30_towers.ipynb #67dfbef1
