@@ -29,9 +29,10 @@ import sys
 import textwrap
 import tokenize
 import torch
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from functools import cache, partial
 from jaxtyping import Float
 from pathlib import Path
@@ -255,6 +256,15 @@ def check_config(
         object.__setattr__(config, field.name, value)
 
 # %% ../nbs/03_core.ipynb #d592d0c4
+def _perhaps(
+    name: str,  # as a person wrote it
+    known: Iterable[str],
+) -> str:  # '' where nothing is like it
+    "What was perhaps meant."
+    like = get_close_matches(name, known, 1)
+    return f'; perhaps {like[0]} is meant' if like else ''
+
+
 def checked(
     cls: type,  # a config dataclass, or a function
     given: dict,  # field name -> value, as it came from a person
@@ -263,7 +273,8 @@ def checked(
     "Refuse an unknown name, a wrong type or a value out of range in one sentence."
     docs = field_docs(cls)
     if unknown := [k for k in given if k not in docs]:
-        raise ValueError(f'unknown parameter {", ".join(map(repr, unknown))}; known are: {also}{", ".join(docs)}')
+        names = ', '.join(map(repr, unknown))
+        raise ValueError(f'unknown parameter {names}; known are: {also}{", ".join(docs)}{_perhaps(unknown[0], docs)}')
     return {name: _check_value(cls, name, value) for name, value in given.items()}
 
 # %% ../nbs/03_core.ipynb #a31c7e50

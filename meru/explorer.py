@@ -558,8 +558,9 @@ def _opening(
     "Something whose walk passes its whole chain and little else; of those, a short word that its picture finds."
     whole = (walks.met | ~walks.own).all(1).nonzero().flatten().tolist()
     own, met = walks.own.sum(1).tolist(), walks.met.sum(1).tolist()
-    if items.given:  # of few words many are strange to a walk
-        whole = [at for at in whole if met[at] == own[at]]
+    if items.given:  # the page shows what is said, whatever else the model has learned
+        whole = [at for at in whole if met[at] == own[at]] or walks.own.any(1).nonzero().flatten().tolist()
+    whole = [at for at in whole if met[at] <= own[at] + 4]  # a model that has learned nothing meets dozens
 
     def merit(at):
         row = int(rows[at])
@@ -1476,7 +1477,7 @@ def explore(
     points: Float[Tensor, 'm d'] | None = None,  # any vectors, in place of a run
     labels: list | None = None,  # of each point a text, or several from general to special
     images: list | None = None,  # of each point a picture (path, PIL, array), or None where the point is a text
-    model: object = 'sphere',  # whose points these are, or the name of a geometry
+    model: object = 'sphere',  # whose points these are, curvature and all, or a geometry's name for curvature 1
 ) -> _Page:
     "Write `explorer.html` into a run's folder or outputs/NAME of a saved model: its data, or any points and photos."
     if points is not None:

@@ -942,6 +942,8 @@ def register(
     geometry: type[Geometry],  # with a name of its own
 ) -> type[Geometry]:
     "Decorator: make a geometry known by its name; losses, models and search take it from there."
+    if 'name' not in vars(geometry):
+        raise ValueError(f'{geometry.__name__} has no name of its own: write name = ... in the class')
     geometries[geometry.name] = geometry()
     return geometry
 

@@ -156,9 +156,13 @@ class ImageIndex:
 
     def query_point(self, query: str) -> Float[Tensor, '1 d']:
         "A text, or a file's picture, in the space."
-        path = project_path(query) if query.lower().endswith(picture_suffixes) else None
-        if path is None or not path.is_file():
+        if not query.strip():
+            raise ValueError('the query is empty: give some words, or the path of a picture')
+        if not query.lower().endswith(picture_suffixes):
             return self.text_points([query])
+        path = project_path(query)
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no picture {query}: mend its path, or ask in words')
         pixels = self.towers.resize(decode_image(_read_file(path)))[None]
         with torch.no_grad():
             return self.model.encode_image(pixels)

@@ -573,7 +573,7 @@ def _by_heart(
         verdict = f' That is no better than chance ({chance:.0%}): more pictures with texts are what helps.'
     elif learned - new > 0.3:
         verdict = ' It overfits: more pictures with texts are what helps.'
-    shares = f'for {learned:.0%} of the texts that it learned from and for {new:.0%} of new ones'
+    shares = f'for {learned:.0%} of the texts of those it learned from and for {new:.0%} of those of new pictures'
     return f'Among {unseen} pictures the right one comes first {shares}.{verdict}'
 
 # %% ../nbs/73_own_head.ipynb #730a0002

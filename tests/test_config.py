@@ -124,3 +124,9 @@ def test_controls_differ_only_in_geometry_and_cones():
         for control in controls(name, presets[name]):
             a, b = asdict(presets[name]), asdict(presets[control])
             assert {k for k in a if a[k] != b[k]} <= {'geometry', 'entail_weight'}
+
+
+@pytest.mark.parametrize('given, meant', [(dict(preset='demmo'), 'demo'), (dict(preset='demo', stepps=3), 'steps')])
+def test_a_slip_of_the_pen_is_answered(given, meant):
+    with pytest.raises(ValueError, match=f'; perhaps {meant} is meant$'):
+        make_config(**given)

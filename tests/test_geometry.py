@@ -25,6 +25,7 @@ from meru.geometry import (
     lorentz_to_poincare,
     poincare_to_lorentz,
     products,
+    register,
     _sinhc,
     readings,
     _time_component,
@@ -676,3 +677,14 @@ def test_the_transforms_of_torch_func(measure, g):
     ways = [torch.randn(o.shape, generator=gen, dtype=torch.float64) for o in (x, y, curv)]
     along = jvp(f, (x, y, curv), tuple(ways))[1]
     close((along * weight).sum(), sum((o * way).sum() for o, way in zip(plain, ways)))
+
+
+def test_a_geometry_without_a_name_of_its_own_takes_nobodys_place():
+    before = dict(geometries)
+    with pytest.raises(ValueError, match='Nameless has no name of its own'):
+
+        @register
+        class Nameless(type(get_geometry('euclidean'))):
+            pass
+
+    assert geometries == before

@@ -12,6 +12,7 @@ from meru.core import locked
 from meru.hub import from_pretrained, Pretrained
 from meru.models.model import build_model
 from meru.image_index import *
+from meru.image_index import ImageIndex
 from meru.search.index import move_along_ray
 from meru.training.config import make_config
 
@@ -197,6 +198,12 @@ def test_folders_without_a_picture(cfg, tmp_path):
     (tmp_path / 'shards' / 'manifest.json').write_text('{}')
     with pytest.raises(ValueError, match='holds shards, not pictures'):
         replace(cfg, images=str(tmp_path / 'shards'))
+
+
+@pytest.mark.parametrize('query, says', [('lost/dog.jpg', 'no picture lost/dog.jpg'), (' ', 'query is empty')])
+def test_a_question_that_is_none_is_refused(query, says):
+    with pytest.raises((FileNotFoundError, ValueError), match=says):
+        ImageIndex.query_point(None, query)
 
 
 def test_a_misspelt_name_ends_the_command(run_cells, tmp_path):

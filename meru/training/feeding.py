@@ -91,3 +91,16 @@ def _say_feeding(
     peak = _peak_rate(device)
     wanted = peak and 0.4 * peak * processes / _flops_per_pair(cfg, min(32, cfg.context_length))
     print(_told(wanted, given, workers))
+
+# %% ../../nbs/training/49_feeding.ipynb #4f900001
+def _say_passes(
+    cfg: TrainConfig,  # what will be trained
+    pairs,  # training pairs, from `open_data`
+    most: int = 1000,  # passes that may be meant
+):
+    "Print how often each pair will be seen where that is absurd: a preset for millions on a few hundred."
+    passes = cfg.steps * cfg.batch_size / len(pairs)
+    if passes > most:
+        few = max(1, round(100 * len(pairs) / cfg.batch_size))
+        seen = f'{cfg.steps:,} steps show each of {len(pairs):,} pairs {passes:,.0f} times'
+        print(f'{seen}: -p steps {few} -p warmup {few // 10} would show them 100 times.')
