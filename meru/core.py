@@ -272,9 +272,11 @@ def checked(
 ) -> dict:  # the same, tuples and floats made of what stood for them
     "Refuse an unknown name, a wrong type or a value out of range in one sentence."
     docs = field_docs(cls)
-    if unknown := [k for k in given if k not in docs]:
+    unknown = [name for name in given if name not in docs]
+    if unknown:
         names = ', '.join(map(repr, unknown))
-        raise ValueError(f'unknown parameter {names}; known are: {also}{", ".join(docs)}{_perhaps(unknown[0], docs)}')
+        known = also + ', '.join(docs)
+        raise ValueError(f'unknown parameter {names}; known are: {known}{_perhaps(unknown[0], docs)}')
     return {name: _check_value(cls, name, value) for name, value in given.items()}
 
 # %% ../nbs/03_core.ipynb #a31c7e50

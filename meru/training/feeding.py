@@ -99,8 +99,10 @@ def _say_passes(
     most: int = 1000,  # passes that may be meant
 ):
     "Print how often each pair will be seen where that is absurd: a preset for millions on a few hundred."
-    passes = cfg.steps * cfg.batch_size / len(pairs)
-    if passes > most:
-        few = max(1, round(100 * len(pairs) / cfg.batch_size))
-        seen = f'{cfg.steps:,} steps show each of {len(pairs):,} pairs {passes:,.0f} times'
-        print(f'{seen}: -p steps {few} -p warmup {few // 10} would show them 100 times.')
+    count = len(pairs)
+    passes = cfg.steps * cfg.batch_size / count
+    if passes <= most:
+        return
+    steps = max(1, round(100 * count / cfg.batch_size))
+    remedy = f'-p steps {steps} -p warmup {steps // 10} would do it 100 times'
+    print(f'{cfg.steps:,} steps show each of {count:,} pairs {passes:,.0f} times: {remedy}.')
