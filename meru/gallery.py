@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from .core import _load_plugins
 from .data.images import decode_image, ImageError, _read_file
 from .search.index import Index, move_along_ray
+from .evaluation.datasets import spread
 from .evaluation.traversal import _path_to_root, _TextPool
 from .image_index import ImageIndex, open_image_index, SearchConfig
 
@@ -80,17 +81,27 @@ class _Point:
         return move_along_ray(self.space, point.float(), self.curv, asked.generality)
 
 # %% ../nbs/76_gallery.ipynb #94632d36
+def _own_texts(
+    index: ImageIndex,
+    row: int,  # of a picture
+) -> list[int]:  # rows of the texts that are said of it
+    file = index.pictures.columns['file'][row]
+    return [i for i, other in enumerate(index.texts.columns['file']) if other == file]
+
+
 def _may_be_met(
     index: ImageIndex,
+    own: list[int],  # rows of texts; empty: nothing is said of the picture
 ) -> _TextPool:
-    "The texts of a folder, or where it has none, its pictures."
+    "What is said of a picture, cones aside; else the texts of the folder, or where it has none, its pictures."
     captioned = len(index.texts) > 0
     met = index.texts if captioned else index.pictures
     names = met.columns['text' if captioned else 'file']
-    points = met.points.double()
+    rows = own or range(len(names))
+    points = met.points[list(rows)].double()
     root_point = torch.zeros_like(points[0])
     space = met.space, met.c.double(), index.model.cfg.min_radius
-    return _TextPool(names, points, root_point, *space, cones=captioned)
+    return _TextPool([names[i] for i in rows], points, root_point, *space, cones=captioned and not own)
 
 # %% ../nbs/76_gallery.ipynb #6ac930d3
 def _walk(
@@ -100,7 +111,8 @@ def _walk(
     "What lies between a picture and the root."
     if not index.pictures.space.has_radius:
         raise ValueError('this model has no root: all its points are as far from everything general')
-    pool, numbers, walk = _may_be_met(index), {}, []
+    own = _own_texts(index, row)
+    pool, numbers, walk = _may_be_met(index, own), {}, []
     if not len(index.texts):
         numbers = {name: i for i, name in enumerate(pool.texts)}
     start = index.pictures.points[row].double()
@@ -139,6 +151,7 @@ class _Gallery(_Point):
             pictures=len(self.files),
             radius=self.space.has_radius,
             left_out=len(self.index.left_out),
+            some=[dict(row=row, file=self.files[row]) for row in spread(len(self.files), 24)],
         )
 
     def answers(self, asked: _Asked) -> list[dict]:

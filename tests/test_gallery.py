@@ -90,6 +90,7 @@ def upload(chrome, path):
 def test_a_person_searches_in_chromium(server, folder, chrome):
     chrome.call('POST', '/url', dict(url=server))
     wait(chrome, "window.gallery && gallery.about && document.title === 'drawings'")
+    assert len(chrome.js("return [...document.querySelectorAll('#hits img')]")) == 16, 'pictures before any question'
     answered = 'gallery.asked > 0 && gallery.answered === gallery.asked'
     first = "document.querySelector('#hits span').textContent"
     chrome.js("document.getElementById('text').value = 'a red thing'; document.querySelector('form button').click()")
@@ -176,6 +177,8 @@ def test_both_lie_between(server, folder):
     assert near[0] == pytest.approx(near[1], rel=1e-3) and sum(near) == pytest.approx(
         asked.space.dist(x, t, asked.curv).item(), rel=1e-3
     )
+    said = {stop['text'] for stop in asked.walk(0)}
+    assert said <= {HURT, 'a thing', '[root]'} and '[root]' in said, 'what is said of a picture, not of another'
     bare = replace(
         made, texts=replace(made.texts, points=made.texts.points[:0], columns=dict(file=[], text=[]), checked=True)
     )

@@ -45,7 +45,7 @@ async function search() {
 function card(hit) {
   const button = made('button');
   button.append(picture(hit.row, hit.file), made('span', hit.file));
-  button.title = `distance ${hit.distance}, ${hit.radius} from the root`;
+  if ('distance' in hit) button.title = `distance ${hit.distance}, ${hit.radius} from the root`;
   button.addEventListener('click', () => open_(hit));
   return button;
 }
@@ -109,5 +109,6 @@ json('/about').then(about => {
   get('name').textContent = about.name;
   get('slide').hidden = get('path-part').hidden = !about.radius;
   const left = about.left_out ? `, ${about.left_out} files left out` : '';
-  note(`${about.pictures.toLocaleString()} pictures${left}. Type some words, or choose a picture.`);
+  get('hits').replaceChildren(...about.some.map(card));
+  note(`${about.some.length} of ${about.pictures.toLocaleString()} pictures${left}. Type some words, or choose a picture.`);
 }, error => note(error.message, true));
