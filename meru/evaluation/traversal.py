@@ -336,7 +336,8 @@ def _draw_start(
         ax.text(0.5, 0.5, words, ha='center', va='center', transform=ax.transAxes, parse_math=False)
         return
     ax.imshow(start.picture.permute(1, 2, 0).numpy())
-    ax.set_title(_shorten(start.name, 20), size=7, loc='center', parse_math=False)
+    name = start.name if len(start.name) <= 20 else f'…{start.name[-19:]}'  # a camera's names differ at the end
+    ax.set_title(name, size=7, loc='center', parse_math=False)
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #490cf7f7
 def _draw_path(
