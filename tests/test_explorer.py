@@ -590,6 +590,22 @@ def test_a_persons_photos_are_large_enough_to_see(chrome, tmp_path, count, desk,
         assert hand <= min(chrome.js(DRAWN).values())
 
 
+def test_on_ones_own_page_a_walk_goes_through_what_a_picture_stands_under(chrome, tmp_path):
+    labels = ['pets', ('pets', 'cats'), ('pets', 'cats', 'Tom'), 'Rex']
+    points = torch.tensor([[0.1, 0, 0], [0, 0.2, 0], [1.0, 0, 0], [0, 0, 1.0]])
+    made = meru.explore(
+        tmp_path, points=points, labels=labels, images=[None, None, noise(0), noise(1)], model='lorentz'
+    )
+    chrome.call('POST', '/url', dict(url=made.path.as_uri()))
+    chrome.settle()
+    walk = 'meru.select(meru.data.items.text.indexOf(arguments[0])); return meru.path.map(i => meru.data.items.text[i])'
+    told = "return document.getElementById('about').textContent"
+    assert chrome.js(walk, 'Tom') == ['cats', 'pets']
+    assert 'What it stands under' in chrome.js(told) and 'nobody said so' not in chrome.js(told)
+    chrome.js(walk, 'Rex')
+    assert 'nobody said so' in chrome.js(told), 'what the model has learned, where nothing else is known'
+
+
 def test_photos_overlap_and_the_one_on_top_is_chosen(chrome, tmp_path):
     chrome.call('POST', '/url', dict(url=album(tmp_path, 200).path.as_uri()))
     chrome.settle()

@@ -601,7 +601,7 @@ function walked() {
   const of = data.tree ? `words have ${data.given ? 'all texts above them' : 'their whole chain of the catalogue'}` : `${thing}s have their own ${levels[0]}`
   const rest = Object.entries(w.whole).filter(([name]) => name !== w.reading).map(([name, x]) => `${spoken[name]} ${percent(x)}`)
   const ways = w.between === null || w.between === undefined ? '' : ` The straight way between two ${thing}s passes the lowest text above both in ${percent(w.between)} of cases.`
-  return `${data.given ? 'Walks go through what is said of each point. As the model has learned it, ' : 'Walks are '}read by ${spoken[w.reading]}, which serves best here: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
+  return `${data.given ? 'Walks go through what each point stands under. As the model has learned it, ' : 'Walks are '}read by ${spoken[w.reading]}, which serves best here: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
 }
 // how curved the space is where the points are
 function bend() {
@@ -654,7 +654,7 @@ function report() {
   const truth = chain(i).map(p => items.text[p])
   return [large, el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i] + (data.guessed && !isText(i) ? '?' : '')), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
     truth.length && !data.given ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
-    ...(end >= 0 ? wayReport() : !space.ladder.length ? [] : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, said(i).length ? (data.guessed ? 'A guess: what its nearest nouns agree on.' : 'What is said of it, from special to general.') : readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), data.given && !said(i).length ? el('p', { class: 'soft' }, 'So the model has learned it; nobody said so.') : null, wayButtons()]),
+    ...(end >= 0 ? wayReport() : !space.ladder.length ? [] : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, said(i).length ? (data.guessed ? 'A guess: what its nearest nouns agree on.' : 'What it stands under, from special to general.') : readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), data.given && !said(i).length ? el('p', { class: 'soft' }, 'So the model has learned it; nobody said so.') : null, wayButtons()]),
     ...(isText(i) ? underReport() : []),
     ...(texts.length ? [el('h3', {}, `Nearest ${words}`)] : []), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
     ...(pictures.length ? [el('h3', {}, `Nearest ${thing}s`), thumbs(pictures.map(p => p[1]))] : []),
@@ -681,7 +681,7 @@ function refresh() {
 }
 // as the page opens: on something that walks
 function explain() { select(-1); selected = space.walk ? space.walk.start : -1; refresh() }
-// texts that were given with an item, from special to general
+// what an item of one's own data stands under, from special to general
 const said = i => data.given ? chain(i) : []
 function route(i, s = space) {
   const own = said(i)
