@@ -30,6 +30,7 @@ def _start(
     command = [
         'torch.distributed.run',
         '--standalone',
+        '--local-addr=127.0.0.1',  # not every machine finds itself by its name
         f'--nproc-per-node={processes}',
         '-m',
         'meru.training.trainer',
