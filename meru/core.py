@@ -32,7 +32,6 @@ import torch
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from functools import cache, partial
 from jaxtyping import Float
 from pathlib import Path
@@ -256,13 +255,15 @@ def check_config(
         object.__setattr__(config, field.name, value)
 
 # %% ../nbs/03_core.ipynb #d592d0c4
-def _perhaps(
+def _near(
     name: str,  # as a person wrote it
     known: Iterable[str],
-) -> str:  # '' where nothing is like it
-    "What was perhaps meant."
-    like = get_close_matches(name, known, 1)
-    return f'; perhaps {like[0]} is meant' if like else ''
+) -> str:  # '' where nothing is near
+    "The end of a sentence, with the nearest names."
+    from difflib import get_close_matches  # milliseconds
+
+    near = get_close_matches(name, known)
+    return f'; near it: {", ".join(near)}' if near else ''
 
 
 def checked(
@@ -276,7 +277,7 @@ def checked(
     if unknown:
         names = ', '.join(map(repr, unknown))
         known = also + ', '.join(docs)
-        raise ValueError(f'unknown parameter {names}; known are: {known}{_perhaps(unknown[0], docs)}')
+        raise ValueError(f'unknown parameter {names}; known are: {known}{_near(unknown[0], docs)}')
     return {name: _check_value(cls, name, value) for name, value in given.items()}
 
 # %% ../nbs/03_core.ipynb #a31c7e50

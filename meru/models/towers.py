@@ -269,14 +269,13 @@ def _over_contrast(
 def _oriented_gradients(
     pictures: Float[Tensor, 'b c s s'],  # any scale; no derivative goes back to them
     orientations: int,  # bins of half a turn: an edge has no sign
-    cell: int = 4,  # pixels along a cell's side, a divisor of s
-) -> Float[Tensor, 'b o k k']:  # of each cell, about 1 at most
+) -> Float[Tensor, 'b o k k']:  # of each cell, 3 at most: where all around is even
     "Histograms of oriented gradients: edges vote by their strength for the way they run."
     across, down = _grey_gradient(pictures)
     strength = (across.square() + down.square()).sqrt()
     turn = (torch.atan2(down, across) * (orientations / math.pi)).remainder(orientations)  # in bins
     votes = strength * _bin_shares(turn, orientations)
-    return _over_contrast(F.avg_pool2d(votes, cell))
+    return _over_contrast(F.avg_pool2d(votes, 4))  # cells as large as those of the convolutions
 
 # %% ../../nbs/models/30_towers.ipynb #bcd938c5
 class ConvMLP(nn.Module):

@@ -18,7 +18,7 @@ from meru.core import (
     Device,
     Given,
     Matching,
-    _perhaps,
+    _near,
     per_session,
     project_path,
     read_json,
@@ -376,7 +376,7 @@ def make_config(
 ) -> TrainConfig:  # the resolved config
     "A preset and its changes, checked."
     if preset not in presets:
-        raise ValueError(f'unknown preset {preset!r}; known are: {", ".join(presets)}{_perhaps(preset, presets)}')
+        raise ValueError(f'unknown preset {preset!r}; known are: {", ".join(presets)}{_near(preset, presets)}')
     base, given = presets[preset], checked(TrainConfig, given, 'preset, out, processes, ')
     follows = {}
     if given.get('data', 'emoji') != 'emoji':

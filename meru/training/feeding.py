@@ -96,12 +96,11 @@ def _say_feeding(
 def _say_passes(
     cfg: TrainConfig,  # what will be trained
     pairs,  # training pairs, from `open_data`
-    most: int = 1000,  # passes that may be meant
 ):
     "Print how often each pair will be seen where that is absurd: a preset for millions on a few hundred."
     count = len(pairs)
     passes = cfg.steps * cfg.batch_size / count
-    if passes <= most:
+    if passes <= 1000:  # that may be meant
         return
     steps = max(1, round(100 * count / cfg.batch_size))
     remedy = f'-p steps {steps} -p warmup {steps // 10} would do it 100 times'
