@@ -12,6 +12,7 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import reduce, wraps
+from inspect import isfunction, signature
 from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -358,8 +359,57 @@ def _with_columns(points, *columns):
     zeros = points.new_zeros(len(points), -(points.shape[1] + len(columns)) % 8)
     return torch.cat([points, beside, zeros], 1)
 
+# %% ../nbs/00_geometry.ipynb #c0ffee40
+def _as_method(
+    formula: Callable,  # of two points and the curvature
+) -> Callable:
+    "The same as a method."
+
+    def method(self, x, y, curv):
+        return formula(x, y, curv)
+
+    method.__doc__ = formula.__doc__
+    return method
+
+
+def _takes_numbers(
+    method: Callable,  # of a geometry, with a parameter `curv`
+) -> Callable:
+    "The method, with a curvature given as a number too."
+    names = signature(method)
+    place = list(names.parameters).index('curv') - 1  # behind self
+
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        curv = args[place] if len(args) > place else kwargs.get('curv')
+        if not isinstance(curv, int | float):
+            return method(self, *args, **kwargs)
+        if self.has_curv and not curv > 0:
+            raise ValueError(f'curv is {curv}: give the magnitude c > 0; the curvature itself is −c')
+        given = names.bind(self, *args, **kwargs)
+        points = given.args[1]  # behind self
+        if not torch.is_tensor(points):
+            raise TypeError(f'points are a {type(points).__name__}: give torch.as_tensor(points)')
+        precision = _promote((points,), torch.float32)
+        given.arguments['curv'] = torch.tensor(curv, dtype=precision, device=points.device)
+        return method(*given.args, **given.kwargs)
+
+    return run
+
+# %% ../nbs/00_geometry.ipynb #c0ffee41
+class _NumbersToo:
+    "All methods of its subclasses take a curvature as a number too."
+
+    has_curv: bool
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and 'curv' in signature(method).parameters:
+                setattr(cls, name, _takes_numbers(method))
+
 # %% ../nbs/00_geometry.ipynb #ec6d06c6
-class _Scores:
+class _Scores(_NumbersToo):
     "How scores of all pairs, losses and search follow from rows."
 
     has_curv: bool
@@ -482,7 +532,7 @@ def readings(
 
 # %% ../nbs/00_geometry.ipynb #54066c42
 class Geometry(_Readings):
-    "What the model, the losses and the evaluation may ask of a space; `curv` is a 0-d tensor c > 0, in a product [k]."
+    "What model, losses and evaluation ask of a space; `curv` is c > 0, a number or a 0-d tensor, in a product [k]."
 
     name: str  # key in `geometries`
     has_curv = True  # is c a parameter, and the score minus a distance acosh(1 + z)/√c? Otherwise the score is −z
@@ -579,9 +629,9 @@ class Lorentz(Geometry):
     "The hyperboloid of curvature −c; points are space components (MERU)."
 
     name, factor = 'lorentz', -1.0
-    dist = staticmethod(_lorentz_dist)
-    pair_gap = staticmethod(_lorentz_gap)
-    exterior_angle = staticmethod(_lorentz_exterior_angle)
+    dist = _as_method(_lorentz_dist)
+    pair_gap = _as_method(_lorentz_gap)
+    exterior_angle = _as_method(_lorentz_exterior_angle)
 
     @_at_least(torch.float32)
     def exp_map0(self, v, curv):
@@ -740,7 +790,8 @@ class Euclidean(Geometry):
     "Flat space, the limit c → 0 (EuCLIP)."
 
     name, has_curv, factor = 'euclidean', False, -2.0
-    exterior_angle = staticmethod(_flat_angle)
+
+    exterior_angle = _as_method(_flat_angle)
 
     @_at_least(torch.float32)
     def exp_map0(self, v, curv):

@@ -412,10 +412,11 @@ def _together(geometry, x, y, curv):
 
 # %% ../../nbs/losses/13_pairwise.ipynb #bbeddbc4
 def _in_one_type(image_points, text_points, text_ids, *scalars):
-    "Checked pairs, in float32 or wider: the type, points and scalars."
+    "Checked pairs, in float32 or wider: the type, points and scalars, which may be numbers."
     _check_pairs(image_points, text_points, text_ids)
-    dtype = _promote((image_points, text_points), torch.float32)
-    return dtype, *[o.to(dtype) for o in (image_points, text_points, *scalars)]
+    dtype, device = _promote((image_points, text_points), torch.float32), image_points.device
+    tensors = [torch.as_tensor(o, device=device) for o in scalars]
+    return dtype, *[o.to(dtype) for o in (image_points, text_points, *tensors)]
 
 
 def _paired(geometry, x, y, curv, scale, all_processes):
@@ -510,8 +511,8 @@ def contrastive_loss(
     geometry: Geometry,  # gives rows, gain and link
     image_points: Float[Tensor, 'b d'],  # lifted images
     text_points: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
-    curv: Float[Tensor, ''],  # curvature magnitude c > 0
-    logit_scale: Float[Tensor, ''],  # inverse temperature > 0
+    curv: float | Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: float | Float[Tensor, ''],  # inverse temperature > 0
     text_ids: Int[Tensor, ' b'] | None = None,  # pairs with equal ids are not each other's negatives; None: all differ
     margin: float = 0.0,  # by which a pair must win, nats, >= 0
     hard_beta: float = 0.0,  # concentration on the hardest negatives, >= 0; 0: all count alike

@@ -127,9 +127,9 @@ def sigmoid_loss(
     geometry: Geometry,  # gives rows, gain and link
     image_points: Float[Tensor, 'b d'],  # lifted images
     text_points: Float[Tensor, 'b d'],  # lifted texts, row i belonging to image i
-    curv: Float[Tensor, ''],  # curvature magnitude c > 0
-    logit_scale: Float[Tensor, ''],  # inverse temperature > 0
-    logit_bias: Float[Tensor, ''],  # added to every logit
+    curv: float | Float[Tensor, ''],  # curvature magnitude c > 0
+    logit_scale: float | Float[Tensor, ''],  # inverse temperature > 0
+    logit_bias: float | Float[Tensor, ''],  # added to every logit
     text_ids: Int[Tensor, ' b'] | None = None,  # pairs with equal ids are not each other's negatives; None: all differ
     all_processes: bool = False,  # is the batch that of all processes? Their gradients then add up to the loss's
 ) -> Float[Tensor, '']:  # nats a pair
