@@ -6,11 +6,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 from meru.geometry import geometries, get_geometry
+from meru.losses.pairwise import contrastive_loss
+from meru.losses.entailment import entailment_loss
 from meru.models.model import build_model, Model
 from meru.search.exact import nearest
 from meru.search.index import clustered_points, database_queries, database_vectors
 from meru.training.config import make_config
-from meru.training.run import load_checkpoint, Run
+from meru.training.run import load_checkpoint, load_run, Run
 from meru.training.trainer import fit
 
 PAGE = json.loads((ROOT / 'nbs' / 'reports' / '98_library.ipynb').read_text(encoding='utf-8'))
@@ -112,6 +114,8 @@ def test_a_tower_of_ones_own_resumes_and_opens(config, tmp_path):
     opened = own_model(config)
     load_checkpoint(run.last, opened)
     assert torch.equal(opened.image_tower.linear.weight, whole.image_tower.linear.weight)
+    with pytest.raises(ValueError, match='trained with towers of your own .*Tower.*load_checkpoint'):
+        load_run(run.folder)
 
 
 def test_what_cannot_be_is_said(config, tmp_path):
@@ -120,3 +124,21 @@ def test_what_cannot_be_is_said(config, tmp_path):
         fit(Run(tmp_path / 'a', config), quiet=True, model=other)
     with pytest.raises(ValueError, match="a loss of your own is called 'contrastive'"):
         fit(Run(tmp_path / 'b', config), quiet=True, losses=lambda model, out: dict(contrastive=out['loss']))
+    with pytest.raises(TypeError, match='losses returned a Tensor: return a dict'):
+        fit(Run(tmp_path / 'c', config), quiet=True, losses=lambda model, out: out['loss'])
+    with pytest.raises(TypeError, match='Flatten has no width: set self.width'):
+        Model(nn.Flatten(), build_model(config).text_tower, config)
+
+
+def test_a_curvature_may_be_a_number():
+    points, c = torch.randn(2, 5, 16), torch.tensor(0.7)
+    for space in map(get_geometry, [*geometries, 'product']):
+        x, y = space.exp_map0(points, 0.7)
+        assert torch.equal(x, space.exp_map0(points[0], c))
+        for method in (space.dist, space.scores, space.cdist):
+            assert torch.equal(method(x, y, 0.7), method(x, y, c))
+        assert torch.equal(space.radius(x, curv=0.7), space.radius(x, c))
+        assert contrastive_loss(space, x, y, 0.7, 10) == contrastive_loss(space, x, y, c, torch.tensor(10.0))
+        if space.has_cones:
+            assert torch.equal(space.half_aperture(x, 0.7, 0.2), space.half_aperture(x, c, 0.2))
+            assert entailment_loss(space, x, y, 0.7) == entailment_loss(space, x, y, c)

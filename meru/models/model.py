@@ -345,7 +345,7 @@ class Model(_Logits):
         super().__init__(cfg)
         self.image_tower, self.text_tower = image_tower, text_tower
         self.resize = partial(resize_image, size=cfg.image_size)  # of a decoded picture; pretrained towers bring theirs
-        self.image_proj, self.text_proj = _projections(image_tower.width, text_tower.width, cfg)
+        self.image_proj, self.text_proj = _projections(_width(image_tower), _width(text_tower), cfg)
         self.register_buffer('pixel_mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # ImageNet's
         self.register_buffer('pixel_std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
@@ -508,6 +508,13 @@ def _project(
     return linear(features)
 
 # %% ../../nbs/models/32_model.ipynb #1f463727
+def _width(tower: nn.Module) -> int:
+    "Of a tower's features."
+    if not isinstance(width := getattr(tower, 'width', None), int):
+        raise TypeError(f'{type(tower).__name__} has no width: set self.width to the number of features it returns')
+    return width
+
+
 def _projections(
     image_width: int,  # of the image tower's features
     text_width: int,  # of the text tower's

@@ -268,6 +268,19 @@ def _is_saved(name: str | Path) -> bool:
     return (folder / _saved_name).exists() or (not folder.is_dir() and _is_hub_name(name))
 
 # %% ../../nbs/training/42_run.ipynb #7e8b3c62
+def _refuse_own_towers(
+    folder: Path,  # of a run or a saved model
+):
+    "Say how to open a run whose towers are not the library's."
+    record = folder / 'run.json'
+    towers = read_json(record).get('own', {}).get('towers', []) if record.exists() else []
+    if strange := [o for o in towers if not o.startswith('meru.')]:
+        raise ValueError(
+            f'{folder} was trained with towers of your own ({", ".join(strange)}): make model = '
+            f'meru.Model(image_tower, text_tower, config), then meru.training.run.load_checkpoint(FILE, model)'
+        )
+
+
 def load_run(
     folder: str | Path,  # a run's, a saved model's, or org/name of the hub
     checkpoint: str = 'last',  # 'last' or 'best' of a run; a saved model has but one
@@ -279,6 +292,7 @@ def load_run(
             f'{path} is missing: checkpoints are not kept in git. Train the run again into another folder: '
             'papermill nbs/train.ipynb OUT.ipynb -p out FOLDER'
         )
+    _refuse_own_towers(path.parent)
     _check_shapes(path, cfg)
     model = build_model(cfg)
     load_saved(path, model) if path.name == _saved_name else load_checkpoint(path, model)

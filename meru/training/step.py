@@ -67,6 +67,8 @@ def _with_own(
     if losses is None:
         return out
     own = losses(model, out)
+    if not isinstance(own, dict):
+        raise TypeError(f'losses returned a {type(own).__name__}: return a dict of scalars, such as dict(mine=loss)')
     if taken := sorted(own.keys() & out.keys()):
         raise ValueError(f'a loss of your own is called {taken[0]!r}, as one of the model: give it another name')
     return out | own | dict(loss=out['loss'] + sum(own.values()))
