@@ -279,12 +279,12 @@ def _oriented_gradients(
 
 # %% ../../nbs/models/30_towers.ipynb #bcd938c5
 class ConvMLP(nn.Module):
-    "Two strided convolutions, then a residual perceptron that sees every cell in its place."
+    "Convolutions of pixels, and one of edges, then a residual perceptron that sees every cell in its place."
 
     def __init__(
         self,
         image_size: int = 32,  # side of the picture in pixels, a multiple of 4
-        conv_width: int = 32,  # channels after the first convolution; the second doubles them
+        conv_width: int = 32,  # channels of the first; the second has twice, that of edges four times as many
         width: int = 1024,  # of the perceptron and of the feature
         depth: int = 2,  # residual layers
         dropout: float = 0.0,  # share of each residual layer's input that is dropped in training
@@ -295,7 +295,11 @@ class ConvMLP(nn.Module):
             raise ValueError(f'image_size {image_size} is not a multiple of 4, by which this tower shrinks a picture')
         self.image_size, self.width, self.orientations = image_size, width, orientations
         self.stem = nn.Sequential(_conv_layer(3, conv_width), _conv_layer(conv_width, 2 * conv_width), nn.Flatten())
-        self.mix = _linear_layer((2 * conv_width + orientations) * (image_size // 4) ** 2, width)
+        channels = 2 * conv_width
+        if orientations:
+            self.edges = nn.Sequential(_conv_layer(orientations, 4 * conv_width, stride=1), nn.Flatten())
+            channels += 4 * conv_width
+        self.mix = _linear_layer(channels * (image_size // 4) ** 2, width)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Dropout(dropout), _linear_layer(width, width)) for _ in range(depth)
         )
@@ -305,7 +309,7 @@ class ConvMLP(nn.Module):
         pictures = F.group_norm(images, 1)  # mean 0 and deviation 1, each picture by itself
         x = self.stem(pictures.contiguous(memory_format=torch.channels_last))
         if self.orientations:
-            x = torch.cat([x, _oriented_gradients(pictures, self.orientations).flatten(1)], dim=1)
+            x = torch.cat([x, self.edges(_oriented_gradients(pictures, self.orientations))], dim=1)
         x = self.mix(x)
         for layer in self.layers:
             x = x + layer(x)
@@ -315,9 +319,11 @@ class ConvMLP(nn.Module):
 def _conv_layer(
     n_in: int,  # channels in
     n_out: int,  # channels out
-) -> nn.Sequential:  # halves the picture
-    "3 x 3 convolution of stride 2, normalised over the batch (Ioffe and Szegedy 2015), rectified."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
+    stride: int = 2,  # halves the picture
+) -> nn.Sequential:
+    "3 x 3 convolution, normalised over the batch (Ioffe and Szegedy 2015), rectified."
+    conv = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.ReLU())
 
 # %% ../../nbs/models/30_towers.ipynb #af5b666f
 def _linear_layer(
