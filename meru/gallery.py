@@ -149,7 +149,8 @@ class _Gallery(_Point):
         return dict(
             name=self.index.folder.resolve().name,
             pictures=len(self.files),
-            radius=self.space.has_radius,
+            root=self.space.has_radius,
+            radii=self.index.pictures.has_radii,
             left_out=len(self.index.left_out),
             some=[dict(row=row, file=self.files[row]) for row in spread(len(self.files), 24)],
         )

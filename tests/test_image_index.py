@@ -134,6 +134,19 @@ def test_the_sphere_has_no_radii(cfg, home):
         search(index, replace(there, generality=0.5))
 
 
+def test_pictures_on_one_shell_have_no_radii(cfg, home):
+    torch.manual_seed(0)
+    model = build_model(make_config('smoke', tangent='leaves')).eval()
+    Pretrained(model).save_pretrained(home / 'shell')
+    there = replace(cfg, model=str(home / 'shell'), out=str(home / 'shells'))
+    index = open_image_index(there)
+    assert not index.pictures.has_radii and index.texts.has_radii
+    assert [level for level, _ in sweep_generality(index, there)] == [0.0]
+    with pytest.raises(ValueError, match='generality is 0.5, but here all points are as far from the root'):
+        search(index, replace(there, generality=0.5))
+    search(index, replace(there, find='texts', generality=0.5))
+
+
 def test_one_projection_may_serve_both(cfg, home):
     torch.manual_seed(0)
     model = build_model(make_config('smoke', shared_proj=True, image_width=64, text_width=64)).eval()

@@ -58,7 +58,7 @@ async function open_(hit) {
   get('path').replaceChildren();
   get('also').hidden = !get('text').value.trim();
   get('one').showModal();
-  if (!gallery.about.radius) return;
+  if (!gallery.about.root) return;
   try {
     const stops = await json(`/walk/${hit.row}`);
     if (gallery.open === hit) get('path').replaceChildren(...stops.map(stop));
@@ -107,7 +107,8 @@ json('/about').then(about => {
   gallery.about = about;
   document.title = about.name;
   get('name').textContent = about.name;
-  get('slide').hidden = get('path-part').hidden = !about.radius;
+  get('slide').hidden = !about.radii;  // on one shell no question orders pictures otherwise
+  get('path-part').hidden = !about.root;
   const left = about.left_out ? `, ${about.left_out} files left out` : '';
   get('hits').replaceChildren(...about.some.map(card));
   note(`${about.some.length} of ${about.pictures.toLocaleString()} pictures${left}. Type some words, or choose a picture.`);

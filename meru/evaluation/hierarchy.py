@@ -789,7 +789,8 @@ def _passes_common(
     share = torch.linspace(0, 1, steps, dtype=points.dtype)[:, None]
     stops = geometry.between(points[first][:, None], points[second][:, None], share, curv).flatten(0, 1)
     if by_angle:
-        met = geometry.cone_angle(stops, text_points, curv).argmin(1)
+        seen = [geometry.cone_angle(some, text_points, curv).argmin(1) for some in stops.split(1000)]  # memory
+        met = torch.cat(seen)
     else:
         met = nearest(geometry, stops, text_points, curv, 1)
     passed = met.view(-1, steps) == lowest[:, None]

@@ -252,8 +252,9 @@ def _bin_shares(
 ) -> Float[Tensor, 'b o s s']:
     "What each vote gives to each bin: all to the two beside it, the nearer the more."
     bins = torch.arange(count, device=turn.device)[:, None, None]
-    apart = (turn - bins).abs()
-    return (1 - torch.minimum(apart, count - apart)).relu()
+    shares = (1 - (turn - bins).abs()).relu()
+    shares[:, :1] += (turn - (count - 1)).relu()  # behind the last comes the first
+    return shares
 
 
 def _over_contrast(

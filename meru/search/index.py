@@ -208,6 +208,14 @@ class Index:
     space = property(lambda self: get_geometry(self.geometry), doc='of the points')
     c = property(lambda self: torch.tensor(self.curv), doc='curvature magnitude')
 
+    @property
+    def has_radii(self) -> bool:
+        "Do the points differ in their distance from the root, by more than a thousandth?"
+        if not self.space.has_radius or not len(self):
+            return False
+        radii = self.space.radius(self.points, self.c)
+        return bool(radii.max() > 1.001 * radii.min())
+
     def vectors(self, points):
         return self.space.gallery_vectors(points.float(), self.c)
 
