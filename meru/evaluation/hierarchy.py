@@ -708,8 +708,7 @@ def _chain_values(
     hidden = torch.zeros_like(own)
     if itself is not None:
         hidden.scatter_(1, itself[:, None], True)
-    near = -geometry.cdist(points, text_points, curv)
-    values = _ranked(near.masked_fill(hidden, -torch.inf), own)
+    values = _ranked(-geometry.cdist(points, text_points, curv).masked_fill(hidden, torch.inf), own)
     if geometry.has_cones:
         aperture = geometry.half_aperture(text_points, curv, min_radius)
         angle = geometry.cone_angle(points, text_points, curv).masked_fill(hidden, torch.inf)
