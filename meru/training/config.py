@@ -206,7 +206,7 @@ demo = replace(
     entail_weight=0.5,
     entail_edges='next',
     min_radius=0.25,
-    cone_within=0.85,
+    cone_within=0.8,
     cone_away=0.1,
 )
 
