@@ -197,7 +197,7 @@ _tree = replace(
 )
 
 # papermill nbs/train.ipynb outputs/demo/train.ipynb
-# two CPU cores, 8 to 16 minutes; style_top1 0.47, cone_own_name 0.46: see outputs/reference/demo
+# two CPU cores, 8 to 16 minutes; style_top1 0.51, cone_own_name 0.50: see outputs/reference/demo
 _tree_and_names = replace(_tree, contrastive_weight=0.5, logit_scale_init=24.0, conv_width=12, orientations=9)
 demo = replace(
     _tree_and_names,
