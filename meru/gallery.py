@@ -24,7 +24,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from .core import _load_plugins
 from .data.images import decode_image, ImageError, _read_file
-from .search.index import Index, move_along_ray
+from .search.index import Index, move_along_ray, _has_radii
 from .evaluation.datasets import spread
 from .evaluation.traversal import _path_to_root, _TextPool
 from .image_index import ImageIndex, open_image_index, SearchConfig
@@ -150,7 +150,7 @@ class _Gallery(_Point):
             name=self.index.folder.resolve().name,
             pictures=len(self.files),
             root=self.space.has_radius,
-            radii=self.index.pictures.has_radii,
+            radii=_has_radii(self.index.pictures),
             left_out=len(self.index.left_out),
             some=[dict(row=row, file=self.files[row]) for row in spread(len(self.files), 24)],
         )

@@ -28,7 +28,7 @@ from .models.model import attach_backbone, Model, tokenizer_of
 from .models.feature_cache import FeatureCache
 from .models.embedding import embed_folder, EmbedConfig
 from .search.exact import Hits
-from .search.index import build_index, export_index, Index, load_index, move_along_ray, save_index
+from .search.index import build_index, export_index, Index, load_index, move_along_ray, save_index, _has_radii
 from .hub import from_pretrained
 
 # %% ../nbs/72_image_index.ipynb #26a00011
@@ -278,7 +278,7 @@ def search(
         remedy = 'lay a .txt file of its name beside a picture, or name a file of texts with -p texts FILE'
         raise ValueError(f'no picture of {cfg.images} has a caption: {remedy}')
     level = cfg.generality if generality is None else generality
-    if level and not found.has_radii:
+    if level and not _has_radii(found):
         raise ValueError(f'generality is {level}, but here all points are as far from the root: ask with generality 0')
     point = move_along_ray(found.space, index.query_point(cfg.query), found.c, level)
     return found.search(point, min(cfg.k, len(found)))
@@ -309,7 +309,7 @@ def sweep_generality(
     levels: tuple = (-0.5, 0.0, 0.3, 0.6, 0.9),  # shares of the way to the root, below 1
 ) -> list[tuple[float, list[dict]]]:  # generality, hits
     "The same query at several radii; where all points are as far from the root, at its own alone."
-    levels = levels if _searched(index, cfg).has_radii else (0.0,)
+    levels = levels if _has_radii(_searched(index, cfg)) else (0.0,)
     return [(level, hit_rows(index, cfg, search(index, cfg, level))) for level in levels]
 
 # %% ../nbs/72_image_index.ipynb #7053493d

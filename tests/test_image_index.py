@@ -13,7 +13,7 @@ from meru.hub import from_pretrained, Pretrained
 from meru.models.model import build_model
 from meru.image_index import *
 from meru.image_index import ImageIndex
-from meru.search.index import move_along_ray
+from meru.search.index import _has_radii, move_along_ray
 from meru.training.config import make_config
 
 
@@ -140,7 +140,7 @@ def test_pictures_on_one_shell_have_no_radii(cfg, home):
     Pretrained(model).save_pretrained(home / 'shell')
     there = replace(cfg, model=str(home / 'shell'), out=str(home / 'shells'))
     index = open_image_index(there)
-    assert not index.pictures.has_radii and index.texts.has_radii
+    assert not _has_radii(index.pictures) and _has_radii(index.texts)
     assert [level for level, _ in sweep_generality(index, there)] == [0.0]
     with pytest.raises(ValueError, match='generality is 0.5, but here all points are as far from the root'):
         search(index, replace(there, generality=0.5))

@@ -695,6 +695,17 @@ def _ranked(scores, own):
     )
 
 
+def _values_at_once(geometry, points, text_points, own, hidden, curv, min_radius):
+    "What `_chain_values` gives, of few queries; `hidden` are no candidates."
+    values = _ranked(-geometry.cdist(points, text_points, curv).masked_fill(hidden, torch.inf), own)
+    if geometry.has_cones:
+        aperture = geometry.half_aperture(text_points, curv, min_radius)
+        angle = geometry.cone_angle(points, text_points, curv).masked_fill(hidden, torch.inf)
+        values['cone_ap'] = average_precision(aperture - angle, own)
+        values |= {_by_angle[name]: each for name, each in _ranked(-angle, own).items()}
+    return values
+
+
 def _chain_values(
     geometry,  # any of `meru.geometry`
     points: Float[Tensor, 'q d'],  # queries: pictures, or texts
@@ -708,13 +719,14 @@ def _chain_values(
     hidden = torch.zeros_like(own)
     if itself is not None:
         hidden.scatter_(1, itself[:, None], True)
-    values = _ranked(-geometry.cdist(points, text_points, curv).masked_fill(hidden, torch.inf), own)
-    if geometry.has_cones:
-        aperture = geometry.half_aperture(text_points, curv, min_radius)
-        angle = geometry.cone_angle(points, text_points, curv).masked_fill(hidden, torch.inf)
-        values['cone_ap'] = average_precision(aperture - angle, own)
-        values |= {_by_angle[name]: each for name, each in _ranked(-angle, own).items()}
-    return values
+    parts = []
+    for queries in zip(points.split(500), own.split(500), hidden.split(500)):  # 500: matrices stay small
+        some, theirs, not_asked = queries
+        parts.append(_values_at_once(geometry, some, text_points, theirs, not_asked, curv, min_radius))
+    joined = {}
+    for name in parts[0]:
+        joined[name] = torch.cat([part[name] for part in parts])
+    return joined
 
 # %% ../../nbs/evaluation/63_hierarchy.ipynb #d3103359
 def _chain_chances(

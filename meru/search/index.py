@@ -208,14 +208,6 @@ class Index:
     space = property(lambda self: get_geometry(self.geometry), doc='of the points')
     c = property(lambda self: torch.tensor(self.curv), doc='curvature magnitude')
 
-    @property
-    def has_radii(self) -> bool:
-        "Do the points differ in their distance from the root, by more than a thousandth?"
-        if not self.space.has_radius or not len(self):
-            return False
-        radii = self.space.radius(self.points, self.c)
-        return bool(radii.max() > 1.001 * radii.min())
-
     def vectors(self, points):
         return self.space.gallery_vectors(points.float(), self.c)
 
@@ -425,6 +417,16 @@ def export_index(
     table = pa.table(index.columns | dict(radius=radius, vector=lifted))
     table = table.replace_schema_metadata(dict(meru=json.dumps(_how_to_ask(index))))
     write_file(project_path(path), lambda tmp: pq.write_table(table, tmp))
+
+# %% ../../nbs/search/51_index.ipynb #c0ffee51
+def _has_radii(
+    index: Index,  # of any geometry
+) -> bool:
+    "Do its points differ in their distance from the root, by more than a thousandth?"
+    if not index.space.has_radius or not len(index):
+        return False
+    radii = index.space.radius(index.points, index.c)
+    return bool(radii.max() > 1.001 * radii.min())
 
 # %% ../../nbs/search/51_index.ipynb #21a00081
 def move_along_ray(
