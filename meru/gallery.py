@@ -15,6 +15,7 @@ import sys
 import torch
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from jaxtyping import Float
 from pathlib import Path
 from PIL import Image
@@ -28,6 +29,7 @@ from .search.index import Index, move_along_ray, _has_radii
 from .evaluation.datasets import spread
 from .evaluation.traversal import _path_to_root, _TextPool
 from .image_index import ImageIndex, open_image_index, SearchConfig
+from .pictures import _ever_more_general, _noun_chains
 
 # %% ../nbs/76_gallery.ipynb #1dc96857
 def _inside(
@@ -91,17 +93,53 @@ def _own_texts(
 
 def _may_be_met(
     index: ImageIndex,
-    own: list[int],  # rows of texts; empty: nothing is said of the picture
 ) -> _TextPool:
-    "What is said of a picture, cones aside; else the texts of the folder, or where it has none, its pictures."
+    "For a picture of which nothing is said: the texts of the folder, or where it has none, its pictures."
     captioned = len(index.texts) > 0
     met = index.texts if captioned else index.pictures
-    names = met.columns['text' if captioned else 'file']
-    rows = own or range(len(names))
-    points = met.points[list(rows)].double()
+    points = met.points.double()
     root_point = torch.zeros_like(points[0])
     space = met.space, met.c.double(), index.model.cfg.min_radius
-    return _TextPool([names[i] for i in rows], points, root_point, *space, cones=captioned and not own)
+    return _TextPool(met.columns['text' if captioned else 'file'], points, root_point, *space, cones=captioned)
+
+# %% ../nbs/76_gallery.ipynb #c0ffee70
+def _shown(text: str, radius: float, row: int = -1) -> dict:
+    "A stop of a walk as the page gets it."
+    return dict(text=text, row=row, radius=round(radius, 3))
+
+
+def _nouns_above(
+    index: ImageIndex,
+    captions: list[str],  # of one picture
+    start: Float[Tensor, ' d'],  # the picture
+    limit: float,  # only what is nearer to the root is met
+) -> list[dict]:
+    "What the captions' nouns are kinds of, ever more general, as `meru.pictures` reads it."
+    chains = _noun_chains(captions)
+    words = list(dict.fromkeys(chain.from_iterable(chains)))
+    if not words:
+        return []
+    space, curv = index.texts.space, index.texts.c.double()
+    points = index.text_points(words).double()
+    angles, radii = space.direction(start[None], points, curv)[0], space.radius(points, curv)
+    return [_shown(words[i], float(radii[i])) for i in _ever_more_general(chains, words, angles, radii, limit)]
+
+# %% ../nbs/76_gallery.ipynb #c0ffee71
+def _walk_said(
+    index: ImageIndex,
+    own: list[int],  # rows of the texts that are said of the picture
+    start: Float[Tensor, ' d'],  # the picture
+) -> list[dict]:
+    "The nearest of a picture's own captions, and what lies above it."
+    texts = index.texts
+    space, curv = texts.space, texts.c.double()
+    points = texts.points[own].double()
+    captions = [texts.columns['text'][i] for i in own]
+    distances = space.cdist(start[None], points, curv)
+    nearest = int(distances.argmin())
+    radius = float(space.radius(points[nearest], curv))
+    first, root_stop = _shown(captions[nearest], radius), _shown('[root]', 0.0)
+    return [first, *_nouns_above(index, captions, start, radius), root_stop]
 
 # %% ../nbs/76_gallery.ipynb #6ac930d3
 def _walk(
@@ -111,15 +149,13 @@ def _walk(
     "What lies between a picture and the root."
     if not index.pictures.space.has_radius:
         raise ValueError('this model has no root: all its points are as far from everything general')
-    own = _own_texts(index, row)
-    pool, numbers, walk = _may_be_met(index, own), {}, []
-    if not len(index.texts):
-        numbers = {name: i for i, name in enumerate(pool.texts)}
     start = index.pictures.points[row].double()
-    for stop in _path_to_root(pool, start):
-        number, radius = numbers.get(stop.text, -1), round(stop.radius, 3)
-        walk.append(dict(text=stop.text, row=number, radius=radius))
-    return walk
+    if own := _own_texts(index, row):
+        return _walk_said(index, own, start)
+    pool = _may_be_met(index)
+    numbers = {} if len(index.texts) else {name: i for i, name in enumerate(pool.texts)}
+    stops = _path_to_root(pool, start)
+    return [_shown(stop.text, stop.radius, numbers.get(stop.text, -1)) for stop in stops]
 
 # %% ../nbs/76_gallery.ipynb #51535d1d
 def _thumbnail(

@@ -14,7 +14,7 @@ import torch
 
 from conftest import ROOT
 from browser import open_browser
-from meru import gallery
+from meru import gallery, pictures
 from meru.hub import Pretrained
 from meru.image_index import SearchConfig, open_image_index
 from meru.models.model import build_model
@@ -182,6 +182,12 @@ def test_both_lie_between(server, folder):
     bare = replace(
         made, texts=replace(made.texts, points=made.texts.points[:0], columns=dict(file=[], text=[]), checked=True)
     )
+    dog = replace(
+        made, texts=replace(made.texts, columns=made.texts.columns | dict(text=['a dog in the snow'] * len(made.texts)))
+    )
+    above = [stop['text'] for stop in gallery._Gallery(dog).walk(0)]
+    chains = [o for words in pictures._noun_chains(['a dog in the snow']) for o in words]
+    assert set(above) <= {'a dog in the snow', '[root]', *chains} and 'dog' in chains
     stops = gallery._Gallery(bare).walk(5)
     assert stops[0]['row'] == 5 and stops[-1]['text'] == '[root]'
 

@@ -29,6 +29,7 @@ from meru.evaluation.suites import EvalConfig, evaluate_folder, load_evaluated
 from meru.evaluation.traversal import traverse, TraverseConfig
 from meru.hub import publish, PublishConfig
 from meru.image_index import open_image_index, SearchConfig
+from meru.training.trainer import open_data
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 STEPS = {
@@ -286,3 +287,16 @@ def test_jupyterlab_opens_at_the_root(lab):
     assert {'README.md', 'nbs', 'outputs', 'data'} <= names
     assert json.loads(lab('api/contents/nbs/reports/90_demo.ipynb'))['type'] == 'notebook'
     assert b'press Trust HTML' in lab('files/outputs/reference/demo/explorer.html')
+
+
+def test_a_column_that_is_missing_is_named_not_one_that_is_there(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    (tmp_path / 'captions.csv').write_text('image,beschreibung\na.png,ein Hund\n')
+    with pytest.raises(ValueError, match="captions.csv has no column 'caption'; it has image, beschreibung"):
+        meru.open_folder(tmp_path)
+
+
+def test_features_are_not_proposed_into_a_folder_of_photos(tmp_path):
+    config = meru.make_config('head_poincare', data=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f'-p data {tmp_path} .*-p out outputs/{tmp_path.name}_features'):
+        open_data(config)

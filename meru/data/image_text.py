@@ -384,6 +384,9 @@ _file_columns = 'file', 'file_name', 'filename', 'path', 'filepath', 'image', 'i
 _caption_columns = 'caption', 'captions', 'text', 'title', 'description', 'comment'
 
 
+_known_columns = _TableColumns((_file_columns, _caption_columns), free=_caption_columns)
+
+
 class _Table(NamedTuple):
     "A table of captions in a folder, and which of its columns are meant."
 
@@ -396,11 +399,10 @@ class _Table(NamedTuple):
 def _first_rows(
     table: str,  # its name in the store
     store: _Folder,
-    unnamed: tuple[str, ...],  # its columns where there is no header line
+    columns: _TableColumns,  # that it must have
     count: int = 20,
 ) -> list[dict]:
-    "A few rows of a table that has a column of files and one of captions; none of any other."
-    columns = _TableColumns((_file_columns, _caption_columns), unnamed, free=_caption_columns)
+    "A few rows of a table that has these columns; none of any other."
     try:
         with store.open(table) as stream:
             return [o.values for o in islice(_table_rows(stream, table, columns), count) if o.values]
@@ -429,7 +431,7 @@ def _known_table(
 ) -> _Table | None:  # None: its columns are not known, or its pictures not there
     "How to read a table; without a header its first line must name a picture."
     for unnamed in ((), ('file', 'caption')):
-        rows = _first_rows(table, store, unnamed)
+        rows = _first_rows(table, store, _known_columns._replace(unnamed=unnamed))
         file_column, caption_column = _met_column(rows, _file_columns), _met_column(rows, _caption_columns)
         if not (file_column and caption_column):
             continue
@@ -439,6 +441,15 @@ def _known_table(
     return None
 
 # %% ../../nbs/data/25_image_text.ipynb #0e1a6b13
+def _half_known(
+    table: str,  # its name in the store
+    store: _Folder,
+) -> _Table:
+    "A table some of whose columns are not known, so that an error names those."
+    rows = _first_rows(table, store, _TableColumns(()))
+    return _Table(table, _met_column(rows, _file_columns) or 'file', _met_column(rows, _caption_columns) or 'caption')
+
+
 def _table_in(
     store: _Folder,
 ) -> _Table | None:
@@ -447,7 +458,7 @@ def _table_in(
     pictures = list(filter(_is_picture, files))
     index, stems = PathIndex(pictures), set(map(_stem, pictures))
     if lists := _lists_in(set(files)):
-        return _known_table(lists[0], index, store) or _Table(lists[0])
+        return _known_table(lists[0], index, store) or _half_known(lists[0], store)
     suffixes = (*table_suffixes, '.txt')
     tables = [o for o in files if '/' not in o and o.lower().endswith(suffixes) and _stem(o) not in stems]
     known = [table for o in tables if (table := _known_table(o, index, store))]

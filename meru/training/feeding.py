@@ -93,15 +93,24 @@ def _say_feeding(
     print(_told(wanted, given, workers))
 
 # %% ../../nbs/training/49_feeding.ipynb #4f900001
+def _fewer_steps(
+    cfg: TrainConfig,  # what will be trained
+    pairs,  # training pairs, from `open_data`
+) -> str:
+    "Parameters to see each pair a hundred times, where the config shows it absurdly often; else ''."
+    count = len(pairs)
+    if cfg.steps * cfg.batch_size <= 1000 * count:  # that may be meant
+        return ''
+    steps = max(1, round(100 * count / cfg.batch_size))
+    return f'-p steps {steps} -p warmup {steps // 10}'
+
+
 def _say_passes(
     cfg: TrainConfig,  # what will be trained
     pairs,  # training pairs, from `open_data`
 ):
     "Print how often each pair will be seen where that is absurd: a preset for millions on a few hundred."
-    count = len(pairs)
-    passes = cfg.steps * cfg.batch_size / count
-    if passes <= 1000:  # that may be meant
-        return
-    steps = max(1, round(100 * count / cfg.batch_size))
-    remedy = f'-p steps {steps} -p warmup {steps // 10} would do it 100 times'
-    print(f'{cfg.steps:,} steps show each of {count:,} pairs {passes:,.0f} times: {remedy}.')
+    if fewer := _fewer_steps(cfg, pairs):
+        passes = cfg.steps * cfg.batch_size / len(pairs)
+        often = f'{cfg.steps:,} steps show each of {len(pairs):,} pairs {passes:,.0f} times'
+        print(f'{often}: {fewer} would do it 100 times.')

@@ -113,9 +113,10 @@ def open_data(
     folder = embedded_data(cfg.data) if cfg.data in _embedded else data_path(cfg.data)
     cached, features = (folder / 'cache.json').exists(), cfg.image_tower == 'features'
     if features and not cached:
+        pictures, out = (cfg.data, f'outputs/{folder.name}_features') if folder.is_dir() else ('PICTURES', cfg.data)
         raise FileNotFoundError(
-            f'{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data PICTURES '
-            f'-p towers {cfg.backbone or "TOWERS"} -p out {cfg.data} makes them'
+            f'{cfg.data} holds no features: papermill nbs/embed.ipynb OUT.ipynb -p data {pictures} '
+            f'-p towers {cfg.backbone or "TOWERS"} -p out {out} makes them, for -p data {out}'
         )
     if features:
         return _open_cached(cfg)
