@@ -34,11 +34,12 @@ from meru.core import (
     markdown_table,
     project_path,
     read_json,
+    session_fields,
     write_file,
     write_json,
 )
 from ..data.emoji import embedded_data
-from ..training.config import make_config
+from ..training.config import make_config, TrainConfig
 from ..training.run import _is_hub_name, _is_saved, load_config, Run, _weights_of
 from ..training.trainer import fit
 
@@ -167,6 +168,28 @@ def _check_pairs(
         seeds[run.name].append(run.seed)
         _check_alike(run, first.setdefault(run.name, run))
     _check_base(list(seeds), base)
+
+# %% ../../nbs/evaluation/67_comparison.ipynb #c0ffee67
+def _other_fields(
+    run: _MeasuredRun,
+    base: _MeasuredRun,
+) -> list[str]:
+    "In what a recipe differs, beside geometry and seed."
+    apart = {'geometry', 'seed', *session_fields(TrainConfig)}
+    return [key for key, value in run.config.items() if key not in apart and value != base.config.get(key)]
+
+
+def _other_recipes(
+    runs: list[_MeasuredRun],
+    base: str,  # the name that the others are compared with
+) -> str:  # Markdown
+    "Says in which fields the recipes differ, for a difference may be theirs, not the geometry's."
+    one_each = {run.name: run for run in reversed(runs)}
+    differ = {name: _other_fields(run, one_each[base]) for name, run in one_each.items()}
+    lines = [f'- {name}: {", ".join(fields)}' for name, fields in sorted(differ.items()) if fields]
+    if not lines:
+        return 'The recipes differ in geometry and seed alone.'
+    return '\n'.join([f'Beside geometry and seed these differ from {base} in:', '', *lines])
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
 _learned_questions = [  # chains as each run learned them, see `_add_as_learned`
