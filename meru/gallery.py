@@ -15,7 +15,6 @@ import sys
 import torch
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from jaxtyping import Float
 from pathlib import Path
 from PIL import Image
@@ -29,7 +28,7 @@ from .search.index import Index, move_along_ray, _has_radii
 from .evaluation.datasets import spread
 from .evaluation.traversal import _path_to_root, _TextPool
 from .image_index import ImageIndex, open_image_index, SearchConfig
-from .pictures import _ever_more_general, _noun_chains
+from .pictures import _noun_chains, _Own, _seen_from, _stands_under
 
 # %% ../nbs/76_gallery.ipynb #1dc96857
 def _inside(
@@ -107,39 +106,22 @@ def _shown(text: str, radius: float, row: int = -1) -> dict:
     "A stop of a walk as the page gets it."
     return dict(text=text, row=row, radius=round(radius, 3))
 
-
-def _nouns_above(
-    index: ImageIndex,
-    captions: list[str],  # of one picture
-    start: Float[Tensor, ' d'],  # the picture
-    limit: float,  # only what is nearer to the root is met
-) -> list[dict]:
-    "What the captions' nouns are kinds of, ever more general, as `meru.pictures` reads it."
-    chains = _noun_chains(captions)
-    words = list(dict.fromkeys(chain.from_iterable(chains)))
-    if not words:
-        return []
-    space, curv = index.texts.space, index.texts.c.double()
-    points = index.text_points(words).double()
-    angles, radii = space.direction(start[None], points, curv)[0], space.radius(points, curv)
-    return [_shown(words[i], float(radii[i])) for i in _ever_more_general(chains, words, angles, radii, limit)]
-
 # %% ../nbs/76_gallery.ipynb #c0ffee71
 def _walk_said(
     index: ImageIndex,
     own: list[int],  # rows of the texts that are said of the picture
     start: Float[Tensor, ' d'],  # the picture
 ) -> list[dict]:
-    "The nearest of a picture's own captions, and what lies above it."
+    "What a picture stands under, as `meru.pictures` shows it."
     texts = index.texts
-    space, curv = texts.space, texts.c.double()
-    points = texts.points[own].double()
     captions = [texts.columns['text'][i] for i in own]
-    distances = space.cdist(start[None], points, curv)
-    nearest = int(distances.argmin())
-    radius = float(space.radius(points[nearest], curv))
-    first, root_stop = _shown(captions[nearest], radius), _shown('[root]', 0.0)
-    return [first, *_nouns_above(index, captions, start, radius), root_stop]
+
+    def see(words):
+        points = index.text_points(words) if words else texts.points[:0]
+        return _seen_from(texts.space, texts.c, start[None].float(), words, points)
+
+    stops = _stands_under(_Own(captions, _noun_chains(captions)), see)
+    return [*(_shown(stop.text, stop.radius) for stop in stops), _shown('[root]', 0.0)]
 
 # %% ../nbs/76_gallery.ipynb #6ac930d3
 def _walk(

@@ -319,6 +319,33 @@ class _Seen(NamedTuple):
     def stop(self, row: int, mark: str = '') -> _Stop:
         return _Stop(f'{self.texts[row]}{mark}', 0, float(self.radii[row]), float(self.distances[row]))
 
+
+def _seen_from(
+    geometry,  # any of `meru.geometry`
+    curv: Float[Tensor, ''],  # curvature magnitude c > 0
+    point: Float[Tensor, '1 d'],  # a picture
+    texts: list[str],
+    points: Float[Tensor, 't d'],  # of the texts
+) -> _Seen:
+    "Texts with their directions, radii and distances."
+    angles = geometry.direction(point, points, curv)[0]
+    distances = -geometry.scores(point, points, curv)[0]
+    return _Seen(texts, angles, geometry.radius(points, curv), distances)
+
+
+def _stands_under(
+    own: _Own,  # what is said of a picture
+    see: Callable[[list[str]], _Seen],  # texts as they lie from it
+) -> list[_Stop]:
+    "A picture's own nearest caption, then the nouns or folders above it; a guess ends in a question mark."
+    first = see(own.captions).nearest()
+    limit = first[0].radius if first else math.inf
+    words = list(dict.fromkeys(chain.from_iterable(own.chains)))
+    seen = see(words)
+    rows = _ever_more_general(own.chains, words, seen.angles, seen.radii, limit)
+    mark = '?' if own.guessed else ''
+    return [*first, *(seen.stop(row, mark) for row in rows)]
+
 # %% ../nbs/74_pictures.ipynb #73a00013
 class _Walks:
     "Walks to the root, for a class with `index`, `model`, `pool`, `own` and `place`."
@@ -327,26 +354,10 @@ class _Walks:
         "A picture's own nearest caption, then the nouns or folders above it; a guess ends in a question mark."
         row = self.index.pictures.columns['file'].index(file)
         point = self.index.pictures.points[row : row + 1]
-        own = self.own[row]
-        first = self._seen_from(point, own.captions).nearest()
-        limit = first[0].radius if first else math.inf
-        away = float(self.model.geometry.radius(point, self.model.curv.detach()))
-        root = _Stop('[root]', 0, 0.0, away)
-        return [*first, *self._words_above(point, own, limit), root]
-
-    def _words_above(self, point: Float[Tensor, '1 d'], own: _Own, limit: float) -> list[_Stop]:
-        words = list(dict.fromkeys(chain.from_iterable(own.chains)))
-        seen = self._seen_from(point, words)
-        rows = _ever_more_general(own.chains, words, seen.angles, seen.radii, limit)
-        mark = '?' if own.guessed else ''
-        return [seen.stop(row, mark) for row in rows]
-
-    def _seen_from(self, point: Float[Tensor, '1 d'], texts: list[str]) -> '_Seen':
         geometry, curv = self.model.geometry, self.model.curv.detach()
-        points = self.pool.points_of(texts)
-        angles = geometry.direction(point, points, curv)[0]
-        distances = -geometry.scores(point, points, curv)[0]
-        return _Seen(texts, angles, geometry.radius(points, curv), distances)
+        see = lambda texts: _seen_from(geometry, curv, point, texts, self.pool.points_of(texts))
+        root = _Stop('[root]', 0, 0.0, float(geometry.radius(point, curv)))
+        return [*_stands_under(self.own[row], see), root]
 
     def walks(self, count: int = 6):  # a figure; walks.png and walks.json in the folder
         "Walks from pictures at equal steps."
