@@ -410,11 +410,14 @@ class _Map:
 
 # %% ../nbs/74_pictures.ipynb #73a00015
 def _something_to_ask(
-    paths: list[tuple],  # of pictures, the texts above each
+    said: list[list[str]],  # of each picture, texts
 ) -> str:
-    "A short caption of the first pictures, or the name of a folder."
-    texts = [path[-1] for path in paths[:20] if path]
-    return min(texts, key=len, default='a dog on a beach')
+    "The text said of most pictures, of those said of two or more and of half at most; else the shortest."
+    pictures = Counter(chain.from_iterable(map(dict.fromkeys, said)))
+    some = [text for text, count in pictures.items() if 2 <= count <= len(said) / 2]
+    if some:
+        return max(some, key=pictures.get)
+    return min(pictures, key=len, default='a dog on a beach')
 
 # %% ../nbs/74_pictures.ipynb #73a00016
 class _Report:
@@ -434,7 +437,7 @@ class _Report:
                 lines.append(f'- {_seen_from_here(self.place / name)}')
         folder, model, place = map(shlex.quote, (self.cfg.folder, self._model_name(), _short_path(self.place)))
         asked = f'-p images {folder} -p model {model} -p out {place}'
-        query = shlex.quote(_something_to_ask(self.paths))
+        query = shlex.quote(self.query)
         command = f'papermill nbs/search.ipynb {place}/search.ipynb {asked} -p query {query}'
         browser = f'python -m meru serve {folder} --model {model} --out {place}'
         lines += ['', f'In the browser: {browser}']
@@ -469,9 +472,15 @@ class OpenedFolder(_Walks, _Map, _Report):
     place = property(lambda self: self.cfg.place, doc='the folder of all that was made')
     model = property(lambda self: self.pretrained.model, doc='the head itself')
 
+    @property
+    def query(self) -> str:
+        "The first search: as configured, else a noun or folder of some of the pictures, else a caption."
+        said = [[words[-1] for words in one.chains] or one.captions[:1] for one in self.own]
+        return self.cfg.query or _something_to_ask(said)
+
     def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
         "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."
-        query = query or self.cfg.query or next(filter(None, self.paths), ('a picture',))[0]
+        query = query or self.query
         asked = SearchConfig(str(self.index.folder), query, k=k, generality=generality)
         return hit_rows(self.index, asked, search(self.index, asked))
 

@@ -20,6 +20,7 @@ from glob import glob
 from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from textwrap import fill
@@ -515,11 +516,10 @@ def plot_comparison(
         ax.axis('off')
     for ax, line in zip(axes.flat, lines):
         _draw_line(line, base, controls, ax)
-    handles = {}
+    handles = {f'differs from {base} (p < 0.05)': Line2D([], [], ls='', marker='o', c='C0', ms=5)}
     for ax in axes.flat:
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
-    if handles:
-        fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
+    fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
     return fig
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00081

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from torch import nn, Tensor
 from typing import Annotated, NamedTuple
 from ..core import AtLeast, check_config, Checkpoint, Count, markdown_table, project_path, read_json
@@ -28,6 +28,7 @@ from ..data.emoji import embedded_data
 from ..data.image_text import picture_suffixes, read_texts, walk_files
 from ..models.model import encode_images, encode_texts, evaluating, ModelConfig, _project
 from ..models.released import read_released
+from ..training.run import _folder_of
 from ..training.trainer import make_loader, open_data
 from .hierarchy import _cone_margins, _paths_to_root
 from .suites import EvalConfig
@@ -245,7 +246,7 @@ class TraverseConfig:
     images: str = 'emoji'  # where paths begin: 'emoji', an image file, or a folder of images
     text: str = ''  # where they begin instead: texts, with | between them
     to: str = ''  # an image file where they end; '' = at the root
-    pool: str = ''  # file of texts that may be met; '' = those that a head learned from, else data/pool/texts.jsonl
+    pool: str = ''  # file of texts that may be met; '' = what a head learned from, else data/pool/texts.jsonl
     cones: bool = True  # must the cone of a text contain the point where it is met?
     steps: Annotated[int, AtLeast(2)] = 50  # of each path
     count: Count = 8  # paths, at most
@@ -285,6 +286,14 @@ def _pool_texts(
     return captions[:: math.ceil(len(captions) / most)]
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #4d39c90d
+def _learned_nouns(
+    run: str,  # a run's folder, a saved model's, or org/name of the hub
+) -> list[str]:
+    "The nouns above the captions that a head learned from; none where its record has none."
+    record = _folder_of(run) / 'run.json'
+    return read_json(record).get('nouns', []) if record.exists() else []
+
+
 def _make_pool(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -293,6 +302,8 @@ def _make_pool(
 ) -> _TextPool:
     "The texts that may be met, encoded."
     texts = _pool_texts(cfg.pool, model.cfg)
+    if not cfg.pool:
+        texts = list(dict.fromkeys([*texts, *_learned_nouns(cfg.run)]))
     points, curv = encode_texts(model, tokenizer, texts).cpu().double(), model.curv.detach().cpu().double()
     return _TextPool(texts, points, root_point, model.geometry, curv, model.cfg.min_radius, cfg.cones)
 
@@ -318,12 +329,12 @@ def traverse(
     return starts, [_path_between(pool, point, end, cfg.steps) for point in points]
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #15a00081
-def _shorten(
+def _in_lines(
     text: str,
-    longest: int = 24,  # characters; the rest is cut with …
+    longest: int = 26,  # characters a line
 ) -> str:
-    "A caption that fits."
-    return text if len(text) <= longest else text[: longest - 1].rstrip() + '…'
+    "A caption on one line or two; what does not fit is cut with …."
+    return '\n'.join(wrap(text, longest, max_lines=2, placeholder='…'))
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #212420f9
 def _draw_start(
@@ -336,20 +347,23 @@ def _draw_start(
         ax.text(0.5, 0.5, words, ha='center', va='center', transform=ax.transAxes, parse_math=False)
         return
     ax.imshow(start.picture.permute(1, 2, 0).numpy())
-    name = start.name if len(start.name) <= 20 else f'…{start.name[-19:]}'  # a camera's names differ at the end
-    ax.set_title(name, size=7, loc='center', parse_math=False)
+    name = start.name if len(start.name) <= 27 else f'…{start.name[-26:]}'  # a camera's names differ at the end
+    ax.set_title(name, size=6, loc='center', parse_math=False)
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #490cf7f7
 def _draw_path(
     ax: Axes,
-    path: list[_Stop],
-    rows: int,  # room for so many captions
+    path: list[str],  # texts, which may have several lines
+    rows: int,  # room for so many lines
 ):
     "The texts of a path below each other."
     how = dict(ha='center', va='center', size=7, transform=ax.transAxes, parse_math=False)
-    for i, stop in enumerate(path):
-        weight = 'bold' if stop.text == '[root]' else 'normal'
-        ax.text(0.5, 1 - (i + 0.5) / rows, _shorten(stop.text), weight=weight, **how)
+    above = 0
+    for text in path:
+        lines = 1 + text.count('\n')
+        weight = 'bold' if text == '[root]' else 'normal'
+        ax.text(0.5, 1 - (above + lines / 2) / rows, text, weight=weight, **how)
+        above += lines
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #8d29df8b
 def plot_paths(
@@ -357,7 +371,8 @@ def plot_paths(
     paths: dict[str, list[list[_Stop]]],  # by model: a path for each start
 ) -> Figure:
     "Pictures, and under each what its path meets: a strip for each model (MERU, fig. 5)."
-    longest = [max(map(len, own)) for own in paths.values()]
+    texts = {name: [[_in_lines(stop.text) for stop in path] for path in own] for name, own in paths.items()}
+    longest = [max('\n'.join(path).count('\n') + 1 for path in own) for own in texts.values()]
     heights = [1.2, *(0.18 * rows + 0.25 for rows in longest)]
     size = 1.55 * len(starts) + 0.5, sum(heights)
     how = dict(squeeze=False, height_ratios=heights, layout='constrained')
@@ -366,7 +381,7 @@ def plot_paths(
         ax.axis('off')
     for ax, start in zip(axes[0], starts):
         _draw_start(ax, start)
-    for line, (name, own), rows in zip(axes[1:], paths.items(), longest):
+    for line, (name, own), rows in zip(axes[1:], texts.items(), longest):
         how = dict(ha='center', va='center', size=9, weight='bold', transform=line[0].transAxes, parse_math=False)
         line[0].text(-0.12, 0.5, name, rotation=90, **how)
         for ax, path in zip(line, own):

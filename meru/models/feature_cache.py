@@ -153,7 +153,8 @@ def save_cache(
     parts = [_read_part(o) for o in paths]
     about = _join_parts(parts)
     if not about['keys']:
-        raise ValueError(f'None of the pairs for {folder} can be used: {about["damaged"]}.')
+        uncaptioned = '; uncaptioned=True keeps pictures without a caption' if 'no_caption' in about['damaged'] else ''
+        raise ValueError(f'None of the pairs for {folder} can be used: {about["damaged"]}{uncaptioned}.')
     images = {path: len(o['keys']) for path, o in zip(paths, parts) if o['keys']}
     paths, first = list(images), list(accumulate(images.values(), initial=0))
     shapes = _shapes(paths[0], len(about['keys']), len(about['captions']))

@@ -220,10 +220,10 @@ def load_config(
     "Read a run's `config.json`."
     path = _folder_of(folder) / 'config.json'
     if not path.exists():
-        raise FileNotFoundError(
-            f'{folder} holds no run: {path} is missing. '
-            f'Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}'
-        )
+        within = path.with_name('model') / path.name  # where `meru.pictures` keeps its head
+        train = f'Train one with papermill nbs/train.ipynb OUT.ipynb -p out {folder}'
+        remedy = f'Its model is {folder}/model' if within.exists() else train
+        raise FileNotFoundError(f'{folder} holds no run: {path} is missing. {remedy}')
     cached = {k: o for k, o in read_json(path).items() if k not in _of_transformers}
     if unknown := sorted(cached.keys() - {o.name for o in fields(TrainConfig)}):
         raise ValueError(f'{path} has the field {unknown[0]!r}, which this version of meru does not know: update meru')
