@@ -409,6 +409,11 @@ class _Map:
         return list(paths)
 
 # %% ../nbs/74_pictures.ipynb #73a00015
+def _said(own: _Own) -> list[str]:
+    "The nouns or folder of a picture, else its first caption."
+    return [words[-1] for words in own.chains] or own.captions[:1]
+
+
 def _something_to_ask(
     said: list[list[str]],  # of each picture, texts
 ) -> str:
@@ -475,8 +480,7 @@ class OpenedFolder(_Walks, _Map, _Report):
     @property
     def query(self) -> str:
         "The first search: as configured, else a noun or folder of some of the pictures, else a caption."
-        said = [[words[-1] for words in one.chains] or one.captions[:1] for one in self.own]
-        return self.cfg.query or _something_to_ask(said)
+        return self.cfg.query or _something_to_ask(list(map(_said, self.own)))
 
     def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
         "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."

@@ -502,6 +502,14 @@ def _draw_line(
     ax.xaxis.label.set_size(8)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #19bdd70d
+def _draw_legend(fig: Figure, base: str):
+    "What a filled dot means, and the dotted lines of all panels, each once."
+    handles = {f'differs from {base} (p < 0.05)': Line2D([], [], ls='', marker='o', c='C0', ms=5)}
+    for ax in fig.axes:
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
+
+
 def plot_comparison(
     table: list[_Line],
     base: str,  # what the others are compared with
@@ -516,10 +524,7 @@ def plot_comparison(
         ax.axis('off')
     for ax, line in zip(axes.flat, lines):
         _draw_line(line, base, controls, ax)
-    handles = {f'differs from {base} (p < 0.05)': Line2D([], [], ls='', marker='o', c='C0', ms=5)}
-    for ax in axes.flat:
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles), fontsize=8)
+    _draw_legend(fig, base)
     return fig
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00081

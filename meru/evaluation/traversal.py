@@ -273,19 +273,6 @@ def _point_of(
     return points[0].cpu().double()
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #69f3a001
-def _pool_texts(
-    pool: str,  # a file of texts; '': none is named
-    cfg: ModelConfig,  # a head's says where its features lie
-    most: int = 3000,  # captions, at equal steps
-) -> list[str]:  # each once
-    "Texts that may be met: those of a file, those of a head's features where they are at hand, or the project's."
-    cache = project_path(getattr(cfg, 'data', '')) / 'cache.json'
-    if pool or cfg.image_tower != 'features' or not cache.exists():
-        return read_texts(project_path(pool or 'data/pool/texts.jsonl'))
-    captions = list(dict.fromkeys(read_json(cache)['captions']))
-    return captions[:: math.ceil(len(captions) / most)]
-
-# %% ../../nbs/evaluation/69_traversal.ipynb #4d39c90d
 def _learned_nouns(
     run: str,  # a run's folder, a saved model's, or org/name of the hub
 ) -> list[str]:
@@ -294,6 +281,23 @@ def _learned_nouns(
     return read_json(record).get('nouns', []) if record.exists() else []
 
 
+def _pool_texts(
+    cfg: TraverseConfig,
+    of_model: ModelConfig,  # a head's says where its features lie
+    most: int = 3000,  # captions, at equal steps
+) -> list[str]:  # each once
+    "Texts that may be met: a file's, else a head's nouns and captions where they are at hand, or the project's."
+    if cfg.pool:
+        return read_texts(project_path(cfg.pool))
+    cache = project_path(getattr(of_model, 'data', '')) / 'cache.json'
+    if of_model.image_tower != 'features' or not cache.exists():
+        texts = read_texts(project_path('data/pool/texts.jsonl'))
+    else:
+        captions = list(dict.fromkeys(read_json(cache)['captions']))
+        texts = captions[:: math.ceil(len(captions) / most)]
+    return list(dict.fromkeys([*texts, *_learned_nouns(cfg.run)]))
+
+# %% ../../nbs/evaluation/69_traversal.ipynb #4d39c90d
 def _make_pool(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -301,9 +305,7 @@ def _make_pool(
     root_point: Float[Tensor, ' d'],
 ) -> _TextPool:
     "The texts that may be met, encoded."
-    texts = _pool_texts(cfg.pool, model.cfg)
-    if not cfg.pool:
-        texts = list(dict.fromkeys([*texts, *_learned_nouns(cfg.run)]))
+    texts = _pool_texts(cfg, model.cfg)
     points, curv = encode_texts(model, tokenizer, texts).cpu().double(), model.curv.detach().cpu().double()
     return _TextPool(texts, points, root_point, model.geometry, curv, model.cfg.min_radius, cfg.cones)
 
@@ -336,6 +338,10 @@ def _in_lines(
     "A caption on one line or two; what does not fit is cut with …."
     return '\n'.join(wrap(text, longest, max_lines=2, placeholder='…'))
 
+
+def _count_lines(path: list[_Stop]) -> int:
+    return sum(1 + _in_lines(stop.text).count('\n') for stop in path)
+
 # %% ../../nbs/evaluation/69_traversal.ipynb #212420f9
 def _draw_start(
     ax: Axes,
@@ -353,13 +359,14 @@ def _draw_start(
 # %% ../../nbs/evaluation/69_traversal.ipynb #490cf7f7
 def _draw_path(
     ax: Axes,
-    path: list[str],  # texts, which may have several lines
+    path: list[_Stop],
     rows: int,  # room for so many lines
 ):
     "The texts of a path below each other."
     how = dict(ha='center', va='center', size=7, transform=ax.transAxes, parse_math=False)
     above = 0
-    for text in path:
+    for stop in path:
+        text = _in_lines(stop.text)
         lines = 1 + text.count('\n')
         weight = 'bold' if text == '[root]' else 'normal'
         ax.text(0.5, 1 - (above + lines / 2) / rows, text, weight=weight, **how)
@@ -371,8 +378,7 @@ def plot_paths(
     paths: dict[str, list[list[_Stop]]],  # by model: a path for each start
 ) -> Figure:
     "Pictures, and under each what its path meets: a strip for each model (MERU, fig. 5)."
-    texts = {name: [[_in_lines(stop.text) for stop in path] for path in own] for name, own in paths.items()}
-    longest = [max('\n'.join(path).count('\n') + 1 for path in own) for own in texts.values()]
+    longest = [max(map(_count_lines, own)) for own in paths.values()]
     heights = [1.2, *(0.18 * rows + 0.25 for rows in longest)]
     size = 1.55 * len(starts) + 0.5, sum(heights)
     how = dict(squeeze=False, height_ratios=heights, layout='constrained')
@@ -381,7 +387,7 @@ def plot_paths(
         ax.axis('off')
     for ax, start in zip(axes[0], starts):
         _draw_start(ax, start)
-    for line, (name, own), rows in zip(axes[1:], texts.items(), longest):
+    for line, (name, own), rows in zip(axes[1:], paths.items(), longest):
         how = dict(ha='center', va='center', size=9, weight='bold', transform=line[0].transAxes, parse_math=False)
         line[0].text(-0.12, 0.5, name, rotation=90, **how)
         for ax, path in zip(line, own):

@@ -504,7 +504,9 @@ def _project(
     "Features as tangent vectors, in the precision of the weights."
     if features.shape[-1] != linear.in_features:
         gives, said = features.shape[-1], linear.in_features
-        raise ValueError(f'a tower gives {gives} features, but its width says {said}: set self.width to what it returns')
+        raise ValueError(
+            f'a tower gives {gives} features, but its width says {said}: set self.width to what it returns'
+        )
     features = features.to(linear.weight.dtype)
     if unit:
         features = features * features.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
