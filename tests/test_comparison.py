@@ -198,7 +198,7 @@ def test_unfinished_runs_are_refused(trained, tmp_path):
 
 def test_the_committed_comparison_is_of_clean_runs():
     record = json.loads((ROOT / 'outputs' / 'reference' / 'comparison' / 'comparison.json').read_text())
-    assert len(record['runs']) == 16 and all(r['config']['steps'] == 4000 for r in record['runs'])
+    assert len(record['runs']) == 20 and all(r['config']['steps'] == 4000 for r in record['runs'])
     assert not any(r['record']['dirty'] for r in record['runs'])
     assert {r['name'] for r in record['runs']} == {'demo', 'demo_poincare', 'demo_flat', 'demo_clip'}
 
