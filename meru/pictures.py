@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from jaxtyping import Float, Int64
 from pathlib import Path
@@ -352,12 +353,18 @@ class _Walks:
 
     def walk(self, file: str) -> list:  # texts with their distance from the root
         "A picture's own nearest caption, then the nouns or folders above it; a guess ends in a question mark."
-        row = self.index.pictures.columns['file'].index(file)
-        point = self.index.pictures.points[row : row + 1]
-        geometry, curv = self.model.geometry, self.model.curv.detach()
-        see = lambda texts: _seen_from(geometry, curv, point, texts, self.pool.points_of(texts))
-        root = _Stop('[root]', 0, 0.0, float(geometry.radius(point, curv)))
-        return [*_stands_under(self.own[row], see), root]
+        pictures, geometry = self.index.pictures, self.model.geometry
+        row = pictures.columns['file'].index(file)
+        point = pictures.points[row : row + 1]
+        away = geometry.radius(point, self.model.curv.detach())
+        root = _Stop('[root]', 0, 0.0, float(away))
+        see = partial(self._seen_from, point)
+        stops = _stands_under(self.own[row], see)
+        return [*stops, root]
+
+    def _seen_from(self, point: Float[Tensor, '1 d'], texts: list[str]) -> _Seen:
+        points, curv = self.pool.points_of(texts), self.model.curv.detach()
+        return _seen_from(self.model.geometry, curv, point, texts, points)
 
     def walks(self, count: int = 6):  # a figure; walks.png and walks.json in the folder
         "Walks from pictures at equal steps."

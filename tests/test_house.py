@@ -14,7 +14,7 @@ name = lambda p: p.stem
 # a ratchet: how many places may still break a rule; each number may only fall, and none is the goal
 STILL = dict(
     wide_lines=6,
-    dense_functions=13,
+    dense_functions=12,
     nested_comprehensions=0,
     long_cells=6,
     long_prose=0,

@@ -498,7 +498,7 @@ def _draw_line(
     middle = (left + right) / 2
     half = max((right - left) / 2, 0.05)  # not to magnify nothing
     ax.set_xlim(middle - half, middle + half)
-    ax.locator_params(axis='x', nbins=4)
+    ax.locator_params(axis='x', nbins=3)
     ax.xaxis.label.set_size(8)
 
 # %% ../../nbs/evaluation/67_comparison.ipynb #19bdd70d
