@@ -307,17 +307,19 @@ def controls(
 def _tree_controls() -> dict[str, TrainConfig]:
     "The loss over chains in other geometries, some at temperatures of their own; the sphere has no cones' angle."
     sphere = dict(geometry='sphere', embed_dim=65, chain_scale=24.0)
+    inner = dict(geometry='inner', embed_dim=65)
     return dict(
         demo=demo,
         demo_poincare=replace(demo, geometry='poincare'),
         # near the root its cones are as wide as the demo's
         demo_flat=replace(demo, geometry='flat', min_radius=2 * demo.min_radius),
         demo_clip=replace(_tree_and_names, **sphere),
+        demo_inner=replace(_tree_and_names, **inner, chain_scale=8.0, logit_scale_init=8.0),
         tree=_tree,
         tree_poincare=replace(_tree, geometry='poincare'),
         tree_flat=replace(_tree, geometry='flat', chain_scale=4.0),
         tree_clip=replace(_tree, **sphere),
-        tree_inner=replace(_tree, geometry='inner', embed_dim=65, chain_scale=4.0),
+        tree_inner=replace(_tree, **inner, chain_scale=4.0),
     )
 
 # %% ../../nbs/training/41_config.ipynb #472145fb
