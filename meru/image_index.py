@@ -318,18 +318,25 @@ def generality_sheet(
     swept: list,  # from `sweep_generality`
     cols: int = 8,  # pictures a row
 ):
-    "A row of pictures for each generality, titled by their distance from the root."
+    "A row of pictures for each generality, with their distances from the query and, where these differ, the root."
     levels = [level for level, _ in swept]
     cols = min(cols, *(len(rows) for _, rows in swept))
     shown = [row for _, rows in swept for row in rows[:cols]]
     files = index.pictures.columns['file']
     number = {file: i for i, file in enumerate(files)}
     pictures = index.thumbnails([number[row['file']] for row in shown])
-    titles = [f'r {row["radius"]:.2f}' for row in shown]
+    titles = [f'd {row["distance"]:.2f}' for row in shown]
+    meaning = 'd: distance from the query'
+    if _has_radii(index.pictures):
+        titles = [f'{title}  r {row["radius"]:.2f}' for title, row in zip(titles, shown)]
+        meaning += ', r: distance from the root'
     ax = contact_sheet(pictures, titles, cols=cols)
-    for i, level in enumerate(levels):
-        height = 120 * i + 48
-        ax.text(-8, height, f'{level:+.1f}', ha='right', va='center', size=8)
+    if len(levels) > 1:
+        meaning += ', left: generality of the query'
+        for i, level in enumerate(levels):
+            height = 120 * i + 48
+            ax.text(-8, height, f'{level:+.1f}', ha='right', va='center', size=8)
+    ax.set_title(meaning, loc='left', size=7)
     return ax
 
 # %% ../nbs/72_image_index.ipynb #26a00052
