@@ -193,7 +193,7 @@ class _Remark(NamedTuple):
         return True
 
 
-per_session = _Remark('may differ each time a run goes on: it decides nothing about the result')
+per_session = _Remark('may differ each time a run goes on: it changes how a step is computed, not what it computes')
 
 # %% ../nbs/03_core.ipynb #97a13f30
 def _need(ok: bool, what: str):
@@ -603,7 +603,7 @@ def locked(
 def session_fields(
     cls: type,  # a config dataclass
 ) -> set[str]:
-    "Fields that decide nothing about the result."
+    "Fields that may differ each time a run goes on."
     return {name for name, kind in _hints(cls).items() if per_session in get_args(kind)}
 
 # %% ../nbs/03_core.ipynb #0cbc4e65

@@ -165,11 +165,40 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, 'update', too_much)
     run = Run(tmp_path / 'run', make_config('smoke', val_pairs=128))
-    says = 'too small for 32 pairs at once .*allocate 12.00 GiB.*set a smaller -p batch_size. .*step 0'
+    says = 'too small for 32 pairs at once .*allocate 12.00 GiB.*set a smaller -p batch_size and another -p out. .*step 0'
     with pytest.raises(MemoryError, match=says):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):
         trainer.main(['--config', str(run.folder / 'config.json')])
+
+
+def test_a_run_goes_on_with_what_its_memory_error_advises(tmp_path, monkeypatch):
+    "In the same folder, from its checkpoint, as often as it is told so."
+    asked = TINY | dict(batch_size=16, data='emoji', val_pairs=128, workers=0, steps=4, warmup=1, save_every=2)
+    original, step_now = trainer.update, []
+
+    def too_much(model, opt, batch, cfg, step, *others, **named):
+        step_now.append(step)
+        if step == 2 and (cfg.micro_batch > 4 or not cfg.micro_batch):
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return original(model, opt, batch, cfg, step, *others, **named)
+
+    monkeypatch.setattr(trainer, 'update', too_much)
+    advised = {}
+    for told in ('-p micro_batch auto', '-p micro_batch 4 or -p recompute True'):
+        run = Run(tmp_path / 'run', make_config('vit_s_clip', **asked | advised))
+        with pytest.raises(MemoryError, match=rf'set {told}\. .* goes on from step 2\.'):
+            fit(run)
+        advised = dict(micro_batch=4 if advised else 8)
+    run = Run(tmp_path / 'run', make_config('vit_s_clip', **asked | advised, recompute=True))
+    fit(run)
+    assert run.finished and step_now[-2:] == [2, 3]
+
+
+def test_other_programs_on_the_card_leave_less_room(monkeypatch):
+    for free, room in ((24, int(0.95 * 24 * 2**30) - 2**30), (20, int(0.95 * 20 * 2**30))):
+        monkeypatch.setattr('torch.cuda.mem_get_info', lambda device: (free * 2**30, 24 * 2**30))
+        assert memory._room('cuda') == room
 
 
 def test_the_most_that_a_gpu_held_is_recorded(monkeypatch):

@@ -215,8 +215,8 @@ def _read_manifest(
     "The manifest, if it fits itself and lists every shard of the folder."
     if not folder.is_dir():
         raise FileNotFoundError(
-            f'There is no dataset folder {folder}: meru.data.emoji.embedded_data() packs the embedded drawings, '
-            'nbs/fetch.ipynb downloads others.'
+            f'There is no dataset folder {folder}: papermill nbs/fetch.ipynb OUT.ipynb downloads one (data/CC3M.md); '
+            'the embedded drawings are -p data emoji.'
         )
     if not (folder / 'manifest.json').exists():
         if not _tar_files(folder):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from typing import Annotated, Literal, NamedTuple
 from ..geometry import geometries, get_geometry, readings
 from ..parallel import gather_own, gather_rows, mean_of_all, _numbers_of_all, rank, world
-from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf
+from ..core import Above, AtLeast, Between, check_config, check_finite, OneOf, per_session
 from ..losses.entailment import entailment_loss
 from ..losses.chains import _AnglesOnce, chain_terms, Cones, edge_entailment, _part_terms, radial_order, _ReadBy
 from ..losses.chains import text_graph, _TextGraph
@@ -160,7 +160,7 @@ class ModelConfig(_SpaceConfig):
     text_heads: _Width = 8  # attention heads, 64 channels each
     context_length: Annotated[int, Between(3, 65536)] = 77  # longest text in tokens, start and end included (CLIP)
     vocab_size: Annotated[int, Between(3, 1_000_000)] = 49408  # token ids (CLIP's byte pairs)
-    recompute: bool = False  # compute transformer blocks again backwards: less memory, a third more work
+    recompute: Annotated[bool, per_session] = False  # compute transformer blocks again backwards: less memory, a third more work
 
     def __post_init__(self):
         super().__post_init__()

@@ -56,10 +56,10 @@ class TrainConfig(ModelConfig, ImageAugment):
     betas: tuple[_Decay, _Decay] = (0.9, 0.98)  # decay of AdamW's two moments; 0.98 forgets faster, as CLIP's
     grad_clip: Annotated[float, AtLeast(0)] = 0.0  # largest norm of the gradient; 0 clips nothing, as in the paper
     amp: Literal['bf16', 'off'] = 'bf16'  # precision of the towers; geometry is float32 in both
-    micro_batch: Annotated[int, AtLeast(0)] = (
+    micro_batch: Annotated[int, AtLeast(0), per_session] = (
         0  # pairs at once, divides batch_size; 0: all; 'auto' in train.ipynb: what fits
     )
-    compile: Literal['auto', 'on', 'off'] = (
+    compile: Annotated[Literal['auto', 'on', 'off'], per_session] = (
         'off'  # transformer blocks by torch.compile, heads by CUDA graphs; auto: on a GPU
     )
     augment_on: Literal['loader', 'device'] = 'loader'  # where pictures are augmented; device: a batch at a time

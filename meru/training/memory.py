@@ -236,9 +236,10 @@ def step_memory(
 def _room(
     device: str,  # where the model computes
 ) -> int:
-    "Bytes of a device that an update may take."
+    "Bytes of a device that an update may take: no more than other programs leave free."
     if device.startswith('cuda'):
-        return _usable(torch.cuda.get_device_properties(device).total_memory)
+        free, total = torch.cuda.mem_get_info(device)
+        return min(_usable(total), int(0.95 * free))
     return _usable(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
 
 

@@ -661,11 +661,13 @@ def _with_batch(run: Run, error: NonFinite, loader: Loader) -> NonFinite:
 def _remedies(cfg: TrainConfig) -> str:
     "What makes a step smaller, as it is typed."
     if cfg.image_tower in ('conv', 'features'):  # the first normalises over the batch, the second keeps little
-        return 'a smaller -p batch_size'
-    again = '' if cfg.recompute else ', -p recompute True'
-    if cfg.micro_batch:
-        return f'-p micro_batch below {cfg.micro_batch}{again} or a smaller -p batch_size'
-    return f'-p micro_batch auto{again} or a smaller -p batch_size'
+        return 'a smaller -p batch_size and another -p out'
+    if not cfg.micro_batch:
+        return '-p micro_batch auto'
+    smaller = [n for n in range(1, cfg.micro_batch // 2 + 1) if cfg.batch_size % n == 0]
+    ways = [f'-p micro_batch {smaller[-1]}'] if smaller else []
+    ways += [] if cfg.recompute else ['-p recompute True']
+    return ' or '.join(ways) or 'a smaller model and another -p out'
 
 
 @contextmanager
@@ -680,7 +682,7 @@ def _memory_explained(
         raise MemoryError(
             f'the GPU is too small for {cfg.micro_batch or cfg.batch_size:,} pairs at once '
             f'({str(error).strip().splitlines()[0][:120]}): set {_remedies(cfg)}. '
-            f'{run.name} keeps its checkpoint of step {run.step}.'
+            f'{run.name} goes on from step {run.step}.'
         ) from None
 
 # %% ../../nbs/training/45_trainer.ipynb #693c5ccb
