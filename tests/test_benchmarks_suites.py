@@ -78,7 +78,8 @@ def test_from_the_command_line(papermill, tmp_path):
     assert rows['kernels'][0] == dict(case='engine', says='_tile_sums') and len(rows['kernels']) > 15
     assert all(row['worst_error'] < 1e-4 for row in rows['kernels'][1:])
     assert [row['case'].split(',')[0] for row in rows['loss'][-3:]] == ['bf16', 'tf32x3', 'ieee']
-    assert [row['case'] for row in rows['step']] == ['small, ours', 'small, open_clip']
+    steps = ['small, ours', 'small, ours in two parts', 'small, open_clip']
+    assert [row['case'] for row in rows['step']] == steps
     assert [row['case'] for row in rows['head']] == ['ours', 'published', 'fed', 'fed, not recorded']
     assert rows['head'][3]['same_bits']
     assert rows['decode'][0]['mean_levels'] < 0.5 and rows['decode'][0]['pictures'] == 4

@@ -31,13 +31,20 @@ def _flops_per_pair(
     return count.get_total_flops() // 2
 
 # %% ../../nbs/training/49_feeding.ipynb #924ed90a
-_peak_rates = {
+_peak_rates = {  # by what a card's name has in it, the longer name first
     'A100': 312e12,
+    'A10G': 70e12,
+    'A10': 125e12,
+    'B200': 2250e12,
     'H100': 989.5e12,
     'H200': 989.5e12,
     'L40S': 362e12,
-    'RTX 4090': 165e12,
+    'L40': 181e12,
+    'L4': 121e12,
     'RTX 3090': 71e12,
+    'RTX 4090': 165e12,
+    'RTX 5090': 209e12,
+    'RTX A6000': 155e12,
 }
 
 
