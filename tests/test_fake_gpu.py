@@ -36,6 +36,16 @@ def test_an_update_waits_for_nothing(name, monkeypatch):
     assert sum(told.launches.values()) < most
 
 
+@pytest.mark.parametrize('name', ['vit_b', 'vit_b_parts'])
+def test_an_update_in_parts_waits_for_nothing_either(name, monkeypatch):
+    "README's command for a card of 24 GB: the loss is taken once, of all pairs."
+    cfg = small(presets[name])
+    whole, parted = step(cfg, monkeypatch), step(replace(cfg, micro_batch=cfg.batch_size // 4), monkeypatch)
+    assert parted.waits == [] and parted.copies == whole.copies
+    assert [parted.launches[kernel] for kernel in ('_sums_kernel', '_shares_kernel')] == [1, 1]
+    assert sum(parted.launches.values()) < 6 * sum(whole.launches.values())  # towers twice for each of four parts
+
+
 def test_the_other_presets_have_the_same_losses():
     decide = {o.name for o in fields(_SpaceConfig)} - STARTS | {'chains'}
     for name, twin in TWINS.items():
