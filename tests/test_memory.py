@@ -165,7 +165,9 @@ def test_a_gpu_out_of_memory_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, 'update', too_much)
     run = Run(tmp_path / 'run', make_config('smoke', val_pairs=128))
-    says = 'too small for 32 pairs at once .*allocate 12.00 GiB.*set a smaller -p batch_size and another -p out. .*step 0'
+    says = (
+        'too small for 32 pairs at once .*allocate 12.00 GiB.*set a smaller -p batch_size and another -p out. .*step 0'
+    )
     with pytest.raises(MemoryError, match=says):
         fit(run)
     with pytest.raises(SystemExit, match='process 0: the GPU is too small'):

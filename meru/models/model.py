@@ -160,7 +160,9 @@ class ModelConfig(_SpaceConfig):
     text_heads: _Width = 8  # attention heads, 64 channels each
     context_length: Annotated[int, Between(3, 65536)] = 77  # longest text in tokens, start and end included (CLIP)
     vocab_size: Annotated[int, Between(3, 1_000_000)] = 49408  # token ids (CLIP's byte pairs)
-    recompute: Annotated[bool, per_session] = False  # compute transformer blocks again backwards: less memory, a third more work
+    recompute: Annotated[bool, per_session] = (
+        False  # compute transformer blocks again backwards: less memory, a third more work
+    )
 
     def __post_init__(self):
         super().__post_init__()
