@@ -683,7 +683,7 @@ def _taught(
         return 'What was asked?', 'That each point be nearer to all that lies above it than to anything else.'
     if chained:
         given = 'Which texts are true of which pictures, from the most general to the name'
-        return 'What was the network told?', f'{given}, and to put these nearer than all others.'
+        return 'What was the network told?', f'{given}, and to rank these before all others.'
     order = ', and that a text is more general than its picture. ' if kappa < 1 else '. '
     rest = 'Whatever else is to be seen came of that.'
     if len(items.titles) > 2:

@@ -600,8 +600,8 @@ function walked() {
   if (!w || !w.whole) return ''
   const of = data.tree ? `words have ${data.given ? 'all texts above them' : 'their whole chain of the catalogue'}` : `${thing}s have their own ${levels[0]}`
   const rest = Object.entries(w.whole).filter(([name]) => name !== w.reading).map(([name, x]) => `${spoken[name]} ${percent(x)}`)
-  const ways = w.between === null || w.between === undefined ? '' : ` The straight way between two ${thing}s passes the lowest text above both in ${percent(w.between)} of cases.`
-  return `${data.given ? 'Walks go through what each point stands under. As the model has learned it, ' : 'Walks are '}read by ${spoken[w.reading]}, which serves best here: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
+  const ways = w.between === null || w.between === undefined ? '' : ` Read by distance, the straight way between two ${thing}s passes the lowest text above both in ${percent(w.between)} of cases.`
+  return `${data.given ? 'Walks go through what each point stands under. As the model has learned it, ' : 'Walks are '}read by ${spoken[w.reading]}, which meets the fewest others beside the chain: ${percent(w.whole[w.reading])} of ${w.count} ${of} on their walk (${rest.join(', ')}).${ways}`
 }
 // how curved the space is where the points are
 function bend() {
@@ -635,19 +635,20 @@ function wayButtons() {
   const j = partner(selected)
   return el('div', { class: 'try' }, j >= 0 ? button(`The way to “${short(j)}”`, () => lead(j)) : null, button('The way to another point …', aim))
 }
+const more = held => held.length > 28 ? ' The first 28:' : ''
 function underReport() {
   if (readingOf(space) === 'path') return coneReport()
   const all = byLevel[IMAGE].length, mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), held = [...lit].filter(i => levelOf[i] === IMAGE), right = held.filter(i => mine.has(i))
   if (!all) return []
   const share = `${held.length} of ${all} ${thing}s pass it on their walk to the root` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.')
-  return [el('h3', {}, `${thing}s below it`), el('p', {}, share), thumbs(held.slice(0, 28), mine)]
+  return [el('h3', {}, `${thing}s below it`), el('p', {}, share + more(held)), thumbs(held.slice(0, 28), mine)]
 }
 function coneReport() {
   if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, space.kappa < 0 ? 'No cones were asked for here: the nearest to a point is what lies above it.' : 'This space has no cones: it can say “near”, but not “more general”.')]
   const held = [...lit].filter(i => levelOf[i] === IMAGE), mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), right = held.filter(i => mine.has(i))
   const all = byLevel[IMAGE].length, first = [...right, ...held.filter(i => !mine.has(i))].slice(0, 28)
   const share = all ? `Its cone holds ${held.length} of ${all} ${thing}s` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.') + (held.length ? '' : ` It is narrow, and ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : `There are no ${thing}s here.`
-  return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share), thumbs(first, mine), el('p', { class: 'soft' }, 'Lit in the plane is what the real cone holds; shaded, how wide such a cone looks there.')]
+  return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share + more(held)), thumbs(first, mine), el('p', { class: 'soft' }, 'Lit in the plane is what the real cone holds; shaded, how wide such a cone looks there.')]
 }
 function report() {
   const i = selected, texts = nearest(i, isText, 6), pictures = nearest(i, j => !isText(j), 12), large = photo(i), head = levelOf[i] === IMAGE && !large ? tile(i, 88) : null
@@ -655,7 +656,7 @@ function report() {
   return [large, el('div', { class: 'head' }, head, el('div', {}, el('h2', {}, items.text[i] + (data.guessed && !isText(i) ? '?' : '')), el('div', { class: 'soft' }, spot(levelOf[i]), ' ', about(i)))),
     truth.length && !data.given ? el('p', { class: 'soft' }, (data.tree ? 'In the catalogue: ' : 'Belongs to: ') + truth.join(' › ')) : null,
     ...(end >= 0 ? wayReport() : !space.ladder.length ? [] : [el('h3', {}, 'Walk to the root'), el('p', { class: 'soft' }, said(i).length ? (data.guessed ? 'A guess: what its nearest nouns agree on.' : 'What it stands under, from special to general.') : readingOf(space) !== 'path' ? `${isText(i) ? '' : 'The surest first, then f'}${isText(i) ? 'F' : ''}rom outside in: each of the ${words} that no other nearer to the root surpasses, read by ${spoken[readingOf(space)]}.` : coned ? `Met on the straight way from here to the root: at each step the nearest of the ${words} whose cone holds that step.` : space.cones ? `No cone holds any step of the straight way to the root. The nearest ${words} on it, cones aside (dashed):` : `The nearest ${words} on the straight way to the middle.`), pathList(), data.given && !said(i).length ? el('p', { class: 'soft' }, 'So the model has learned it; nobody said so.') : null, wayButtons()]),
-    ...(isText(i) ? underReport() : []),
+    ...(isText(i) && end < 0 ? underReport() : []),
     ...(texts.length ? [el('h3', {}, `Nearest ${words}`)] : []), ...texts.map(([d, j]) => row(j, fixed(d, 3))),
     ...(pictures.length ? [el('h3', {}, `Nearest ${thing}s`), thumbs(pictures.map(p => p[1]))] : []),
     el('div', { class: 'try', style: 'margin-top:18px' }, button('Centre this', () => centre(here(selected))), button('What am I looking at?', explain))]

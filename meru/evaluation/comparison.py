@@ -195,12 +195,12 @@ def _other_recipes(
 # %% ../../nbs/evaluation/67_comparison.ipynb #20c00061
 _learned_questions = [  # chains as each run learned them, see `_add_as_learned`
     _Question('unseen style, own chain as it was learned, AP', 'learned_chain_ap', 'style'),
-    _Question('unseen style, first text read so true', 'learned_nearest_true', 'style'),
+    _Question('unseen style, first text true as it was learned', 'learned_nearest_true', 'style'),
     _Question('unseen concept, own chain as it was learned, AP', 'learned_chain_ap', 'concept'),
-    _Question('unseen concept, first text read so true', 'learned_nearest_true', 'concept'),
+    _Question('unseen concept, first text true as it was learned', 'learned_nearest_true', 'concept'),
     _Question('text, own chain as it was learned, AP', 'learned_text_chain_ap'),
-    _Question('the same, unseen texts', 'learned_text_chain_ap', 'unseen'),
-    _Question('text, whole chain first, read so', 'learned_whole_chain_first'),
+    _Question('unseen text, own chain as it was learned, AP', 'learned_text_chain_ap', 'unseen'),
+    _Question('text, whole chain first as it was learned', 'learned_whole_chain_first'),
 ]
 
 

@@ -405,7 +405,7 @@ def path_table(
         for name, own in paths.items():
             texts = [f'{stop.text} ({stop.radius:.2f})' for stop in own[i]]
             rows.append([start.name, name, ', '.join(texts)])
-    return markdown_table(['from', 'model', 'met, with the distance from the root'], rows)
+    return markdown_table(['from', 'model', 'met, with the distance of that step from the root'], rows)
 
 # %% ../../nbs/evaluation/69_traversal.ipynb #195fc326
 def path_record(

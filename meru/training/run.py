@@ -288,10 +288,13 @@ def load_run(
     "The model of a run, or one that was saved."
     path, cfg = _weights_of(folder, checkpoint), load_config(folder)
     if not path.exists():
-        raise FileNotFoundError(
-            f'{path} is missing: checkpoints are not kept in git. Train the run again into another folder: '
-            'papermill nbs/train.ipynb OUT.ipynb -p out FOLDER'
-        )
+        record = path.with_name('run.json')
+        stopped = record.exists() and 'finished' not in read_json(record)
+        again = 'Train the run again into another folder: papermill nbs/train.ipynb OUT.ipynb -p out FOLDER'
+        remedy = f'checkpoints are not kept in git. {again}'
+        if stopped:
+            remedy = 'the run stopped before its first checkpoint. The command that began it goes on with it'
+        raise FileNotFoundError(f'{path} is missing: {remedy}')
     _refuse_own_towers(path.parent)
     _check_shapes(path, cfg)
     model = build_model(cfg)
