@@ -262,6 +262,8 @@ def _paths_of(
     if labels.source == 'folders':
         return _Paths(_folder_paths(own), ('outer folder', 'folder'))
     if any(labels.general):
+        within = {row for row, above in zip(labels.rows, labels.general) if above}
+        own = [one if row in within else one._replace(chains=[]) for row, one in enumerate(own)]
         return _Paths(_folder_paths(own), ('folder', 'caption'))
     captioned = labels.source == 'captions'
     own = [one._replace(chains=[]) if captioned and one.guessed else one for one in own]

@@ -635,19 +635,20 @@ function wayButtons() {
   const j = partner(selected)
   return el('div', { class: 'try' }, j >= 0 ? button(`The way to “${short(j)}”`, () => lead(j)) : null, button('The way to another point …', aim))
 }
+const belongs = data.guessed ? 'guessed to belong to it' : 'that belong to it'
 const more = held => held.length > 28 ? ' The first 28:' : ''
 function underReport() {
   if (readingOf(space) === 'path') return coneReport()
   const all = byLevel[IMAGE].length, mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), held = [...lit].filter(i => levelOf[i] === IMAGE), right = held.filter(i => mine.has(i))
   if (!all) return []
-  const share = `${held.length} of ${all} ${thing}s pass it on their walk to the root` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.')
+  const share = `${held.length} of ${all} ${thing}s pass it on their walk to the root` + (mine.size ? `, ${right.length} of the ${mine.size} ${belongs} (green frames).` : '.')
   return [el('h3', {}, `${thing}s below it`), el('p', {}, share + more(held)), thumbs(held.slice(0, 28), mine)]
 }
 function coneReport() {
   if (!space.cones) return [el('h3', {}, 'Its cone'), el('p', { class: 'soft' }, space.kappa < 0 ? 'No cones were asked for here: the nearest to a point is what lies above it.' : 'This space has no cones: it can say “near”, but not “more general”.')]
   const held = [...lit].filter(i => levelOf[i] === IMAGE), mine = new Set(below(selected).filter(i => levelOf[i] === IMAGE)), right = held.filter(i => mine.has(i))
   const all = byLevel[IMAGE].length, first = [...right, ...held.filter(i => !mine.has(i))].slice(0, 28)
-  const share = all ? `Its cone holds ${held.length} of ${all} ${thing}s` + (mine.size ? `, ${right.length} of the ${mine.size} that belong to it (green frames).` : '.') + (held.length ? '' : ` It is narrow, and ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : `There are no ${thing}s here.`
+  const share = all ? `Its cone holds ${held.length} of ${all} ${thing}s` + (mine.size ? `, ${right.length} of the ${mine.size} ${belongs} (green frames).` : '.') + (held.length ? '' : ` ${space.dim} dimensions leave much room beside it, whatever the shaded region in the plane suggests.`) : `There are no ${thing}s here.`
   return [el('h3', {}, 'Its cone: what it may stand for'), el('p', {}, share + more(held)), thumbs(first, mine), el('p', { class: 'soft' }, 'Lit in the plane is what the real cone holds; shaded, how wide such a cone looks there.')]
 }
 function report() {

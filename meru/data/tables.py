@@ -212,10 +212,18 @@ def _parquet_rows(stream: BinaryIO, columns: _TableColumns, table: str) -> Itera
 table_suffixes = '.csv', '.tsv', '.jsonl', '.json', '.parquet'
 
 
-def _has_tabs(lines: Iterator[str], suffix: str) -> tuple[Iterator[str], bool]:
-    "The same lines, and whether tabs separate their fields; of a .txt, the first line decides."
+def _separator_in(head: str, suffix: str, columns: _TableColumns) -> str:
+    "A tab in a .tsv, and in a .txt that has one; a semicolon where it alone makes the columns, as Excel writes them."
+    if suffix == '.tsv' or (suffix == '.txt' and '\t' in head):
+        return '\t'
+    by_comma, by_semicolon = (map(str.strip, _quoted_fields([head], separator)[0]) for separator in ',;')
+    return ';' if columns.missing(by_comma) and not columns.missing(by_semicolon) else ','
+
+
+def _with_separator(lines: Iterator[str], suffix: str, columns: _TableColumns) -> tuple[Iterator[str], str]:
+    "The same lines, and what separates their fields."
     first = list(islice(lines, 1))
-    return chain(first, lines), suffix == '.tsv' or (suffix == '.txt' and '\t' in ''.join(first))
+    return chain(first, lines), _separator_in(''.join(first), suffix, columns)
 
 # %% ../../nbs/data/18_tables.ipynb #fe7fc6b5
 def _table_rows(
@@ -234,8 +242,8 @@ def _table_rows(
         elif suffix == '.parquet':
             yield from _parquet_rows(stream, columns, table)
         else:
-            lines, tabs = _has_tabs(_text_lines(stream, noted), suffix)
-            records = _tsv_fields(lines) if tabs else _csv_fields(lines)
-            yield from _text_rows(records, columns, table, '\t' if tabs else ',')
+            lines, separator = _with_separator(_text_lines(stream, noted), suffix, columns)
+            records = _tsv_fields(lines) if separator == '\t' else _csv_fields(lines, separator)
+            yield from _text_rows(records, columns, table, separator)
     except ValueError as e:
         raise ValueError(str(e) if str(e).startswith(table) else f'{table} cannot be read as {suffix}: {e}.') from None

@@ -810,7 +810,17 @@ class Captions(NamedTuple):
 
     def some(self, limit: int) -> 'Captions':
         "At most so many pictures, at equal steps, with their captions; 0: all."
-        rows = spread(len(self.pictures), limit)
+        return self._take(spread(len(self.pictures), limit))
+
+    def whole(self) -> tuple['Captions', list[str]]:
+        "Without the pictures that cannot be used, and why each of these cannot."
+        with ThreadPoolExecutor(4) as pool:
+            troubles = list(pool.map(self.pictures.trouble, self.pictures.keys))
+        kept = [i for i, trouble in enumerate(troubles) if not trouble]
+        found = [trouble for trouble in troubles if trouble]
+        return (self._take(kept), found) if found and kept else (self, [])
+
+    def _take(self, rows: list[int]) -> 'Captions':
         number = {row: i for i, row in enumerate(rows)}
         texts, owner = [], []
         for text, picture in zip(self.texts, self.owner.tolist()):

@@ -479,6 +479,18 @@ def _note_learned(
         )
 
 # %% ../../nbs/evaluation/66_suites.ipynb #b8378d43
+def _note_damaged(
+    task: Captions,  # without them
+    damaged: list[str],  # why each cannot be used
+    report: _Report,  # is added to
+):
+    "Say which pictures of a set were left out."
+    if damaged:
+        named = [why.replace(' cannot be used: ', ' (', 1) + ')' for why in damaged[:5]]
+        named += [f'{len(damaged) - 5} more'] if len(damaged) > 5 else []
+        report.notes.append(f'{task.name} is measured without {", ".join(named)}.')
+
+
 def evaluate_folder(
     model: nn.Module,  # of `meru.models`
     tokenizer,  # list of texts -> padded ids
@@ -495,6 +507,9 @@ def evaluate_folder(
     def examine(path):
         whole = open_cache(path) if cached else read_data(path, image_size).by(rules)
         task = _cached_pairs(whole, limit) if cached else whole.some(limit)
+        if isinstance(whole, Captions):
+            task, damaged = task.whole()
+            _note_damaged(task, damaged, report)
         if 0 < limit < _most_pictures(whole):
             report.cut[task.name] = limit
         _note_learned(task, model.cfg, report)
