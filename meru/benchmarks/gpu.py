@@ -209,10 +209,12 @@ def _step_part(card: _Card, send: Callable):
     reps = 10 if card.is_gpu else 1
     for name, build in _contestants(card).items():
         for case, cfg in cases.items():
-            _send_row(send, f'{case}, {name}', partial(_step_row, cfg, build, card.device, reps))
+            row = partial(_step_row, build=build, device=card.device, reps=reps)
+            _send_row(send, f'{case}, {name}', partial(row, cfg))
             if build is _our_step and cfg.image_tower != 'conv':
-                parted = replace(cfg, micro_batch=cfg.batch_size // 2)
-                _send_row(send, f'{case}, {name} in two parts', partial(_step_row, parted, build, card.device, reps))
+                half = cfg.batch_size // 2
+                parted = replace(cfg, micro_batch=half)
+                _send_row(send, f'{case}, {name} in two parts', partial(row, parted))
 
 # %% ../../nbs/benchmarks/84_gpu.ipynb #a22db9b7
 def _noise_features(

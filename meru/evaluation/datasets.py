@@ -816,9 +816,11 @@ class Captions(NamedTuple):
         "Without the pictures that cannot be used, and why each of these cannot."
         with ThreadPoolExecutor(4) as pool:
             troubles = list(pool.map(self.pictures.trouble, self.pictures.keys))
-        kept = [i for i, trouble in enumerate(troubles) if not trouble]
         found = [trouble for trouble in troubles if trouble]
-        return (self._take(kept), found) if found and kept else (self, [])
+        if len(found) in (0, len(troubles)):  # nothing to leave out, or nothing to keep
+            return self, []
+        kept = [row for row, trouble in enumerate(troubles) if not trouble]
+        return self._take(kept), found
 
     def _take(self, rows: list[int]) -> 'Captions':
         number = {row: i for i, row in enumerate(rows)}
