@@ -1426,6 +1426,16 @@ def _check_one(
         )
 
 # %% ../nbs/70_explorer.ipynb #6583ef9d
+def _usable(task: Captions | Classification | Chains) -> Captions | Classification | Chains:
+    "A captioned set without its damaged pictures, which are named."
+    if not isinstance(task, Captions):
+        return task
+    kept, damaged = task.whole()
+    if damaged:
+        print(f'The page is without {len(damaged)} damaged pictures: {"; ".join(damaged[:5])}')
+    return kept
+
+
 def _read_scene(
     model: Model,  # ready to read `data`
     data: str,  # 'emoji', or a dataset from the project's root
@@ -1437,7 +1447,7 @@ def _read_scene(
         return _emoji_scene(read_test_set(embedded_data(), cfg.image_size), n)
     by_towers = cfg.image_tower == 'features' and not (folder / 'cache.json').exists()
     if by_towers or (data != cfg.data and cfg.image_tower != 'features'):
-        return _task_scene(read_data(folder, model.resize), n)
+        return _task_scene(_usable(read_data(folder, model.resize)), n)
     part = open_data(replace(cfg, data=data))[1]
     return _cache_scene(part, n) if isinstance(part, _CachedPart) else _task_scene(shard_pairs(part, cfg.image_size), n)
 

@@ -489,7 +489,10 @@ class OpenedFolder(_Walks, _Map, _Report):
     @property
     def query(self) -> str:
         "The first search: as configured, else a noun or folder of some of the pictures, else a caption."
-        return self.cfg.query or _something_to_ask(list(map(_said, self.own)))
+        nouns = [list(chain.from_iterable(_noun_chains(own.captions))) for own in self.own]
+        in_folders = self.called == ('folder', 'caption')  # what a folder is called need not be seen in its pictures
+        said = nouns if in_folders and any(nouns) else list(map(_said, self.own))
+        return self.cfg.query or _something_to_ask(said)
 
     def search(self, query: str = '', k: int = 12, generality: float = 0.0) -> list[dict]:
         "The pictures nearest to a text or to a file's picture; `generality` as `meru.image_index.SearchConfig` has it."

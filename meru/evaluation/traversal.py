@@ -379,7 +379,10 @@ def plot_paths(
 ) -> Figure:
     "Pictures, and under each what its path meets: a strip for each model (MERU, fig. 5)."
     longest = [max(map(_count_lines, own)) for own in paths.values()]
-    heights = [1.2, *(0.18 * rows + 0.25 for rows in longest)]
+    heights = [1.2]
+    for name, rows in zip(paths, longest):
+        texts, label = 0.18 * rows + 0.25, 0.09 * len(name)
+        heights.append(max(texts, label))
     size = 1.55 * len(starts) + 0.5, sum(heights)
     how = dict(squeeze=False, height_ratios=heights, layout='constrained')
     fig, axes = plt.subplots(len(heights), len(starts), figsize=size, **how)
