@@ -5,6 +5,7 @@ import json
 import tarfile
 import zipfile
 from collections import Counter
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
