@@ -90,6 +90,20 @@ def _own_texts(
     return [i for i, other in enumerate(index.texts.columns['file']) if other == file]
 
 
+def _said_of(
+    index: ImageIndex,
+    row: int,  # of a picture
+) -> _Own | None:  # None: nothing
+    "Its captions and their nouns; in a folder without any caption the folders that it lies in."
+    if own := _own_texts(index, row):
+        captions = [index.texts.columns['text'][i] for i in own]
+        return _Own(captions, _noun_chains(captions))
+    *folders, _ = Path(index.pictures.columns['file'][row]).parts
+    if len(index.texts) or not folders:
+        return None
+    return _Own(folders[-1:], [folders[:-1]])
+
+
 def _may_be_met(
     index: ImageIndex,
 ) -> _TextPool:
@@ -109,18 +123,17 @@ def _shown(text: str, radius: float, row: int = -1) -> dict:
 # %% ../nbs/76_gallery.ipynb #c0ffee71
 def _walk_said(
     index: ImageIndex,
-    own: list[int],  # rows of the texts that are said of the picture
+    own: _Own,  # what is said of the picture
     start: Float[Tensor, ' d'],  # the picture
 ) -> list[dict]:
     "What a picture stands under, as `meru.pictures` shows it."
-    texts = index.texts
-    captions = [texts.columns['text'][i] for i in own]
+    pictures = index.pictures
 
     def see(words):
-        points = index.text_points(words) if words else texts.points[:0]
-        return _seen_from(texts.space, texts.c, start[None].float(), words, points)
+        points = index.text_points(words) if words else pictures.points[:0]
+        return _seen_from(pictures.space, pictures.c, start[None].float(), words, points)
 
-    stops = _stands_under(_Own(captions, _noun_chains(captions)), see)
+    stops = _stands_under(own, see)
     return [*(_shown(stop.text, stop.radius) for stop in stops), _shown('[root]', 0.0)]
 
 # %% ../nbs/76_gallery.ipynb #6ac930d3
@@ -132,7 +145,7 @@ def _walk(
     if not index.pictures.space.has_radius:
         raise ValueError('this model has no root: all its points are as far from everything general')
     start = index.pictures.points[row].double()
-    if own := _own_texts(index, row):
+    if own := _said_of(index, row):
         return _walk_said(index, own, start)
     pool = _may_be_met(index)
     numbers = {} if len(index.texts) else {name: i for i, name in enumerate(pool.texts)}

@@ -165,6 +165,16 @@ def test_what_means_no_good_is_one_sentence(path, data, headers, status, says, s
     assert found == status and says in body.decode() and len(body) < 300
 
 
+def test_a_picture_without_words_stands_under_its_folders(server, folder, tmp_path):
+    shelf = tmp_path / 'album' / 'things' / 'round things'
+    shelf.mkdir(parents=True)
+    for name in ('00.webp', '01.webp'):
+        (shelf / name).write_bytes((folder / name).read_bytes())
+    cfg = SearchConfig(str(tmp_path / 'album'), 'a', str(folder.parent / 'model'), str(tmp_path / 'kept'))
+    met = [stop['text'] for stop in gallery._Gallery(open_image_index(cfg)).walk(0)]
+    assert met[0] == 'round things' and met[-1] == '[root]' and set(met) <= {'round things', 'things', '[root]'}
+
+
 def test_both_lie_between(server, folder):
     made = open_image_index(SearchConfig(str(folder), 'a', str(folder.parent / 'model'), str(folder.parent / 'kept')))
     asked = gallery._Gallery(made)
