@@ -574,7 +574,8 @@ def _by_heart(
     elif learned - new > 0.3:
         verdict = ' It overfits: more pictures with texts are what helps.'
     shares = f'for {learned:.0%} of the texts of those it learned from and for {new:.0%} of those of new pictures'
-    return f'Among {unseen} pictures the right one comes first {shares}.{verdict}'
+    few = ' So few pictures say little.' if unseen < 20 else ''
+    return f'Among {unseen} pictures the right one comes first {shares}.{verdict}{few}'
 
 # %% ../nbs/73_own_head.ipynb #730a0002
 def _made_up_pairs(

@@ -412,7 +412,11 @@ def test_a_head_that_learned_nothing_and_towers_without_a_cosine_say_so(monkeypa
     monkeypatch.setattr(own_head, '_unseen', lambda *args: None)
     monkeypatch.setattr(own_head, '_examine', lambda *args: measures(0.9))
     said = [own_head._by_heart(None, None, measures(share)) for share in (0.2, 0.3, 0.8)]
-    assert 'no better than chance (20%)' in said[0] and 'It overfits' in said[1] and said[2].endswith('new pictures.')
+    assert (
+        'no better than chance (20%)' in said[0]
+        and 'It overfits' in said[1]
+        and said[2].endswith('new pictures. So few pictures say little.')
+    )
     mapped, plain = (own_head._table(measures(0.5), how, measures(0.4)) for how in ('linear map', 'plain cosine'))
     assert mapped.endswith('share no space to compare in.') and 'share no space' not in plain
 
