@@ -1430,7 +1430,7 @@ def _usable(task: Captions | Classification | Chains) -> Captions | Classificati
     "A captioned set without its damaged pictures, which are named."
     if not isinstance(task, Captions):
         return task
-    kept, damaged = task.whole()
+    kept, damaged = task.usable()
     if damaged:
         print(f'The page is without {len(damaged)} damaged pictures: {"; ".join(damaged[:5])}')
     return kept

@@ -109,11 +109,11 @@ def test_damaged_pictures_with_captions_are_left_out_and_named(tmp_path):
     for i in range(5):
         write(tmp_path / 'd' / f'{i}.png', png() if i != 2 else png()[:40])
         write(tmp_path / 'd' / f'{i}.txt', f'number {i}')
-    task, damaged = read_data(tmp_path / 'd', 16).whole()
+    task, damaged = read_data(tmp_path / 'd', 16).usable()
     assert [Path(key).name for key in task.pictures.keys] == ['0.png', '1.png', '3.png', '4.png']
     assert [task.texts[i] for i in task.owner.argsort()] == [f'number {i}' for i in (0, 1, 3, 4)]
     assert len(task.pictures[:4]) == 4 and len(damaged) == 1 and '2.png cannot be used: ' in damaged[0]
-    assert task.whole()[1] == []
+    assert task.usable()[1] == []
 
 
 RED = {'captions.jsonl': '{"file": "a.png", "caption": "red"}', 'a.png': png()}

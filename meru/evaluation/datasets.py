@@ -812,7 +812,7 @@ class Captions(NamedTuple):
         "At most so many pictures, at equal steps, with their captions; 0: all."
         return self._take(spread(len(self.pictures), limit))
 
-    def whole(self) -> tuple['Captions', list[str]]:
+    def usable(self) -> tuple['Captions', list[str]]:
         "Without the pictures that cannot be used, and why each of these cannot."
         with ThreadPoolExecutor(4) as pool:
             troubles = list(pool.map(self.pictures.trouble, self.pictures.keys))

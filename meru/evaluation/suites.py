@@ -508,7 +508,7 @@ def evaluate_folder(
         whole = open_cache(path) if cached else read_data(path, image_size).by(rules)
         task = _cached_pairs(whole, limit) if cached else whole.some(limit)
         if isinstance(whole, Captions):
-            task, damaged = task.whole()
+            task, damaged = task.usable()
             _note_damaged(task, damaged, report)
         if 0 < limit < _most_pictures(whole):
             report.cut[task.name] = limit
