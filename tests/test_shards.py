@@ -459,7 +459,7 @@ def test_a_manifest_that_was_edited(folder):
 
 
 def test_missing_folder_and_missing_manifest_name_the_remedy(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match='embedded_data'):
+    with pytest.raises(FileNotFoundError, match='fetch.ipynb.*-p data emoji'):
         Shards(tmp_path / 'nowhere')
     os.remove(folder / 'manifest.json')
     with pytest.raises(FileNotFoundError, match='make_manifest'):
