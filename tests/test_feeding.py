@@ -24,7 +24,7 @@ def test_a_gpu_says_what_it_takes_and_what_it_gets(monkeypatch, capsys):
     feeding._say_feeding(cfg, pairs)
     assert not capsys.readouterr().out  # nothing waits on a CPU
     monkeypatch.setattr(feeding, 'pick_device', lambda name: 'cuda')
-    for card, says in (('NVIDIA H200', '; the GPUs take '), ('a card of tomorrow', 'with 3 workers for each process.\n')):
+    for card, says in (('NVIDIA H200', '; the GPUs take '), ('NVIDIA T4', 'with 3 workers for each process.\n')):
         monkeypatch.setattr('torch.cuda.get_device_name', lambda: card)
         feeding._say_feeding(cfg, pairs, processes=2)
         told = capsys.readouterr().out
