@@ -126,7 +126,7 @@ def _sheet(
 
 # %% ../nbs/70_explorer.ipynb #4cf79c67
 def _opened(
-    image,  # a file's path or bytes, a PIL image, or an array [h w 3] or tensor [3 h w] of bytes
+    image,  # a file's path or bytes, a PIL image, or an array [h w 3] or tensor [3 h w]: bytes, or floats in [0, 1]
     least: int = 384,  # pixels of the shorter side that are wanted
 ) -> Image.Image:  # RGB
     "A picture in any of the forms that `explore` takes."
@@ -137,7 +137,10 @@ def _opened(
     if torch.is_tensor(image):
         image = image.permute(1, 2, 0).numpy()
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image))
+        pixels = np.asarray(image)
+        if pixels.dtype.kind == 'f':
+            pixels = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+        image = Image.fromarray(pixels)
     return to_rgb(ImageOps.exif_transpose(image))
 
 # %% ../nbs/70_explorer.ipynb #ce68ee32

@@ -13,7 +13,7 @@ from PIL import Image
 from conftest import ROOT
 import meru
 from meru import explorer
-from meru.explorer import _Items, _Space, _make_page
+from meru.explorer import _Items, _Space, _make_page, _opened
 from meru.geometry import geometries, get_geometry, unit
 from meru.evaluation.hierarchy import _cone_margins
 
@@ -869,3 +869,12 @@ def test_a_placed_tree_is_its_picture(chrome, tmp_path):
     np.testing.assert_allclose(2 * np.arctanh(np.linalg.norm(drawn, axis=1)), radius, rtol=1e-6)
     assert len(space['places']) == 1 and not space['cones']
     assert abs(chrome.js('return meru.distance(8, 14)') - float(lorentz.dist(points[8], points[14], c))) < 1e-6
+
+
+def test_pictures_of_floats_are_pictures():
+    "In [0, 1], as `model.embed_images` takes them."
+    floats = torch.rand(3, 8, 8)
+    as_bytes = (255 * floats).round().to(torch.uint8)
+    in_rows = floats.permute(1, 2, 0).numpy()
+    for given in (floats, in_rows):
+        assert np.array_equal(_opened(given), _opened(as_bytes))

@@ -69,6 +69,8 @@ def _with_own(
     own = losses(model, out)
     if not isinstance(own, dict):
         raise TypeError(f'losses returned a {type(own).__name__}: return a dict of scalars, such as dict(mine=loss)')
+    if plain := sorted(name for name, value in own.items() if not isinstance(value, Tensor)):
+        raise TypeError(f'your loss {plain[0]!r} is a number, which trains nothing: return its tensor, without .item()')
     if taken := sorted(own.keys() & out.keys()):
         raise ValueError(f'a loss of your own is called {taken[0]!r}, as one of the model: give it another name')
     return out | own | dict(loss=out['loss'] + sum(own.values()))
