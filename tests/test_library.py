@@ -126,6 +126,8 @@ def test_what_cannot_be_is_said(config, tmp_path):
         fit(Run(tmp_path / 'b', config), quiet=True, losses=lambda model, out: dict(contrastive=out['loss']))
     with pytest.raises(TypeError, match='losses returned a Tensor: return a dict'):
         fit(Run(tmp_path / 'c', config), quiet=True, losses=lambda model, out: out['loss'])
+    with pytest.raises(TypeError, match="your loss 'mine' is a number, which trains nothing"):
+        fit(Run(tmp_path / 'n', config), quiet=True, losses=lambda model, out: dict(mine=out['loss'].item()))
     with pytest.raises(TypeError, match='Flatten has no width: set self.width'):
         Model(nn.Flatten(), build_model(config).text_tower, config)
 
